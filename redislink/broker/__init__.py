@@ -1,0 +1,11 @@
+"""The only code that speaks Redis: connections, the outbox (RPUSH), the inbox (BLPOP).
+
+redis-py's exceptions end here: what leaves this package is a `redislink.errors.BrokerError`.
+"""
+
+from redislink.broker.connect import Broker
+from redislink.broker.embedded import EmbeddedBroker
+from redislink.broker.inbox import Inbox
+from redislink.broker.outbox import Outbox
+
+__all__ = ["Broker", "EmbeddedBroker", "Inbox", "Outbox"]

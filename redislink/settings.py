@@ -1,0 +1,102 @@
+"""`RedisLinkSettings`: what differs from party to party and from machine to machine.
+
+Read from the environment (``REDISLINK_*``) and from ``.env``; nothing else in the package
+reads the environment. What all parties share stands in the cluster file instead.
+"""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from redislink.errors import ConfigError
+
+
+class LinkMode(enum.StrEnum):
+    """How an SPU device's parties are joined."""
+
+    CHANNELS = "channels"
+    """Through the broker: no party listens."""
+    BRPC = "brpc"
+    """SPU's own link: every member listens at its ``brpc_address``."""
+    MEM = "mem"
+    """All parties are threads of one process."""
+
+
+class RedisLinkSettings(BaseSettings):
+    """Settings of one party. Environment: ``REDISLINK_`` and the name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REDISLINK_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    broker_url: SecretStr | None = Field(
+        default=None,
+        description="redis://, rediss:// (TLS) or unix:// URL of the broker, with user and "
+        "password; wins over the cluster file's. Also fakeredis://NAME, within one process.",
+    )
+    broker_tls_ca: Path | None = Field(
+        default=None, description="PEM file of the CA that signed the broker's certificate."
+    )
+    broker_tls_cert: Path | None = Field(
+        default=None, description="PEM file of this party's client certificate."
+    )
+    broker_tls_key: Path | None = Field(
+        default=None, description="PEM file of the client certificate's private key."
+    )
+    broker_timeout: float = Field(
+        default=10.0, gt=0, description="Seconds to reach the broker and for each of its replies."
+    )
+    blpop_timeout: float = Field(
+        default=10.0, ge=0.05, le=20, description="Seconds that one BLPOP waits before the next."
+    )
+    cluster_file: Path | None = Field(default=None, description="Path of the cluster file.")
+    party: str | None = Field(default=None, description="Which party of the cluster file I am.")
+    link_mode: LinkMode | None = Field(
+        default=None,
+        description="channels, brpc or mem, for every SPU device; wins over the cluster file's "
+        "use_redis_channel.",
+    )
+    connect_timeout: float = Field(
+        default=300.0, gt=0, description="Seconds to wait for every other party at the start."
+    )
+    recv_timeout: float = Field(
+        default=600.0, gt=0, description="Seconds that a receive waits for its message."
+    )
+    close_timeout: float = Field(default=10.0, gt=0, description="Seconds that closing may take.")
+    list_ttl: int = Field(
+        default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
+    )
+
+    @field_validator("broker_tls_ca", "broker_tls_cert", "broker_tls_key")
+    @classmethod
+    def _file_exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}: check the path")
+        return path
+
+    @classmethod
+    def load(cls, **overrides: Any) -> RedisLinkSettings:
+        """Read environment and ``.env``; ``overrides`` win.
+
+        Raises:
+            ConfigError: one line that names the setting and what is wrong with it.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else "settings"
+            text = str(first["msg"]).removeprefix("Value error, ")
+            raise ConfigError(
+                f"REDISLINK_{name.upper()}: {text}: set it as .env.example says"
+            ) from None

@@ -1,0 +1,146 @@
+"""`RelayChannel`: yacl's channel to one peer, over an `Endpoint`.
+
+The C++ names are overridden (the snake_case ones of ``libspu.link.IChannel`` are only what
+callers use); all twelve are pure virtual there. SPU calls with the GIL taken, from more than
+one thread. An exception raised here surfaces unchanged from ``Runtime.run``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Final
+
+from spu.libspu import link
+
+from redislink.endpoint import Endpoint, SendHandle
+from redislink.errors import RecvCancelled, SendTimeout, UsageError
+
+_CONNECT_TAG: Final = "connect"
+_THROTTLE_PAUSE: Final = (0.0005, 0.02)
+
+
+class RelayChannel(link.IChannel):  # type: ignore[misc]
+    """The channel of one link to one peer.
+
+    Meanings, as in yacl: `SendAsync` returns when the message is queued here, `Send` when the
+    relay has it, `Recv` takes it; keys are unique per message.
+    """
+
+    def __init__(self, endpoint: Endpoint, peer: str, namespace: str, recv_timeout: float) -> None:
+        """Args: whom it leads to, a prefix that keeps links apart, seconds."""
+        super().__init__()
+        self._endpoint = endpoint
+        self._peer = peer
+        self._namespace = namespace
+        self._recv_timeout_ms = int(recv_timeout * 1000)
+        self._throttle_window = 0
+        self._chunk_parallel_send_size = 0
+        self._unconsumed: deque[SendHandle] = deque()
+        self._throttle_lock = threading.Lock()
+        self._aborted = False
+
+    def Send(self, key: str, value: bytes) -> None:
+        """Send, and return once the broker has it."""
+        self.SendAsync(key, value)
+        self._endpoint.flush()
+
+    def SendAsync(self, key: str, value: bytes) -> None:
+        """Send without waiting for anybody."""
+        self._check_not_aborted()
+        self._endpoint.send(self._peer, self._tag(key), value)
+
+    def SendAsyncThrottled(self, key: str, value: bytes) -> None:
+        """Send, but first wait while the peer has a full window of such messages to take.
+
+        Raises:
+            SendTimeout: the peer took none for the receive timeout.
+        """
+        self._check_not_aborted()
+        with self._throttle_lock:
+            if self._throttle_window:
+                self._wait_for_window()
+            handle = self._endpoint.send(self._peer, self._tag(key), value)
+            if self._throttle_window:
+                self._unconsumed.append(handle)
+
+    def Recv(self, key: str) -> bytes:
+        """The message with this key; waits for it.
+
+        Raises:
+            RecvTimeout: it did not come within the receive timeout.
+            RecvCancelled: `Abort` was called.
+        """
+        self._check_not_aborted()
+        return self._endpoint.recv(self._peer, self._tag(key), self._recv_timeout_ms / 1000)
+
+    def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
+        """Milliseconds that `Recv` waits; 0 takes the endpoint's ``recv_timeout``."""
+        if recv_timeout_ms < 0:
+            raise UsageError(f"a receive timeout is 0 or more ms, not {recv_timeout_ms}")
+        self._recv_timeout_ms = int(recv_timeout_ms or self._endpoint.settings.recv_timeout * 1000)
+
+    def GetRecvTimeout(self) -> int:
+        """Milliseconds that `Recv` waits."""
+        return self._recv_timeout_ms
+
+    def WaitLinkTaskFinish(self) -> None:
+        """Return once the broker has all that was sent, at most ``close_timeout`` seconds."""
+        if not self._aborted:
+            self._endpoint.flush()
+
+    def Abort(self) -> None:
+        """End local waiters with RecvCancelled; nothing is sent or received afterwards."""
+        self._aborted = True
+        self._endpoint.cancel_recv(self._peer, self._namespace)
+
+    def SetThrottleWindowSize(self, size: int) -> None:
+        """How many messages `SendAsyncThrottled` lets the peer leave untaken; 0: any number."""
+        if size < 0:
+            raise UsageError(f"a throttle window is 0 or more messages, not {size}")
+        with self._throttle_lock:
+            self._throttle_window = size
+            if not size:
+                self._unconsumed.clear()
+
+    def SetChunkParallelSendSize(self, size: int) -> None:
+        """Kept for yacl's interface: the relay pipelines chunks by itself."""
+        if size < 0:
+            raise UsageError(f"a chunk parallel size is 0 or more, not {size}")
+        self._chunk_parallel_send_size = size
+
+    def TestSend(self, timeout: int) -> None:
+        """Say to the peer that this link is being made; ``timeout`` (ms) is not needed, as
+        the relay takes the message whether the peer is there or not."""
+        self.Send(_CONNECT_TAG, b"")
+
+    def TestRecv(self) -> None:
+        """Wait for the peer's `TestSend`."""
+        self.Recv(_CONNECT_TAG)
+
+    def _tag(self, key: str) -> str:
+        return f"{self._namespace}{key}"
+
+    def _check_not_aborted(self) -> None:
+        if self._aborted:
+            raise RecvCancelled(
+                f"{self._endpoint.party}: the link to {self._peer} was aborted: make a new one"
+            )
+
+    def _wait_for_window(self) -> None:
+        limit = self._recv_timeout_ms / 1000
+        deadline = time.monotonic() + limit
+        pause, longest_pause = _THROTTLE_PAUSE
+        while True:
+            self._unconsumed = deque(h for h in self._unconsumed if not h.test())
+            if len(self._unconsumed) < self._throttle_window:
+                return
+            self._check_not_aborted()
+            if time.monotonic() > deadline:
+                raise SendTimeout(
+                    f"{self._endpoint.party}: {self._peer} has left {len(self._unconsumed)} "
+                    f"messages of this link untaken for {limit:g} s: check that it still computes"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, longest_pause)

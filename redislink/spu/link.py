@@ -1,0 +1,229 @@
+"""`create_link`: an SPU link context for one device, in one of three modes.
+
+``channels`` goes through the broker, ``brpc`` is SPU's own stack (each member listens on a
+port: the fallback), ``mem`` joins threads of one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from types import TracebackType
+from typing import Any
+
+from spu import libspu
+
+from redislink.cluster import ClusterSpec, DeviceSpec
+from redislink.endpoint import Endpoint
+from redislink.errors import ConfigError, LinkError, RedisLinkError
+from redislink.settings import LinkMode, RedisLinkSettings
+
+_logger = logging.getLogger("redislink")
+
+
+class LinkCommunicator:
+    """One member's end of an SPU link. Keep it as long as the link is used.
+
+    Attributes:
+        context: the ``libspu.link.Context`` for ``spu.Runtime`` and ``spu.psi``.
+        mode: how the members are joined.
+        rank: this member's rank within the device.
+        world_size: number of members.
+    """
+
+    def __init__(
+        self, context: Any, mode: LinkMode, rank: int, world_size: int, channels: list[Any]
+    ) -> None:
+        """Not for users: `create_link` is."""
+        self.context = context
+        self.mode = mode
+        self.rank = rank
+        self.world_size = world_size
+        self._channels = channels  # libspu does not keep them alive
+        self._closed = False
+
+    def close(self) -> None:
+        """Wait until all that was sent is delivered, and stop. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.context.stop_link()
+
+    def __enter__(self) -> LinkCommunicator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            # The error that ends the block matters more than how the link ends.
+            with contextlib.suppress(Exception):
+                self.close()
+
+
+def create_link(
+    device: str,
+    endpoint: Endpoint | None = None,
+    *,
+    cluster: ClusterSpec | None = None,
+    party: str | None = None,
+    mode: LinkMode | str | None = None,
+    settings: RedisLinkSettings | None = None,
+) -> LinkCommunicator:
+    """Make this member's end of a device's link; every member must be calling it.
+
+    Args:
+        device: name of an SPU device of the cluster.
+        endpoint: this party's; needed for ``channels``, gives cluster, party and settings.
+        cluster, party, settings: instead of an endpoint, for ``brpc`` and ``mem``.
+        mode: ``channels``, ``brpc`` or ``mem``; None takes ``REDISLINK_LINK_MODE``, else the
+            device's ``use_redis_channel``. All members must come to the same mode.
+
+    Raises:
+        ConfigError: no such device, this party is no member, or no brpc address.
+        LinkError: the link cannot be made in this mode.
+    """
+    if endpoint is not None:
+        cluster, party, settings = endpoint.cluster, endpoint.party, endpoint.settings
+    if cluster is None or party is None:
+        raise LinkError("create_link needs an endpoint, or cluster and party: pass either")
+    settings = settings or RedisLinkSettings.load()
+    spec = cluster.device(device)
+    if party not in spec.members:
+        raise ConfigError(
+            f"party {party!r} is not a member of device {device!r}: only "
+            f"{', '.join(spec.members)} make its link"
+        )
+    chosen = _choose_mode(mode, settings, spec)
+    mask = cluster.mask(device)
+    members = [cluster.party_names[rank] for rank in mask]
+    rank = mask.global_to_relative_rank(cluster.rank(party))
+    desc = libspu.link.Desc()
+    desc.recv_timeout_ms = int(settings.recv_timeout * 1000)
+    channels: list[Any] = []
+    try:
+        if chosen is LinkMode.CHANNELS:
+            context = _join_channels(desc, device, endpoint, members, rank, channels)
+        elif chosen is LinkMode.BRPC:
+            context = _join_brpc(desc, device, cluster, members, rank, settings)
+        else:
+            desc.id = f"{cluster.session}.{device}"
+            for member in members:
+                desc.add_party(member, member)
+            context = libspu.link.create_mem(desc, rank)
+    except RedisLinkError:
+        raise
+    except RuntimeError as error:
+        raise LinkError(
+            f"{party}: no {chosen} link for device {device!r} ({' '.join(str(error).split())[:200]}"
+            f"): check that {', '.join(m for m in members if m != party)} make it too"
+        ) from error
+    return LinkCommunicator(context, chosen, rank, len(members), channels)
+
+
+def runtime_config(device: DeviceSpec) -> Any:
+    """The ``libspu.RuntimeConfig`` that a device's ``config`` describes.
+
+    Raises:
+        ConfigError: ``config.runtime`` names a field that RuntimeConfig does not have.
+    """
+    config = libspu.RuntimeConfig(
+        protocol=libspu.ProtocolKind.__members__[device.config.protocol],
+        field=libspu.FieldType.__members__[device.config.field],
+        fxp_fraction_bits=device.config.fxp_fraction_bits,
+    )
+    for name, value in device.config.runtime.items():
+        current = getattr(config, name, None)
+        if current is None:
+            raise ConfigError(
+                f"config.runtime: spu.RuntimeConfig has no field {name!r}: take it out"
+            )
+        try:
+            members = getattr(type(current), "__members__", None)
+            setattr(config, name, members[value] if members else value)
+        except (KeyError, TypeError):
+            raise ConfigError(
+                f"config.runtime: {name} cannot be {value!r}: give a {type(current).__name__}"
+            ) from None
+    return config
+
+
+def _choose_mode(
+    mode: LinkMode | str | None, settings: RedisLinkSettings, spec: DeviceSpec
+) -> LinkMode:
+    try:
+        chosen = LinkMode(mode) if mode is not None else settings.link_mode
+    except ValueError:
+        raise LinkError(
+            f"there is no link mode {mode!r:.40}: use {', '.join(m.value for m in LinkMode)}"
+        ) from None
+    if chosen is None:
+        chosen = LinkMode.CHANNELS if spec.config.use_redis_channel else LinkMode.BRPC
+    if chosen is LinkMode.CHANNELS and not has_channels():
+        _logger.warning(
+            "this spu (%s) has no IChannel: falling back to brpc, for which every member must "
+            "listen; install spu>=0.10.0.dev20251211",
+            getattr(libspu, "__version__", "version unknown"),
+        )
+        chosen = LinkMode.BRPC
+    return chosen
+
+
+def has_channels() -> bool:
+    """True if the installed spu takes links of our own (0.9 does not)."""
+    return hasattr(libspu.link, "create_with_channels") and hasattr(libspu.link, "IChannel")
+
+
+def _join_channels(
+    desc: Any,
+    device: str,
+    endpoint: Endpoint | None,
+    members: list[str],
+    rank: int,
+    channels: list[Any],
+) -> Any:
+    # Only here, as the class cannot be made where spu has no IChannel.
+    from redislink.spu.channel import RelayChannel
+
+    if endpoint is None:
+        raise LinkError(
+            "a channels link needs an endpoint: pass the one from redislink.connect(), "
+            "or choose mode brpc or mem"
+        )
+    namespace = f"{device}.{endpoint.next_link_number(device)}/"
+    for member in members:
+        desc.add_party(member, member)
+    channels += [
+        None
+        if relative == rank
+        else RelayChannel(endpoint, member, namespace, endpoint.settings.recv_timeout)
+        for relative, member in enumerate(members)
+    ]
+    return libspu.link.create_with_channels(desc, rank, channels)
+
+
+def _join_brpc(
+    desc: Any,
+    device: str,
+    cluster: ClusterSpec,
+    members: list[str],
+    rank: int,
+    settings: RedisLinkSettings,
+) -> Any:
+    for member in members:
+        address = cluster.parties[cluster.rank(member)].brpc_address
+        if address is None:
+            raise ConfigError(
+                f"device {device!r} in brpc mode: party {member!r} has no brpc_address: "
+                "add it to the cluster file, or use channels"
+            )
+        desc.add_party(member, address)
+    desc.id = f"{cluster.session}.{device}"
+    desc.connect_retry_interval_ms = 500
+    desc.connect_retry_times = max(1, int(settings.connect_timeout * 2))
+    return libspu.link.create_brpc(desc, rank)

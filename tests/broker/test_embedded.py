@@ -1,0 +1,88 @@
+"""The embedded broker: real, private to this machine, and gone when its parent is."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from redislink import ConfigError
+from redislink.broker import Broker, EmbeddedBroker
+
+
+def gone(pid):
+    try:
+        psutil.Process(pid).wait(10)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def test_it_serves_on_loopback_only_and_is_gone_afterwards():
+    with EmbeddedBroker() as broker:
+        server = psutil.Process(broker.pid)
+        listening = [c for c in server.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        assert [c.laddr for c in listening] == [("127.0.0.1", broker.port)]
+        assert Broker(broker.url).open().execute(b"LPUSH", b"x", b"y", timeout=5) == 1
+    assert gone(broker.pid)
+
+
+def test_it_keeps_nothing_on_disk():
+    with EmbeddedBroker() as broker:
+        directory = Path(psutil.Process(broker.pid).cwd())
+        Broker(broker.url).open().execute(b"SET", b"x", b"y", timeout=5)
+        assert sorted(p.name for p in directory.iterdir()) == ["valkey.conf", "valkey.log"]
+        assert (directory / "valkey.conf").stat().st_mode & 0o077 == 0
+    assert not directory.exists()
+
+
+def test_stopping_twice_and_starting_again():
+    broker = EmbeddedBroker()
+    broker.start()
+    first = broker.pid
+    assert broker.start() is broker
+    assert broker.pid == first
+    broker.stop()
+    broker.stop()
+    with broker:
+        assert broker.pid != first
+
+
+def test_a_port_that_is_taken():
+    with (
+        EmbeddedBroker() as first,
+        pytest.raises(ConfigError, match=f"port {first.port} is in use"),
+    ):
+        EmbeddedBroker(first.port).start()
+
+
+def test_many_at_once():
+    brokers = [EmbeddedBroker().start() for _ in range(5)]
+    try:
+        assert len({broker.port for broker in brokers}) == 5
+    finally:
+        for broker in brokers:
+            broker.stop()
+
+
+def test_it_is_gone_when_its_parent_is_killed():
+    program = (
+        "from redislink.broker import EmbeddedBroker\n"
+        "broker = EmbeddedBroker().start()\n"
+        "print(broker.pid, flush=True)\n"
+        "input()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    pid = int(parent.stdout.readline())
+    assert psutil.pid_exists(pid)
+    parent.kill()
+    parent.communicate()
+    started = time.monotonic()
+    assert gone(pid)
+    assert time.monotonic() - started < 10

@@ -1,0 +1,93 @@
+"""The cluster file: what is right loads; what is wrong gives one line with file, place, remedy."""
+
+import pytest
+
+from redislink import ClusterSpec, ConfigError, load_cluster
+
+GOOD = """
+session: demo
+broker: redis://127.0.0.1:6379/0
+parties: [alice, {name: bob, brpc_address: "127.0.0.1:9001"}, carol]
+devices:
+  SP0: {kind: SPU, members: [alice, bob, carol],
+        config: {protocol: ABY3, field: FM64, use_redis_channel: true}}
+  PSI0: {kind: SPU, members: [bob, alice], config: {protocol: SEMI2K}}
+"""
+
+
+def load(tmp_path, text):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    return load_cluster(path)
+
+
+def test_a_good_file(tmp_path):
+    spec = load(tmp_path, GOOD)
+    assert spec.party_names == ("alice", "bob", "carol")
+    assert (spec.world_size, spec.rank("carol")) == (3, 2)
+    assert spec.parties[1].brpc_address == "127.0.0.1:9001"
+    assert list(spec.mask("PSI0")) == [0, 1]
+    assert spec.device("SP0").config.protocol == "ABY3"
+
+
+def test_the_digest_covers_all_but_the_broker(tmp_path):
+    spec = load(tmp_path, GOOD)
+    assert load(tmp_path, GOOD.replace("127.0.0.1:6379", "other:1")).digest() == spec.digest()
+    for change in (("FM64", "FM128"), ("session: demo", "session: demi"), ("carol", "carl")):
+        assert load(tmp_path, GOOD.replace(*change)).digest() != spec.digest()
+
+
+def test_the_broker_url_is_not_in_the_repr(tmp_path):
+    assert "6379" not in repr(load(tmp_path, GOOD))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("bob", "alice"), r"parties: party 'alice' stands there twice: give each its own name"),
+        (("[alice, bob, carol]", "[alice, bob, dave]"), r"SP0\.members: 'dave' is not a party"),
+        (("[alice, bob, carol]", "[alice, bob]"), r"devices\.SP0: ABY3 runs between 3 members"),
+        (("[bob, alice]", "[bob, bob]"), r"devices\.PSI0: a member stands twice"),
+        (("session: demo", "session: 'a b'"), r"session: session name 'a b' is not valid"),
+        (("session: demo\n", ""), r"session: is missing: add it"),
+        (("ABY3", "ABY4"), r"devices\.SP0\.config\.protocol: Input should be 'ABY3'"),
+        (("kind: SPU, members: [b", "kind: TEE, members: [b"), r"PSI0\.kind"),
+        (("field:", "feild:"), r"config\.feild: there is no such field: check the spelling"),
+        (("[alice, {", "[{"), r"parties|SP0"),
+        (("parties: [", "parties: [[], "), r"parties"),
+        (("parties: [alice", "parties: ["), r"line \d+|parties|members"),
+        (("session: demo", "session: [demo"), r"line \d+, column \d+: not valid YAML.*mend"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    assert change[0] in GOOD
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, GOOD.replace(*change))
+    assert "cluster.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "just text", "3"])
+def test_what_is_no_mapping_at_all(tmp_path, text):
+    with pytest.raises(ConfigError, match="a cluster file is a mapping"):
+        load(tmp_path, text)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file.*--cluster"):
+        load_cluster(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_cluster(path)
+
+
+def test_unknown_party_and_device_list_the_known_ones():
+    spec = ClusterSpec.parse({"session": "s", "parties": ["a", "b"]})
+    with pytest.raises(ConfigError, match="use one of a, b"):
+        spec.rank("c")
+    with pytest.raises(ConfigError, match="it has none; add it under devices"):
+        spec.device("SP0")

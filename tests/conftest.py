@@ -1,0 +1,102 @@
+"""Fixtures for every test: a broker of each kind, and parties that run as threads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
+from redislink.broker import EmbeddedBroker
+
+_sessions = itertools.count()
+DEVICES = {
+    "ABY3": {"kind": "SPU", "members": ["alice", "bob", "carol"], "config": {"protocol": "ABY3"}},
+    "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},
+    "CHEETAH": {"kind": "SPU", "members": ["bob", "carol"], "config": {"protocol": "CHEETAH"}},
+}
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[EmbeddedBroker]:
+    """One real server for the whole run; tests keep apart by their session names."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """Runs a test once on each kind of broker."""
+    if request.param == "fakeredis":
+        return f"fakeredis://test-{next(_sessions)}"
+    url: str = request.getfixturevalue("valkey").url
+    return url
+
+
+def make_cluster(url: str, size: int = 3, **changes: Any) -> ClusterSpec:
+    """A cluster of alice, bob, carol, … in a session of its own."""
+    names = ["alice", "bob", "carol", "dave", "erin"][:size]
+    devices = {n: d for n, d in DEVICES.items() if set(d["members"]) <= set(names)}
+    content = {
+        "session": f"test-{next(_sessions)}",
+        "broker": url,
+        "parties": names,
+        "devices": devices,
+    }
+    return ClusterSpec.parse(content | changes)
+
+
+def quick_settings(**changes: Any) -> RedisLinkSettings:
+    """Settings under which nothing in a test can wait for long."""
+    return RedisLinkSettings(
+        _env_file=None, **({"connect_timeout": 20, "recv_timeout": 20} | changes)
+    )
+
+
+def run_parties(*works: Callable[[], Any]) -> list[Any]:
+    """Run each in a thread; return their results in order, or raise the first error."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        futures = [pool.submit(work) for work in works]
+        return [future.result() for future in futures]
+
+
+def join(cluster: ClusterSpec, **changes: Any) -> list[Endpoint]:
+    """Every party's endpoint, in rank order."""
+    settings = quick_settings(**changes)
+    return run_parties(
+        *(lambda name=name: connect(cluster, name, settings) for name in cluster.party_names)
+    )
+
+
+@pytest.fixture
+def mesh() -> Iterator[Callable[..., list[Endpoint]]]:
+    """``mesh(url, size=3)`` gives connected endpoints, closed after the test."""
+    opened: list[Endpoint] = []
+
+    def make(url: str, size: int = 3, **changes: Any) -> list[Endpoint]:
+        endpoints = join(make_cluster(url, size), **changes)
+        opened.extend(endpoints)
+        return endpoints
+
+    yield make
+    if opened:
+        run_parties(*(endpoint.close for endpoint in opened))
+
+
+def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Start ``work``; its result or exception is the one element of the list, after a join."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome

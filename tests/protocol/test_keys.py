@@ -1,0 +1,91 @@
+"""List names: every name and tag round-trips, no two share a list, no glob can be smuggled in."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redislink.errors import ConfigError, FrameError, UsageError
+from redislink.protocol import keys
+
+names = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
+epochs = st.just("0") | st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
+tags = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
+paths = st.tuples(names, names, names, epochs, tags)
+
+
+@given(paths)
+def test_every_list_name_round_trips(path):
+    assert keys.parse_list_untrusted(keys.data_list(*path)) == path
+
+
+@given(paths, paths)
+def test_no_two_paths_share_a_list(one, other):
+    assert (keys.data_list(*one) == keys.data_list(*other)) == (one == other)
+
+
+@given(tags)
+def test_an_encoded_tag_holds_nothing_that_a_glob_or_a_name_gives_a_meaning(tag):
+    encoded = keys.encode_tag(tag)
+    assert not re.search(r"[:{}*?\[\]\\!^\s]", encoded)
+    assert keys.decode_tag_untrusted(encoded) == tag
+
+
+@given(names, names, names, epochs, tags)
+def test_no_application_tag_reaches_a_list_of_the_transport(session, dst, src, epoch, tag):
+    reserved = {
+        keys.hello_list(session, dst, src),
+        keys.control_list(session, dst, src, epoch),
+        keys.claim_key(session, dst),
+    }
+    assert keys.data_list(session, dst, src, epoch, tag) not in reserved
+    for name in reserved:
+        assert keys.parse_list_untrusted(name)[4].startswith("!")
+
+
+@given(st.binary(max_size=200) | tags.map(str.encode))
+def test_any_bytes_parse_or_give_the_one_error(name):
+    try:
+        path = keys.parse_list_untrusted(name)
+    except FrameError:
+        return
+    assert path[4].startswith("!") or keys.data_list(*path) == name
+
+
+@pytest.mark.parametrize("tag", ["root:P2P-7:0->1", "root:3:ALLGATHER", "root-1:P2P-2:1->0"])
+def test_yacl_keys_stay_readable(tag):
+    assert keys.encode_tag(tag) == tag.replace(":", "%3A")
+
+
+@pytest.mark.parametrize(
+    "encoded", ["%3a", "%41", "%", "%zz", "a:b", "!hello", "a*", "%FF", "", "\n", "a\n"]
+)
+def test_encodings_that_are_not_ours_are_refused(encoded):
+    with pytest.raises(FrameError):
+        keys.decode_tag_untrusted(encoded)
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "ü", "a" * 65, "a b", "a\n", "{a}", "*", None, 3])
+def test_names_are_checked_at_the_door(name):
+    with pytest.raises(ConfigError, match="party name"):
+        keys.check_name(name, "party")
+
+
+@pytest.mark.parametrize("tag", ["", "x" * 513, "ü" * 257, "\ud800", None, b"bytes", 7])
+def test_tags_that_cannot_be_used_are_refused(tag):
+    with pytest.raises(UsageError, match="tag"):
+        keys.encode_tag(tag)
+
+
+def test_an_inbox_lies_in_one_cluster_slot():
+    slots = {
+        re.search(rb"\{(.*?)\}", name).group(1)
+        for name in (
+            keys.data_list("s", "bob", "alice", "0" * 16, "t"),
+            keys.control_list("s", "bob", "carol", "1" * 16),
+            keys.hello_list("s", "bob", "alice"),
+            keys.claim_key("s", "bob"),
+        )
+    }
+    assert slots == {b"s:bob"}

@@ -1,0 +1,248 @@
+"""SPU links in every mode give the same results; the wrong use of each is an error."""
+
+import logging
+import socket
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import spu
+from spu import libspu
+from spu.utils import frontend
+
+from redislink import ConfigError, LinkError, RecvTimeout, connect
+from redislink.settings import LinkMode
+from redislink.spu import create_link, runtime_config
+from tests.conftest import DEVICES, join, make_cluster, quick_settings, run_parties
+
+X = np.linspace(-2, 2, 24).reshape(4, 6)
+Y = np.cos(X)
+
+
+def program(x, y):
+    return jnp.dot(x, y.T), jnp.where(x > y, x * y, x / (1.5 + y)), jnp.sort(x.sum(axis=1))
+
+
+def compiled():
+    secret = [spu.Visibility.VIS_SECRET] * 2
+    names = lambda flat: [f"out{i}" for i in range(len(flat))]  # noqa: E731
+    executable, _ = frontend.compile(
+        frontend.Kind.JAX, program, [X, Y], {}, ["x", "y"], secret, names
+    )
+    return executable
+
+
+def run_program(cluster, device, make_link):
+    """Run `program` at every member; returns its outputs in the clear."""
+    spec = cluster.device(device)
+    config = runtime_config(spec)
+    io = spu.Io(len(spec.members), config)
+    shares = {
+        "x": io.make_shares(X, spu.Visibility.VIS_SECRET),
+        "y": io.make_shares(Y, spu.Visibility.VIS_SECRET),
+    }
+    executable = compiled()
+
+    def member(rank, name):
+        with make_link(name) as communicator:
+            assert (communicator.rank, communicator.world_size) == (rank, len(spec.members))
+            runtime = spu.Runtime(communicator.context, config)
+            for variable, parts in shares.items():
+                runtime.set_var(variable, parts[rank])
+            runtime.run(executable)
+            return [runtime.get_var(output) for output in executable.output_names]
+
+    outputs = run_parties(*(lambda r=r, n=n: member(r, n) for r, n in enumerate(spec.members)))
+    return [io.reconstruct(list(parts)) for parts in zip(*outputs, strict=True)]
+
+
+def free_addresses(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    return addresses
+
+
+@pytest.fixture
+def over_mode(broker_url):
+    endpoints = []
+
+    def run(device, mode):
+        if mode is LinkMode.CHANNELS:
+            cluster = make_cluster(broker_url)
+            endpoints.extend(join(cluster))
+            by_name = {endpoint.party: endpoint for endpoint in endpoints}
+            return run_program(cluster, device, lambda name: create_link(device, by_name[name]))
+        parties = [
+            {"name": name, "brpc_address": address}
+            for name, address in zip(("alice", "bob", "carol"), free_addresses(3), strict=True)
+        ]
+        cluster = make_cluster(broker_url, parties=parties)
+        settings = quick_settings()
+        return run_program(
+            cluster,
+            device,
+            lambda name: create_link(
+                device, cluster=cluster, party=name, mode=mode, settings=settings
+            ),
+        )
+
+    yield run
+    if endpoints:
+        run_parties(*(endpoint.close for endpoint in endpoints))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_modes_agree(over_mode, device):
+    outputs = {mode: over_mode(device, mode) for mode in LinkMode}
+    expected = program(X, Y)
+    for mode, values in outputs.items():
+        for value, from_mem, plain in zip(values, outputs[LinkMode.MEM], expected, strict=True):
+            np.testing.assert_allclose(value, from_mem, atol=1e-3, err_msg=str(mode))
+            np.testing.assert_allclose(value, plain, atol=1e-2, err_msg=str(mode))
+
+
+def test_collectives_and_spawned_links(mesh, broker_url):
+    endpoints = mesh(broker_url, 3)
+
+    def work(endpoint):
+        with create_link("ABY3", endpoint) as communicator:
+            context = communicator.context
+            for c in (context, context.spawn()):
+                me = endpoint.party
+                assert c.all_gather(me) == ["alice", "bob", "carol"]
+                assert c.broadcast(me, 1) == "bob"
+                assert c.gather(me, 2) == (["alice", "bob", "carol"] if c.rank == 2 else [])
+                c.barrier()
+                c.send_async(c.next_rank(), me)
+                assert c.recv(c.next_rank(2)) == [b"carol", b"alice", b"bob"][c.rank]
+
+    run_parties(*(lambda e=e: work(e) for e in endpoints))
+
+
+def test_a_device_may_be_linked_again_and_two_devices_at_once(mesh, broker_url):
+    endpoints = mesh(broker_url, 3)
+
+    def work(endpoint):
+        for _ in range(2):
+            with create_link("ABY3", endpoint) as communicator:
+                if endpoint.party != "bob":
+                    with create_link("SEMI2K", endpoint) as other:
+                        assert other.context.all_gather(endpoint.party) == ["alice", "carol"]
+                assert len(communicator.context.all_gather("")) == 3
+
+    run_parties(*(lambda e=e: work(e) for e in endpoints))
+
+
+@pytest.fixture
+def cluster():
+    return make_cluster("fakeredis://unused")
+
+
+class TestMode:
+    def test_argument_over_environment_over_cluster_file(self, monkeypatch):
+        from redislink.spu.link import _choose_mode
+
+        by_file = {
+            use: make_cluster(
+                "fakeredis://unused",
+                devices={"S": DEVICES["ABY3"] | {"config": {"use_redis_channel": use}}},
+            ).device("S")
+            for use in (True, False)
+        }
+        nothing_set, mem_set = quick_settings(), quick_settings(link_mode="mem")
+        assert _choose_mode(None, nothing_set, by_file[True]) is LinkMode.CHANNELS
+        assert _choose_mode(None, nothing_set, by_file[False]) is LinkMode.BRPC
+        assert _choose_mode(None, mem_set, by_file[True]) is LinkMode.MEM
+        assert _choose_mode("brpc", mem_set, by_file[True]) is LinkMode.BRPC
+
+    def test_the_environment_variable(self, monkeypatch):
+        monkeypatch.setenv("REDISLINK_LINK_MODE", "brpc")
+        assert quick_settings().link_mode is LinkMode.BRPC
+
+    def test_an_spu_without_channels_warns_and_takes_brpc(self, monkeypatch, cluster, caplog):
+        from redislink.spu.link import _choose_mode
+
+        monkeypatch.delattr(libspu.link, "create_with_channels")
+        with caplog.at_level(logging.WARNING, "redislink"):
+            mode = _choose_mode(None, quick_settings(), cluster.device("ABY3"))
+        assert mode is LinkMode.BRPC
+        assert "falling back to brpc" in caplog.text
+
+    def test_an_unknown_mode(self, cluster):
+        with pytest.raises(LinkError, match="use channels, brpc, mem"):
+            create_link("ABY3", cluster=cluster, party="alice", mode="pigeon")
+
+
+class TestWrongUse:
+    def test_no_endpoint_for_channels(self, cluster):
+        with pytest.raises(LinkError, match="needs an endpoint"):
+            create_link("ABY3", cluster=cluster, party="alice", mode="channels")
+
+    def test_nothing_at_all(self):
+        with pytest.raises(LinkError, match="pass either"):
+            create_link("ABY3")
+
+    def test_not_a_member(self, cluster):
+        with pytest.raises(ConfigError, match="'bob' is not a member of device 'SEMI2K'"):
+            create_link("SEMI2K", cluster=cluster, party="bob", mode="mem")
+
+    def test_no_such_device(self, cluster):
+        with pytest.raises(ConfigError, match="it has ABY3, SEMI2K, CHEETAH"):
+            create_link("SP9", cluster=cluster, party="bob", mode="mem")
+
+    def test_brpc_without_an_address(self, cluster):
+        with pytest.raises(ConfigError, match="no brpc_address"):
+            create_link("ABY3", cluster=cluster, party="alice", mode="brpc")
+
+    def test_a_peer_that_makes_no_link(self, mesh):
+        alice, *_ = mesh("fakeredis://lonely", recv_timeout=0.1)
+        with pytest.raises((LinkError, RecvTimeout), match=r"bob|carol"):
+            create_link("ABY3", alice)
+
+
+class TestRuntimeConfig:
+    def config(self, **changes):
+        device = DEVICES["ABY3"] | {"config": changes}
+        return runtime_config(make_cluster("fakeredis://x", devices={"S": device}).device("S"))
+
+    def test_fields(self):
+        config = self.config(
+            protocol="ABY3", field="FM128", fxp_fraction_bits=30, runtime={"fxp_exp_iters": 5}
+        )
+        assert config.protocol == spu.ProtocolKind.ABY3
+        assert config.field == spu.FieldType.FM128
+        assert (config.fxp_fraction_bits, config.fxp_exp_iters) == (30, 5)
+
+    def test_an_enum_by_its_name(self):
+        config = self.config(runtime={"sigmoid_mode": "SIGMOID_REAL"})
+        assert config.sigmoid_mode == spu.libspu.RuntimeConfig.SigmoidMode.SIGMOID_REAL
+
+    @pytest.mark.parametrize(
+        "runtime", [{"nonsense": 1}, {"sigmoid_mode": "X"}, {"fxp_exp_iters": "many"}]
+    )
+    def test_what_spu_does_not_know(self, runtime):
+        with pytest.raises(ConfigError, match=r"config\.runtime"):
+            self.config(runtime=runtime)
+
+
+def test_connect_is_all_that_a_party_needs(broker_url):
+    """Two parties, SEMI2K, from nothing: the shortest program."""
+    cluster = make_cluster(
+        broker_url,
+        2,
+        devices={
+            "S": {"kind": "SPU", "members": ["alice", "bob"], "config": {"protocol": "SEMI2K"}}
+        },
+    )
+
+    def party(name):
+        with (
+            connect(cluster, name, quick_settings()) as endpoint,
+            create_link("S", endpoint) as link,
+        ):
+            return link.context.all_gather(name)
+
+    assert run_parties(lambda: party("alice"), lambda: party("bob")) == [["alice", "bob"]] * 2
