@@ -1,0 +1,67 @@
+# Every target makes its own .venv from constraints.txt first, and only when that or pyproject.toml changed.
+# Needs: python3.11 (with venv) and make. Another interpreter: make PYTHON=/path/to/python3.11 ...
+
+PYTHON ?= python3.11
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.redislink-installed
+PIP := $(PY) -m pip --disable-pip-version-check
+PYTEST_ARGS ?=
+SOURCES := redislink tests examples $(wildcard benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check lint types format lock clean
+.PHONY: example-millionaire example-psi example-logistic-regression
+
+help:  ## show this list
+	@grep -hE '^[a-z][a-z-]*:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "  make %-30s %s\n", $$1, $$2 }'
+
+venv: $(STAMP)  ## make .venv (each target below does it by itself)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "redislink needs CPython 3.11 (spu has wheels for no other): make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt pip
+	$(PIP) install --quiet --constraint constraints.txt hatchling editables
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## three processes train a model through an embedded broker
+	$(PY) -m redislink demo
+
+# Each runs all parties of one example on this machine, through an embedded broker.
+THREE := $(PY) examples/run_three.py
+OUT := build/examples
+
+example-millionaire: $(STAMP)  ## who is richest?
+	$(THREE) --for alice '--wealth 3' --for bob '--wealth 5' --for carol '--wealth 4' \
+	  examples/millionaire.py
+
+example-psi: $(STAMP)  ## which patients do two hospitals share?
+	$(THREE) examples/psi.py --input 'examples/data/{party}.csv' --output $(OUT)
+
+example-logistic-regression: $(STAMP)  ## train one model on the data of two hospitals
+	$(THREE) examples/logistic_regression.py --plaintext
+
+test: $(STAMP)  ## the whole test suite
+	$(PY) -m pytest --durations=10 $(PYTEST_ARGS)
+
+check: lint types test  ## everything that CI checks
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+
+types: $(STAMP)  ## mypy, strict, on redislink/
+	$(PY) -m mypy
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(PY) -m ruff check --fix $(SOURCES)
+	$(PY) -m ruff format $(SOURCES)
+
+lock:  ## write constraints.txt anew, from a clean venv with the newest versions
+	.ci/lock $(PYTHON)
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

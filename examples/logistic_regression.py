@@ -1,0 +1,272 @@
+"""Two hospitals train one model on patients they share, and show their data to nobody.
+
+Alice and bob hold different measurements of overlapping sets of patients; bob also has the
+diagnosis. They find the shared patients by PSI. Then alice, bob and carol, who has no data,
+train a logistic regression on secret shares: full-batch gradient descent, three-party ABY3.
+
+What is revealed:
+- to alice: the weights and the bias of the model, and on how many of the held-out patients it is
+  right (computed on shares);
+- to alice and bob: which of their own patients the other has too, and the other's number of rows;
+- to alice, bob and carol: how many patients and columns take part;
+- to the broker: sizes and times of messages, and for now all shares too: until sealing lands,
+  use a broker that you trust.
+
+Every party: ``redislink run --cluster cluster.yaml --party NAME logistic_regression.py --data
+DIR``. Each needs only its own file, ``DIR/NAME.csv``; carol needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import Array, Device, print_missing
+from psi import intersect, private_scratch
+
+import redislink
+
+DATA = Path(__file__).resolve().parent / "data"
+FEATURE_OWNERS = ("alice", "bob")
+LABEL_OWNER = "bob"
+LABEL = "diagnosis"
+LEARNS_MODEL = "alice"
+STEPS = 10
+LEARNING_RATE = 1.0
+HELD_OUT_EVERY = 3
+"""Every third shared patient, in order of id, is kept for judging the model."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What alice learns.
+
+    Attributes:
+        weights: (features,), of alice's columns and then bob's, for standardised features.
+        bias: for the intercept.
+        accuracy: share of the held-out patients whose diagnosis it tells rightly, 0 to 1.
+        held_out: number of those patients.
+    """
+
+    weights: Array
+    bias: float
+    accuracy: float
+    held_out: int
+
+
+# ---- the training, for SPU (JAX) and in plaintext (numpy): one logic for both ----
+
+
+def step(
+    x_alice: Any, x_bob: Any, y: Any, weights: Any, bias: Any, xp: Any = jnp
+) -> tuple[Any, Any]:
+    """One step of gradient descent over all n patients.
+
+    Args:
+        x_alice, x_bob: (n, features of each), standardised.
+        y: (n,), 1 or 0.
+        weights: (features of both,).
+        bias: ().
+        xp: ``jax.numpy`` or ``numpy``.
+
+    Returns:
+        The new weights and bias.
+    """
+    x = xp.concatenate([x_alice, x_bob], axis=1)
+    z = xp.matmul(x, weights) + bias
+    # SPU has an approximation of its own for JAX's sigmoid; 1 / (1 + exp(-z)) would overflow.
+    predicted = jax.nn.sigmoid(z) if xp is jnp else 1 / (1 + np.exp(-z))
+    rate = LEARNING_RATE / y.shape[0]
+    error = predicted - y
+    return weights - rate * xp.matmul(error, x), bias - rate * xp.sum(error)
+
+
+def count_right(x_alice: Any, x_bob: Any, y: Any, weights: Any, bias: Any, xp: Any = jnp) -> Any:
+    """How many of n patients the model tells rightly; arguments as those of `step`."""
+    x = xp.concatenate([x_alice, x_bob], axis=1)
+    z = xp.matmul(x, weights) + bias
+    return xp.sum((z > 0) == (y > 0.5))
+
+
+# ---- each owner's own data ----
+
+
+def read_rows(path: Path) -> dict[str, dict[str, float]]:
+    """The rows of a CSV file by ``id``: column name to value."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            row.pop("id"): {column: float(value) for column, value in row.items()}
+            for row in csv.DictReader(file)
+        }
+
+
+def prepare(rows: dict[str, dict[str, float]]) -> dict[str, Array]:
+    """Split one party's patients and standardise its features.
+
+    Args:
+        rows: of the shared patients, by id.
+
+    Returns:
+        ``x_train``, ``x_test``: (patients, features), float32, scaled by mean and standard
+        deviation of the training patients; where the file has a diagnosis, ``y_train`` and
+        ``y_test``: (patients,) too.
+    """
+    ordered = [rows[id_] for id_ in sorted(rows)]
+    held_out = np.arange(len(ordered)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    x = np.array([[v for name, v in row.items() if name != LABEL] for row in ordered])
+    spread = x[~held_out].std(axis=0)
+    x = (x - x[~held_out].mean(axis=0)) / np.where(spread == 0, 1, spread)
+    parts = {"x": x}
+    if LABEL in ordered[0]:
+        parts["y"] = np.array([row[LABEL] for row in ordered])
+    return {
+        f"{name}_{which}": part[chosen].astype(np.float32)
+        for name, part in parts.items()
+        for which, chosen in (("train", ~held_out), ("test", held_out))
+    }
+
+
+def train_plaintext(data_dir: Path) -> Model:
+    """The same training on the same patients, in plaintext by numpy (float64).
+
+    Args:
+        data_dir: with alice.csv and bob.csv: what no single party of a real run has.
+    """
+    rows = [read_rows(data_dir / f"{owner}.csv") for owner in FEATURE_OWNERS]
+    shared = set(rows[0]) & set(rows[1])
+    alice, bob = (prepare({id_: own[id_] for id_ in shared}) for own in rows)
+    weights = np.zeros(alice["x_train"].shape[1] + bob["x_train"].shape[1])
+    bias = np.float64(0)
+    train = alice["x_train"], bob["x_train"], bob["y_train"].astype(float)
+    for _ in range(STEPS):
+        weights, bias = step(*train, weights, bias, xp=np)
+    held_out = len(bob["y_test"])
+    right = count_right(alice["x_test"], bob["x_test"], bob["y_test"], weights, bias, xp=np)
+    return Model(weights, float(bias), int(right) / held_out, held_out)
+
+
+def plaintext_accuracy(data_dir: Path) -> float:
+    """What `train_plaintext` gets right of the held-out patients, 0 to 1."""
+    return train_plaintext(data_dir).accuracy
+
+
+# ---- the program that every party runs ----
+
+
+def main(
+    endpoint: redislink.Endpoint,
+    data_dir: Path = DATA,
+    report: Report | None = None,
+    device: str = "SP0",
+    psi_device: str = "PSI0",
+) -> Model | None:
+    """Align the patients, train, and judge.
+
+    Args:
+        endpoint: this party's.
+        data_dir: with ``PARTY.csv``, if this party has data.
+        report: called after each step with ``{"event": "progress", "step", "of", "what"}``.
+        device: the SPU device that trains.
+        psi_device: the device of the two parties with data.
+
+    Returns:
+        The model, at alice; None elsewhere.
+    """
+    me = endpoint.party
+    steps_done = 0
+
+    def done(what: str) -> None:
+        nonlocal steps_done
+        steps_done += 1
+        if report is not None:
+            report({"event": "progress", "step": steps_done, "of": STEPS + 3, "what": what})
+
+    own = align(endpoint, data_dir, psi_device) if me in FEATURE_OWNERS else {}
+    done("patients aligned")
+
+    with Device(endpoint, device) as spu_device:
+        for which in ("train", "test"):
+            for owner in FEATURE_OWNERS:
+                mine = own[f"x_{which}"] if owner == me else None
+                spu_device.share(f"x_{owner}_{which}", mine, owner)
+            spu_device.share(f"y_{which}", own.get(f"y_{which}"), LABEL_OWNER)
+        columns = sum(spu_device.shape(f"x_{owner}_train")[1] for owner in FEATURE_OWNERS)
+        for name, zeros in (("weights", np.zeros(columns)), ("bias", np.zeros(()))):
+            mine = zeros.astype(np.float32) if me == LEARNS_MODEL else None
+            spu_device.share(name, mine, LEARNS_MODEL)
+        done("data shared")
+
+        model = ["weights", "bias"]
+        for number in range(1, STEPS + 1):
+            spu_device.run(step, ["x_alice_train", "x_bob_train", "y_train", *model], model)
+            done(f"training step {number}")
+
+        spu_device.run(count_right, ["x_alice_test", "x_bob_test", "y_test", *model], ["right"])
+        right, weights, bias = (
+            spu_device.reveal(name, to=[LEARNS_MODEL]) for name in ("right", *model)
+        )
+        done("model judged")
+    if right is None or weights is None or bias is None:
+        return None
+    held_out = len(own["x_test"])
+    return Model(weights, float(bias), int(right) / held_out, held_out)
+
+
+def align(endpoint: redislink.Endpoint, data_dir: Path, device: str) -> dict[str, Array]:
+    """What `prepare` gives for this party's rows of the patients that both have."""
+    with tempfile.TemporaryDirectory(prefix="redislink-psi-") as directory:
+        shared = Path(directory) / "shared.csv"
+        intersect(endpoint, device, "RR22", data_dir / f"{endpoint.party}.csv", shared)
+        return prepare(read_rows(shared))
+
+
+def append_line(path: Path, event: dict[str, Any]) -> None:
+    """Append one JSON object to a file, as one line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event) + "\n")
+
+
+def run_and_report(options: argparse.Namespace) -> None:
+    """Join, run `main`, and say what came out."""
+    started = time.monotonic()
+
+    def report(event: dict[str, Any]) -> None:
+        if options.report is not None:
+            append_line(options.report, event)
+
+    with private_scratch(), redislink.connect(on_progress=print_missing) as endpoint:
+        model = main(endpoint, options.data, report)
+        result: dict[str, Any] = {"event": "result", "party": endpoint.party}
+        if model is not None:
+            result |= {"accuracy": model.accuracy, "held_out": model.held_out}
+            print(f"{model.accuracy:.4f} of {model.held_out} held-out patients told rightly")
+            if options.plaintext:
+                result["plaintext_accuracy"] = plaintext_accuracy(options.data)
+                print(f"{result['plaintext_accuracy']:.4f} by the same training in plaintext")
+        seconds = time.monotonic() - started
+        print(f"{seconds:.1f} s, {endpoint.stats().bytes_sent} bytes sent")
+        report(result | {"seconds": round(seconds, 3)} | asdict(endpoint.stats()))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Logistic regression on two hospitals' data")
+    parser.add_argument("--data", type=Path, default=DATA, help="directory of your PARTY.csv")
+    parser.add_argument("--report", type=Path, help="append progress and result as JSON lines")
+    parser.add_argument(
+        "--plaintext",
+        action="store_true",
+        help="also train in plaintext at alice, for comparison: needs both files in --data",
+    )
+    run_and_report(parser.parse_args())

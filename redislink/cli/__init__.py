@@ -1,0 +1,69 @@
+"""The command ``redislink``. Thin: it parses, calls and prints.
+
+Rules: nothing heavy (spu, jax, the broker's server) is imported before a command needs it;
+results go to stdout, all else to stderr; every way out is a code of `errors.ExitCode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from redislink.cli import errors
+from redislink.cli.broker import broker
+from redislink.cli.demo import demo
+from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.run import run
+from redislink.cli.version import version
+from redislink.errors import RedisLinkError
+
+__all__ = ["ExitCode", "app", "main"]
+
+_EPILOG = "Exit codes: " + ", ".join(f"{int(c)} {text}" for c, text in errors.MEANINGS.items())
+
+app = typer.Typer(
+    name="redislink",
+    help="SPU computations between parties that hold no open port, over a Redis or Valkey broker.",
+    epilog=_EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, verbose: Verbose = False) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command(epilog=_EPILOG)(demo)
+app.command(
+    epilog=_EPILOG,
+    # From PROGRAM on nothing is ours: its options stay untouched.
+    context_settings={"allow_interspersed_args": False},
+)(run)
+app.command(epilog=_EPILOG)(broker)
+app.command(epilog=_EPILOG)(version)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: instead of ``sys.argv[1:]``.
+    """
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="redislink", standalone_mode=False)
+    except typer.TyperException as error:
+        errors.fail_usage(error)
+    except RedisLinkError as error:
+        errors.fail(error)
+    except typer.Abort:
+        raise SystemExit(int(ExitCode.INTERRUPTED)) from None
+    except Exception as error:  # noqa: BLE001 - a fault of ours; the line says how to see it all
+        errors.fail_unexpected(error)
+    raise SystemExit(result if isinstance(result, int) else int(ExitCode.OK))

@@ -1,0 +1,73 @@
+"""``redislink broker``: the embedded broker in the foreground."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from redislink.cli.errors import Verbose, say
+from redislink.errors import BrokerUnreachable, ConfigError
+
+_DEFAULT_PORT = 6379
+
+
+def broker(
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Loopback port; 0 takes a free one.")
+    ] = _DEFAULT_PORT,
+    password: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Password of the default user. Others on this machine can see it in the list of "
+            "processes: prefer --password-file.",
+            show_default=False,
+        ),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File whose first line is the password.", show_default=False
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run a Valkey server on this machine's loopback, in memory only, until Ctrl-C or SIGTERM.
+
+    Its URL is the one line on stdout; a password is left out of it. For trials on one machine: a
+    broker between organisations is a Redis or Valkey server that all of them can reach.
+    """
+    from redislink.broker import EmbeddedBroker  # loads the server binary's package
+
+    if password_file is not None:
+        if password is not None:
+            raise ConfigError("give --password or --password-file, not both")
+        password = _first_line(password_file)
+    if password == "":
+        raise ConfigError("the password is empty: give one, or leave the option out")
+
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        with EmbeddedBroker(port=port, password=password) as server:
+            typer.echo(f"redis://127.0.0.1:{server.port}/0")
+            say(f"broker runs (pid {server.pid}{', with password' if password else ''}); "
+                "Ctrl-C stops it and drops all it holds")  # fmt: skip
+            server.wait()
+            raise BrokerUnreachable("the broker's process ended by itself: start it again")
+    except KeyboardInterrupt:
+        say("broker stopped")
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"password file {path}: {error}: check the path") from None

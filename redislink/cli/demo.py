@@ -1,0 +1,369 @@
+"""``redislink demo``: three processes train a model together, and none of them listens.
+
+Rules: every figure shown was measured in this run; the demo is ok only if the model is as good
+as the one trained in plaintext, no party ever listened, and none talked to anything but the
+broker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import runpy
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Final
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import redislink
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.cli import errors
+from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.parties import Address, PartyProcess, broker_addresses
+from redislink.errors import ConfigError
+from redislink.settings import LinkMode, RedisLinkSettings
+
+PARTIES: Final = ("alice", "bob", "carol")
+DATA_OWNERS: Final = ("alice", "bob")
+LEARNS_MODEL: Final = "alice"
+PROGRAM: Final = "logistic_regression.py"
+ACCURACY_TOLERANCE: Final = 0.02
+"""How far fixed-point arithmetic may move the accuracy from that of floating point."""
+_LOOK_INTERVAL: Final = 0.1
+_GRACE: Final = 5.0
+"""Seconds that the others get, after one party failed, to end with an error of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartyResult:
+    """What one party did, as the ``--json`` object has it."""
+
+    name: str
+    listening_sockets: int | None
+    messages_sent: int | None
+    bytes_sent: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The ``--json`` object."""
+
+    ok: bool
+    accuracy: float | None
+    plaintext_accuracy: float | None
+    seconds: float
+    broker: str
+    parties: tuple[PartyResult, ...]
+
+
+def demo(
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Use this broker (redis://, rediss:// or unix://) instead of an embedded one.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout, and no table.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a logistic regression between three processes that hold no open port.
+
+    Two hospitals hold different columns about overlapping patients; alice learns the weights. The
+    processes' sockets are read from the operating system during the run and shown at the end.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    with contextlib.ExitStack() as stack:
+        if broker is None:
+            url = stack.enter_context(EmbeddedBroker()).url
+            label = Broker(url).label
+        else:
+            url = broker
+            label = _reach(url)
+        program = find_examples() / PROGRAM
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="redislink-demo-")))
+        run = _Run(url, label, program, directory)
+        run.until_all_ended()
+    if as_json:
+        typer.echo(json.dumps(asdict(run.result())))
+    else:
+        _show(run.result(), run.looks)
+    for problem in run.problems:
+        errors.say(problem)
+    raise SystemExit(int(run.code))
+
+
+def find_examples() -> Path:
+    """The directory of the examples: inside the installed package, else the checkout's.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    package = Path(redislink.__file__).parent
+    for directory in (package / "_examples", package.parent / "examples"):
+        if (directory / PROGRAM).is_file():
+            return directory
+    raise ConfigError(
+        f"{PROGRAM} is neither in {package / '_examples'} nor in {package.parent / 'examples'}: "
+        "install redislink again"
+    )
+
+
+def _reach(url: str) -> str:
+    """Connect once, so that a wrong URL is said before three processes start; the URL's label."""
+    settings = RedisLinkSettings.load(broker_url=url)
+    broker = Broker.from_settings(settings, None)
+    if broker.in_process:
+        raise ConfigError(
+            "broker URL fakeredis://: it lives inside one process, and the demo runs three: "
+            "leave --broker out, or write redis://HOST:PORT"
+        )
+    broker.open().close()
+    return broker.label
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class _Run:
+    """The three processes, from start to end, and what was learnt about them."""
+
+    def __init__(self, url: str, label: str, program: Path, directory: Path) -> None:
+        self.problems: list[str] = []
+        """Why the demo is not ok, one line each."""
+        self.code = ExitCode.OK
+        self._url = url
+        self._label = label
+        self._program = program
+        self._data = program.parent / "data"
+        self._directory = directory
+        self._results: dict[str, dict[str, Any]] = {}
+        self._parties: list[PartyProcess] = []
+        self._stopped: set[str] = set()
+        self._seconds = 0.0
+        self._plaintext_accuracy: float | None = None
+
+    def until_all_ended(self) -> None:
+        """Start the parties, show their progress, and judge what they did."""
+        cluster = self._write_cluster()
+        addresses = broker_addresses(self._url)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            for name in PARTIES:
+                party = PartyProcess(
+                    name,
+                    cluster=cluster,
+                    program=self._program,
+                    arguments=("--data", str(self._own_data(name))),
+                    directory=self._directory,
+                    environment={"REDISLINK_BROKER_URL": self._url}
+                    | {"REDISLINK_LINK_MODE": LinkMode.CHANNELS.value},
+                )
+                self._parties.append(stack.enter_context(party))
+            self._watch()
+        self._seconds = time.monotonic() - started
+        self._judge(addresses)
+
+    def result(self) -> DemoResult:
+        """What the table and the ``--json`` object show."""
+        return DemoResult(
+            ok=self.code == ExitCode.OK,
+            accuracy=self._results.get(LEARNS_MODEL, {}).get("accuracy"),
+            plaintext_accuracy=self._plaintext_accuracy,
+            seconds=round(self._seconds, 3),
+            broker=self._label,
+            parties=tuple(
+                PartyResult(
+                    party.name,
+                    party.sockets.listening if party.sockets.looks else None,
+                    self._results.get(party.name, {}).get("messages_sent"),
+                    self._results.get(party.name, {}).get("bytes_sent"),
+                )
+                for party in self._parties
+            ),
+        )
+
+    @property
+    def looks(self) -> int:
+        """How often the sockets of every party were read, at least."""
+        return min(party.sockets.looks for party in self._parties)
+
+    def _own_data(self, party: str) -> Path:
+        """A directory with the party's own data, and nobody else's."""
+        directory = self._directory / f"data-{party}"
+        directory.mkdir()
+        source = self._data / f"{party}.csv"
+        if source.is_file():
+            shutil.copy(source, directory)
+        return directory
+
+    def _write_cluster(self) -> Path:
+        path = self._directory / "cluster.yaml"
+        content = {
+            # A name of its own, so that demos which share a broker do not meet.
+            "session": f"demo-{secrets.token_hex(4)}",
+            "parties": list(PARTIES),
+            "devices": {
+                "SP0": {
+                    "kind": "SPU",
+                    "members": list(PARTIES),
+                    "config": {"protocol": "ABY3", "field": "FM64", "use_redis_channel": True},
+                },
+                "PSI0": {
+                    "kind": "SPU",
+                    "members": list(DATA_OWNERS),
+                    "config": {"protocol": "SEMI2K", "use_redis_channel": True},
+                },
+            },
+        }
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    def _watch(self) -> None:
+        """Look at sockets and reports until all have ended, or one failed and time is up."""
+        give_up: float | None = None
+        with _progress() as progress:
+            bars = {
+                p.name: progress.add_task(p.name, total=None, step="starts") for p in self._parties
+            }
+            while True:
+                running = [p for p in self._parties if p.exit_code() is None]
+                for party in self._parties:
+                    party.sockets.look()
+                    for event in party.events():
+                        self._take(event, party.name, progress, bars[party.name])
+                if not running:
+                    return
+                if give_up is None and any(p.exit_code() for p in self._parties):
+                    give_up = time.monotonic() + _GRACE
+                if give_up is not None and time.monotonic() > give_up:
+                    self._stopped = {party.name for party in running}
+                    return
+                time.sleep(_LOOK_INTERVAL)
+
+    def _take(self, event: dict[str, Any], party: str, progress: Progress, bar: TaskID) -> None:
+        if event.get("event") == "result":
+            self._results[party] = event
+            progress.update(bar, step="done", completed=1, total=1)
+        else:
+            progress.update(bar, step=event["what"], completed=event["step"], total=event["of"])
+
+    def _judge(self, addresses: set[Address]) -> None:
+        """Set `problems` and `code`; the code is that of the first problem."""
+        failed = [p for p in self._parties if p.exit_code() and p.name not in self._stopped]
+        # Whoever failed because of a peer comes after that peer.
+        for party in sorted(failed, key=lambda p: _code_of(p) == ExitCode.PEER):
+            code = _code_of(party)
+            if code == ExitCode.PROGRAM:
+                print(party.output(), file=sys.stderr, end="")
+            self._problem(_why(party), code)
+        if failed:
+            return
+        for party in self._parties:
+            elsewhere = sorted(party.sockets.remotes - addresses)
+            if not party.sockets.looks:
+                self._problem(f"{party.name}: its sockets could not be read: run as its user")
+            if party.sockets.listening:
+                self._problem(f"{party.name}: held {party.sockets.listening} listening sockets")
+            if elsewhere:
+                where = ", ".join(f"{host}:{port}" for host, port in elsewhere)
+                self._problem(f"{party.name}: was connected to {where}, which is not the broker")
+        self._plaintext_accuracy = _train_plaintext(self._program, self._data)
+        result = self.result()
+        if result.accuracy is None or result.plaintext_accuracy is None:
+            self._problem(f"{LEARNS_MODEL}: reported no accuracy")
+        elif abs(result.accuracy - result.plaintext_accuracy) > ACCURACY_TOLERANCE:
+            self._problem(
+                f"accuracy {result.accuracy:.4f} is not within {ACCURACY_TOLERANCE} of "
+                f"{result.plaintext_accuracy:.4f}, that of the same training in plaintext"
+            )
+
+    def _problem(self, text: str, code: ExitCode = ExitCode.PROGRAM) -> None:
+        self.problems.append(text)
+        if self.code == ExitCode.OK:
+            self.code = code
+
+
+def _train_plaintext(program: Path, data: Path) -> float:
+    """The accuracy of the same training by numpy, which the example has beside its own."""
+    sys.path.insert(0, str(program.parent))
+    try:
+        functions = runpy.run_path(str(program))
+    finally:
+        sys.path.remove(str(program.parent))
+    return float(functions["plaintext_accuracy"](data))
+
+
+def _why(party: PartyProcess) -> str:
+    code = party.exit_code() or 0
+    if code < 0:
+        return f"{party.name}: ended by signal {-code}"
+    return errors.with_party(party.last_line().removeprefix("redislink: "), party.name)
+
+
+def _code_of(party: PartyProcess) -> ExitCode:
+    try:
+        return ExitCode(party.exit_code() or 0)
+    except ValueError:
+        return ExitCode.PROGRAM
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _show(result: DemoResult, looks: int) -> None:
+    console = Console()
+    table = Table(
+        title=f"Logistic regression between {len(PARTIES)} processes, via {result.broker}"
+    )
+    table.add_column("party")
+    for heading in ("listening sockets", "messages sent", "bytes sent"):
+        table.add_column(heading, justify="right")
+    for party in result.parties:
+        table.add_row(
+            party.name,
+            _figure(party.listening_sockets),
+            _figure(party.messages_sent),
+            _figure(party.bytes_sent),
+        )
+    console.print(table)
+    if result.accuracy is not None and result.plaintext_accuracy is not None:
+        console.print(
+            f"accuracy {result.accuracy:.4f}; the same training in plaintext "
+            f"{result.plaintext_accuracy:.4f}; {result.seconds:.1f} s in all"
+        )
+    if result.ok:
+        console.print(
+            f"Sockets were read from the operating system, {looks} times or more per party: no "
+            "party listened, and every connection went to the broker."
+        )
+
+
+def _figure(value: int | None) -> str:
+    return "not known" if value is None else f"{value:,}"

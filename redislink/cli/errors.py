@@ -1,0 +1,142 @@
+"""Exit codes, and the one place where an error becomes a line on stderr.
+
+Rules: an error that redislink raised is one line that says what to do, and a traceback only
+with ``--verbose``. An error in the user's own program is shown with the traceback of that
+program, without the frames of ours below it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import sys
+import traceback
+from types import TracebackType
+from typing import Annotated, NoReturn
+
+import typer
+
+from redislink.errors import (
+    BrokerError,
+    ConfigError,
+    FrameError,
+    LinkError,
+    PeerError,
+    RedisLinkError,
+)
+
+
+class ExitCode(enum.IntEnum):
+    """What the shell sees. ``redislink run`` also passes on a code the program exits with."""
+
+    OK = 0
+    PROGRAM = 1
+    CONFIG = 2
+    BROKER = 3
+    PEER = 4
+    TAMPERED = 5
+    INTERRUPTED = 130
+
+
+MEANINGS = {
+    ExitCode.OK: "ok",
+    ExitCode.PROGRAM: "program failed",
+    ExitCode.CONFIG: "wrong command line, cluster file, setting or URL",
+    ExitCode.BROKER: "broker out of reach, or refused us",
+    ExitCode.PEER: "other party missing, late, failed or not matching, or this one taken",
+    ExitCode.TAMPERED: "broker delivered what no party sent",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+
+# First match wins; an error of a class that is not here is the program's.
+_CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
+    (ConfigError, ExitCode.CONFIG),
+    (LinkError, ExitCode.CONFIG),
+    (BrokerError, ExitCode.BROKER),
+    (PeerError, ExitCode.PEER),
+    (FrameError, ExitCode.TAMPERED),
+)
+
+_verbose = False
+
+
+def _be_verbose(wanted: bool) -> bool:
+    """Take note of ``--verbose``, wherever on our part of the command line it stands."""
+    global _verbose
+    if wanted and not _verbose:
+        _verbose = True
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("redislink")
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+    return wanted
+
+
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_be_verbose,
+        is_eager=True,
+        help="Log to stderr; show tracebacks of redislink's own errors.",
+    ),
+]
+
+
+def exit_code(error: BaseException) -> ExitCode:
+    """The code to exit with after ``error``."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.PROGRAM)
+
+
+def say(message: str) -> None:
+    """One line on stderr, marked as ours."""
+    print(f"redislink: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def with_party(message: str, party: str) -> str:
+    """``message`` with the party before it, once."""
+    return f"{party}: {message}" if party and not message.startswith(f"{party}: ") else message
+
+
+def fail(error: RedisLinkError, party: str = "") -> NoReturn:
+    """End the process with the line and the code of ``error``."""
+    if _verbose:
+        traceback.print_exception(error)
+    say(with_party(str(error) or type(error).__name__, party))
+    raise SystemExit(int(exit_code(error)))
+
+
+def fail_usage(error: typer.TyperException) -> NoReturn:
+    """End the process after a command line that cannot be parsed."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "redislink"
+    say(f"{error.format_message().rstrip('.')}: see {command} --help")
+    raise SystemExit(int(ExitCode.CONFIG))
+
+
+def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
+    """End the process after an error of the user's program, with that program's traceback."""
+    frames = error.__traceback__
+    traceback.print_exception(
+        type(error), error, frames if _verbose else _from_file(frames, program)
+    )
+    say(with_party(f"{program} failed with {type(error).__name__}: see above", party))
+    raise SystemExit(int(ExitCode.PROGRAM))
+
+
+def fail_unexpected(error: Exception) -> NoReturn:
+    """End the process after an error that redislink should have foreseen."""
+    if _verbose:
+        traceback.print_exception(error)
+    hint = "please report it" if _verbose else "run again with --verbose, and please report it"
+    say(f"internal error, {type(error).__name__}: {error}: {hint}")
+    raise SystemExit(int(ExitCode.PROGRAM))
+
+
+def _from_file(frames: TracebackType | None, program: str) -> TracebackType | None:
+    """The part of a traceback from the first frame of ``program`` on; None if it has none."""
+    while frames is not None and frames.tb_frame.f_code.co_filename != program:
+        frames = frames.tb_next
+    return frames

@@ -1,0 +1,179 @@
+"""Party processes of a demo: started, watched from outside, ended.
+
+Rules: what is said about a party's sockets was read from the operating system while it ran, of
+the process and of all its children, and never assumed; no process outlives its `PartyProcess`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import psutil
+
+from redislink.errors import BrokerUnreachable
+
+Address = tuple[str, int]
+_END_TIMEOUT: Final = 5.0
+
+
+class SocketWatch:
+    """What a process and its children were seen to hold open, over all looks so far."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self.looks = 0
+        """How often the sockets could be read."""
+        self.listening = 0
+        """Most sockets seen at once that take connections or datagrams from anybody."""
+        self.remotes: set[Address] = set()
+        """Where TCP connections go to (or come from)."""
+
+    def look(self) -> None:
+        """Read the sockets now; a process that has ended shows none and is not counted."""
+        listening = 0
+        try:
+            processes = [self._process, *self._process.children(recursive=True)]
+            if self._process.status() == psutil.STATUS_ZOMBIE:
+                return
+        except psutil.NoSuchProcess:
+            return
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for connection in process.net_connections(kind="inet"):
+                    if connection.status == psutil.CONN_LISTEN or (
+                        connection.type == socket.SOCK_DGRAM and not connection.raddr
+                    ):
+                        listening += 1
+                    elif connection.type == socket.SOCK_STREAM and connection.raddr:
+                        self.remotes.add(_normal(connection.raddr.ip, connection.raddr.port))
+        self.looks += 1
+        self.listening = max(self.listening, listening)
+
+
+class PartyProcess:
+    """``redislink run`` of one party in a process of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        cluster: Path,
+        program: Path,
+        arguments: Sequence[str],
+        directory: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start the process.
+
+        Args:
+            name: the party.
+            cluster: the cluster file.
+            program: what it runs.
+            arguments: of the program; ``--report FILE`` is added.
+            directory: for the report and the output.
+            environment: added to this process's own.
+        """
+        self.name = name
+        self._report = directory / f"{name}.jsonl"
+        self._report.touch()
+        self._read_to = 0
+        self._output = directory / f"{name}.log"
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "redislink", "run"),
+                    *("--cluster", str(cluster), "--party", name),
+                    *(str(program), *arguments, "--report", str(self._report)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+            )
+        self.sockets = SocketWatch(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._process.poll()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the program has reported since the last call."""
+        with self._report.open("rb") as report:
+            report.seek(self._read_to)
+            whole, newline, _ = report.read().rpartition(b"\n")
+        self._read_to += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines() if line]
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(errors="replace")
+
+    def last_line(self) -> str:
+        """The last line that it printed: of a failed ``redislink run`` that is the error."""
+        lines = [line for line in self.output().splitlines() if line.strip()]
+        return lines[-1] if lines else "(it printed nothing)"
+
+    def stop(self) -> None:
+        """End it if it still runs."""
+        if self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def broker_addresses(url: str) -> set[Address]:
+    """The addresses that connections to the broker at ``url`` may go to; none for a unix socket.
+
+    Raises:
+        BrokerUnreachable: the host's name is not known here.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return set()
+    host, port = parts.hostname or "localhost", parts.port or 6379
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise BrokerUnreachable(
+            f"broker {host}:{port}: its name cannot be resolved ({error.strerror or error}): "
+            "check the host in the URL"
+        ) from None
+    return {_normal(str(address[0]), int(address[1])) for *_, address in found}
+
+
+def _normal(host: str, port: int) -> Address:
+    """IPv4 as IPv4, also where a dual-stack socket shows it as IPv6."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address), port

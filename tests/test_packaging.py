@@ -1,0 +1,47 @@
+"""What the wheel carries."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from redislink import __version__
+from redislink.cli.demo import PROGRAM, find_examples
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_examples_and_the_types(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    (wheel,) = tmp_path.glob("redislink-*.whl")
+    assert __version__ in wheel.name
+    files = set(zipfile.ZipFile(wheel).namelist())
+    assert "redislink/py.typed" in files
+    examples = ROOT / "examples"
+    for path in [*examples.glob("*.py"), *(examples / "data").glob("*.csv")]:
+        assert f"redislink/_examples/{path.relative_to(examples)}" in files
+    assert f"redislink/_examples/{PROGRAM}" in files
+    assert any(name.endswith("licenses/LICENSE") for name in files)
+    assert not any("__pycache__" in name or name.startswith("tests") for name in files)
+
+
+def test_the_examples_are_found() -> None:
+    assert (find_examples() / PROGRAM).is_file()
+
+
+def test_the_command_and_the_version_are_installed() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="redislink")
+    assert script.value == "redislink.cli:main"
+    assert importlib.metadata.version("redislink") == __version__
