@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,17 +56,21 @@ def intersect(
     """
     check_keys(source, key)
     target.parent.mkdir(parents=True, exist_ok=True)
-    config = psi.PsiExecuteConfig(
-        protocol_conf=psi.PsiProtocolConfig(
-            protocol=psi.parse_protocol(f"PROTOCOL_{protocol}"),
-            receiver_rank=0,
-            broadcast_result=True,
-        ),
-        input_params=psi.InputParams(path=str(source), selected_keys=[key], keys_unique=True),
-        output_params=psi.OutputParams(path=str(target)),
-    )
-    with create_link(device, endpoint) as link:
-        report = psi.psi_execute(config, link.context)
+    with tempfile.TemporaryDirectory(prefix="redislink-psi-") as directory:
+        # libpsi writes INPUT.temp.csv beside its input, where two runs would collide, and
+        # INPUT.meta, which it leaves there.
+        copy = shutil.copyfile(source, Path(directory) / "input.csv")
+        config = psi.PsiExecuteConfig(
+            protocol_conf=psi.PsiProtocolConfig(
+                protocol=psi.parse_protocol(f"PROTOCOL_{protocol}"),
+                receiver_rank=0,
+                broadcast_result=True,
+            ),
+            input_params=psi.InputParams(path=str(copy), selected_keys=[key], keys_unique=True),
+            output_params=psi.OutputParams(path=str(target)),
+        )
+        with create_link(device, endpoint) as link:
+            report = psi.psi_execute(config, link.context)
     return int(report.intersection_count)
 
 

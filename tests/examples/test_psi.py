@@ -6,6 +6,7 @@ import csv
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import psi
 import pytest
@@ -47,6 +48,30 @@ def test_files_with_nobody_in_common(in_process: Place, tmp_path: Path) -> None:
 
     assert in_process.play(main) == [{"RR22": 0}, {"RR22": 0}, {}]
     assert list(_rows(tmp_path / "out" / "alice_RR22.csv")) == ["id"]
+
+
+def test_files_that_two_runs_read_at_once_stay_alone(
+    in_process: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = psi.psi.psi_execute
+    read: list[Path] = []
+
+    def execute(config: Any, context: Any) -> Any:
+        read.append(Path(config.input_params.path))
+        return real(config, context)
+
+    monkeypatch.setattr(psi.psi, "psi_execute", execute)
+    source = tmp_path / "data" / "both.csv"
+    source.parent.mkdir()
+    source.write_text("id,x\nP2,1\nP1,2\n")
+
+    def main(endpoint: Endpoint) -> dict[str, int]:
+        return psi.main(endpoint, source, tmp_path / "out", ["KKRT"])
+
+    assert in_process.play(main) == [{"KKRT": 2}, {"KKRT": 2}, {}]
+    assert len({path.parent for path in (*read, source)}) == 3, "libpsi writes beside its input"
+    assert list(source.parent.iterdir()) == [source]
+    assert not any(path.exists() for path in read)
 
 
 @pytest.mark.parametrize(
