@@ -1,115 +1,173 @@
 """One party in one session: joins the protocol core and the broker.
 
 `connect` says hello to every peer and gives an `Endpoint`. What one party sends with a tag,
-another receives with that tag; different tags do not wait for each other, and messages with
-the same tag keep their order.
+another receives with that tag, once; different tags do not wait for each other, and messages
+with the same tag keep their order.
+
+Threads: `send` writes and `recv` reads in the calling thread. One control thread per endpoint
+takes acks, probes, heartbeats and aborts off the control lists and keeps the timers. A thread
+that mends the outbox runs only while it is broken.
+
+Locks: ``_lock`` guards the deliveries and everything that is not the broker's. Nobody talks to
+the broker while holding it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
 
 from redislink.broker import Broker, Inbox, Outbox
 from redislink.broker.claim import PartyClaim
-from redislink.broker.inbox import Wait
+from redislink.broker.inbox import Interrupted, Wait
+from redislink.broker.outage import Outage
+from redislink.broker.wire import Buffer
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import (
     BrokerError,
+    BrokerTampered,
+    ClusterMismatch,
     ConfigError,
     EndpointClosed,
     FrameError,
-    HandshakeTimeout,
     PayloadTypeError,
+    RecvCancelled,
     RecvTimeout,
+    RedisLinkError,
     SendTimeout,
     UsageError,
 )
+from redislink.identity import Identity
+from redislink.lanes import Lanes
 from redislink.protocol import keys
-from redislink.protocol.frame import BytesLike, Data, decode_untrusted, encode, encode_header
-from redislink.protocol.handshake import INSTANCE_BYTES, Handshake
+from redislink.protocol.delivery import Delivery, DeliveryStats, Leftover, Push, Timing
+from redislink.protocol.frame import BytesLike, Encoding, Frame
+from redislink.protocol.handshake import INSTANCE_BYTES
+from redislink.protocol.seal import Codec, StaleError
+from redislink.protocol.states import State
+from redislink.rendezvous import Progress, Rendezvous
+from redislink.security import make_handshake
 from redislink.settings import RedisLinkSettings
 
-Progress = Callable[[list[str], float], None]
 Party = str | int
 
-_HELLO_INTERVAL: Final = 1.0
-_HELLO_TTL: Final = 60
-_POLL_SECONDS: Final = (0.001, 0.05)
+_LONGEST_CONTROL_WAIT: Final = 1.0
+_SHORTEST_CONTROL_WAIT: Final = 0.02
+_UNREAD_CONTROL_WAIT: Final = 0.2
+_LANE_POLL: Final = 0.02
+_LOOKAHEAD_FROM: Final = 0.001
+"""Seconds of round trip to the broker from which on lanes are worth their while."""
+_LOOKAHEAD_DEPTH: Final = 8
+_CONTROL_TTL: Final = 120
+_FIRST_PROBE: Final = 0.15
+"""Seconds that a receive waits before it asks the peer for the first time: what a loss costs."""
+_LEAST_TO_LEAVE: Final = 0.5
+"""Seconds that each last thing may take when ``close_timeout`` is over."""
+_MOST_LAST_WORDS: Final = 64
+_OVER: Final = (State.CLOSED, State.FAILED)
 _logger = logging.getLogger("redislink")
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointStats:
-    """What passed through an endpoint so far: messages, and bytes of their payloads."""
+    """What passed through an endpoint so far.
+
+    Attributes:
+        messages_sent, bytes_sent, messages_received, bytes_received: of the application;
+            bytes are of payloads.
+        frames_resent: pushed again because they may have been lost.
+        duplicates_dropped: frames that came again.
+        probes_sent: questions of a blocked receive to the peer.
+        frames_refused: pushes for which the broker had no memory.
+        reconnects: times that the connection for sending was opened anew.
+    """
 
     messages_sent: int
     bytes_sent: int
     messages_received: int
     bytes_received: int
+    frames_resent: int
+    duplicates_dropped: int
+    probes_sent: int
+    frames_refused: int
+    reconnects: int
 
 
 class _Peer:
     """What the endpoint knows of one other party."""
 
-    def __init__(self, name: str, out_prefix: bytes, in_prefix: bytes) -> None:
+    def __init__(
+        self,
+        name: str,
+        prefixes: tuple[bytes, bytes],
+        delivery: Delivery,
+        codec: Codec,
+        make_lanes: Callable[[Callable[[str], bytes]], Lanes],
+    ) -> None:
+        """Args: prefixes of the names of the lists to and from the peer."""
         self.name = name
-        self.out_prefix = out_prefix
-        self.in_prefix = in_prefix
-        self.last_seq = 0
-        self.ready: dict[str, deque[bytes]] = defaultdict(deque)
+        self.codec = codec
+        self.out_prefix, self.in_prefix = prefixes
+        self.delivery = delivery
+        self.lanes = make_lanes(self.in_list)
+        self.control_in = self.in_prefix + keys.CONTROL_TAG.encode()
+
+    def in_list(self, tag: str) -> bytes:
+        return self.in_prefix + keys.encode_tag(tag).encode()
+
+    def out_list(self, tag: str | None) -> bytes:
+        encoded = keys.CONTROL_TAG if tag is None else keys.encode_tag(tag)
+        return self.out_prefix + encoded.encode()
 
 
 class SendHandle:
     """A message under way, as MPI's request: `test` it or `wait` for it."""
 
-    __slots__ = ("_endpoint", "_list", "_tag", "_to")
+    __slots__ = ("_endpoint", "_peer", "_seq", "_tag")
 
-    def __init__(self, endpoint: Endpoint, to: str, tag: str, name: bytes) -> None:
+    def __init__(self, endpoint: Endpoint, peer: _Peer, tag: str, seq: int) -> None:
         self._endpoint = endpoint
-        self._to = to
+        self._peer = peer
         self._tag = tag
-        self._list = name
+        self._seq = seq
 
     def test(self) -> bool:
-        """True once the peer has taken the message (and all before it with the same tag)."""
-        return self._endpoint._is_taken(self._list)
+        """True once the peer has received the message."""
+        return self._peer.delivery.is_acked(self._seq)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return once the peer has taken the message.
+        """Return once the peer has received the message.
 
         Args:
             timeout: seconds; None takes ``recv_timeout``.
 
         Raises:
-            SendTimeout: the peer has not taken it in time.
+            SendTimeout: the peer has not received it in time.
+            PeerError: the peer is gone, or its run failed.
         """
         limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
-        started = time.monotonic()
-        pause, longest_pause = _POLL_SECONDS
-        while not self.test():
-            if time.monotonic() - started >= limit:
-                raise SendTimeout(
-                    f"{self._endpoint.party}: {self._to} has not taken the message with tag "
-                    f"{self._tag!r:.120} in {limit:g} s: check that {self._to} runs and receives it"
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, longest_pause)
+        if not self._endpoint.wait_until(self.test, limit, ask=(self._peer.name,)):
+            raise SendTimeout(
+                f"{self._endpoint.party}: {self._peer.name} has not taken the message with tag "
+                f"{self._tag!r:.120} in {limit:g} s: check that {self._peer.name} runs and "
+                "receives it"
+            )
 
 
 class Endpoint:
     """This party's end of a session. Made by `connect`; usable from several threads at once.
 
     Peers are named by party name or by rank. A payload is any bytes-like object; what is
-    received is ``bytes``.
+    received is ``bytes``. Leaving its ``with`` block by an exception tells every peer.
     """
 
     def __init__(
@@ -121,32 +179,62 @@ class Endpoint:
         outbox: Outbox,
         inbox: Inbox,
         claim: PartyClaim,
-        epochs: dict[str, str],
+        rendezvous: Rendezvous,
+        outage: Outage,
     ) -> None:
         """Not for users: `connect` is."""
         self.cluster = cluster
         self.party = party
         self.settings = settings
         self.rank = cluster.rank(party)
+        self._broker = broker
         self._outbox = outbox
         self._inbox = inbox
         self._claim = claim
+        self._rendezvous = rendezvous
+        self._outage = outage
         self._blpop_slice = broker.blpop_slice(settings.blpop_timeout)
-        session = cluster.session
+        timing = Timing(
+            window_bytes=settings.window_bytes,
+            chunk_bytes=settings.chunk_bytes,
+            peer_timeout=settings.peer_timeout,
+        )
+        session, now = cluster.session, time.monotonic()
+        handshake = rendezvous.handshake
+        depth = _lookahead_depth(settings, broker, claim.round_trip)
         self._peers = {
             peer: _Peer(
                 peer,
-                keys.inbox_prefix(session, peer, party, epoch),
-                keys.inbox_prefix(session, party, peer, epoch),
+                (
+                    keys.inbox_prefix(session, peer, party, handshake.epoch(peer)),
+                    keys.inbox_prefix(session, party, peer, handshake.epoch(peer)),
+                ),
+                Delivery(peer, timing, now),
+                handshake.codec(peer),
+                lambda name_of: Lanes(inbox, depth, self._blpop_slice, name_of),
             )
-            for peer, epoch in epochs.items()
+            for peer in rendezvous.peers
         }
-        self._lock = threading.Lock()
-        self._waits: dict[Wait, tuple[str, str]] = {}
+        self._by_name_or_rank: dict[Party, _Peer] = {
+            key: peer for name, peer in self._peers.items() for key in (name, cluster.rank(name))
+        }
+        self._not_opened = 0
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._failure: RedisLinkError | None = None
         self._link_numbers: dict[str, int] = defaultdict(int)
-        self._closed = False
-        self._sent = [0, 0]
-        self._received = [0, 0]
+        self._closing = False
+        self._last_words: deque[tuple[_Peer, Push]] = deque(maxlen=_MOST_LAST_WORDS)
+        self._stopped = threading.Event()
+        self._reconnects = 0
+        self._mending = False
+        self._control_wait = inbox.acquire()
+        self._control_thread = threading.Thread(
+            target=self._run_control, name=f"redislink-control-{party}", daemon=True
+        )
+        self._control_thread.start()
+
+    # -- what users see ----------------------------------------------------------------------
 
     @property
     def session(self) -> str:
@@ -159,43 +247,51 @@ class Endpoint:
         return self.cluster.world_size
 
     def send(self, dst: Party, tag: str, data: BytesLike) -> SendHandle:
-        """Hand a message to the broker; waits neither for the peer nor for the broker.
+        """Send a message; waits neither for the peer nor for the broker.
 
         Args:
             dst: party name or rank.
             tag: 1 to 512 bytes of UTF-8; the peer receives with the same.
-            data: any bytes-like object; it may be changed after the call.
+            data: any bytes-like object of at most 4 GiB; it may be changed after the call.
 
         Raises:
             PayloadTypeError: ``data`` is not bytes-like.
-            UsageError: no such party, or it is this one; or the tag is not valid.
-            BrokerError: this push or an earlier one failed.
+            UsageError: no such party, or it is this one; or tag or size are not valid.
+            PeerError: the session has failed, or the peer has left it.
+            BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: after `close`.
         """
         peer = self._peer(dst)
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise PayloadTypeError(
-                f"{self.party}: the message for {peer.name} with tag {tag!r:.120} is "
-                f"{type(data).__name__}, not bytes: encode it first"
-            )
-        name = peer.out_prefix + keys.encode_tag(tag).encode()
-        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        if type(data) is not bytes:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise PayloadTypeError(
+                    f"{self.party}: the message for {peer.name} with tag {tag!r:.120} is "
+                    f"{type(data).__name__}, not bytes: encode it first"
+                )
+            data = bytes(data)
+        keys.encode_tag(tag)  # checks it
         with self._lock:
-            self._check_open()
-            peer.last_seq += 1
-            seq = peer.last_seq
-            self._sent[0] += 1
-            self._sent[1] += size
-        self._outbox.push(name, (encode_header(Data(seq)), memoryview(data)), self._ttl)
-        return SendHandle(self, peer.name, tag, name)
+            self._check_usable()
+            seq = peer.delivery.send(tag, data, time.monotonic())
+            pushes = peer.delivery.pushes()
+        self._push(peer, pushes)
+        return SendHandle(self, peer, tag, seq)
 
     def flush(self) -> None:
-        """Wait until the broker has taken all that was sent.
+        """Wait until the broker has what was sent and the window admits.
 
-        Raises:
-            BrokerError: it has not.
+        Raises: as `send`.
         """
-        self._outbox.flush()
+        deadline = time.monotonic() + self.settings.broker_timeout
+        with self._lock:
+            self._check_usable()
+        while not self._outbox.flush():
+            self._mend_outbox()
+            with self._changed:
+                self._check_usable()
+                if time.monotonic() > deadline:
+                    raise self._outbox.error or SendTimeout(f"{self.party}: nothing was flushed")
+                self._changed.wait(0.05)
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> bytes:
         """The next message from ``src`` with ``tag``; waits for it.
@@ -207,38 +303,57 @@ class Endpoint:
 
         Raises:
             RecvTimeout: it did not come in time.
+            PeerAborted, PeerLost, PeerRestarted, PeerClosed: it will not come.
             RecvCancelled: `cancel_recv` was called for it.
-            BrokerError: the broker failed.
+            BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: `close` was called, before or while this waited.
         """
         peer = self._peer(src)
-        name = peer.in_prefix + keys.encode_tag(tag).encode()
+        name = peer.in_list(tag)
         limit = self.settings.recv_timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
-        wait = Wait()
-        with self._lock:
-            self._check_open()
-            if peer.ready.get(tag):
-                return self._take_ready(peer, tag)
-            self._waits[wait] = (peer.name, tag)
+        delivery, started = peer.delivery, time.monotonic()
+        longest = _FIRST_PROBE
+        wait = self._inbox.acquire()
+        # Before the check: whoever ends the session sets the failure, then looks for waits.
+        wait.purpose = (peer.name, tag, started)
         try:
-            while True:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise RecvTimeout(
-                        f"{self.party}: waited {limit:g} s for tag {tag!r:.120} from "
-                        f"{peer.name}: check that {peer.name} runs and sends it, or allow more "
-                        "time (REDISLINK_RECV_TIMEOUT)"
-                    )
-                popped = self._inbox.pop((name,), max(0.001, min(left, self._blpop_slice)), wait)
-                if popped is not None:
-                    message = self._open_element(peer, popped[1])
-                    if message is not None:
-                        self._count_received(message)
-                        return message
-        finally:
             with self._lock:
-                del self._waits[wait]
+                self._check_usable()
+                message = delivery.take(tag)
+            if message is None:
+                message = self._recv_foreseen(peer, tag, started + limit)
+            if message is not None:
+                return message[0]
+            while True:
+                left = started + limit - time.monotonic()
+                if left <= 0:
+                    self._raise_timeout(peer, tag, limit)
+                element = self._pop(peer, tag, name, min(left, longest), wait)
+                opened = None if element is None else self._open(peer, name, element)
+                with self._lock:
+                    now = time.monotonic()
+                    if opened is not None:
+                        self._take_data(peer, tag, opened, now)
+                    elif element is None and now - started >= longest:
+                        longest = limit
+                        self._register(wait)
+                        delivery.probe_soon(tag, now)
+                        delivery.tick(now)
+                    message = delivery.take(tag)
+                    if message is None:
+                        self._check_usable()
+                        if element is None:
+                            self._register(wait)
+                            delivery.check_can_receive(tag, now)
+                    pushes = delivery.pushes()
+                if pushes:
+                    self._push(peer, pushes)
+                if message is not None:
+                    peer.lanes.foresee(tag)
+                    return message[0]
+        finally:
+            self._end_wait(wait, delivery, tag)
+            self._inbox.release(wait)
 
     def has_message(self, src: Party, tag: str) -> bool:
         """True if `recv` for this tag would return at once."""
@@ -250,27 +365,94 @@ class Endpoint:
         Raises: as `recv`, but never a timeout.
         """
         peer = self._peer(src)
-        name = peer.in_prefix + keys.encode_tag(tag).encode()
-        with self._lock:
-            self._check_open()
-            waiting = peer.ready.get(tag)
-            if waiting:
-                return waiting[0]
-        while (element := self._inbox.pop_now(name)) is not None:
-            message = self._open_element(peer, element)
+        name = peer.in_list(tag)
+        give_up = time.monotonic() + self.settings.reply_timeout
+        while True:
+            with self._lock:
+                self._check_usable()
+                message = peer.delivery.peek(tag)
             if message is not None:
+                return message[0]
+            wait = self._inbox.acquire()
+            try:
+                element = wait.pop_now(name)
+                self._outage.ended()
+            except BrokerError as error:
+                self._stopped.wait(self._give_up_or_pause(error))
+                continue
+            finally:
+                self._inbox.release(wait)
+            if element is None:
+                return None
+            opened = self._open(peer, name, element)
+            if opened is not None:
                 with self._lock:
-                    peer.ready[tag].append(message)
-                    return peer.ready[tag][0]
-        return None
+                    self._take_data(peer, tag, opened, time.monotonic())
+                    complete = peer.delivery.peek(tag) is not None
+                    pushes = peer.delivery.pushes()
+                self._push(peer, pushes)
+                if not complete and time.monotonic() > give_up:
+                    return None  # the broker may give the same again, for ever
 
     def cancel_recv(self, src: Party, tag_prefix: str) -> None:
         """End every blocked `recv` from ``src`` whose tag begins so, with RecvCancelled."""
         peer = self._peer(src)
         with self._lock:
-            for wait, (name, tag) in self._waits.items():
+            for wait in self._inbox.waits():
+                name, tag, _ = wait.purpose or ("", "", 0.0)
                 if name == peer.name and tag.startswith(tag_prefix):
-                    wait.cancel()
+                    wait.cancelled = True
+                    wait.interrupt()
+            self._changed.notify_all()
+
+    def wait_until(
+        self, condition: Callable[[], bool], timeout: float, *, ask: tuple[str, ...] = ()
+    ) -> bool:
+        """Wait for something that only the peers' acks can bring about.
+
+        Args:
+            condition: cheap; evaluated whenever an ack came.
+            timeout: seconds.
+            ask: peers to ask for prompt acks.
+
+        Returns:
+            False if it did not come in time.
+
+        Raises: as `send`.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            with self._changed:
+                if condition():
+                    return True
+                self._check_usable()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                asked = []
+                for name in ask:
+                    self._peers[name].delivery.ask_ack()
+                    asked.append((self._peers[name], self._peers[name].delivery.pushes()))
+            for peer, pushes in asked:
+                self._push(peer, pushes)
+            with self._changed:
+                if not condition():
+                    self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
+
+    @contextlib.contextmanager
+    def announce_silence(self, seconds: float = 600.0) -> Iterator[None]:
+        """Within this block, peers do not take this party's silence for death.
+
+        For calls that hold the GIL, and with it the heartbeat: compiling, making shares.
+
+        Args:
+            seconds: the longest that it may take.
+        """
+        self._announce(seconds)
+        try:
+            yield
+        finally:
+            self._announce(0)
 
     def next_link_number(self, device: str) -> int:
         """How many links this endpoint has made for a device, this one included.
@@ -283,29 +465,65 @@ class Endpoint:
             return self._link_numbers[device]
 
     def stats(self) -> EndpointStats:
-        """Counts so far."""
+        """Counts so far, over all peers."""
         with self._lock:
-            return EndpointStats(*self._sent, *self._received)
+            totals = {
+                f.name: sum(getattr(p.delivery.stats, f.name) for p in self._peers.values())
+                for f in fields(DeliveryStats)
+            }
+            return EndpointStats(**totals, reconnects=self._reconnects)
 
-    def close(self) -> None:
-        """Flush what was sent, end what waits, leave the session. Safe to call twice.
+    def abort(self, reason: str) -> None:
+        """Tell every peer that this party's run has failed, and leave.
 
-        Raises:
-            BrokerError: what was sent did not reach the broker.
+        Args:
+            reason: one line; it is shown to the peers, so it must hold no data.
         """
         with self._lock:
-            if self._closed:
+            if self._closing:
                 return
-            self._closed = True
-        self._inbox.close()
-        try:
-            self._outbox.delete(
-                *(keys.hello_list(self.session, self.party, peer) for peer in self._peers)
+            self._closing = True
+            self._wake_all()
+            work = []
+            for peer in self._peers.values():
+                peer.delivery.abort(" ".join(reason.split())[:500])
+                work.append((peer, peer.delivery.pushes()))
+        for peer, pushes in work:
+            self._push(peer, pushes)
+        self._leave(time.monotonic() + self.settings.close_timeout)
+
+    def close(self) -> None:
+        """Leave the session: wait until the peers have what was sent, and say so to them.
+
+        Takes at most ``close_timeout`` seconds; blocked calls end with EndpointClosed. Safe
+        to call twice. What is not delivered by then is logged, and expires on the broker.
+        """
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._wake_all()
+            work = []
+            for peer in self._peers.values():
+                peer.delivery.close(time.monotonic())
+                work.append((peer, peer.delivery.pushes()))
+        for peer, pushes in work:
+            self._push(peer, pushes)
+        deadline = time.monotonic() + self.settings.close_timeout
+        with self._changed:
+            while (left := deadline - time.monotonic()) > 0:
+                if self._failure is not None or not self._unfinished():
+                    break
+                self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
+            unfinished = self._unfinished() if self._failure is None else []
+        for peer in unfinished:
+            _logger.warning(
+                "%s: closed without %s having taken everything (%d bytes left)",
+                self.party,
+                peer.name,
+                peer.delivery.unacked_bytes,
             )
-            self._outbox.flush()
-        finally:
-            self._outbox.close()
-            self._claim.release()
+        self._leave(deadline)
 
     def __enter__(self) -> Endpoint:
         return self
@@ -316,72 +534,418 @@ class Endpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        if error is None:
             self.close()
-        except BrokerError as broker_error:
-            if error is None:
-                raise
-            _logger.warning("%s: while closing after an error: %s", self.party, broker_error)
+        elif isinstance(error, RedisLinkError):
+            self.abort(str(error))
+        else:
+            # Its text might hold data of this party; its type does not.
+            self.abort(f"{type(error).__name__} in its program")
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open"
+        state = "closed" if self._closing else "open"
         return f"<Endpoint {self.party} (rank {self.rank}) of session {self.session}, {state}>"
 
-    @property
-    def _ttl(self) -> int:
-        return self.settings.list_ttl
+    # -- shared by the calling threads -------------------------------------------------------
 
-    def _is_taken(self, name: bytes) -> bool:
-        return self._outbox.length(name) == 0
-
-    def _check_open(self) -> None:
-        if self._closed:
+    def _check_usable(self) -> None:
+        if self._closing:
             raise EndpointClosed(
                 f"{self.party}: the endpoint is closed: open a new one with redislink.connect()"
             )
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
 
     def _peer(self, party: Party) -> _Peer:
-        if isinstance(party, int) and not isinstance(party, bool):
-            if not 0 <= party < self.world_size:
-                raise UsageError(
-                    f"{self.party}: there is no rank {party}: ranks are 0 to {self.world_size - 1}"
-                )
-            name: object = self.cluster.party_names[party]
-        else:
-            name = party
-        peer = self._peers.get(name) if isinstance(name, str) else None
-        if peer is None:
-            raise UsageError(
-                f"{self.party}: {name!r:.80} is "
-                + ("this party itself" if name == self.party else "not a party")
-                + f": use one of {', '.join(self._peers)}"
-            )
-        return peer
+        if type(party) is str or type(party) is int:  # not bool, which equals 0 or 1
+            peer = self._by_name_or_rank.get(party)
+            if peer is not None:
+                return peer
+        own = party == self.party or (type(party) is int and party == self.rank)
+        raise UsageError(
+            f"{self.party}: {party!r:.80} is {'this party itself' if own else 'not a party'}: "
+            f"use one of {', '.join(self._peers)}, or their ranks"
+        )
 
-    def _open_element(self, peer: _Peer, element: bytes) -> bytes | None:
-        """The message in a list element; None, and a warning, if it is not one."""
+    def _push(self, peer: _Peer, pushes: list[Push | Leftover]) -> None:
+        """Write what a delivery wants written; broken outboxes are mended in the background."""
+        if not pushes:
+            return
         try:
-            frame, body = decode_untrusted(element)
-            if not isinstance(frame, Data) or frame.parts != 1:
-                raise FrameError(f"a {frame.kind.name} frame where a whole message belongs")
-        except FrameError as error:
-            _logger.warning("%s: ignored an element from %s: %s", self.party, peer.name, error)
-            return None
-        return bytes(body)
+            for push in pushes:
+                name = peer.out_list(push.tag)
+                if isinstance(push, Leftover):
+                    self._outbox.delete(name)
+                    continue
+                if self._closing and push.tag is None:
+                    self._last_words.append((peer, push))
+                element = peer.codec.encode_parts(name, push.frame, push.body)
+                ttl = _CONTROL_TTL if push.tag is None else None
+                self._outbox.push(name, element, (peer, push), clear=push.clear, ttl=ttl)
+        except EndpointClosed:
+            return  # a late ack, while another thread closes
+        if self._outbox.error is not None:
+            self._mend_outbox()
 
-    def _take_ready(self, peer: _Peer, tag: str) -> bytes:
-        waiting = peer.ready[tag]
-        message = waiting.popleft()
-        if not waiting:
-            del peer.ready[tag]
-        self._received[0] += 1
-        self._received[1] += len(message)
+    def _pop(self, peer: _Peer, tag: str, name: bytes, left: float, wait: Wait) -> Buffer | None:
+        """One BLPOP; None if nothing came, or the broker failed and may be tried again."""
+        try:
+            popped = wait.pop((name,), max(0.001, min(left, self._blpop_slice)))
+            self._outage.ended()
+        except Interrupted:
+            if wait.cancelled:
+                raise RecvCancelled(
+                    f"{self.party}: the receive of tag {tag!r:.120} from {peer.name} was "
+                    "cancelled: the link that it belongs to was aborted"
+                ) from None
+            with self._lock:
+                self._check_usable()
+            return None  # meant for who had this connection before
+        except BrokerError as error:
+            pause = self._give_up_or_pause(error)
+            with self._changed:
+                # What the broken connection may have popped is lost: ask for it at once.
+                self._register(wait)
+                peer.delivery.probe_soon(tag, time.monotonic())
+                self._changed.wait(min(pause, left))
+                self._check_usable()
+            return None
+        return None if popped is None else popped[1]
+
+    def _recv_foreseen(
+        self, peer: _Peer, tag: str, deadline: float
+    ) -> tuple[bytes, Encoding] | None:
+        """The message from the lane on which its BLPOP is under way; None if there is none."""
+        lane = peer.lanes.lane_of(tag)
+        if lane is None:
+            return None
+        while not lane.lock.acquire(timeout=_LANE_POLL):
+            with self._lock:  # another thread reads the lane; it may read this one's message
+                self._check_usable()
+                message = peer.delivery.take(tag)
+            if message is not None or time.monotonic() > deadline:
+                return message
+        message = None
+        try:
+            lane.wait.purpose = (peer.name, tag, time.monotonic())
+            with self._lock:
+                self._check_usable()
+            while message is None:
+                read = peer.lanes.read(lane, tag)
+                if read is None:
+                    break
+                came, element = read
+                opened = None
+                if element is not None:
+                    opened = self._open(peer, peer.in_list(came), element)
+                with self._lock:
+                    self._check_usable()
+                    if opened is not None:
+                        self._take_data(peer, came, opened, time.monotonic())
+                    message = peer.delivery.take(tag)
+                    pushes = peer.delivery.pushes()
+                self._push(peer, pushes)
+                if came == tag:
+                    break
+        except Interrupted:
+            with self._lock:
+                self._check_usable()
+        except BrokerError as error:
+            self._stopped.wait(self._give_up_or_pause(error))
+        finally:
+            self._end_wait(lane.wait, peer.delivery, tag)
+            lane.lock.release()
+        if message is not None:
+            peer.lanes.foresee(tag)
         return message
 
-    def _count_received(self, message: bytes) -> None:
+    def _end_wait(self, wait: Wait, delivery: Delivery, tag: str) -> None:
+        wait.purpose = None
+        if wait.registered:
+            wait.registered = False
+            with self._lock:
+                delivery.unwait(tag)
+
+    def _register(self, wait: Wait) -> None:
+        """From now on the peer is probed for what this receive waits for."""
+        if wait.purpose is not None and not wait.registered:
+            name, tag, since = wait.purpose
+            self._peers[name].delivery.wait(tag, since)
+            wait.registered = True
+
+    def _open(self, peer: _Peer, name: bytes, element: Buffer) -> tuple[Frame, bytes] | None:
+        """The frame and body of a list element; None if the peer has not sent it so."""
+        try:
+            return peer.codec.decode_untrusted(name, element)
+        except StaleError:
+            return None
+        except FrameError as error:
+            self._not_a_frame_of(peer, error)
+            return None
+
+    def _take_data(self, peer: _Peer, tag: str, opened: tuple[Frame, bytes], now: float) -> None:
+        try:
+            peer.delivery.receive_data(tag, *opened, now)
+        except FrameError as error:
+            self._not_a_frame_of(peer, error)
+        else:
+            self._changed.notify_all()
+
+    def _not_a_frame_of(self, peer: _Peer, error: FrameError) -> None:
+        """Count what did not come from the peer; such a frame counts as never received."""
+        _logger.warning("%s: ignored an element from %s: %s", self.party, peer.name, error)
         with self._lock:
-            self._received[0] += 1
-            self._received[1] += len(message)
+            self._not_opened += 1
+            too_many = self._not_opened >= self.settings.tamper_limit
+        if too_many and self.cluster.security == "sealed":
+            self._fail(
+                BrokerTampered(
+                    f"{self.party}: {self._not_opened} frames did not open, the last from "
+                    f"{peer.name} ({error}): something between the parties changes messages; "
+                    "check the broker and who has access to it"
+                )
+            )
+
+    def _raise_timeout(self, peer: _Peer, tag: str, limit: float) -> None:
+        with self._lock:
+            said = peer.delivery.describe_wait(tag, time.monotonic())
+        raise RecvTimeout(
+            f"{self.party}: waited {limit:g} s for tag {tag!r:.120} from {peer.name}; {said}: "
+            f"check that {peer.name} sends it, or allow more time (REDISLINK_RECV_TIMEOUT)"
+        )
+
+    def _announce(self, seconds: float) -> None:
+        with self._lock:
+            work = []
+            for peer in self._peers.values():
+                peer.delivery.announce_silence(seconds, time.monotonic())
+                work.append((peer, peer.delivery.pushes()))
+        for peer, pushes in work:
+            self._push(peer, pushes)
+        if seconds:
+            self._outbox.flush()
+
+    def _unfinished(self) -> list[_Peer]:
+        return [peer for peer in self._peers.values() if peer.delivery.state not in _OVER]
+
+    # -- failure -----------------------------------------------------------------------------
+
+    def _give_up_or_pause(self, error: BrokerError) -> float:
+        """Seconds to pause before the next try; raises, for all, when there shall be none."""
+        try:
+            return self._outage.failed(error)
+        except BrokerError as final:
+            self._fail(final)
+            raise
+
+    def _fail(self, failure: RedisLinkError) -> None:
+        """End every call of this endpoint, now and later, with this error."""
+        with self._lock:
+            if self._failure is None and not self._closing:
+                self._failure = failure
+                _logger.error("%s: the session has failed: %s", self.party, failure)
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        for wait in self._inbox.waits():
+            wait.interrupt()
+        self._changed.notify_all()
+
+    def _mend_outbox(self) -> None:
+        """Start the thread that reconnects the outbox, unless it runs."""
+        with self._lock:
+            if self._mending or self._stopped.is_set():
+                return
+            self._mending = True
+        threading.Thread(
+            target=self._run_mending, name=f"redislink-mend-{self.party}", daemon=True
+        ).start()
+
+    def _run_mending(self) -> None:
+        try:
+            while (error := self._outbox.error) is not None and not self._stopped.is_set():
+                try:
+                    self._stopped.wait(self._give_up_or_pause(error))
+                    self._outbox.reconnect()
+                    self._outage.ended()
+                except BrokerError as again:
+                    if self._failure is not None:
+                        return
+                    _logger.debug("%s: not reconnected yet: %s", self.party, again)
+                    if not again.passes:
+                        self._fail(again)
+                        return
+                    continue
+                self._reconnected()
+        except EndpointClosed:
+            return
+        finally:
+            with self._lock:
+                self._mending = False
+
+    def _reconnected(self) -> None:
+        _logger.info("%s: reconnected to broker %s", self.party, self._broker.label)
+        with self._lock:
+            self._reconnects += 1
+            work = []
+            for peer in self._peers.values():
+                peer.delivery.reconnected(time.monotonic())
+                peer.delivery.tick(time.monotonic())
+                work.append((peer, peer.delivery.pushes()))
+            self._changed.notify_all()
+        for peer, pushes in work:
+            self._push(peer, pushes)
+        self._rendezvous.reconnected()
+
+    # -- the control thread ------------------------------------------------------------------
+
+    def _run_control(self) -> None:
+        try:
+            self._serve_control()
+        except RedisLinkError as error:
+            self._fail(error)
+        except Exception as error:
+            # Without this thread nothing is healed any more, so nobody may wait on.
+            _logger.exception("%s: the control thread broke", self.party)
+            self._fail(
+                RedisLinkError(
+                    f"{self.party}: internal error, {type(error).__name__} in the control "
+                    "thread: please report it, with the log"
+                )
+            )
+
+    def _serve_control(self) -> None:
+        sources: dict[bytes, tuple[_Peer, bool]] = {
+            peer.control_in: (peer, True) for peer in self._peers.values()
+        }
+        sources |= {name: (self._peers[p], False) for name, p in self._rendezvous.lists.items()}
+        names = list(sources)
+        while not self._stopped.is_set():
+            try:
+                pause = self._serve_timers()
+                names = [*names[1:], names[0]]  # else a busy first list would starve the others
+                popped = self._control_wait.pop(names, self._broker.blpop_slice(pause))
+                self._outage.ended()
+            except (Interrupted, EndpointClosed):
+                return
+            except BrokerError as error:
+                try:
+                    self._stopped.wait(self._give_up_or_pause(error))
+                except BrokerError:
+                    return
+                with self._lock:
+                    for peer in self._peers.values():
+                        peer.delivery.not_listening(time.monotonic())
+                continue
+            with self._lock:
+                now = time.monotonic()
+                for peer in self._peers.values():
+                    peer.delivery.listened(now)
+            if popped is not None:
+                peer, is_control = sources[popped[0]]
+                if is_control:
+                    self._take_control(peer, popped[1])
+                else:
+                    self._take_hello(peer, popped[1])
+            self._check_peers()
+
+    def _serve_timers(self) -> float:
+        """Do what is due; returns how many seconds the control thread may wait."""
+        now = time.monotonic()
+        answered = self._outbox.collect()
+        if answered:
+            with self._lock:
+                for token, taken in answered:
+                    peer, push = cast("tuple[_Peer, Push]", token)
+                    if taken:
+                        peer.delivery.confirm(push, now)
+                    else:
+                        peer.delivery.refused(push, now)
+        if self._outbox.error is not None:
+            self._mend_outbox()
+        for wait in self._inbox.waits():
+            purpose = wait.purpose
+            if purpose is not None and now - purpose[2] > _UNREAD_CONTROL_WAIT:
+                with self._lock:
+                    self._register(wait)
+        pause = _UNREAD_CONTROL_WAIT if self._outbox.has_unread else _LONGEST_CONTROL_WAIT
+        for peer in self._peers.values():
+            with self._lock:
+                due = peer.delivery.next_timeout()
+                if due is not None and due <= now:
+                    peer.delivery.tick(now)
+                    due = peer.delivery.next_timeout()
+                pushes = peer.delivery.pushes()
+            self._push(peer, pushes)
+            if due is not None:
+                pause = min(pause, due - now)
+        return max(_SHORTEST_CONTROL_WAIT, pause)
+
+    def _take_control(self, peer: _Peer, element: Buffer) -> None:
+        opened = self._open(peer, peer.control_in, element)
+        if opened is None:
+            return
+        with self._lock:
+            try:
+                peer.delivery.receive_control(opened[0], time.monotonic())
+            except FrameError as error:
+                self._not_a_frame_of(peer, error)
+            pushes = peer.delivery.pushes()
+            self._changed.notify_all()
+        self._push(peer, pushes)
+
+    def _take_hello(self, peer: _Peer, element: Buffer) -> None:
+        with contextlib.suppress(ClusterMismatch, EndpointClosed):
+            self._rendezvous.receive(peer.name, element)
+        if self._rendezvous.handshake.has_restarted(peer.name):
+            with self._lock:
+                peer.delivery.restarted()
+        if self._outbox.error is not None:
+            self._mend_outbox()
+
+    def _check_peers(self) -> None:
+        with self._lock:
+            for peer in self._peers.values():
+                if peer.delivery.failure is not None and self._failure is None:
+                    self._fail(peer.delivery.failure)
+
+    def _say_last_words(self, deadline: float) -> None:
+        """See to it that the broker has the FINs, acks and ABORTs of the end.
+
+        Nobody is there to send them again, so when the connection broke they are all pushed
+        again on the next one.
+        """
+        while not self._outbox.flush(max(_LEAST_TO_LEAVE, deadline - time.monotonic())):
+            error = self._outbox.error
+            if isinstance(self._failure, BrokerError) or (error and not error.passes):
+                return
+            self._mend_outbox()
+            with self._changed:
+                while self._outbox.error is not None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return
+                    self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
+            for peer, push in tuple(self._last_words):
+                self._push(peer, [push])
+
+    def _leave(self, deadline: float) -> None:
+        """Stop the threads, remove what this party leaves on the broker, disconnect."""
+        self._say_last_words(deadline)
+        left = max(_LEAST_TO_LEAVE, deadline - time.monotonic())
+        self._stopped.set()
+        self._control_wait.interrupt()
+        self._control_thread.join(left)
+        self._control_wait.disconnect()
+        mine = [*self._rendezvous.lists, *(peer.control_in for peer in self._peers.values())]
+        with contextlib.suppress(EndpointClosed):
+            self._outbox.delete(*mine)
+        self._outbox.flush(left)
+        self._outbox.close()
+        for peer in self._peers.values():
+            peer.lanes.close()
+        self._inbox.close()
+        self._claim.release(left)
 
 
 def connect(
@@ -390,6 +954,8 @@ def connect(
     settings: RedisLinkSettings | None = None,
     *,
     on_progress: Progress | None = None,
+    broker: Broker | None = None,
+    identity: Identity | None = None,
 ) -> Endpoint:
     """Join a session: returns once every pair of parties has said hello.
 
@@ -399,9 +965,11 @@ def connect(
         settings: None reads the environment and ``.env``.
         on_progress: called about once a second while parties are missing, with their names
             and the seconds waited.
+        broker: None takes the one that the settings or the cluster file name.
+        identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
 
     Raises:
-        ConfigError: cluster, party or settings are wrong.
+        ConfigError: cluster, party, settings or identity are wrong.
         BrokerError: the broker is out of reach or refuses this party.
         PartyTaken: another process already runs as this party.
         ClusterMismatch: a peer runs with another cluster file.
@@ -415,24 +983,32 @@ def connect(
             "no party: pass one, or set REDISLINK_PARTY to one of " + ", ".join(spec.party_names)
         )
     spec.rank(name)
-    broker = Broker.from_settings(settings, spec.broker)
+    broker = broker or Broker.from_settings(settings, spec.broker)
     instance = secrets.token_bytes(INSTANCE_BYTES)
-    claim = PartyClaim(
-        broker,
-        keys.claim_key(spec.session, name),
-        instance,
-        f"party {name!r} of session {spec.session!r}",
-    )
-    claim.acquire()
-    outbox, inbox = Outbox(broker), Inbox(broker)
+    handshake = make_handshake(spec, name, settings, identity, instance)
+    who = f"party {name!r} of session {spec.session!r}"
+    outage = Outage(name, settings.broker_timeout)
+    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who)
+    claim.acquire(outage)
+    outbox, inbox = Outbox(broker, settings.list_ttl), Inbox(broker, on_open=outage.ended)
+    rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     try:
-        epochs = _say_hello(spec, name, settings, broker, outbox, inbox, instance, on_progress)
+        rendezvous.meet(broker, settings.connect_timeout, outage, on_progress)
     except BaseException:
         inbox.close()
         outbox.close()
         claim.release()
         raise
-    return Endpoint(spec, name, settings, broker, outbox, inbox, claim, epochs)
+    return Endpoint(spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage)
+
+
+def _lookahead_depth(settings: RedisLinkSettings, broker: Broker, round_trip: float) -> int:
+    """How many tags to foresee: none where a round trip costs less than foreseeing."""
+    if broker.in_process:
+        return 0
+    if settings.lookahead is not None:
+        return settings.lookahead
+    return _LOOKAHEAD_DEPTH if round_trip > _LOOKAHEAD_FROM else 0
 
 
 def _resolve_cluster(
@@ -444,56 +1020,3 @@ def _resolve_cluster(
     if path is None:
         raise ConfigError("no cluster: pass one, or set REDISLINK_CLUSTER_FILE to its file")
     return load_cluster(path)
-
-
-def _say_hello(
-    spec: ClusterSpec,
-    party: str,
-    settings: RedisLinkSettings,
-    broker: Broker,
-    outbox: Outbox,
-    inbox: Inbox,
-    instance: bytes,
-    on_progress: Progress | None,
-) -> dict[str, str]:
-    """Drive the handshake over the hello lists; returns each pair's epoch by peer name."""
-    peers = [name for name in spec.party_names if name != party]
-    handshake = Handshake(spec.session, party, peers, spec.digest(), instance)
-    sources = {keys.hello_list(spec.session, party, peer): peer for peer in peers}
-
-    def say_hello_to(peer: str) -> None:
-        name = keys.hello_list(spec.session, peer, party)
-        outbox.replace(name, encode(handshake.hello_for(peer)), _HELLO_TTL)
-
-    started = time.monotonic()
-    next_hello = started
-    while missing := handshake.missing:
-        now = time.monotonic()
-        if now - started >= settings.connect_timeout:
-            raise HandshakeTimeout(
-                f"{party}: waited {settings.connect_timeout:g} s at broker {broker.label} for "
-                f"{', '.join(missing)} to join session {spec.session!r}: start them with the "
-                "same cluster file and broker, or raise REDISLINK_CONNECT_TIMEOUT"
-            )
-        if now >= next_hello:
-            for peer in missing:
-                say_hello_to(peer)
-            outbox.flush()
-            if on_progress is not None and now > started:
-                on_progress(missing, now - started)
-            next_hello = now + _HELLO_INTERVAL
-        wait = min(next_hello - now, started + settings.connect_timeout - now)
-        popped = inbox.pop(list(sources), max(0.001, broker.blpop_slice(wait)))
-        if popped is None:
-            continue
-        peer = sources[popped[0]]
-        try:
-            frame, _ = decode_untrusted(popped[1])
-            answer = handshake.receive(peer, frame)
-        except FrameError as error:
-            _logger.warning("%s: ignored a hello from %s: %s", party, peer, error)
-            continue
-        if answer is not None:
-            say_hello_to(peer)
-    outbox.flush()
-    return {peer: handshake.epoch(peer) for peer in peers}

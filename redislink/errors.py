@@ -12,14 +12,23 @@
     │   ├── BrokerUnreachable  no connection, or it broke
     │   ├── BrokerAuthError    it does not accept our user or password
     │   ├── BrokerPermissionError  it knows us and forbids the command or the key
+    │   ├── BrokerBusy         it cannot serve us just now (loading, failing over, full)
     │   └── BrokerRefused      it answered with any other error
     ├── PeerError              another party is at fault, or missing
     │   ├── HandshakeTimeout   not every party came
     │   ├── ClusterMismatch    a party runs with another cluster file or version
+    │   │   └── SecurityMismatch  one side seals and the other does not
     │   ├── PartyTaken         another process already runs as this party
+    │   ├── PeerAborted        a party's run failed, and it said why
+    │   ├── PeerLost           a party is not heard any more
+    │   ├── PeerRestarted      a party has started anew, and has forgotten this run
+    │   ├── PeerClosed         a party has left the session in good order
     │   ├── RecvTimeout        what we wait for did not come
     │   └── SendTimeout        what we sent was not taken
+    ├── SecurityError          somebody between the parties, or a party's key, is not as it must be
+    │   └── BrokerTampered     too many frames did not open
     ├── FrameError             bytes from the broker that are not a frame of ours
+    │   └── SealError          a frame that does not open
     └── LinkError              the SPU link cannot be made in the mode asked for
 
 Each message is one line and says who, what, how long, and what to do next. No message
@@ -56,9 +65,14 @@ class RecvCancelled(UsageError):
 class BrokerError(RedisLinkError):
     """The broker is out of reach, or refused what we asked."""
 
+    passes = False
+    """True for errors that may pass by themselves, so that trying again is right."""
+
 
 class BrokerUnreachable(BrokerError):
     """No connection to the broker, or an existing one broke."""
+
+    passes = True
 
 
 class BrokerAuthError(BrokerError):
@@ -69,8 +83,14 @@ class BrokerPermissionError(BrokerError):
     """The broker knows us, and forbids a command or a key that we need."""
 
 
+class BrokerBusy(BrokerError):
+    """The broker cannot serve us just now: it loads, fails over, or is out of memory."""
+
+    passes = True
+
+
 class BrokerRefused(BrokerError):
-    """The broker answered with an error of another kind (out of memory, read-only, …)."""
+    """The broker answered with an error that will not pass by itself."""
 
 
 class PeerError(RedisLinkError):
@@ -85,8 +105,63 @@ class ClusterMismatch(PeerError):
     """A party runs with another cluster file, session or protocol version."""
 
 
+class SecurityMismatch(ClusterMismatch):
+    """One side wants a sealed session and the other none."""
+
+
 class PartyTaken(PeerError):
     """Another process already runs as this party in this session."""
+
+
+def one_line(text: str) -> str:
+    """What somebody else wrote, as one line that a terminal takes for nothing but text."""
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split())
+    )
+
+
+class _NamedPeerError(PeerError):
+    """A PeerError that knows which peer it is about."""
+
+    def __init__(self, peer: str, message: str) -> None:
+        super().__init__(message)
+        self.peer = peer
+        """Name of the party."""
+
+
+class PeerAborted(_NamedPeerError):
+    """A party's run failed; ``reason`` is what it said, one line."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        self.reason = one_line(reason)
+        super().__init__(
+            peer, f"{peer} aborted the session ({self.reason}): see its log, then start all again"
+        )
+
+
+class PeerLost(_NamedPeerError):
+    """A party is not heard any more; ``last_seen`` is how long ago it was, in seconds."""
+
+    def __init__(self, peer: str, last_seen: float) -> None:
+        self.last_seen = last_seen
+        super().__init__(
+            peer,
+            f"{peer} was last heard {last_seen:.1f} s ago and counts as lost: check that it "
+            "runs and reaches the broker, then start all again, or raise REDISLINK_PEER_TIMEOUT",
+        )
+
+
+class PeerRestarted(_NamedPeerError):
+    """A party has started anew; it has forgotten this run, which cannot go on."""
+
+    def __init__(self, peer: str) -> None:
+        super().__init__(
+            peer, f"{peer} has started again and has forgotten this run: start all parties again"
+        )
+
+
+class PeerClosed(_NamedPeerError):
+    """A party has left the session in good order, and something was still expected of it."""
 
 
 class RecvTimeout(PeerError, TimeoutError):
@@ -97,8 +172,20 @@ class SendTimeout(PeerError, TimeoutError):
     """A peer did not take a message in time."""
 
 
+class SecurityError(RedisLinkError):
+    """What protects the session does not hold."""
+
+
+class BrokerTampered(SecurityError):
+    """Too many frames that no party sent, or not as they were sent: the session has ended."""
+
+
 class FrameError(RedisLinkError):
     """Bytes that are not a frame. The only thing that a ``*_untrusted`` parser raises."""
+
+
+class SealError(FrameError):
+    """A frame that does not open: no party sent it so. It counts as never received."""
 
 
 class LinkError(RedisLinkError):

@@ -54,13 +54,26 @@ class RedisLinkSettings(BaseSettings):
         default=None, description="PEM file of the client certificate's private key."
     )
     broker_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds that the broker may be away before the run ends."
+    )
+    reply_timeout: float = Field(
         default=10.0, gt=0, description="Seconds to reach the broker and for each of its replies."
     )
     blpop_timeout: float = Field(
-        default=10.0, ge=0.05, le=20, description="Seconds that one BLPOP waits before the next."
+        default=5.0, ge=0.05, le=20, description="Seconds that one BLPOP waits before the next."
     )
     cluster_file: Path | None = Field(default=None, description="Path of the cluster file.")
     party: str | None = Field(default=None, description="Which party of the cluster file I am.")
+    identity_file: Path | None = Field(
+        default=None, description="File with this party's private key, from redislink keygen."
+    )
+    psk_dir: Path | None = Field(
+        default=None,
+        description="Directory with a file PEER.psk for each peer with a pre-shared key.",
+    )
+    tamper_limit: int = Field(
+        default=100, ge=1, description="Frames that do not open after which the session ends."
+    )
     link_mode: LinkMode | None = Field(
         default=None,
         description="channels, brpc or mem, for every SPU device; wins over the cluster file's "
@@ -72,7 +85,29 @@ class RedisLinkSettings(BaseSettings):
     recv_timeout: float = Field(
         default=600.0, gt=0, description="Seconds that a receive waits for its message."
     )
+    peer_timeout: float = Field(
+        default=30.0, ge=0.5, description="Seconds of silence after which a peer counts as lost."
+    )
     close_timeout: float = Field(default=10.0, gt=0, description="Seconds that closing may take.")
+    window_bytes: int = Field(
+        default=32 << 20,
+        ge=64 << 10,
+        description="Bytes that may lie on the broker for one peer, not taken yet; twice that "
+        "at most.",
+    )
+    chunk_bytes: int = Field(
+        default=1 << 20,
+        ge=1 << 10,
+        le=256 << 20,
+        description="Bytes of a message that travel as one element of a list.",
+    )
+    lookahead: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="How many tags to have BLPOPs under way for before they are received; unset "
+        "measures the round trip and takes 8 above 1 ms, else 0.",
+    )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )
@@ -82,6 +117,13 @@ class RedisLinkSettings(BaseSettings):
     def _file_exists(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}: check the path")
+        return path
+
+    @field_validator("psk_dir")
+    @classmethod
+    def _directory_exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_dir():
+            raise ValueError(f"there is no directory {path}: check the path")
         return path
 
     @classmethod

@@ -15,11 +15,14 @@ import time
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.errors import BrokerError, PartyTaken
+from redislink.broker.outage import Outage
+from redislink.errors import BrokerError, BrokerRefused, PartyTaken
 
 _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.5
 _POLL_SECONDS: Final = 0.25
+_LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
+_PINGS: Final = 3
 _logger = logging.getLogger("redislink")
 
 
@@ -35,47 +38,80 @@ class PartyClaim:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
+        self.round_trip = float("inf")
+        """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
 
-    def acquire(self) -> None:
+    def acquire(self, outage: Outage) -> None:
         """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse.
+
+        A broker that was never reached is an error at once; one that goes away later has time
+        to come back.
 
         Raises:
             PartyTaken: another process renews its claim.
-            BrokerError: the broker is out of reach or refuses.
+            BrokerError: the broker is out of reach or refuses, or answers nonsense.
         """
         connection = self._connection = self._broker.open()
+        for _ in range(_PINGS):
+            started = time.monotonic()
+            self._call(connection, b"PTTL", self._key)
+            self.round_trip = min(self.round_trip, time.monotonic() - started)
         least_left: float = float("inf")
-        while not self._set(connection):
-            left: int = self._call(connection, b"PTTL", self._key)
-            if left > least_left + 50:
-                connection.close()
+        give_up = time.monotonic() + _LONGEST_WAIT
+        while True:
+            try:
+                if not self._connection.usable:
+                    self._connection = self._broker.open()
+                if self._set(self._connection):
+                    break
+                left = self._call(self._connection, b"PTTL", self._key)
+                outage.ended()
+            except BrokerError as error:
+                time.sleep(outage.failed(error))
+                continue
+            if not isinstance(left, int):
+                self._connection.close()
+                raise BrokerRefused(f"broker {self._broker.label}: PTTL did not give a number")
+            # A claim that neither lapses nor is renewed is none of ours: do not wait for ever.
+            if left > least_left + 50 or time.monotonic() > give_up:
+                self._connection.close()
                 raise PartyTaken(
                     f"{self._who} already runs in another process: end that one, "
                     "or run as another party or session"
                 )
             least_left = min(least_left, left) if left >= 0 else least_left
             time.sleep(_POLL_SECONDS)
+        outage.ended()
         self._thread = threading.Thread(target=self._renew, name="redislink-claim", daemon=True)
         self._thread.start()
 
-    def release(self) -> None:
-        """Give the claim up, if it is still ours; never raises."""
+    def release(self, timeout: float | None = None) -> None:
+        """Give the claim up, if it is still ours; never raises.
+
+        Args:
+            timeout: seconds for each of the three things that this waits for; None takes the
+                broker's.
+        """
+        longest = self._broker.timeout if timeout is None else min(timeout, self._broker.timeout)
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(self._broker.timeout)
+            self._thread.join(longest)
+            if self._thread.is_alive():
+                return  # it uses the connection
         connection, self._connection = self._connection, None
         if connection is None:
             return
         try:
-            if self._call(connection, b"GET", self._key) == self._instance:
-                self._call(connection, b"DEL", self._key)
+            if connection.execute(b"GET", self._key, timeout=longest) == self._instance:
+                connection.execute(b"DEL", self._key, timeout=longest)
         except BrokerError:
             _logger.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
 
     def _set(self, connection: BrokerConnection) -> bool:
         reply = self._call(connection, b"SET", self._key, self._instance, b"PX", _LEASE_MS, b"NX")
-        return reply is not None
+        # The reply to an earlier one may have been lost.
+        return reply is not None or self._call(connection, b"GET", self._key) == self._instance
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEW_SECONDS):

@@ -9,10 +9,8 @@ Rules (each is a trap that was seen, see docs/broker.md):
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -20,94 +18,137 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from redislink.broker.wire import (
+    Buffer,
+    ErrorReply,
+    LibraryWire,
+    SocketWire,
+    Wire,
+    error_text,
+    pack,
+)
 from redislink.errors import (
     BrokerAuthError,
+    BrokerBusy,
     BrokerError,
     BrokerPermissionError,
     BrokerRefused,
     BrokerUnreachable,
     ConfigError,
+    one_line,
 )
 from redislink.settings import RedisLinkSettings
 
 _SCHEMES: Final = ("redis", "rediss", "unix", "fakeredis")
 _FAKE_SLICE: Final = 0.05
+# Error replies of a server that starts, fails over or saves: they pass by themselves.
+_PASSING_CODES: Final = (
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "BUSY",
+    "MISCONF",
+    "NOREPLICAS",
+)
+_FAILURES: Final = (redis.RedisError, OSError, ValueError)
 _fake_servers: Final[dict[str, Any]] = {}
 _fake_servers_lock: Final = threading.Lock()
-Argument = bytes | bytearray | memoryview | str | int | float
 
 
 class BrokerConnection:
     """One connection; used by one thread at a time, but `interrupt` may come from any."""
 
-    def __init__(self, label: str, connection: Any, *, in_process: bool) -> None:
+    def __init__(self, label: str, connection: Any, *, in_process: bool, timeout: float) -> None:
+        """Args: the broker's name for messages, a redis-py connection, seconds to write."""
         self._label = label
-        self._connection = connection
-        self._in_process = in_process
         self.usable = True
-        with self._translated("connecting"):
+        self._wire: Wire = LibraryWire(connection)
+        try:
             connection.connect()
-        self._socket: socket.socket | None = None
-        if not in_process:
-            # Kept apart: closing a connection must not race with interrupt() for the attribute.
-            self._socket = connection._get_socket()
+            if not in_process:
+                self._wire = SocketWire(connection, timeout)
+        except redis.ResponseError as error:
+            self.close()
+            raise translate_error_reply(label, error_text(error)) from None
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(label, error, "connecting") from None
 
-    def send(self, commands: Sequence[Sequence[Argument]]) -> None:
-        """Write commands in one go; each owes one `read`."""
-        with self._translated("sending"):
-            self._connection.send_packed_command(
-                self._connection.pack_commands(commands), check_health=False
-            )
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Write packed commands (see `wire.pack`); each owes one `read`.
+
+        Raises:
+            BrokerUnreachable: the connection broke; it is closed now.
+        """
+        try:
+            self._wire.write(pieces)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "sending") from None
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, timeout: float) -> Any:
         """The next reply, waiting at most ``timeout`` seconds; error replies are raised.
+
+        Returns:
+            bytes, or a memoryview where they are many; int; None; or a list of these.
 
         Raises:
             BrokerUnreachable: no reply in time, or the connection broke; it is closed now.
             BrokerError: the broker's own error reply; the connection stays usable.
         """
-        with self._translated("waiting for a reply"):
-            return self._connection.read_response(disable_decoding=True, timeout=timeout)
+        try:
+            reply = self._wire.read(timeout)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "waiting for a reply") from None
+        except BaseException:
+            self.close()
+            raise
+        if type(reply) is ErrorReply:
+            raise translate_error_reply(self._label, reply.text)
+        return reply
 
     def readable(self) -> bool:
-        """True if a reply, or the end of the connection, can be read without waiting."""
-        with self._translated("reading"):
-            return bool(self._connection.can_read(0))
+        """True if a reply can be read without waiting for it to begin.
 
-    def execute(self, *command: Argument, timeout: float) -> Any:
+        Raises:
+            BrokerUnreachable: the connection broke; it is closed now.
+        """
+        try:
+            return self._wire.readable()
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "reading") from None
+
+    def wait_readable(self, seconds: float) -> bool:
+        """As `readable`, but waits for so long."""
+        return self._wire.wait_readable(seconds)
+
+    def send(self, commands: Sequence[Sequence[bytes | int | str]]) -> None:
+        """Write commands in one go; each owes one `read`."""
+        self.write((b"".join(map(pack, commands)),))
+
+    def execute(self, *command: bytes | int | str, timeout: float) -> Any:
         """Send one command and read its reply."""
-        self.send([command])
+        self.write((pack(command),))
         return self.read(timeout)
 
     def interrupt(self) -> None:
         """Make a `read` in another thread end with an error, now.
 
-        Goes below the TLS layer, as an SSL object must not be used from two threads. An
-        in-process broker cannot be interrupted; there, waits are cut in short slices.
+        An in-process broker cannot be interrupted; there, waits are cut in short slices.
         """
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        self._wire.interrupt()
 
     def close(self) -> None:
         """Close; never raises."""
         self.usable = False
-        with contextlib.suppress(Exception):
-            self._connection.disconnect()
-
-    @contextlib.contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except redis.ResponseError as error:
-            # An error reply was read whole, so what follows it is in step.
-            raise translate_error_reply(self._label, error) from None
-        except (redis.RedisError, OSError, ValueError) as error:
-            self.close()
-            raise _translate_failure(self._label, error, doing) from None
-        except BaseException:
-            self.close()
-            raise
+        self._wire.close()
 
 
 class Broker:
@@ -136,6 +177,8 @@ class Broker:
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,
             "health_check_interval": 0,
+            # The pool only makes connections and never gets one back: it must not count them.
+            "max_connections": 1 << 31,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
         }
@@ -179,7 +222,7 @@ class Broker:
 
         return cls(
             url,
-            timeout=settings.broker_timeout,
+            timeout=settings.reply_timeout,
             tls_ca=path(settings.broker_tls_ca),
             tls_cert=path(settings.broker_tls_cert),
             tls_key=path(settings.broker_tls_key),
@@ -204,7 +247,23 @@ class Broker:
             connection = self._pool.make_connection()
         except (ValueError, TypeError) as error:
             raise ConfigError(f"broker URL {self.label}: {error}: mend the URL") from None
-        return BrokerConnection(self.label, connection, in_process=self._in_process)
+        return BrokerConnection(
+            self.label, connection, in_process=self._in_process, timeout=self.timeout
+        )
+
+    def open_answering(self) -> BrokerConnection:
+        """As `open`, and the broker has answered on it: a proxy may accept for a dead server.
+
+        Raises:
+            BrokerBusy: it loads or fails over; otherwise as `open`.
+        """
+        connection = self.open()
+        try:
+            connection.execute(b"PING", timeout=self.timeout)
+        except BrokerError:
+            connection.close()
+            raise
+        return connection
 
 
 def _check_url(url: str) -> str:
@@ -253,18 +312,20 @@ def _fake_pool(name: str, options: dict[str, Any]) -> Any:
     )
 
 
-def translate_error_reply(label: str, error: redis.ResponseError) -> BrokerError:
+def translate_error_reply(label: str, text: str) -> BrokerError:
     """The `BrokerError` for an error reply; its text is the broker's, without our data."""
-    text = " ".join(str(error).split())[:200]
-    if isinstance(error, redis.exceptions.NoPermissionError):
+    text = one_line(text)[:200]
+    if text.startswith("NOPERM"):
         return BrokerPermissionError(
             f"broker {label}: permission denied ({text}): "
             "let this party's ACL user run the commands that docs/broker.md lists on its keys"
         )
-    if "WRONGPASS" in text or "NOAUTH" in text or "AUTH" in text.partition(" ")[0]:
+    if text.startswith(("WRONGPASS", "NOAUTH", "ERR AUTH", "Authentication required")):
         return _auth_error(label, text)
-    if isinstance(error, redis.exceptions.OutOfMemoryError) or text.startswith("OOM"):
-        return BrokerRefused(f"broker {label}: out of memory ({text}): raise its maxmemory")
+    if text.startswith("OOM"):
+        return BrokerBusy(f"broker {label}: out of memory ({text}): raise its maxmemory")
+    if text.startswith(_PASSING_CODES):
+        return BrokerBusy(f"broker {label}: cannot serve just now ({text}): wait, or see its log")
     return BrokerRefused(f"broker {label}: refused a command ({text}): see docs/broker.md")
 
 
@@ -276,11 +337,14 @@ def _auth_error(label: str, text: str) -> BrokerAuthError:
 
 
 def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:
-    text = " ".join(str(error).split())[:200] or type(error).__name__
+    text = one_line(str(error))[:200] or type(error).__name__
     if isinstance(error, redis.AuthenticationError):
         return _auth_error(label, text)
-    if isinstance(error, redis.exceptions.ReadOnlyError):
-        return BrokerRefused(f"broker {label}: is a read-only replica: use the primary's URL")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return BrokerUnreachable(
+            f"broker {label}: its certificate is not trusted ({text}): set REDISLINK_BROKER_TLS_CA "
+            "to the PEM file of the CA that signed it"
+        )
     return BrokerUnreachable(
         f"broker {label}: no connection while {doing} ({text}): "
         "check that it runs, and that host, port, TLS and firewall let this party dial out to it"

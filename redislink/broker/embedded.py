@@ -18,7 +18,7 @@ from typing import Final
 from urllib.parse import quote
 
 from redislink.broker.connect import Broker
-from redislink.errors import BrokerError, BrokerRefused, BrokerUnreachable, ConfigError
+from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigError
 
 _START_TIMEOUT: Final = 10.0
 _ATTEMPTS: Final = 5
@@ -49,16 +49,23 @@ class EmbeddedBroker:
     """
 
     def __init__(
-        self, port: int = 0, *, password: str | None = None, options: dict[str, str] | None = None
+        self,
+        port: int = 0,
+        *,
+        password: str | None = None,
+        options: dict[str, str] | None = None,
+        binary: Path | None = None,
     ) -> None:
         """Args:
         port: loopback port; 0 takes a free one.
         password: of the ``default`` user; None lets everybody on this machine in.
         options: further lines of valkey.conf, by name.
+        binary: another server with Valkey's command line, such as redis-server.
         """
         self._wanted_port = port
         self._password = password
         self._options = dict(options or {})
+        self._binary = binary
         self._guard: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.port = 0
@@ -148,8 +155,9 @@ class EmbeddedBroker:
         config = log.with_name("valkey.conf")
         config.touch(mode=0o600)
         config.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+        binary = self._binary or _server_binary()
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _GUARD, str(_server_binary()), str(config)],
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(binary), str(config)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -170,7 +178,7 @@ class EmbeddedBroker:
                 if f"process_id:{self.pid}\r".encode() in info:
                     return
                 raise BrokerUnreachable("the port is in use by another server")
-            except BrokerRefused:
+            except BrokerBusy:
                 pass  # it answers, but is still loading
             except BrokerError:
                 if time.monotonic() > deadline or not self._server_alive():

@@ -1,142 +1,242 @@
 """The inbox: takes elements off lists with BLPOP, in the calling thread.
 
 Rules:
-- A BLPOP out on a connection owns it. If the wait ends in any other way than by a reply, the
-  connection is closed, as a late reply would answer the wrong question.
+- A `Wait` is a connection on which one thread at a time waits. If a pop ends in any other way
+  than by a reply, its connection is closed, as a late reply would answer the wrong question.
 - BLPOP timeouts are finite; the read deadline is that plus a margin.
+- The broker is not trusted: a reply that is no answer to what was asked is a `BrokerRefused`.
+- What happens for each message takes no lock: ``deque`` and attribute accesses are atomic.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.errors import BrokerError, EndpointClosed, RecvCancelled
+from redislink.broker.wire import Buffer, pack_blpop
+from redislink.errors import BrokerRefused, EndpointClosed
 
-_READ_MARGIN: Final = 5.0
+_LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
 
 
+class Interrupted(Exception):
+    """`Wait.interrupt` ended this pop; never a user's error, the caller looks up why."""
+
+
 class Wait:
-    """A handle on one blocked receive, with which another thread can end it."""
+    """A connection for popping, used by one thread at a time; `interrupt` may come from any.
 
-    __slots__ = ("_connection", "_lock", "cancelled")
+    Attributes:
+        purpose: (peer, tag, since) of the receive that uses it now; None while it is idle.
+            For the endpoint's eyes only.
+        cancelled, registered: for the endpoint's use.
+    """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._connection: BrokerConnection | None = None
-        self.cancelled = False
+    __slots__ = (
+        "_broker",
+        "_connection",
+        "_interrupted",
+        "_margin",
+        "_on_open",
+        "cancelled",
+        "purpose",
+        "registered",
+    )
 
-    def cancel(self) -> None:
-        """End the receive with RecvCancelled; what it may just have popped is lost."""
-        with self._lock:
-            self.cancelled = True
-            if self._connection is not None:
-                self._connection.interrupt()
-
-    def attach(self, connection: BrokerConnection | None) -> None:
-        """Say which connection carries the BLPOP; None when it is over."""
-        with self._lock:
-            self._connection = connection
-            if self.cancelled and connection is not None:
-                connection.interrupt()
-
-
-class Inbox:
-    """What one party takes; as many connections as threads that wait at once."""
-
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, on_open: Callable[[], None]) -> None:
+        """Args: the broker; what to call whenever a new connection to it works."""
         self._broker = broker
-        self._lock = threading.Lock()
-        self._idle: list[BrokerConnection] = []
-        self._busy: set[BrokerConnection] = set()
-        self._closed = False
+        self._on_open = on_open
+        self._margin = min(_LONGEST_MARGIN, broker.timeout)
+        self._connection: BrokerConnection | None = None
+        self._interrupted = False
+        self.purpose: tuple[str, str, float] | None = None
+        self.cancelled = False
+        self.registered = False
 
-    def pop(
-        self, names: Sequence[bytes], timeout: float, wait: Wait | None = None
-    ) -> tuple[bytes, bytes] | None:
+    def pop(self, names: Sequence[bytes], timeout: float) -> tuple[bytes, Buffer] | None:
         """Take the first element of the first of these lists that has one.
 
         Args:
             names: lists in one Cluster slot.
             timeout: seconds to wait, finite and above 0.
-            wait: lets another thread cancel this call.
 
         Returns:
             (name, element), or None if none came in time.
 
         Raises:
+            Interrupted: by another thread. The next pop is not.
             BrokerError: the broker failed; what it may have popped is lost.
-            EndpointClosed: `close` was called, before or while this waited.
-            RecvCancelled: ``wait`` was cancelled.
         """
-        connection = self._take_connection()
-        wait = wait or Wait()
+        connection = self._connection
         try:
-            wait.attach(connection)
-            reply = connection.execute(
-                b"BLPOP", *names, f"{timeout:.3f}", timeout=timeout + _READ_MARGIN
-            )
-        except BrokerError:
-            self._check_not_ended(wait)
+            if connection is None:
+                connection = self._open()
+            # Whoever interrupts sets the flag before it looks for the connection.
+            if self._interrupted:
+                raise Interrupted
+            connection.write((pack_blpop(names, timeout),))
+            reply = connection.read(timeout + self._margin)
+            if reply is None:
+                if self._interrupted:
+                    raise Interrupted
+                return None
+            return _popped_untrusted(reply, names, self._broker.label)
+        except BaseException:
+            self.disconnect()  # also where it may be answering the wrong question
+            if self._was_interrupted():
+                raise Interrupted from None
             raise
-        finally:
-            wait.attach(None)
-            self._give_back(connection)
-        if reply is None:
-            self._check_not_ended(wait)
-        return None if reply is None else (reply[0], reply[1])
 
-    def pop_now(self, name: bytes) -> bytes | None:
-        """Take the first element of a list if there is one, without waiting."""
-        connection = self._take_connection()
+    def post(self, names: Sequence[bytes], timeout: float) -> None:
+        """Send a BLPOP for each of these lists ahead; each owes one `read_posted`.
+
+        Raises:
+            BrokerError: the broker failed; the connection is closed.
+        """
+        connection = self._connection or self._open()
+        connection.write((b"".join(pack_blpop((name,), timeout) for name in names),))
+
+    def read_posted(
+        self, names: Sequence[bytes], blpop_timeout: float | None, patience: float
+    ) -> Buffer | None:
+        """The reply to the earliest BLPOP posted and not read yet.
+
+        Args:
+            names: the list that it was posted for.
+            blpop_timeout: as it was posted with; None waits ``patience`` seconds only.
+
+        Returns:
+            The element, or None if the BLPOP ended without one.
+
+        Raises:
+            TimeoutError: nothing came within ``patience``; the connection is as before.
+            Interrupted: by another thread; the connection is closed.
+            BrokerError: the broker failed; the connection is closed.
+        """
+        connection = self._connection
+        if self._was_interrupted() or connection is None:
+            self.disconnect()
+            raise Interrupted
+        if blpop_timeout is None and not connection.wait_readable(patience):
+            raise TimeoutError
         try:
-            element: bytes | None = connection.execute(b"LPOP", name, timeout=self._broker.timeout)
-        finally:
-            self._give_back(connection)
-        return element
+            reply = connection.read((blpop_timeout or 0.0) + self._margin)
+            return None if reply is None else _popped_untrusted(reply, names, self._broker.label)[1]
+        except BaseException:
+            self.disconnect()
+            if self._was_interrupted():
+                raise Interrupted from None
+            raise
 
-    def close(self) -> None:
-        """Close every connection; waiting `pop` calls end with EndpointClosed."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            for connection in self._busy:
-                connection.interrupt()
-        for connection in idle:
+    def pop_now(self, name: bytes) -> Buffer | None:
+        """Take the first element of a list if there is one, without waiting.
+
+        Raises:
+            BrokerError: the broker failed.
+        """
+        try:
+            connection = self._connection or self._open()
+            element = connection.execute(b"LPOP", name, timeout=self._broker.timeout)
+            if element is None:
+                return None
+            return _popped_untrusted([name, element], (name,), self._broker.label)[1]
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def interrupt(self) -> None:
+        """End the pop that is under way, or the next one, with `Interrupted`.
+
+        What it may just have popped is lost.
+        """
+        self._interrupted = True
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
+    def _open(self) -> BrokerConnection:
+        connection = self._connection = self._broker.open_answering()
+        self._on_open()
+        return connection
+
+    def _was_interrupted(self) -> bool:
+        """Whether the pop that ends now was; the next one is not."""
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted
+
+    def disconnect(self) -> None:
+        """Close the connection; the next pop opens one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
             connection.close()
 
-    def _take_connection(self) -> BrokerConnection:
-        with self._lock:
-            self._check_open()
-            connection = self._idle.pop() if self._idle else None
-            if connection is not None:
-                self._busy.add(connection)
-                return connection
-        connection = self._broker.open()
-        with self._lock:
-            if not self._closed:
-                self._busy.add(connection)
-                return connection
-        connection.close()
-        raise EndpointClosed("the endpoint was closed while a receive began")
 
-    def _give_back(self, connection: BrokerConnection) -> None:
-        with self._lock:
-            self._busy.discard(connection)
-            if connection.usable and not self._closed:
-                self._idle.append(connection)
+class Inbox:
+    """What one party takes; as many connections as threads that wait at once."""
+
+    def __init__(self, broker: Broker, on_open: Callable[[], None] = lambda: None) -> None:
+        """Args: the broker; what to call whenever a new connection to it works."""
+        self._broker = broker
+        self._on_open = on_open
+        self._idle: deque[Wait] = deque()
+        self._all: list[Wait] = []
+        self._closed = False
+
+    def acquire(self) -> Wait:
+        """A `Wait` for the calling thread, to be given back with `release`.
+
+        Raises:
+            EndpointClosed: after `close`.
+        """
+        try:
+            return self._idle.pop()
+        except IndexError:
+            if self._closed:
+                raise EndpointClosed(
+                    "the endpoint is closed: open one with redislink.connect()"
+                ) from None
+            wait = Wait(self._broker, self._on_open)
+            self._all.append(wait)
+            return wait
+
+    def release(self, wait: Wait) -> None:
+        """Give back what `acquire` gave."""
+        wait.purpose = None
+        wait.cancelled = wait.registered = False
+        if self._closed:
+            wait.disconnect()
+        else:
+            self._idle.append(wait)
+
+    def discard(self, wait: Wait) -> None:
+        """Forget what `acquire` gave; its connection is closed by whoever used it."""
+        if wait in self._all:
+            self._all.remove(wait)
+
+    def waits(self) -> list[Wait]:
+        """All that are in use, and perhaps some that are not."""
+        return [wait for wait in self._all if wait.purpose is not None]
+
+    def close(self) -> None:
+        """Close every idle connection, and each other one when it is given back."""
+        self._closed = True
+        while self._idle:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
                 return
-        connection.close()
 
-    def _check_not_ended(self, wait: Wait) -> None:
-        if wait.cancelled:
-            raise RecvCancelled("this receive was cancelled: the link it belongs to was aborted")
-        if self._closed:
-            raise EndpointClosed("the endpoint was closed while a receive waited")
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EndpointClosed("the endpoint is closed: open a new one with redislink.connect()")
+def _popped_untrusted(reply: Any, names: Sequence[bytes], label: str) -> tuple[bytes, Buffer]:
+    if isinstance(reply, list) and len(reply) == 2:
+        name, element = reply
+        if isinstance(element, bytes | memoryview) and isinstance(name, bytes) and name in names:
+            return name, element
+    raise BrokerRefused(
+        f"broker {label}: answered a pop with something else than an element of one of the lists "
+        "asked for: check that it is a Redis or Valkey server"
+    )

@@ -1,116 +1,205 @@
 """The outbox: pushes frames onto lists, and does not wait for the broker to say so.
 
 Rules:
-- A push writes RPUSH and PEXPIRE in one go and returns; replies are read off before the next
-  push and by `flush`. An error reply therefore surfaces at the next call, and the outbox is
-  broken from then on: what came after the failed push may or may not stand in the lists.
-- One lock; pushes from several threads go out in some order, each whole.
+- A write goes out in one piece and returns; its replies are read off after the next write
+  and by `collect`, which says of each push whether the broker had room for it.
+- Nothing here is sent twice. When the connection breaks, the outbox drops what is written
+  until `reconnect`; what was under way then is for delivery to send again.
+- One lock; writes from several threads go out in some order, each whole.
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.errors import BrokerError, EndpointClosed
+from redislink.broker.wire import Buffer, pack, pack_push
+from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
 
-_MAX_UNREAD_REPLIES = 1000
+_MAX_UNREAD: Final = 500
+_IDLE_SECONDS: Final = 0.05
 
 
 class Outbox:
-    """All that one party sends, on one connection that is opened by the first push."""
+    """All that one party sends, on one connection."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, ttl: int) -> None:
+        """Args: seconds that a list lives after the last push onto it."""
         self._broker = broker
+        self._ttl_ms = ttl * 1000
         self._lock = threading.Lock()
         self._connection: BrokerConnection | None = None
-        self._unread = 0
-        self._error: BrokerError | None = None
+        self._unread: deque[tuple[int, object]] = deque()
+        self._unread_since = 0.0
+        self._answered: list[tuple[object, bool]] = []
+        self._written_at = 0.0
+        self._error: BrokerError | None = BrokerUnreachable(
+            f"broker {broker.label}: the outbox has not connected yet"
+        )
         self._closed = False
 
-    def push(self, name: bytes, element: Sequence[bytes | memoryview], ttl: int) -> None:
-        """Append one element, given in pieces, to a list that lives ``ttl`` more seconds.
+    @property
+    def error(self) -> BrokerError | None:
+        """Why there is no connection; None while there is. `reconnect` makes one."""
+        return self._error
+
+    @property
+    def has_unread(self) -> bool:
+        """True while the broker owes replies."""
+        return bool(self._unread)
+
+    def push(
+        self,
+        name: bytes,
+        element: tuple[bytes, Buffer],
+        token: object = None,
+        *,
+        clear: bool = False,
+        ttl: int | None = None,
+    ) -> None:
+        """Append an element to a list; returns at once.
+
+        Args:
+            element: in two parts, of which the second is not copied where it is large.
+            token: comes out of `collect` when the broker has answered.
+            clear: empty the list first.
+            ttl: seconds that the list lives, if not as usual.
 
         Raises:
-            BrokerError: this push, or an earlier one, failed.
             EndpointClosed: after `close`.
         """
-        whole = element[0] if len(element) == 1 else b"".join(element)
-        self._write([(b"RPUSH", name, whole), (b"PEXPIRE", name, ttl * 1000)])
-
-    def replace(self, name: bytes, element: bytes, ttl: int) -> None:
-        """Make a list hold this element alone."""
-        self._write([(b"DEL", name), (b"RPUSH", name, element), (b"PEXPIRE", name, ttl * 1000)])
+        ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
+        pieces = pack_push(name, element, ttl_ms, clear=clear)
+        self._write(pieces, 3 if clear else 2, token)
 
     def delete(self, *names: bytes) -> None:
-        """Remove lists."""
-        if names:
-            self._write([(b"DEL", *names)])
-
-    def flush(self) -> None:
-        """Wait until the broker has taken everything pushed so far.
+        """Remove lists; returns at once.
 
         Raises:
-            BrokerError: a push failed.
+            EndpointClosed: after `close`.
+        """
+        self._write([pack((b"DEL", *names))], 1, None)
+
+    def collect(self) -> list[tuple[object, bool]]:
+        """(token, taken) of each push that the broker has answered since the last call.
+
+        ``taken`` is False where it had no memory for the element.
         """
         with self._lock:
-            self._check()
-            if self._connection is not None:
-                self._drain(self._connection, keep=0)
+            connection = self._connection
+            if connection is not None and not self._closed:
+                try:
+                    self._read_ready(connection)
+                    overdue = time.monotonic() - self._unread_since > self._broker.timeout
+                    if self._unread and overdue:
+                        # Not read with a timeout: it would hold up every sender as long again.
+                        raise BrokerUnreachable(
+                            f"broker {self._broker.label}: no reply for {self._broker.timeout:g} s"
+                        )
+                except BrokerError as error:
+                    self._break(error)
+            answered, self._answered = self._answered, []
+        return answered
 
-    def length(self, name: bytes) -> int:
-        """How many elements of a list nobody has taken yet."""
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the broker has answered everything; False if the connection broke.
+
+        Args:
+            timeout: seconds for all of it, after which the connection counts as broken; None
+                allows ``reply_timeout`` for each reply.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            self._check()
-            if self._connection is None:
-                return 0
+            connection = self._connection
+            if connection is None:
+                return False
             try:
-                self._drain(self._connection, keep=0)
-                reply = self._connection.execute(b"LLEN", name, timeout=self._broker.timeout)
+                while self._unread:
+                    left = None if deadline is None else max(0.001, deadline - time.monotonic())
+                    self._read_one(connection, left)
             except BrokerError as error:
-                self._error = error
-                raise
-            return int(reply)
+                self._break(error)
+                return False
+            return True
+
+    def reconnect(self) -> None:
+        """Open the connection, or a new one after it broke.
+
+        Raises:
+            BrokerError: not now.
+        """
+        connection = self._broker.open_answering()
+        with self._lock:
+            if self._closed:
+                connection.close()
+                return
+            self._connection = connection
+            self._error = None
 
     def close(self) -> None:
-        """Close the connection; later calls raise EndpointClosed."""
+        """Close the connection; later writes raise EndpointClosed."""
         with self._lock:
             self._closed = True
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
-    def _write(self, commands: Sequence[Sequence[bytes | memoryview | int]]) -> None:
+    def _write(self, pieces: Sequence[Buffer], replies: int, token: object) -> None:
         with self._lock:
-            self._check()
+            connection = self._connection
+            if connection is None:
+                if self._closed:
+                    raise EndpointClosed(
+                        "the endpoint is closed: open one with redislink.connect()"
+                    )
+                return
             try:
-                if self._connection is None:
-                    self._connection = self._broker.open()
-                while self._unread and self._connection.readable():
-                    self._read_one(self._connection)
-                if self._unread >= _MAX_UNREAD_REPLIES:
-                    self._drain(self._connection, keep=_MAX_UNREAD_REPLIES // 2)
-                self._connection.send(commands)
-                self._unread += len(commands)
+                self._check_alive(connection)
+                connection.write(pieces)
+                if not self._unread:
+                    self._unread_since = time.monotonic()
+                self._unread.append((replies, token))
+                # After the write, which somebody waits for, and not before it.
+                self._read_ready(connection)
+                while len(self._unread) > _MAX_UNREAD:
+                    self._read_one(connection)
             except BrokerError as error:
-                self._error = error
-                raise
+                self._break(error)
 
-    def _check(self) -> None:
-        if self._closed:
-            raise EndpointClosed("the endpoint is closed: open a new one with redislink.connect()")
-        if self._error is not None:
-            raise self._error
+    def _break(self, error: BrokerError) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._unread.clear()
+        self._error = error
 
-    def _drain(self, connection: BrokerConnection, keep: int) -> None:
-        while self._unread > keep:
+    def _check_alive(self, connection: BrokerConnection) -> None:
+        """Notice that an idle connection has ended before writing to it, and losing that."""
+        idle_since, self._written_at = self._written_at, time.monotonic()
+        if self._unread or self._written_at - idle_since < _IDLE_SECONDS:
+            return
+        if connection.readable():
+            connection.read(self._broker.timeout)  # raises: nothing was asked
+            raise BrokerUnreachable(f"broker {self._broker.label}: it said something unasked")
+
+    def _read_ready(self, connection: BrokerConnection) -> None:
+        while self._unread and connection.readable():
             self._read_one(connection)
 
-    def _read_one(self, connection: BrokerConnection) -> None:
-        try:
-            connection.read(self._broker.timeout)
-        except BrokerError as error:
-            self._error = error
-            raise
-        self._unread -= 1
+    def _read_one(self, connection: BrokerConnection, timeout: float | None = None) -> None:
+        longest = self._broker.timeout if timeout is None else min(timeout, self._broker.timeout)
+        replies, token = self._unread[0]
+        refused = False
+        for _ in range(replies):
+            try:
+                connection.read(longest)
+            except BrokerBusy:
+                refused = True
+        self._unread.popleft()
+        self._unread_since = time.monotonic()
+        if token is not None:
+            self._answered.append((token, not refused))

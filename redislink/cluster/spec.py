@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from redislink.cluster.mask import Mask
 from redislink.errors import ConfigError
+from redislink.identity import parse_public_key
 from redislink.protocol.keys import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -28,12 +29,24 @@ class PartySpec(BaseModel):
 
     Attributes:
         name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``.
+        public_key: ``x25519:…``, as ``redislink keygen`` prints it; needed in sealed sessions.
         brpc_address: ``host:port`` where this party listens in the brpc fallback mode only.
     """
 
     model_config = _STRICT
     name: str
+    public_key: str | None = None
     brpc_address: str | None = None
+
+    @field_validator("public_key")
+    @classmethod
+    def _valid_public_key(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                parse_public_key(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return text
 
     @field_validator("name")
     @classmethod
@@ -90,11 +103,14 @@ class ClusterSpec(BaseModel):
         broker: URL of the broker; None takes ``REDISLINK_BROKER_URL``, which keeps a password
             out of the file. The setting wins where both are given.
         parties: in rank order; at least two.
+        security: ``sealed``: the broker sees sizes and times; ``none``: it sees, and can
+            change, everything.
         devices: by name.
     """
 
     model_config = _STRICT
     session: str
+    security: Literal["sealed", "none"] = "sealed"
     broker: str | None = Field(default=None, repr=False)
     parties: tuple[PartySpec, ...] = Field(min_length=2, max_length=64)
     devices: dict[str, DeviceSpec] = {}
@@ -185,6 +201,29 @@ class ClusterSpec(BaseModel):
                 f"party {party!r:.80} is not in session {self.session!r}: "
                 f"use one of {', '.join(self.party_names)}"
             ) from None
+
+    def public_keys(self) -> dict[str, bytes]:
+        """Every party's public key, 32 bytes, by name.
+
+        Raises:
+            ConfigError: a party has none, or two have the same.
+        """
+        keys: dict[str, bytes] = {}
+        for party in self.parties:
+            if party.public_key is None:
+                raise ConfigError(
+                    f"session {self.session!r} is sealed, and party {party.name!r} has no "
+                    f"public_key: run redislink keygen {party.name} there and put the line that "
+                    "it prints into the cluster file (or write security: none for a trial)"
+                )
+            key = parse_public_key(party.public_key)
+            if key in keys.values():
+                raise ConfigError(
+                    f"session {self.session!r}: party {party.name!r} has another party's "
+                    "public_key: each needs a key of its own"
+                )
+            keys[party.name] = key
+        return keys
 
     def device(self, name: str) -> DeviceSpec:
         """A device by name.

@@ -48,6 +48,7 @@ class Kind(enum.IntEnum):
     HEARTBEAT = 5
     ABORT = 6
     FIN = 7
+    SEALED = 8
 
 
 class Encoding(enum.IntEnum):
@@ -94,6 +95,13 @@ class AckState:
     ranges: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        if (
+            self.ranges == ()
+            and type(self.ranges) is tuple
+            and type(self.cumulative) is int
+            and 0 <= self.cumulative <= _MAX_NUMBER
+        ):
+            return  # nearly always
         _number(self.cumulative, "cumulative ack")
         if type(self.ranges) is not tuple or len(self.ranges) > MAX_ACK_RANGES:
             raise FrameError(f"an ack has more than {MAX_ACK_RANGES} ranges")
@@ -115,29 +123,37 @@ class AckState:
             raise FrameError("an ack is not a pair of a number and a list")
         if any(type(span) is not list for span in value[1]):
             raise FrameError("an ack range is not a pair of numbers")
-        return cls(value[0], tuple(tuple(span) for span in value[1]))
+        return cls(value[0], tuple(tuple(span) for span in value[1]) if value[1] else ())
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Says who is there. ``instance`` names this run of this party; ``echo`` is the peer's.
+    """Says who is there; in a sealed session the body carries the key exchange.
+
+    What stands in the header is not authenticated: it only helps to say what is wrong.
 
     Attributes:
         digest: 32 bytes, of the cluster file's content; the peers' must be equal.
         instance: 8 random bytes, new in every run.
         echo: the peer's ``instance`` as last heard, empty while nothing was heard.
+        sealed: whether the sender wants a sealed session.
+        step: 0 has no body; 1, 2 and 3 are the messages of the key exchange.
     """
 
     kind: ClassVar[Kind] = Kind.HELLO
-    has_body: ClassVar[bool] = False
+    has_body: ClassVar[bool] = True
     digest: bytes
     instance: bytes
     echo: bytes = b""
+    sealed: bool = False
+    step: int = 0
 
     def __post_init__(self) -> None:
         _fixed_bytes(self.digest, "cluster digest", 32)
         _fixed_bytes(self.instance, "instance", 8)
         _fixed_bytes(self.echo, "echo", 0, 8)
+        _flag(self.sealed, "sealed")
+        _number(self.step, "step", 0, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +180,8 @@ class Data:
     ack: AckState | None = None
 
     def __post_init__(self) -> None:
+        if self._is_valid():  # nearly always, and once for each message
+            return
         _number(self.parts, "number of chunks", 1, MAX_PARTS)
         _number(self.part, "chunk index", 0, self.parts - 1)
         _number(self.seq, "frame number", self.part + 1)
@@ -173,18 +191,35 @@ class Data:
         if self.ack is not None and type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
 
+    def _is_valid(self) -> bool:
+        """The same rules as `__post_init__`'s, all at once."""
+        return (
+            type(self.seq) is type(self.part) is type(self.parts) is type(self.previous) is int
+            and 0 <= self.part < self.parts <= MAX_PARTS
+            and 0 <= self.previous < self.seq - self.part
+            and self.seq <= _MAX_NUMBER
+            and type(self.encoding) is Encoding
+            and (self.ack is None or type(self.ack) is AckState)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """An acknowledgement on its own, when there is no DATA to carry it."""
+    """An acknowledgement on its own, when there is no DATA to carry it.
+
+    Attributes:
+        wanted: the sender waits for the peer's acks, and asks it not to delay the next ones.
+    """
 
     kind: ClassVar[Kind] = Kind.ACK
     has_body: ClassVar[bool] = False
     ack: AckState
+    wanted: bool = False
 
     def __post_init__(self) -> None:
         if type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
+        _flag(self.wanted, "wanted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,38 +277,66 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Fin:
-    """The sender sends nothing after frame number ``last``, and has received ``ack``."""
+    """The sender sends nothing after frame number ``last``, and has received ``ack``.
+
+    Attributes:
+        answer: True only acknowledges the peer's FIN; its sender goes on.
+    """
 
     kind: ClassVar[Kind] = Kind.FIN
     has_body: ClassVar[bool] = False
     last: int
     ack: AckState
+    answer: bool = False
 
     def __post_init__(self) -> None:
         _number(self.last, "last frame number")
         if type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
+        _flag(self.answer, "answer")
 
 
-Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A control frame in a sealed session; the body is the whole frame, encrypted.
+
+    Attributes:
+        number: counts such frames from this sender to this receiver, from 1; the nonce.
+    """
+
+    kind: ClassVar[Kind] = Kind.SEALED
+    has_body: ClassVar[bool] = True
+    number: int
+
+    def __post_init__(self) -> None:
+        _number(self.number, "number of a sealed frame", 1)
+
+
+Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed
 _FrameT = TypeVar("_FrameT", bound=Frame)
 
 _CLASSES: Final[dict[int, type[Frame]]] = {
-    int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin)
+    int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed)
 }
 _FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.values()}
 
 
 def encode_header(frame: Frame) -> bytes:
     """All of the frame's bytes but its body, which is to follow them unchanged."""
-    values: list[Any] = [int(frame.kind)]
-    for name in _FIELDS[type(frame)]:
-        value = getattr(frame, name)
-        values.append(value.to_wire() if type(value) is AckState else value)
-    header: bytes = msgpack.packb(values, use_bin_type=True)
+    values: list[Any]
+    if type(frame) is Data:  # nearly always
+        f = frame
+        ack = None if f.ack is None else f.ack.to_wire()
+        values = [2, f.seq, f.part, f.parts, f.previous, f.encoding, ack]
+    else:
+        values = [int(frame.kind)]
+        for name in _FIELDS[type(frame)]:
+            value = getattr(frame, name)
+            values.append(value.to_wire() if type(value) is AckState else value)
+    header: bytes = msgpack.packb(values)
     if len(header) > MAX_HEADER_BYTES:
         raise FrameError(f"a header of {len(header)} bytes is over {MAX_HEADER_BYTES}")
-    return bytes((PROTOCOL_VERSION,)) + len(header).to_bytes(2, "little") + header
+    return b"%c%b%b" % (PROTOCOL_VERSION, len(header).to_bytes(2, "little"), header)
 
 
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:
@@ -287,7 +350,7 @@ def encode(frame: Frame, body: BytesLike = b"") -> bytes:
     return encode_header(frame) + body
 
 
-def decode_untrusted(element: bytes) -> tuple[Frame, memoryview]:
+def decode_untrusted(element: BytesLike) -> tuple[Frame, memoryview]:
     """Take a list element apart.
 
     Returns:
@@ -324,6 +387,11 @@ def decode_untrusted(element: bytes) -> tuple[Frame, memoryview]:
 def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
         raise FrameError("a header that is not an array that begins with a kind")
+    if values[0] == 2 and len(values) == 7 and values[5] == 0 and type(values[5]) is int:
+        # The same as below for DATA, which nearly every frame is.
+        ack = None if values[6] is None else AckState.from_wire_untrusted(values[6])
+        seq, part, parts, previous = values[1:5]
+        return Data(seq, part, parts, previous, Encoding.RAW, ack)
     cls = _CLASSES.get(values[0])
     if cls is None:
         raise FrameError(f"unknown frame kind {values[0]}")

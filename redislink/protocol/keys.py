@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -33,6 +32,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
 _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/-]|%[0-9A-F]{2})*", re.ASCII)
 _SAFE: Final = ">,/"
+_PLAIN_TAG: Final = re.compile(r"[A-Za-z0-9_.~>,/:-]+", re.ASCII)
 _CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG})
 
 
@@ -49,13 +49,15 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-@lru_cache(maxsize=4096)
 def encode_tag(tag: str) -> str:
     """The tag as it stands in a list's name: percent-encoded UTF-8.
 
     Raises:
         UsageError: empty, longer than ``MAX_TAG_BYTES``, or not encodable as UTF-8.
     """
+    # yacl's tags, of which each message has a new one, need no more than this.
+    if isinstance(tag, str) and _PLAIN_TAG.fullmatch(tag) and len(tag) <= MAX_TAG_BYTES:
+        return tag.replace(":", "%3A")
     if not isinstance(tag, str):
         raise UsageError(f"a tag must be a str, not {type(tag).__name__}: pass tag=str(...)")
     try:
@@ -84,14 +86,23 @@ def decode_tag_untrusted(encoded: str) -> str:
     return tag
 
 
-def inbox_prefix(session: str, dst: str, src: str, epoch: str) -> bytes:
-    """All that stands before the tag in the names of the lists from ``src`` to ``dst``."""
+def party_prefix(session: str, dst: str) -> bytes:
+    """All that stands before the sender in the names of ``dst``'s lists: its whole inbox."""
     check_name(session, "session")
     check_name(dst, "party")
-    check_name(src, "party")
+    return f"{PREFIX}:{{{session}:{dst}}}:".encode()
+
+
+def sender_prefix(session: str, dst: str, src: str) -> bytes:
+    """All that stands before the epoch in the names of the lists from ``src`` to ``dst``."""
+    return party_prefix(session, dst) + f"{check_name(src, 'party')}:".encode()
+
+
+def inbox_prefix(session: str, dst: str, src: str, epoch: str) -> bytes:
+    """All that stands before the tag in the names of the lists from ``src`` to ``dst``."""
     if not _EPOCH.fullmatch(epoch):
         raise UsageError(f"an epoch is 16 hex digits, or {NO_EPOCH!r} for lists without one")
-    return f"{PREFIX}:{{{session}:{dst}}}:{src}:{epoch}:".encode()
+    return sender_prefix(session, dst, src) + f"{epoch}:".encode()
 
 
 def data_list(session: str, dst: str, src: str, epoch: str, tag: str) -> bytes:

@@ -7,18 +7,17 @@ one thread. An exception raised here surfaces unchanged from ``Runtime.run``.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-import time
 from collections import deque
 from typing import Final
 
 from spu.libspu import link
 
 from redislink.endpoint import Endpoint, SendHandle
-from redislink.errors import RecvCancelled, SendTimeout, UsageError
+from redislink.errors import PeerClosed, RecvCancelled, SendTimeout, UsageError
 
 _CONNECT_TAG: Final = "connect"
-_THROTTLE_PAUSE: Final = (0.0005, 0.02)
 
 
 class RelayChannel(link.IChannel):  # type: ignore[misc]
@@ -39,6 +38,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._chunk_parallel_send_size = 0
         self._unconsumed: deque[SendHandle] = deque()
         self._throttle_lock = threading.Lock()
+        self._last_sent: SendHandle | None = None
         self._aborted = False
 
     def Send(self, key: str, value: bytes) -> None:
@@ -49,7 +49,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
     def SendAsync(self, key: str, value: bytes) -> None:
         """Send without waiting for anybody."""
         self._check_not_aborted()
-        self._endpoint.send(self._peer, self._tag(key), value)
+        self._last_sent = self._endpoint.send(self._peer, self._tag(key), value)
 
     def SendAsyncThrottled(self, key: str, value: bytes) -> None:
         """Send, but first wait while the peer has a full window of such messages to take.
@@ -61,9 +61,9 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         with self._throttle_lock:
             if self._throttle_window:
                 self._wait_for_window()
-            handle = self._endpoint.send(self._peer, self._tag(key), value)
-            if self._throttle_window:
-                self._unconsumed.append(handle)
+            self.SendAsync(key, value)
+            if self._throttle_window and self._last_sent is not None:
+                self._unconsumed.append(self._last_sent)
 
     def Recv(self, key: str) -> bytes:
         """The message with this key; waits for it.
@@ -86,9 +86,13 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         return self._recv_timeout_ms
 
     def WaitLinkTaskFinish(self) -> None:
-        """Return once the broker has all that was sent, at most ``close_timeout`` seconds."""
-        if not self._aborted:
-            self._endpoint.flush()
+        """Return once the peer has all that this channel sent.
+
+        Bounded by ``close_timeout``: what is not taken by then is left to the endpoint.
+        """
+        if not self._aborted and self._last_sent is not None:
+            with contextlib.suppress(SendTimeout, PeerClosed):
+                self._last_sent.wait(self._endpoint.settings.close_timeout)
 
     def Abort(self) -> None:
         """End local waiters with RecvCancelled; nothing is sent or received afterwards."""
@@ -128,19 +132,15 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
                 f"{self._endpoint.party}: the link to {self._peer} was aborted: make a new one"
             )
 
+    def _window_has_room(self) -> bool:
+        self._unconsumed = deque(h for h in self._unconsumed if not h.test())
+        return self._aborted or len(self._unconsumed) < self._throttle_window
+
     def _wait_for_window(self) -> None:
         limit = self._recv_timeout_ms / 1000
-        deadline = time.monotonic() + limit
-        pause, longest_pause = _THROTTLE_PAUSE
-        while True:
-            self._unconsumed = deque(h for h in self._unconsumed if not h.test())
-            if len(self._unconsumed) < self._throttle_window:
-                return
-            self._check_not_aborted()
-            if time.monotonic() > deadline:
-                raise SendTimeout(
-                    f"{self._endpoint.party}: {self._peer} has left {len(self._unconsumed)} "
-                    f"messages of this link untaken for {limit:g} s: check that it still computes"
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, longest_pause)
+        if not self._endpoint.wait_until(self._window_has_room, limit, ask=(self._peer,)):
+            raise SendTimeout(
+                f"{self._endpoint.party}: {self._peer} has left {len(self._unconsumed)} "
+                f"messages of this link untaken for {limit:g} s: check that it still computes"
+            )
+        self._check_not_aborted()

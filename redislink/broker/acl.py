@@ -1,0 +1,210 @@
+"""Redis users with least privilege: a party pushes only as itself and pops only its own inbox.
+
+Rules:
+- A command is granted only on the keys where a party uses it, with the permission that it needs
+  there (`PUSH`, `POP`, `CLAIM`); no other command is granted at all.
+- A pattern is a fixed text and one ``*`` at its end. Names hold nothing that a glob gives a
+  meaning, and the text ends with the ``:`` after a name, so that it fits that name alone.
+- Passwords are made here, from the operating system's randomness; the server gets their SHA-256.
+
+Needs Redis 7 or Valkey, for ``%W~`` and selectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from redislink.broker.connect import Broker
+from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
+from redislink.protocol import keys
+from redislink.secret_files import read_private, write_private
+
+ANSWERS: Final = ("ping",)
+"""Sent on each new connection, on no key: whether the server behind it answers."""
+PUSH: Final = ("rpush", "pexpire", "del")
+"""Commands on the lists to the other parties; all of them only write (``%W~``)."""
+POP: Final = ("blpop", "lpop", "del")
+"""Commands on the lists of the party's own inbox (``%RW~``)."""
+CLAIM: Final = ("set", "get", "pttl", "pexpire", "del")
+"""Commands on the party's own claim, one key (``%RW~``)."""
+
+_PASSWORD_BYTES: Final = 32
+_WHAT: Final = "password file"
+
+
+@dataclass(frozen=True, slots=True)
+class PartyUser:
+    """The Redis user of one party.
+
+    Attributes:
+        party: its name in the cluster file.
+        name: of the user; two sessions on one broker never share a user.
+        rules: for ``ACL SETUSER``, in order, without the password.
+    """
+
+    party: str
+    name: str
+    rules: tuple[str, ...]
+
+
+def party_users(session: str, parties: Sequence[str], number: int = 0) -> list[PartyUser]:
+    """The users of a session, in the order of the parties.
+
+    Args:
+        session: its name.
+        parties: names of all parties.
+        number: of the database that they use, see `database`.
+    """
+    return [
+        PartyUser(party, f"{session}~{party}", tuple(_rules(session, party, parties, number)))
+        for party in parties
+    ]
+
+
+def _rules(session: str, me: str, parties: Sequence[str], number: int) -> Iterator[str]:
+    yield from ("resetchannels", "-@all", *_allow(ANSWERS))
+    for peer in parties:
+        if peer != me:
+            yield f"%W~{keys.sender_prefix(session, peer, me).decode()}*"
+    yield from _allow(PUSH)
+    if number:
+        yield f"+select|{number}"
+    inbox = f"%RW~{keys.party_prefix(session, me).decode()}*"
+    yield f"({' '.join([inbox, *_allow(POP)])})"
+    claim = f"%RW~{keys.claim_key(session, me).decode()}"
+    yield f"({' '.join([claim, *_allow(CLAIM)])})"
+
+
+def _allow(commands: Iterable[str]) -> list[str]:
+    return [f"+{command}" for command in commands]
+
+
+def make_password() -> str:
+    """A new password; needs no quoting in a URL."""
+    return secrets.token_urlsafe(_PASSWORD_BYTES)
+
+
+def hash_rule(password: str) -> str:
+    """The rule that sets a password, without telling it."""
+    return "#" + hashlib.sha256(password.encode()).hexdigest()
+
+
+def keep_passwords(directory: Path, parties: Iterable[str]) -> dict[str, str]:
+    """Passwords by party, each in a file of its own; those that are there already stay.
+
+    Raises:
+        ConfigError: a file cannot be read or written, others may read it, or it is empty.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"directory {directory}: {error.strerror}: take another") from None
+    passwords = {}
+    for party in parties:
+        path = password_file(directory, party)
+        if not path.exists():
+            write_private(path, make_password() + "\n", _WHAT)
+        passwords[party] = read_private(path, _WHAT, "run again").partition("\n")[0].strip()
+        if not passwords[party]:
+            raise ConfigError(f"{_WHAT} {path}: is empty: remove it, so that one is made")
+    return passwords
+
+
+def password_file(directory: Path, party: str) -> Path:
+    """Where `keep_passwords` has a party's password."""
+    return directory / f"{party}.password"
+
+
+def acl_file(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> str:
+    """The text of an ``aclfile``: these users alone, and the default user off."""
+    lines = [
+        " ".join(["user", user.name, "on", hash_rule(passwords[user.party]), *user.rules])
+        for user in users
+    ]
+    return "\n".join(["user default off", *lines]) + "\n"
+
+
+def party_url(url: str, user: str, password: str) -> str:
+    """``url`` with this user and password instead of those that it has."""
+    parts = urlsplit(url)
+    address = parts.netloc.rpartition("@")[2]
+    credentials = f"{quote(user, safe='~')}:{quote(password, safe='')}"
+    return urlunsplit(parts._replace(netloc=f"{credentials}@{address}"))
+
+
+def database(url: str) -> int:
+    """The number of the database at the end of a broker's URL; 0 if there is none.
+
+    Raises:
+        ConfigError: it is no URL.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"broker URL: {error}: write redis://HOST:PORT/DB") from None
+    number = parts.path.strip("/")
+    return int(number) if parts.scheme != "unix" and number.isdecimal() else 0
+
+
+def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[str, str]) -> None:
+    """Make the users on a server, or give those that are there these rules and passwords.
+
+    Connections that are open stay so, and their users get the new rules at once.
+
+    Args:
+        broker: as a user that may run ACL SETUSER.
+        users: to make.
+        passwords: by party.
+
+    Raises:
+        BrokerError: it is out of reach, too old, or does not let this user do it.
+    """
+    start = ("ACL", "SETUSER")
+    _run_acl(
+        broker,
+        [
+            (*start, user.name, "reset", "on", hash_rule(passwords[user.party]), *user.rules)
+            for user in users
+        ],
+    )
+
+
+def remove_users(broker: Broker, users: Iterable[PartyUser]) -> None:
+    """Remove the users, and close the connections that they have.
+
+    Raises: as `apply_users`.
+    """
+    _run_acl(broker, [("ACL", "DELUSER", *(user.name for user in users))])
+
+
+def default_user_is_on(broker: Broker) -> bool:
+    """True if the server's ``default`` user may log in: then the party's users protect little.
+
+    Raises: as `apply_users`.
+    """
+    (reply,) = _run_acl(broker, [("ACL", "GETUSER", "default")])
+    # RESP2: name, value, name, value, …
+    properties = dict(zip(reply[::2], reply[1::2], strict=False))
+    return b"on" in properties.get(b"flags", [])
+
+
+def _run_acl(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
+    with contextlib.closing(broker.open()) as connection:
+        try:
+            return [connection.execute(*command, timeout=broker.timeout) for command in commands]
+        except BrokerPermissionError:
+            raise BrokerPermissionError(
+                f"broker {broker.label}: this user may not run ACL: give the URL of an admin, or "
+                "paste what redislink acl prints without --apply into the service's console"
+            ) from None
+        except BrokerRefused as error:
+            raise BrokerRefused(
+                f"{error}: ACL needs Redis 7 or Valkey, and a service that lets its users run it"
+            ) from None

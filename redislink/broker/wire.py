@@ -1,0 +1,333 @@
+"""RESP2 over a connection that redis-py has opened: commands out, replies in.
+
+redis-py connects, authenticates and speaks TLS; from then on its socket is used here, because
+its parsers copy a large bulk several times: a 1 MB round trip took 6.7 ms through hiredis and
+1.2 ms through a plain ``recv_into`` loop (see docs/performance.md). fakeredis has no socket and
+keeps redis-py's own reading and writing.
+
+Rules: replies come in the order of the commands; a wire on which anything but an error reply
+went wrong is out of step, and its owner closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Protocol
+
+import redis
+
+Buffer = bytes | bytearray | memoryview
+Reply = Any
+"""bytes, memoryview (large bulk), int, None, `ErrorReply` or a list of these."""
+
+LARGE: Final = 64 << 10
+"""Bytes from which on a body is neither joined to what is sent nor copied on arrival."""
+
+_BUFFER_BYTES: Final = 64 << 10
+_MAX_BULK: Final = 512 << 20
+_MAX_PIECES: Final = 512
+_MAX_DEPTH: Final = 8
+"""No command used here answers with arrays in arrays in arrays."""
+_CRLF: Final = b"\r\n"
+_BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
+
+
+class WireError(OSError):
+    """The connection broke, or what came is not RESP."""
+
+
+class ErrorReply:
+    """The server's ``-CODE text``: an answer as good as any other, as far as the wire goes."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class Wire(Protocol):
+    """What a `BrokerConnection` needs of a connection."""
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Send these bytes."""
+        ...
+
+    def read(self, timeout: float) -> Reply:
+        """The next reply, within ``timeout`` seconds."""
+        ...
+
+    def readable(self) -> bool:
+        """True if a reply has begun to arrive, or the connection has ended."""
+        ...
+
+    def wait_readable(self, seconds: float) -> bool:
+        """True if a reply has begun to arrive within so many seconds, or the connection ended."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make a `read` in another thread end with an error, now."""
+        ...
+
+    def close(self) -> None:
+        """Close; never raises."""
+        ...
+
+
+def pack(command: Sequence[bytes | int | str]) -> bytes:
+    """A command as RESP."""
+    packed = [b"*%d\r\n" % len(command)]
+    for argument in command:
+        raw = argument if isinstance(argument, bytes) else str(argument).encode()
+        packed.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(packed)
+
+
+def pack_push(
+    name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, *, clear: bool
+) -> list[Buffer]:
+    """RPUSH of an element given in two parts, and PEXPIRE; before them DEL if ``clear``.
+
+    Owes two replies, or three. Returns few pieces, so that a large part is not copied.
+    """
+    head, body = element
+    key = b"$%d\r\n%b\r\n" % (len(name), name)
+    cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
+    size = len(head) + len(body)
+    first = b"%b*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b" % (cleared, key, size, head)
+    ttl = b"%d" % ttl_ms
+    last = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n%b$%d\r\n%b\r\n" % (key, len(ttl), ttl)
+    if size < LARGE:
+        return [b"".join((first, body, last))]
+    return [first, body, last]
+
+
+def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
+    """BLPOP; owes one reply."""
+    timeout = b"%.3f" % seconds
+    if len(names) == 1:
+        name = names[0]
+        return b"*3\r\n$5\r\nBLPOP\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            len(name),
+            name,
+            len(timeout),
+            timeout,
+        )
+    return pack([b"BLPOP", *names, timeout])
+
+
+class SocketWire:
+    """RESP2 on a socket; reads bulks of `LARGE` bytes and more straight into their buffer."""
+
+    def __init__(self, connection: Any, timeout: float) -> None:
+        """Args: an open redis-py connection; seconds that a write may block."""
+        self._connection = connection  # owns the socket
+        self._socket: socket.socket = connection._get_socket()
+        self._tls = isinstance(self._socket, ssl.SSLSocket)
+        self._timeout = 0.0
+        self._write_timeout = timeout
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        if self._tls:
+            self._socket.settimeout(timeout)
+        else:
+            # Kernel timeouts on a blocking socket: one system call per read, not poll and recv.
+            self._socket.settimeout(None)
+            self._set_kernel_timeout(socket.SO_SNDTIMEO, timeout)
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        if self._tls:
+            self._socket.settimeout(self._write_timeout)
+            self._timeout = self._write_timeout
+            for piece in _joined(pieces):
+                self._socket.sendall(piece)
+            return
+        if len(pieces) == 1:
+            self._socket.sendall(pieces[0])
+            return
+        left = [memoryview(piece) for piece in pieces if len(piece)]
+        while left:
+            sent = self._socket.sendmsg(left[:_MAX_PIECES])
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if sent:
+                left[0] = left[0][sent:]
+
+    def read(self, timeout: float) -> Reply:
+        if timeout != self._timeout:
+            self._timeout = timeout
+            if self._tls:
+                self._socket.settimeout(timeout)
+            else:
+                self._set_kernel_timeout(socket.SO_RCVTIMEO, timeout)
+        return self._parse()
+
+    def readable(self) -> bool:
+        if self._start < self._end:
+            return True
+        if isinstance(self._socket, ssl.SSLSocket):
+            return bool(self._socket.pending()) or _poll(self._socket, 0)
+        self._start = 0
+        try:
+            self._end = self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._end = 0
+            return False
+        if not self._end:
+            raise WireError("connection closed by the broker")
+        return True
+
+    def wait_readable(self, seconds: float) -> bool:
+        if self._start < self._end:
+            return True
+        pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()
+        return bool(pending) or _poll(self._socket, seconds)
+
+    def interrupt(self) -> None:
+        # Below the TLS layer, as an SSL object must not be used from two threads.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.disconnect()
+
+    def _set_kernel_timeout(self, which: int, seconds: float) -> None:
+        whole = int(seconds)
+        timeval = struct.pack("ll", whole, int((seconds - whole) * 1e6) or int(not whole))
+        self._socket.setsockopt(socket.SOL_SOCKET, which, timeval)
+
+    def _parse(self, depth: int = 0) -> Reply:
+        while (found := self._buffer.find(_CRLF, self._start, self._end)) < 0:
+            self._fill()
+        kind = self._buffer[self._start]
+        rest = self._buffer[self._start + 1 : found]
+        self._start = found + 2
+        if kind == _BULK:
+            return self._read_bulk(_length(rest))
+        if kind == _INTEGER:
+            return int(rest)
+        if kind == _ARRAY:
+            count = _length(rest)
+            if depth >= _MAX_DEPTH:
+                raise WireError("the broker sent arrays within arrays without end")
+            return None if count < 0 else [self._parse(depth + 1) for _ in range(count)]
+        if kind == _STATUS:
+            return bytes(rest)
+        if kind == _ERROR:
+            return ErrorReply(rest.decode(errors="replace"))
+        raise WireError("the broker does not speak RESP2")
+
+    def _read_bulk(self, size: int) -> bytes | memoryview | None:
+        if size < 0:
+            return None
+        if size < LARGE - 2:
+            while self._end - self._start < size + 2:
+                self._fill()
+            bulk = bytes(self._view[self._start : self._start + size])
+            self._start += size + 2
+            return bulk
+        whole = memoryview(bytearray(size + 2))
+        have = min(self._end - self._start, size + 2)
+        whole[:have] = self._view[self._start : self._start + have]
+        self._start += have
+        while have < size + 2:
+            have += self._receive_into(whole[have:])
+        return whole[:size]
+
+    def _fill(self) -> None:
+        """More bytes into the buffer, which holds less than a line or a small bulk."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start and self._end > _BUFFER_BYTES // 2:
+            held = self._end - self._start
+            self._view[:held] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, held
+        if self._end == _BUFFER_BYTES:
+            raise WireError("the broker sent a line without an end")
+        self._end += self._receive_into(self._view[self._end :])
+
+    def _receive_into(self, view: memoryview) -> int:
+        try:
+            count = self._socket.recv_into(view)
+        except BlockingIOError:  # how a kernel timeout shows
+            raise TimeoutError("timed out") from None
+        if not count:
+            raise WireError("connection closed by the broker")
+        return count
+
+
+# How redis-py's classes of error replies began on the wire, where they strip that.
+_CODES: Final = {
+    redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.BusyLoadingError: "LOADING",
+    redis.exceptions.ReadOnlyError: "READONLY",
+}
+
+
+def error_text(error: redis.ResponseError) -> str:
+    """The server's error reply as it was before redis-py made an exception of it."""
+    return f"{_CODES.get(type(error), '')} {error}".strip()
+
+
+class LibraryWire:
+    """redis-py's own reading and writing, for brokers that have no socket (fakeredis)."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        self._connection.send_packed_command([b"".join(pieces)], check_health=False)
+
+    def read(self, timeout: float) -> Reply:
+        try:
+            return self._connection.read_response(disable_decoding=True, timeout=timeout)
+        except redis.ResponseError as error:
+            return ErrorReply(error_text(error))
+
+    def readable(self) -> bool:
+        return bool(self._connection.can_read(0))
+
+    def wait_readable(self, seconds: float) -> bool:
+        return bool(self._connection.can_read(seconds))
+
+    def interrupt(self) -> None:
+        """Cannot be done in process; waits are cut into short slices there."""
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.disconnect()
+
+
+def _poll(readable: socket.socket, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(readable, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _length(text: bytearray) -> int:
+    size = int(text)
+    if not -1 <= size <= _MAX_BULK:
+        raise WireError(f"the broker sent a reply of {size} bytes")
+    return size
+
+
+def _joined(pieces: Sequence[Buffer]) -> Iterable[Buffer]:
+    """The same bytes in as few pieces as makes sense: a TLS record each is dear."""
+    small = bytearray()
+    for piece in pieces:
+        if len(piece) < LARGE:
+            small += piece
+            continue
+        if small:
+            yield bytes(small)
+            small.clear()
+        yield piece
+    if small:
+        yield bytes(small)

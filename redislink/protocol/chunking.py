@@ -1,0 +1,143 @@
+"""Messages as chunks, and chunks as messages again.
+
+Rules:
+- The chunks of one message have consecutive frame numbers, so that (first number, parts)
+  names the message and one lost chunk can be resent alone.
+- Messages of one tag are handed out in the order in which they were sent, although their
+  chunks may come in any order: each names the message before it on its tag while that may
+  still be under way (`Data.previous`).
+- Chunks that contradict each other are the peer's (or the broker's) fault: `FrameError`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from redislink.errors import FrameError, UsageError
+from redislink.protocol.frame import MAX_PARTS, Data, Encoding
+from redislink.protocol.received import ReceivedNumbers
+
+MAX_MESSAGE_BYTES: Final = 4 << 30
+
+
+def split(body: bytes, chunk_bytes: int) -> Iterator[bytes | memoryview]:
+    """The chunks of a message, without copying it; an empty message has one, empty.
+
+    Raises:
+        UsageError: the message is larger than 4 GiB, or has too many chunks.
+    """
+    if len(body) > MAX_MESSAGE_BYTES or count_parts(len(body), chunk_bytes) > MAX_PARTS:
+        raise UsageError(
+            f"a message of {len(body)} bytes is too large: split it, at most {MAX_MESSAGE_BYTES}"
+        )
+    if len(body) <= chunk_bytes:
+        yield body
+        return
+    view = memoryview(body)
+    for start in range(0, len(view), chunk_bytes):
+        yield view[start : start + chunk_bytes]
+
+
+def count_parts(size: int, chunk_bytes: int) -> int:
+    """How many chunks a message of ``size`` bytes has."""
+    return max(1, -(-size // chunk_bytes))
+
+
+@dataclass(slots=True)
+class _Partial:
+    """A message of which not all chunks have come, or that waits for one before it."""
+
+    parts: int
+    previous: int
+    encoding: Encoding
+    chunks: dict[int, bytes] = field(default_factory=dict)
+
+    def agrees_with(self, frame: Data) -> bool:
+        return (self.parts, self.previous, self.encoding) == (
+            frame.parts,
+            frame.previous,
+            frame.encoding,
+        )
+
+
+@dataclass(slots=True)
+class _Tag:
+    """What came for one tag; messages are named by the number of their first chunk."""
+
+    partial: dict[int, _Partial] = field(default_factory=dict)
+    followers: dict[int, list[int]] = field(default_factory=dict)
+    """Which partial messages wait for the one before them, by that."""
+    ready: deque[tuple[bytes, Encoding]] = field(default_factory=deque)
+
+    def is_under_way(self, message: int, received: ReceivedNumbers) -> bool:
+        return message in self.partial or (message > 0 and message not in received)
+
+
+class Reassembly:
+    """What has come from one peer and was not taken yet, by tag."""
+
+    def __init__(self) -> None:
+        self._tags: dict[str, _Tag] = {}
+
+    def add(self, tag: str, frame: Data, body: bytes, received: ReceivedNumbers) -> None:
+        """Take in a chunk whose number is not in ``received`` yet, and note it there.
+
+        Raises:
+            FrameError: it contradicts an earlier chunk of the same message; nothing has changed.
+        """
+        entry = self._tags.get(tag) or _Tag()
+        first = frame.seq - frame.part
+        partial = entry.partial.get(first)
+        if partial is not None and not partial.agrees_with(frame):
+            raise FrameError("two chunks of one message disagree about it")
+        received.add(frame.seq)
+        self._tags[tag] = entry
+        # Nearly always: a whole message, none before it is under way, none waits for it.
+        if frame.parts == 1 and not frame.previous and not entry.followers:
+            entry.ready.append((body, frame.encoding))
+            return
+        if partial is None:
+            partial = _Partial(frame.parts, frame.previous, frame.encoding)
+            entry.partial[first] = partial
+            if entry.is_under_way(frame.previous, received):
+                entry.followers.setdefault(frame.previous, []).append(first)
+        partial.chunks[frame.part] = body
+        self._hand_out(entry, first, received)
+
+    def take(self, tag: str) -> tuple[bytes, Encoding] | None:
+        """The next message of a tag, which is no longer kept then; None if there is none."""
+        entry = self._tags.get(tag)
+        if entry is None or not entry.ready:
+            return None
+        message = entry.ready.popleft()
+        if not entry.ready and not entry.partial:
+            del self._tags[tag]
+        return message
+
+    def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
+        """As `take`, but the message stays."""
+        entry = self._tags.get(tag)
+        return entry.ready[0] if entry is not None and entry.ready else None
+
+    @staticmethod
+    def _hand_out(entry: _Tag, first: int, received: ReceivedNumbers) -> None:
+        """Make a message ready if it can be, and then those that waited for it, in order."""
+        candidates = [first]
+        while candidates:
+            first = heapq.heappop(candidates)
+            partial = entry.partial.get(first)
+            if partial is None or len(partial.chunks) < partial.parts:
+                continue
+            if entry.is_under_way(partial.previous, received):
+                continue
+            body = partial.chunks[0]
+            if partial.parts > 1:
+                body = b"".join(partial.chunks[part] for part in range(partial.parts))
+            entry.ready.append((body, partial.encoding))
+            del entry.partial[first]
+            for follower in entry.followers.pop(first, ()):
+                heapq.heappush(candidates, follower)

@@ -1,0 +1,65 @@
+"""`ReceivedNumbers`: which frame numbers have come, as few ranges; the source of every ack."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from redislink.protocol.frame import MAX_ACK_RANGES, AckState
+
+
+class ReceivedNumbers:
+    """A set of numbers from 1, kept as ascending closed ranges that do not touch."""
+
+    def __init__(self) -> None:
+        self.cumulative = 0
+        """Every number up to this one has come."""
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._cursor = 0
+
+    def __contains__(self, number: int) -> bool:
+        if number <= self.cumulative:
+            return True
+        place = bisect_right(self._starts, number) - 1
+        return place >= 0 and number <= self._ends[place]
+
+    def add(self, number: int) -> bool:
+        """Note that a number came; False if it had come before."""
+        if number == self.cumulative + 1:  # nearly always
+            self.cumulative = number
+            if self._starts and self._starts[0] == number + 1:
+                self.cumulative = self._ends[0]
+                del self._starts[0], self._ends[0]
+            return True
+        if number in self:
+            return False
+        place = bisect_right(self._starts, number)
+        joins_before = place > 0 and self._ends[place - 1] == number - 1
+        joins_after = place < len(self._starts) and self._starts[place] == number + 1
+        if joins_before and joins_after:
+            self._ends[place - 1] = self._ends[place]
+            del self._starts[place], self._ends[place]
+        elif joins_before:
+            self._ends[place - 1] = number
+        elif joins_after:
+            self._starts[place] = number
+        else:
+            self._starts.insert(place, number)
+            self._ends.insert(place, number)
+        return True
+
+    def ack_state(self) -> AckState:
+        """What to tell the sender.
+
+        There may be more ranges than an ack holds. Any choice among them is true, so each
+        call gives the next ones in turn, always with the highest, which is the newest.
+        """
+        places = list(range(len(self._starts)))
+        if len(places) > MAX_ACK_RANGES:
+            highest = places[-1]
+            in_turn = range(self._cursor, self._cursor + MAX_ACK_RANGES - 1)
+            places = [*sorted(place % highest for place in in_turn), highest]
+            self._cursor = in_turn.stop % highest
+        return AckState(
+            self.cumulative, tuple((self._starts[place], self._ends[place]) for place in places)
+        )

@@ -1,0 +1,168 @@
+"""What stands on the broker for a frame: as it is, or sealed so that only the peer opens it.
+
+Sealing is AES-256-GCM (``cryptography``), with keys from the handshake, per direction and kind:
+
+==========  =======================  ==========================================
+frame       nonce                    authenticated besides the ciphertext
+==========  =======================  ==========================================
+DATA        frame number             list name and header
+control     number of the SEALED     list name and header
+==========  =======================  ==========================================
+
+Rules:
+- A nonce is never used twice for different content: a DATA frame is fixed by its first push,
+  so that a resend is the same ciphertext, and every control frame has a new number.
+- The list's name is authenticated: a frame moved to another tag, peer or run does not open.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from redislink.errors import FrameError, SealError
+from redislink.protocol.frame import (
+    BytesLike,
+    Data,
+    Frame,
+    Sealed,
+    decode_untrusted,
+    encode,
+    encode_header,
+)
+
+SEAL_BYTES: Final = 16
+"""By how much sealing lengthens a body."""
+
+
+class Codec(Protocol):
+    """Turns frames into list elements and back, for one peer."""
+
+    def encode_parts(
+        self, name: bytes, frame: Frame, body: bytes | memoryview
+    ) -> tuple[bytes, bytes | memoryview]:
+        """The element to push onto list ``name``, in two parts: a large body is not copied."""
+        ...
+
+    def encode(self, name: bytes, frame: Frame, body: bytes | memoryview) -> bytes:
+        """The element as one."""
+        return b"".join(self.encode_parts(name, frame, body))
+
+    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+        """The frame and body of an element popped off list ``name``.
+
+        Raises:
+            FrameError: it is not a frame of the peer's.
+        """
+        ...
+
+
+class PlainCodec(Codec):
+    """Elements in the clear: the broker can read and change everything."""
+
+    def encode_parts(
+        self, name: bytes, frame: Frame, body: bytes | memoryview
+    ) -> tuple[bytes, bytes | memoryview]:
+        return encode_header(frame), body
+
+    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+        frame, body = decode_untrusted(element)
+        return frame, bytes(body)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SealKeys:
+    """Four AES-256 keys of one side of a pair; the peer has the same, crosswise."""
+
+    data_out: bytes
+    data_in: bytes
+    control_out: bytes
+    control_in: bytes
+
+
+class SealedCodec(Codec):
+    """Elements that only the peer opens, and that only the peer can have made."""
+
+    def __init__(self, keys: SealKeys) -> None:
+        self._data_out = AESGCM(keys.data_out)
+        self._data_in = AESGCM(keys.data_in)
+        self._control_out = AESGCM(keys.control_out)
+        self._control_in = AESGCM(keys.control_in)
+        self._control_numbers = itertools.count(1)
+        self._control_window = ReplayWindow()
+
+    def encode_parts(
+        self, name: bytes, frame: Frame, body: bytes | memoryview
+    ) -> tuple[bytes, bytes | memoryview]:
+        if isinstance(frame, Data):
+            header = encode_header(frame)
+            return header, self._data_out.encrypt(_nonce(frame.seq), body, name + header)
+        number = next(self._control_numbers)
+        header = encode_header(Sealed(number))
+        sealed = self._control_out.encrypt(_nonce(number), encode(frame, body), name + header)
+        return header, sealed
+
+    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+        """As `Codec.decode_untrusted`.
+
+        Raises:
+            SealError: nobody who has the key sent this, here, in this run.
+            StaleError: a control frame that came before, or is older than very many.
+            FrameError: not a frame at all.
+        """
+        frame, body = decode_untrusted(element)
+        header = element[: len(element) - len(body)]
+        if isinstance(frame, Data):
+            return frame, _open(self._data_in, frame.seq, body, name + header)
+        if not isinstance(frame, Sealed):
+            raise SealError(f"a {frame.kind.name} frame that is not sealed")
+        inner = _open(self._control_in, frame.number, body, name + header)
+        if not self._control_window.admit(frame.number):
+            raise StaleError("a control frame that came before")
+        frame, body = decode_untrusted(inner)
+        return frame, bytes(body)
+
+
+class StaleError(FrameError):
+    """A genuine control frame that was doubled or held back: ignore it."""
+
+
+class ReplayWindow:
+    """Admits each number once; those far below the highest are not admitted at all.
+
+    The scheme of RFC 4303 (3.4.3), as frames of several threads overtake each other.
+    """
+
+    def __init__(self, size: int = 1024) -> None:
+        self._size = size
+        self._highest = 0
+        self._seen = 0
+
+    def admit(self, number: int) -> bool:
+        """True if this number is to be taken, the first time that it comes."""
+        behind = self._highest - number
+        if behind < 0:
+            # The step is cut, as the peer chooses it: shifting by it could take all memory.
+            step = min(-behind, self._size)
+            self._seen = ((self._seen << step) | 1) & ((1 << self._size) - 1)
+            self._highest = number
+            return True
+        if behind >= self._size or self._seen >> behind & 1:
+            return False
+        self._seen |= 1 << behind
+        return True
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "big")
+
+
+def _open(key: AESGCM, number: int, sealed: memoryview, authenticated: bytes) -> bytes:
+    try:
+        return key.decrypt(_nonce(number), sealed, authenticated)
+    except InvalidTag:
+        raise SealError("a frame that does not open: it was changed, moved or made up") from None

@@ -1,0 +1,147 @@
+"""How the parties of a session find each other: drives the handshake over the hello lists."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from redislink.broker import Broker, Inbox, Outbox
+from redislink.broker.inbox import Wait
+from redislink.broker.outage import Outage
+from redislink.broker.wire import Buffer
+from redislink.cluster import ClusterSpec
+from redislink.errors import BrokerError, ClusterMismatch, FrameError, HandshakeTimeout
+from redislink.protocol import keys
+from redislink.protocol.frame import decode_untrusted, encode_header
+from redislink.protocol.handshake import Handshake, Message
+
+Progress = Callable[[list[str], float], None]
+
+_HELLO_INTERVAL: Final = 1.0
+_HELLO_TTL: Final = 60
+_LINGER: Final = 2.0
+"""Seconds that hellos go on after a mismatch, so that the peer surely sees it too."""
+_logger = logging.getLogger("redislink")
+
+
+class Rendezvous:
+    """This party's hellos; `meet` at the start, `receive` for those that come later."""
+
+    def __init__(
+        self, spec: ClusterSpec, party: str, handshake: Handshake, outbox: Outbox, inbox: Inbox
+    ) -> None:
+        self._spec = spec
+        self._party = party
+        self._outbox = outbox
+        self._inbox = inbox
+        self.peers = [name for name in spec.party_names if name != party]
+        self.handshake = handshake
+        self.lists = {keys.hello_list(spec.session, party, peer): peer for peer in self.peers}
+        """The hello lists of this party's inbox, and who pushes onto each."""
+        self._said_hello_at = dict.fromkeys(self.peers, float("-inf"))
+        self._unsaid: set[str] = set()
+
+    def meet(
+        self, broker: Broker, timeout: float, outage: Outage, on_progress: Progress | None
+    ) -> None:
+        """Return once every pair has said hello; the handshake is settled then.
+
+        Raises:
+            HandshakeTimeout: after ``timeout`` seconds; names who is missing.
+            ClusterMismatch, BrokerError: as their names say.
+        """
+        wait = self._inbox.acquire()
+        try:
+            self._meet(wait, broker, timeout, outage, on_progress)
+        finally:
+            self._inbox.release(wait)
+        self.handshake.settle()
+        self._outbox.flush()
+
+    def _meet(
+        self,
+        wait: Wait,
+        broker: Broker,
+        timeout: float,
+        outage: Outage,
+        on_progress: Progress | None,
+    ) -> None:
+        started = next_hello = time.monotonic()
+        mismatch: ClusterMismatch | None = None
+        give_up = started + timeout
+        while missing := self.handshake.missing:
+            now = time.monotonic()
+            if now >= give_up and mismatch is not None:
+                self._outbox.flush()
+                raise mismatch
+            if now >= give_up:
+                raise HandshakeTimeout(
+                    f"{self._party}: waited {timeout:g} s at broker {broker.label} for "
+                    f"{', '.join(missing)} to join session {self._spec.session!r}: start them "
+                    "with the same cluster file and broker, or raise REDISLINK_CONNECT_TIMEOUT"
+                    + "".join(f"; {text}" for text in map(self.handshake.trouble, missing) if text)
+                )
+            try:
+                if now >= next_hello:
+                    if self._outbox.error is not None:
+                        self._outbox.reconnect()
+                        self.reconnected()
+                    for peer in missing:
+                        self._push(peer, self.handshake.hello_for(peer))
+                    if on_progress is not None and now > started:
+                        on_progress(missing, now - started)
+                    next_hello = now + _HELLO_INTERVAL
+                slice_ = max(0.001, min(next_hello, give_up) - now)
+                popped = wait.pop(list(self.lists), broker.blpop_slice(slice_))
+                outage.ended()
+            except BrokerError as error:
+                threading.Event().wait(outage.failed(error))
+                next_hello = 0.0
+                continue
+            if popped is not None:
+                peer = self.lists[popped[0]]
+                try:
+                    self.receive(peer, popped[1])
+                except ClusterMismatch as error:
+                    if mismatch is None:
+                        mismatch = error
+                        give_up = min(give_up, time.monotonic() + _LINGER)
+                        next_hello = 0.0
+
+    def receive(self, peer: str, element: Buffer) -> None:
+        """Take in an element of ``peer``'s hello list, and answer it.
+
+        Raises:
+            ClusterMismatch: the peer runs with another cluster file, or security.
+        """
+        try:
+            frame, body = decode_untrusted(bytes(element))
+            answer = self.handshake.receive_untrusted(peer, frame, bytes(body), time.monotonic())
+        except FrameError as error:
+            # Nothing to worry about: it may be of a dead run. What lasts becomes an error.
+            _logger.info("%s: ignored a hello from %s: %s", self._party, peer, error)
+            return
+        # A peer that goes on saying hello has not had our answer: the broker lost it.
+        unanswered = time.monotonic() - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL
+        if answer is not None:
+            self._push(peer, answer)
+        elif unanswered:
+            self._push(peer, self.handshake.hello_for(peer))
+
+    def reconnected(self) -> None:
+        """The outbox works again: say the hellos that could not be said without it."""
+        unsaid, self._unsaid = self._unsaid, set()
+        for peer in unsaid:
+            self._push(peer, self.handshake.hello_for(peer))
+
+    def _push(self, peer: str, message: Message) -> None:
+        """A hello list holds the latest hello alone."""
+        self._said_hello_at[peer] = time.monotonic()
+        name = keys.hello_list(self._spec.session, peer, self._party)
+        hello, body = message
+        self._outbox.push(name, (encode_header(hello), body), clear=True, ttl=_HELLO_TTL)
+        if self._outbox.error is not None:
+            self._unsaid.add(peer)

@@ -1,0 +1,58 @@
+"""Files that hold a secret: only their owner can read them, from their first byte on.
+
+No message quotes what a file holds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from redislink.errors import ConfigError
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_private(path: str | Path, what: str, remedy: str) -> str:
+    """The text of a file that nobody else can read; empty if it is not text at all.
+
+    Args:
+        path: of the file.
+        what: what it is, for messages.
+        remedy: what to do if it is not there, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or others may read it too.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & _OTHERS:
+                raise ConfigError(
+                    f"{what} {path}: others on this machine may read it: chmod 600 {path}, "
+                    "and make a new one if they might have"
+                )
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: {error.strerror or error}: {remedy}") from None
+    except UnicodeDecodeError:
+        return ""
+
+
+def write_private(path: str | Path, text: str, what: str) -> None:
+    """Write a new file with mode 0600, never over another.
+
+    Raises:
+        ConfigError: it is there already, or cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(
+            f"{what} {path}: is there already, and would be lost: move it away first"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: cannot be written ({error.strerror})") from None
