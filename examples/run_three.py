@@ -7,8 +7,9 @@
     python run_three.py --for alice "--wealth 3" --for bob "--wealth 5" --for carol "--wealth 4" \\
         millionaire.py
 
-``{party}`` in an argument stands for the party's name. Exit code: the worst of the parties';
-128 + n for one ended by signal n, 124 when time was up.
+``{party}`` in an argument stands for the party's name. Each party gets a new key, for this run
+alone, and only its own. Exit code: the worst of the parties'; 128 + n for one ended by signal n,
+124 when time was up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -26,6 +28,7 @@ from typing import Final
 
 from redislink import load_cluster
 from redislink.broker import EmbeddedBroker
+from redislink.trial import write_trial
 
 CLUSTER: Final = Path(__file__).resolve().parent / "cluster.yaml"
 TIME_IS_UP: Final = 124
@@ -34,11 +37,18 @@ GRACE: Final = 5.0
 _POLL: Final = 0.05
 
 
-def run_parties(cluster: Path, commands: dict[str, list[str]], url: str, timeout: float) -> int:
+def run_parties(
+    cluster: Path,
+    key_files: dict[str, Path],
+    commands: dict[str, list[str]],
+    url: str,
+    timeout: float,
+) -> int:
     """Run ``redislink run`` for each party, with its output prefixed.
 
     Args:
         cluster: the cluster file.
+        key_files: private keys, by party.
         commands: program and arguments, by party.
         url: of the broker.
         timeout: seconds until those that still run are ended.
@@ -55,7 +65,8 @@ def run_parties(cluster: Path, commands: dict[str, list[str]], url: str, timeout
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "redislink", "run"),
-                    *("--cluster", str(cluster), "--party", party, *command),
+                    *("--cluster", str(cluster), "--party", party),
+                    *("--identity", str(key_files[party]), *command),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -131,7 +142,8 @@ def main() -> int:
     parser.add_argument("program", type=Path)
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    parties = load_cluster(options.cluster).party_names
+    spec = load_cluster(options.cluster)
+    parties = spec.party_names
     for party, _ in options.own:
         if party not in parties:
             parser.error(f"--for {party}: the parties are {', '.join(parties)}")
@@ -143,8 +155,12 @@ def main() -> int:
         ]
         for party in parties
     }
-    with EmbeddedBroker() as broker:
-        return run_parties(options.cluster, commands, broker.url, options.timeout)
+    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory(prefix="redislink-keys-") as keys:
+        key_files = {party: Path(keys, party, "identity.key") for party in parties}
+        cluster = Path(keys, "cluster.yaml")
+        content = spec.model_dump(mode="json", exclude_none=True)
+        write_trial(content, cluster, key_files, "of run_three.py")
+        return run_parties(cluster, key_files, commands, broker.url, options.timeout)
 
 
 if __name__ == "__main__":

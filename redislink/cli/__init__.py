@@ -12,9 +12,12 @@ from typing import NoReturn
 import typer
 
 from redislink.cli import errors
+from redislink.cli.acl import acl
+from redislink.cli.bench import bench
 from redislink.cli.broker import broker
 from redislink.cli.demo import demo
 from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
 from redislink.cli.version import version
 from redislink.errors import RedisLinkError
@@ -45,7 +48,12 @@ app.command(
     # From PROGRAM on nothing is ours: its options stay untouched.
     context_settings={"allow_interspersed_args": False},
 )(run)
+app.command(epilog=_EPILOG)(init)
+app.command(epilog=_EPILOG)(keygen)
+app.command("fingerprint", epilog=_EPILOG)(show_fingerprints)
 app.command(epilog=_EPILOG)(broker)
+app.command(epilog=_EPILOG)(acl)
+app.command(epilog=_EPILOG)(bench)
 app.command(epilog=_EPILOG)(version)
 
 

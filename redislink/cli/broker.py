@@ -46,7 +46,7 @@ def broker(
     if password_file is not None:
         if password is not None:
             raise ConfigError("give --password or --password-file, not both")
-        password = _first_line(password_file)
+        password = first_line(password_file)
     if password == "":
         raise ConfigError("the password is empty: give one, or leave the option out")
 
@@ -66,7 +66,8 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """The first line of a password file."""
     try:
         return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 Rules: every figure shown was measured in this run; the demo is ok only if the model is as good
 as the one trained in plaintext, no party ever listened, and none talked to anything but the
-broker.
+broker. Each party gets its own private key and its own Redis user, and nobody else's.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Final
 
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import redislink
-from redislink.broker import Broker, EmbeddedBroker
+from redislink.broker import Broker, EmbeddedBroker, acl
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.parties import Address, PartyProcess, broker_addresses
-from redislink.errors import ConfigError
+from redislink.cluster import ClusterSpec
+from redislink.errors import BrokerError, ConfigError
+from redislink.identity import fingerprint
 from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.trial import trial_devices, write_trial
 
 PARTIES: Final = ("alice", "bob", "carol")
 DATA_OWNERS: Final = ("alice", "bob")
@@ -51,6 +54,7 @@ class PartyResult:
     """What one party did, as the ``--json`` object has it."""
 
     name: str
+    fingerprint: str
     listening_sockets: int | None
     messages_sent: int | None
     bytes_sent: int | None
@@ -65,6 +69,7 @@ class DemoResult:
     plaintext_accuracy: float | None
     seconds: float
     broker: str
+    security: str
     parties: tuple[PartyResult, ...]
 
 
@@ -77,6 +82,14 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    with_acl: Annotated[
+        bool,
+        typer.Option(
+            "--acl",
+            help="On --broker, make a Redis user for each party first, and remove it afterwards; "
+            "URL must be an admin's. The embedded broker always has them.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, and no table.")
     ] = False,
@@ -90,19 +103,22 @@ def demo(
     signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.ExitStack() as stack:
         if broker is None:
-            url = stack.enter_context(EmbeddedBroker()).url
-            label = Broker(url).label
+            # With a password, so that nobody else on this machine is an admin there.
+            password = secrets.token_urlsafe(32)
+            url = stack.enter_context(EmbeddedBroker(password=password)).url
         else:
             url = broker
-            label = _reach(url)
+        reached = _reach(url)
         program = find_examples() / PROGRAM
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="redislink-demo-")))
-        run = _Run(url, label, program, directory)
+        run = _Run(url, reached.label, program, directory)
+        if with_acl or broker is None:
+            stack.enter_context(_users(reached, run))
         run.until_all_ended()
     if as_json:
         typer.echo(json.dumps(asdict(run.result())))
     else:
-        _show(run.result(), run.looks)
+        _show(run.result(), run.looks, with_acl=bool(run.urls))
     for problem in run.problems:
         errors.say(problem)
     raise SystemExit(int(run.code))
@@ -124,8 +140,8 @@ def find_examples() -> Path:
     )
 
 
-def _reach(url: str) -> str:
-    """Connect once, so that a wrong URL is said before three processes start; the URL's label."""
+def _reach(url: str) -> Broker:
+    """Connect once, so that a wrong URL is said before three processes start."""
     settings = RedisLinkSettings.load(broker_url=url)
     broker = Broker.from_settings(settings, None)
     if broker.in_process:
@@ -134,7 +150,23 @@ def _reach(url: str) -> str:
             "leave --broker out, or write redis://HOST:PORT"
         )
     broker.open().close()
-    return broker.label
+    return broker
+
+
+@contextlib.contextmanager
+def _users(broker: Broker, run: _Run) -> Iterator[None]:
+    """Give each party a Redis user of its own, for as long as the demo runs."""
+    users = acl.party_users(run.spec.session, PARTIES, acl.database(run.url))
+    passwords = {party: acl.make_password() for party in PARTIES}
+    acl.apply_users(broker, users, passwords)
+    run.urls = {u.party: acl.party_url(run.url, u.name, passwords[u.party]) for u in users}
+    try:
+        yield
+    finally:
+        try:
+            acl.remove_users(broker, users)
+        except BrokerError as error:
+            errors.say(f"the users {', '.join(u.name for u in users)} are still there: {error}")
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -148,7 +180,9 @@ class _Run:
         self.problems: list[str] = []
         """Why the demo is not ok, one line each."""
         self.code = ExitCode.OK
-        self._url = url
+        self.url = url
+        self.urls: dict[str, str] = {}
+        """The broker's URL by party, where they differ."""
         self._label = label
         self._program = program
         self._data = program.parent / "data"
@@ -158,22 +192,28 @@ class _Run:
         self._stopped: set[str] = set()
         self._seconds = 0.0
         self._plaintext_accuracy: float | None = None
+        self._cluster = directory / "cluster.yaml"
+        self._keys = {name: directory / f"keys-{name}" / "identity.key" for name in PARTIES}
+        self.spec = self._write_cluster()
 
     def until_all_ended(self) -> None:
         """Start the parties, show their progress, and judge what they did."""
-        cluster = self._write_cluster()
-        addresses = broker_addresses(self._url)
+        addresses = broker_addresses(self.url)
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             for name in PARTIES:
                 party = PartyProcess(
                     name,
-                    cluster=cluster,
+                    cluster=self._cluster,
                     program=self._program,
                     arguments=("--data", str(self._own_data(name))),
                     directory=self._directory,
-                    environment={"REDISLINK_BROKER_URL": self._url}
-                    | {"REDISLINK_LINK_MODE": LinkMode.CHANNELS.value},
+                    environment={
+                        "REDISLINK_BROKER_URL": self.urls.get(name, self.url),
+                        "REDISLINK_LINK_MODE": LinkMode.CHANNELS.value,
+                        "REDISLINK_IDENTITY_FILE": str(self._keys[name]),
+                        "REDISLINK_PSK_DIR": str(self._keys[name].parent),  # holds none
+                    },
                 )
                 self._parties.append(stack.enter_context(party))
             self._watch()
@@ -182,15 +222,18 @@ class _Run:
 
     def result(self) -> DemoResult:
         """What the table and the ``--json`` object show."""
+        public_keys = self.spec.public_keys()
         return DemoResult(
             ok=self.code == ExitCode.OK,
             accuracy=self._results.get(LEARNS_MODEL, {}).get("accuracy"),
             plaintext_accuracy=self._plaintext_accuracy,
             seconds=round(self._seconds, 3),
             broker=self._label,
+            security=self.spec.security,
             parties=tuple(
                 PartyResult(
                     party.name,
+                    fingerprint(public_keys[party.name]),
                     party.sockets.listening if party.sockets.looks else None,
                     self._results.get(party.name, {}).get("messages_sent"),
                     self._results.get(party.name, {}).get("bytes_sent"),
@@ -213,27 +256,14 @@ class _Run:
             shutil.copy(source, directory)
         return directory
 
-    def _write_cluster(self) -> Path:
-        path = self._directory / "cluster.yaml"
+    def _write_cluster(self) -> ClusterSpec:
         content = {
             # A name of its own, so that demos which share a broker do not meet.
             "session": f"demo-{secrets.token_hex(4)}",
             "parties": list(PARTIES),
-            "devices": {
-                "SP0": {
-                    "kind": "SPU",
-                    "members": list(PARTIES),
-                    "config": {"protocol": "ABY3", "field": "FM64", "use_redis_channel": True},
-                },
-                "PSI0": {
-                    "kind": "SPU",
-                    "members": list(DATA_OWNERS),
-                    "config": {"protocol": "SEMI2K", "use_redis_channel": True},
-                },
-            },
+            "devices": trial_devices(list(PARTIES)),
         }
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return path
+        return write_trial(content, self._cluster, self._keys, "of redislink demo")
 
     def _watch(self) -> None:
         """Look at sockets and reports until all have ended, or one failed and time is up."""
@@ -337,20 +367,23 @@ def _progress() -> Progress:
     )
 
 
-def _show(result: DemoResult, looks: int) -> None:
+def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
     console = Console()
     table = Table(
-        title=f"Logistic regression between {len(PARTIES)} processes, via {result.broker}"
+        title=f"Logistic regression between {len(PARTIES)} processes, "
+        f"via {result.broker}, {result.security}"
     )
     table.add_column("party")
-    for heading in ("listening sockets", "messages sent", "bytes sent"):
+    for heading in ("listening\nsockets", "messages\nsent", "bytes\nsent"):
         table.add_column(heading, justify="right")
+    table.add_column("fingerprint of its key", overflow="fold")
     for party in result.parties:
         table.add_row(
             party.name,
             _figure(party.listening_sockets),
             _figure(party.messages_sent),
             _figure(party.bytes_sent),
+            party.fingerprint,
         )
     console.print(table)
     if result.accuracy is not None and result.plaintext_accuracy is not None:
@@ -362,6 +395,11 @@ def _show(result: DemoResult, looks: int) -> None:
         console.print(
             f"Sockets were read from the operating system, {looks} times or more per party: no "
             "party listened, and every connection went to the broker."
+        )
+        console.print(
+            "The two of each pair proved by these keys who they are, and sealed all messages: the "
+            "broker saw names, tags, sizes and times."
+            + (" Each party was a Redis user of its own, with its own inbox." if with_acl else "")
         )
 
 

@@ -23,6 +23,7 @@ from redislink.errors import (
     LinkError,
     PeerError,
     RedisLinkError,
+    SecurityError,
 )
 
 
@@ -54,6 +55,7 @@ _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
     (LinkError, ExitCode.CONFIG),
     (BrokerError, ExitCode.BROKER),
     (PeerError, ExitCode.PEER),
+    (SecurityError, ExitCode.TAMPERED),
     (FrameError, ExitCode.TAMPERED),
 )
 

@@ -1,8 +1,9 @@
 """``redislink run``: run one program as one party.
 
 Rules: what is wrong with cluster file or party is said before the program starts; the program
-sees the same world as under ``python PROGRAM ARGS``, plus ``REDISLINK_CLUSTER_FILE`` and
-``REDISLINK_PARTY``; its exit code is passed on.
+sees the same world as under ``python PROGRAM ARGS``, plus ``REDISLINK_CLUSTER_FILE``,
+``REDISLINK_PARTY`` and, with ``--identity``, ``REDISLINK_IDENTITY_FILE``; its exit code is
+passed on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Annotated
 
 import typer
 
-from redislink.cli import errors
+from redislink.cli import errors, who
 from redislink.cli.errors import ExitCode, Verbose
-from redislink.cluster import load_cluster
+from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
+from redislink.identity import Identity
 from redislink.settings import RedisLinkSettings
 
 
@@ -30,40 +32,25 @@ def run(
         list[str] | None,
         typer.Argument(metavar="ARGS", help="Handed to the program untouched.", show_default=False),
     ] = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Cluster file; else REDISLINK_CLUSTER_FILE.", show_default=False
-        ),
-    ] = None,
-    party: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Who I am; else REDISLINK_PARTY.", show_default=False),
-    ] = None,
+    cluster: ClusterOption = None,
+    party: PartyOption = None,
+    identity: IdentityOption = None,
     verbose: Verbose = False,
 ) -> None:
     """Run PROGRAM as one party; a bare redislink.connect() in it joins the session.
 
     The same program is started by every party, on its own machine and with its own data:
 
-        redislink run --cluster cluster.yaml --party alice program.py --data mine.csv
+        redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
     """
-    settings = RedisLinkSettings.load()
-    path = cluster or settings.cluster_file
-    name = party or settings.party
-    if path is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
-    spec = load_cluster(path)
-    if name is None:
-        raise ConfigError(
-            f"no party: give --party NAME, or set REDISLINK_PARTY; {path} has "
-            f"{', '.join(spec.party_names)}"
-        )
-    spec.rank(name)
+    path, _, name = who.resolve(RedisLinkSettings.load(), cluster, party)
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
     os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
     os.environ["REDISLINK_PARTY"] = name
+    if identity is not None:
+        Identity.load(identity)  # what is wrong with it is said now
+        os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
     _run_as_main(program, arguments or [], name)
 
 

@@ -1,0 +1,146 @@
+"""``redislink acl``: one Redis user per party, each with no more rights than it needs.
+
+Rules: passwords are made here and told once, in files or on stdout; what goes to the server, or
+into its users.acl, are their SHA-256.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+import typer
+
+from redislink.broker import Broker
+from redislink.broker import acl as broker_acl
+from redislink.cli.broker import first_line
+from redislink.cli.errors import Verbose, say
+from redislink.cluster import load_cluster
+from redislink.errors import BrokerError, ConfigError
+from redislink.secret_files import write_private
+from redislink.settings import RedisLinkSettings
+
+
+def acl(
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Cluster file; else REDISLINK_CLUSTER_FILE.", show_default=False
+        ),
+    ] = None,
+    apply: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Make the users on this broker; URL of an admin. Others on this machine can see "
+            "a password in it in the list of processes: prefer --password-file.",
+            show_default=False,
+        ),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File whose first line is the password of --apply's user.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write an ACL file for the server's setting aclfile.",
+            show_default=False,
+        ),
+    ] = None,
+    passwords: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep each party's password in DIR/NAME.password; those that are there stay. "
+            "Else new ones are made and printed, once.",
+            show_default=False,
+        ),
+    ] = None,
+    database: Annotated[
+        int | None,
+        typer.Option(
+            "--db",
+            metavar="N",
+            min=0,
+            help="Number at the end of the parties' URL; else that of the cluster file's broker, "
+            "or 0.",
+            show_default=False,
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make one Redis user per party, that pushes only as itself and pops only its own inbox.
+
+    Prints each party's user, password and rules: for the console of a service without ACL SETUSER,
+    paste those. Needs Redis 7 or Valkey.
+    """
+    path = cluster or RedisLinkSettings.load().cluster_file
+    if path is None:
+        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    spec = load_cluster(path)
+    broker = None if apply is None else _admin(apply, password_file)
+    users = broker_acl.party_users(
+        spec.session,
+        spec.party_names,
+        broker_acl.database(spec.broker or "") if database is None else database,
+    )
+    if passwords is None:
+        secrets = {party: broker_acl.make_password() for party in spec.party_names}
+    else:
+        secrets = broker_acl.keep_passwords(passwords, spec.party_names)
+    if out is not None:
+        write_private(out, broker_acl.acl_file(users, secrets), "ACL file")
+    if broker is not None:  # last: from then on the passwords are needed, and must be told
+        broker_acl.apply_users(broker, users, secrets)
+    for user in users:
+        typer.echo(user.party)
+        typer.echo(f"  user      {user.name}")
+        typer.echo(f"  password  {_told(passwords, user.party, secrets[user.party])}")
+        typer.echo(f"  rules     {' '.join(user.rules)}")
+    _say_what_next(broker, out)
+
+
+def _admin(url: str, password_file: Path | None) -> Broker:
+    broker = Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
+    if password_file is None:
+        return broker
+    user = unquote(urlsplit(url).username or "default")
+    url = broker_acl.party_url(url, user, first_line(password_file))
+    return Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
+
+
+def _told(directory: Path | None, party: str, password: str) -> str:
+    return password if directory is None else f"in {broker_acl.password_file(directory, party)}"
+
+
+def _say_what_next(broker: Broker | None, out: Path | None) -> None:
+    say(
+        "a party's REDISLINK_BROKER_URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss:// with TLS; "
+        "bring it the password by a safe way"
+    )
+    if out is not None:
+        say(
+            f"wrote {out}, with the default user off and no admin: add one if you need one, and "
+            "set the server's aclfile to it"
+        )
+    if broker is not None:
+        say(f"broker {broker.label} has these users now; with an aclfile, ACL SAVE keeps them")
+        try:
+            is_on = broker_acl.default_user_is_on(broker)
+        except BrokerError as error:
+            say(f"cannot tell whether the default user is on ({error})")
+            return
+        if is_on:
+            say(
+                f"broker {broker.label}: its default user is on: make an admin of another name, "
+                "then ACL SETUSER default off"
+            )
+    elif out is None:
+        say("turn the server's default user off once there is an admin of another name")

@@ -1,0 +1,205 @@
+"""``redislink keygen``, ``fingerprint`` and ``init``: who the parties are.
+
+Rules: a private key goes into a file that only its owner can read, never over another file and
+never onto the screen; what is printed may be shown to anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+import yaml
+
+from redislink.cli.errors import Verbose, say
+from redislink.cluster import ClusterSpec, load_cluster
+from redislink.errors import ConfigError
+from redislink.identity import (
+    KEY_BYTES,
+    Identity,
+    fingerprint,
+    format_public_key,
+    parse_public_key,
+    write_secret,
+)
+from redislink.protocol.keys import check_name
+from redislink.settings import RedisLinkSettings
+from redislink.trial import DEVICE, trial_devices, write_trial
+
+_TRIAL_COMMENT: Final = """\
+A trial on one machine, made by redislink init, which also made all private keys. Between
+organisations, each party runs `redislink keygen NAME` on its own machine and gives away the
+line that it prints; nobody makes or sees another's private key."""
+_DIGEST_DIGITS: Final = 12
+
+
+def keygen(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The party whose key it is.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to write it; else NAME.key, or PEER.psk with --psk.",
+            show_default=False,
+        ),
+    ] = None,
+    psk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PEER",
+            help="Make a pre-shared key between NAME and PEER instead of NAME's own key.",
+            show_default=False,
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make the private key of a party, in a file that only its owner can read.
+
+    The one line on stdout is the party's line for the cluster file. The file itself stays on this
+    machine: set REDISLINK_IDENTITY_FILE to it.
+    """
+    check_name(name, "party")
+    if psk is not None:
+        _make_psk(name, check_name(psk, "party"), out)
+        return
+    path = out or Path(f"{name}.key")
+    identity = Identity.generate()
+    identity.save(path, f"private key of {name}, from redislink keygen: keep it to yourself")
+    typer.echo(f"- {_party_line(name, identity.public_key)}")
+    say(f"wrote {path}, which stays here; fingerprint {fingerprint(identity.public_key)}")
+
+
+def _make_psk(name: str, peer: str, out: Path | None) -> None:
+    if name == peer:
+        raise ConfigError("a pre-shared key is between two parties: give --psk another name")
+    path = out or Path(f"{peer}.psk")
+    write_secret(
+        path,
+        secrets.token_bytes(KEY_BYTES),
+        f"pre-shared key between {name} and {peer}, from redislink keygen: keep it to yourselves",
+        "pre-shared key file",
+    )
+    say(
+        f"wrote {path}: it belongs into {name}'s REDISLINK_PSK_DIR as {peer}.psk and, brought "
+        f"there by a safe way that is not the broker, into {peer}'s as {name}.psk"
+    )
+
+
+def _party_line(name: str, public_key: bytes) -> str:
+    is_plain = name.isidentifier() and yaml.safe_load(name) == name  # not: 12, 1e3, on, null
+    written = name if is_plain else json.dumps(name)
+    return f'{{name: {written}, public_key: "{format_public_key(public_key)}"}}'
+
+
+def show_fingerprints(
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Own key file; else REDISLINK_IDENTITY_FILE.", show_default=False
+        ),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Cluster file; else REDISLINK_CLUSTER_FILE.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the fingerprints of the own key and of every party's in the cluster file.
+
+    Compare them by telephone, each reading out its own: if all agree, nobody has slipped another
+    key into the file.
+    """
+    settings = RedisLinkSettings.load()
+    key_file, path = identity or settings.identity_file, cluster or settings.cluster_file
+    if key_file is None and path is None:
+        raise ConfigError(
+            "nothing to show: give --identity FILE or --cluster FILE, or set "
+            "REDISLINK_IDENTITY_FILE or REDISLINK_CLUSTER_FILE"
+        )
+    own = None if key_file is None else Identity.load(key_file).public_key
+    spec = None if path is None else load_cluster(path)
+    told = _fingerprints(own, spec)
+    if as_json:
+        typer.echo(json.dumps(told))
+    else:
+        _print_fingerprints(told)
+
+
+def _fingerprints(own: bytes | None, spec: ClusterSpec | None) -> dict[str, Any]:
+    keys = {
+        party.name: party.public_key and parse_public_key(party.public_key)
+        for party in (spec.parties if spec is not None else ())
+    }
+    return {
+        "own": own and fingerprint(own),
+        "own_party": next((name for name, key in keys.items() if own and key == own), None),
+        "session": spec and spec.session,
+        "security": spec and spec.security,
+        "digest": spec and spec.digest().hex(),
+        "parties": [
+            {"name": name, "fingerprint": key and fingerprint(key)} for name, key in keys.items()
+        ],
+    }
+
+
+def _print_fingerprints(told: dict[str, Any]) -> None:
+    rows = [
+        (name, shown or "no public_key", "own" if name == told["own_party"] else "")
+        for name, shown in ((p["name"], p["fingerprint"]) for p in told["parties"])
+    ]
+    if told["own"] and not told["own_party"]:
+        rows.append(("(own)", told["own"], "in nobody's line" if rows else ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())
+    if told["session"]:
+        typer.echo(
+            f"session {told['session']}, security {told['security']}, "
+            f"digest {told['digest'][:_DIGEST_DIGITS]} (the same at every party, or they refuse "
+            "each other)"
+        )
+
+
+def init(
+    parties: Annotated[
+        list[str], typer.Argument(metavar="PARTY...", help="Names of all parties, in rank order.")
+    ],
+    session: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the session.", show_default=True)
+    ] = "trial",
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Where to write.", show_default=True)
+    ] = Path(),
+    verbose: Verbose = False,
+) -> None:
+    """Write a cluster file and a key for every party, for a trial on one machine.
+
+    Between organisations, each party makes its own key with redislink keygen instead, and nobody
+    sees another's.
+    """
+    if len(parties) < 2:
+        raise ConfigError("a session has at least two parties: name all of them")
+    cluster = directory / "cluster.yaml"
+    content = {
+        "session": session,
+        "broker": "redis://127.0.0.1:6379/0",
+        "parties": parties,
+        "devices": trial_devices(parties),
+    }
+    key_files = {name: directory / f"{name}.key" for name in parties}
+    spec = write_trial(content, cluster, key_files, _TRIAL_COMMENT)
+    typer.echo(cluster)
+    files = ", ".join(str(path) for path in key_files.values())
+    say(f"wrote {cluster} (device {DEVICE}) and {files}: for a trial on this machine only")
+    first = spec.party_names[0]
+    say(
+        f"next: redislink broker, and for each party redislink run --cluster {cluster} "
+        f"--party {first} --identity {key_files[first]} PROGRAM"
+    )

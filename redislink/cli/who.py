@@ -1,0 +1,59 @@
+"""Which session a command joins, and as whom: options, else settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redislink.cluster import ClusterSpec, load_cluster
+from redislink.errors import ConfigError
+from redislink.settings import RedisLinkSettings
+
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster",
+        metavar="FILE",
+        help="Cluster file; else REDISLINK_CLUSTER_FILE.",
+        show_default=False,
+    ),
+]
+PartyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--party", metavar="NAME", help="Who I am; else REDISLINK_PARTY.", show_default=False
+    ),
+]
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        help="This party's key file, from redislink keygen; else REDISLINK_IDENTITY_FILE.",
+        show_default=False,
+    ),
+]
+
+
+def resolve(
+    settings: RedisLinkSettings, cluster: Path | None, party: str | None
+) -> tuple[Path, ClusterSpec, str]:
+    """The cluster file, what it says, and the party.
+
+    Raises:
+        ConfigError: either is not given, or is not right.
+    """
+    path = cluster or settings.cluster_file
+    name = party or settings.party
+    if path is None:
+        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    spec = load_cluster(path)
+    if name is None:
+        raise ConfigError(
+            f"no party: give --party NAME, or set REDISLINK_PARTY; {path} has "
+            f"{', '.join(spec.party_names)}"
+        )
+    spec.rank(name)
+    return path, spec, name
