@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
-from redislink.broker import EmbeddedBroker
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.identity import Identity, format_public_key
+
+pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 
 _sessions = itertools.count()
 DEVICES = {
@@ -37,14 +40,19 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
+IDENTITIES = {name: Identity.generate() for name in ("alice", "bob", "carol", "dave", "erin")}
+
+
 def make_cluster(url: str, size: int = 3, **changes: Any) -> ClusterSpec:
-    """A cluster of alice, bob, carol, … in a session of its own."""
-    names = ["alice", "bob", "carol", "dave", "erin"][:size]
+    """A sealed cluster of alice, bob, carol, … in a session of its own."""
+    names = list(IDENTITIES)[:size]
     devices = {n: d for n, d in DEVICES.items() if set(d["members"]) <= set(names)}
     content = {
         "session": f"test-{next(_sessions)}",
         "broker": url,
-        "parties": names,
+        "parties": [
+            {"name": n, "public_key": format_public_key(IDENTITIES[n].public_key)} for n in names
+        ],
         "devices": devices,
     }
     return ClusterSpec.parse(content | changes)
@@ -64,12 +72,23 @@ def run_parties(*works: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in futures]
 
 
-def join(cluster: ClusterSpec, **changes: Any) -> list[Endpoint]:
+def join(cluster: ClusterSpec, broker: Broker | None = None, **changes: Any) -> list[Endpoint]:
     """Every party's endpoint, in rank order."""
     settings = quick_settings(**changes)
     return run_parties(
-        *(lambda name=name: connect(cluster, name, settings) for name in cluster.party_names)
+        *(
+            lambda name=name: connect_as(cluster, name, settings, broker=broker)
+            for name in cluster.party_names
+        )
     )
+
+
+def connect_as(
+    cluster: ClusterSpec, name: str, settings: RedisLinkSettings | None = None, **options: Any
+) -> Endpoint:
+    """`connect` with the party's own identity."""
+    settings = settings or quick_settings()
+    return connect(cluster, name, settings, identity=IDENTITIES.get(name), **options)
 
 
 @pytest.fixture

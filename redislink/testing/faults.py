@@ -1,0 +1,368 @@
+"""`FaultyBroker`: a broker that loses, doubles, reorders, delays, cuts, forgets and refuses.
+
+Rules:
+- What happens to the n-th push onto a list (or the n-th element popped from it) depends on the
+  seed, the list and n alone: not on run, session, time or threads. So a seed replays.
+- The server behind it is a real one (or fakeredis) and is never lied to: only what redislink
+  sees and what reaches the server differ.
+- Only lists of redislink are harmed; at most one fault befalls one push or pop.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from redislink.broker.connect import Broker, BrokerConnection, translate_error_reply
+from redislink.broker.wire import Buffer
+from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError
+from redislink.protocol import keys
+
+_REORDER_SECONDS: Final = 0.05
+"""A reordered push goes behind the next push, or after so long when none comes."""
+_LONGEST_DELAY: Final = 0.3
+_LONGEST_HOLD_TTL_MS: Final = 60_000
+_POPS: Final = (b"BLPOP", b"LPOP")
+_logger = logging.getLogger("redislink")
+Command = Sequence[bytes | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How likely each fault is, per push; each from 0 to 1, together at most 1.
+
+    Attributes:
+        drop: the push has no effect, and the broker says that it had.
+        duplicate: the element is appended twice.
+        reorder: the element is appended after the one that is pushed next.
+        delay: it is appended up to 0.3 s later.
+        cut: the connection breaks, before the push has effect or after; this befalls pops too,
+            per element, after the broker gave it away: it is lost then.
+        flush: right after the push, all keys of the session are gone, as after an empty restart.
+        refuse: the broker says that it is out of memory.
+    """
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    delay: float = 0.0
+    cut: float = 0.0
+    flush: float = 0.0
+    refuse: float = 0.0
+
+    def __post_init__(self) -> None:
+        chances = self.chances()
+        if any(not 0 <= chance <= 1 for chance in chances.values()) or sum(chances.values()) > 1:
+            raise ConfigError(
+                f"faults: {chances}: each must be from 0 to 1, and all together at most 1"
+            )
+
+    @classmethod
+    def all(cls, chance: float) -> Faults:
+        """Every fault, each with the same chance."""
+        return cls(**{field.name: chance for field in fields(cls)})
+
+    def chances(self) -> dict[str, float]:
+        """Chance by fault, without those that are 0."""
+        found = {field.name: float(getattr(self, field.name)) for field in fields(self)}
+        return {name: chance for name, chance in found.items() if chance}
+
+
+class FaultyBroker(Broker):
+    """A `Broker` that injects faults; pass it to ``connect(..., broker=...)``.
+
+    Usage::
+
+        broker = FaultyBroker("fakeredis://test", seed=7, faults=Faults(drop=0.1))
+        with connect(cluster, "alice", settings, broker=broker) as endpoint: ...
+        print(broker.injected)
+
+    One may serve several parties at once; then it harms the lists of all of them.
+    """
+
+    def __init__(
+        self, url: str, *, seed: int = 0, faults: Faults | None = None, **options: Any
+    ) -> None:
+        """Args: as of `Broker`, and what decides which pushes and pops are harmed."""
+        super().__init__(url, **options)
+        self.seed = seed
+        self.faults = faults or Faults()
+        """May be changed at any time, for example to stop all faults."""
+        self.history: list[tuple[str, int, str]] = []
+        """Every fault so far: ``push alice>bob:tag``, which push that was, name of the fault."""
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._held: list[tuple[float, int, bool, list[Command]]] = []
+        self._order = itertools.count()
+        self._releaser: threading.Thread | None = None
+
+    @property
+    def injected(self) -> dict[str, int]:
+        """How often each fault was injected so far."""
+        with self._lock:
+            return dict(Counter(fault for _, _, fault in self.history))
+
+    def open(self) -> BrokerConnection:
+        """A new connection that injects faults."""
+        return FaultyConnection(super().open(), self)
+
+    # -- for FaultyConnection ----------------------------------------------------------------
+
+    def decide(self, verb: str, name: bytes) -> tuple[str | None, random.Random]:
+        """Which fault befalls this push or pop, and the chance that decides its details."""
+        try:
+            _, dst, src, _, tag = keys.parse_list_untrusted(name)
+        except FrameError:
+            return None, random.Random(0)  # noqa: S311 - a fault, not a secret
+        # Neither session nor epoch: they differ from run to run.
+        where = f"{verb} {src}>{dst}:{tag}"
+        chances = self.faults.chances()
+        if verb == "pop":
+            chances = {"cut": chances.get("cut", 0.0)}
+        with self._lock:
+            self._counts[where] += 1
+            number = self._counts[where]
+            chance = random.Random(f"{self.seed} {where} {number}")  # noqa: S311
+            drawn = chance.random()
+            for fault, probability in chances.items():
+                drawn -= probability
+                if drawn < 0:
+                    self.history.append((where, number, fault))
+                    return fault, chance
+        return None, chance
+
+    def hold(self, commands: list[Command], fault: str, chance: random.Random) -> None:
+        """Have the commands take effect later."""
+        reorder = fault == "reorder"
+        seconds = _REORDER_SECONDS if reorder else chance.uniform(0.01, _LONGEST_DELAY)
+        with self._lock:
+            due = time.monotonic() + seconds
+            heapq.heappush(self._held, (due, next(self._order), reorder, commands))
+            if self._releaser is None:
+                self._releaser = threading.Thread(
+                    target=self._release_held, name="redislink-faults", daemon=True
+                )
+                self._releaser.start()
+
+    def take_overtaken(self) -> list[Command]:
+        """The commands of reordered pushes, which now have been overtaken."""
+        with self._lock:
+            overtaken = [held for held in self._held if held[2]]
+            if overtaken:
+                self._held = [held for held in self._held if not held[2]]
+                heapq.heapify(self._held)
+        return [command for *_, commands in sorted(overtaken, key=_age) for command in commands]
+
+    def flush_session(self, name: bytes) -> None:
+        """Remove all keys of the session that a list belongs to, as an empty restart does."""
+        session = keys.parse_list_untrusted(name)[0]
+        self._on_own_connection([[b"KEYS", f"{keys.PREFIX}:{{{session}:*"]], then_delete=True)
+
+    def _release_held(self) -> None:
+        while True:
+            with self._lock:
+                if not self._held:
+                    self._releaser = None
+                    return
+                due = self._held[0][0]
+                pause = due - time.monotonic()
+                commands = heapq.heappop(self._held)[3] if pause <= 0 else []
+            if commands:
+                self._on_own_connection(commands)
+            else:
+                time.sleep(pause)
+
+    def _on_own_connection(self, commands: list[Command], then_delete: bool = False) -> None:
+        try:
+            connection = super().open()
+            try:
+                for command in commands:
+                    reply = connection.execute(*command, timeout=self.timeout)
+                    if then_delete and reply:
+                        connection.execute(b"DEL", *reply, timeout=self.timeout)
+            finally:
+                connection.close()
+        except BrokerError as error:
+            _logger.debug("a held push is lost, as the broker is away: %s", error)
+
+
+def _age(held: tuple[float, int, bool, list[Command]]) -> int:
+    return held[1]
+
+
+@dataclass(slots=True)
+class _Owed:
+    """What one command's `read` gives: the first of so many real replies, or one made up."""
+
+    real_replies: int
+    reply: Any = 1
+    error: BrokerError | None = None
+    popped_from: bytes | None = None
+    settled: bool = False
+
+
+class FaultyConnection(BrokerConnection):
+    """A connection of a `FaultyBroker`, in front of a real one."""
+
+    def __init__(self, inner: BrokerConnection, broker: FaultyBroker) -> None:
+        """Not for users: `FaultyBroker.open` is."""
+        self._inner = inner
+        self._broker = broker
+        self._owed: deque[_Owed] = deque()
+
+    @property
+    def usable(self) -> bool:
+        """As of the connection behind."""
+        return self._inner.usable
+
+    @usable.setter
+    def usable(self, value: bool) -> None:
+        self._inner.usable = value
+
+    def write(self, pieces: Sequence[Buffer]) -> None:
+        """Write packed commands, but for what befalls them; each owes one `read`."""
+        commands = _unpack(b"".join(pieces))
+        out: list[Command] = []
+        flushed: bytes | None = None
+        for place, command in enumerate(commands):
+            name = _first_key(command)
+            if command[0] in _POPS:
+                out.append(command)
+                self._owed.append(_Owed(1, popped_from=name))
+                continue
+            if command[0] != b"RPUSH":
+                out.append(command)
+                self._owed.append(_Owed(1))
+                continue
+            fault, chance = self._broker.decide("push", name)
+            if fault == "cut":
+                if chance.random() < 0.5:
+                    out.append(command)
+                    self._owed.append(_Owed(1))
+                self._cut(out, "around a push")
+            elif fault == "drop":
+                self._owed.append(_Owed(0))
+            elif fault == "refuse":
+                self._owed.append(_Owed(0, error=self._out_of_memory()))
+            elif fault in ("reorder", "delay"):
+                self._broker.hold([command, _expiry(commands, place, name)], fault, chance)
+                self._owed.append(_Owed(0))
+            else:
+                again: list[Command] = [command] if fault == "duplicate" else []
+                pushed = [command, *again, *self._broker.take_overtaken()]
+                out += pushed
+                self._owed.append(_Owed(len(pushed)))
+                flushed = name if fault == "flush" else flushed
+        if out:
+            self._inner.send(out)
+        if flushed is not None:
+            self._settle()
+            self._broker.flush_session(flushed)
+
+    def read(self, timeout: float) -> Any:
+        """The next reply: the broker's, or the one that the fault makes."""
+        if not self._owed:
+            return self._inner.read(timeout)
+        owed = self._owed[0]
+        self._read_real(owed, timeout)
+        self._owed.popleft()
+        if owed.error is not None:
+            raise owed.error
+        if owed.popped_from is not None and owed.reply is not None:
+            # BLPOP says from which list, LPOP does not.
+            name = owed.reply[0] if isinstance(owed.reply, list) else owed.popped_from
+            if self._broker.decide("pop", name)[0] == "cut":
+                self._cut([], "after a pop")
+        return owed.reply
+
+    def readable(self) -> bool:
+        """True if `read` would not wait."""
+        owed = self._owed[0] if self._owed else None
+        made_up = owed is not None and (owed.settled or not owed.real_replies)
+        return made_up or self._inner.readable()
+
+    def interrupt(self) -> None:
+        """As of the connection behind."""
+        self._inner.interrupt()
+
+    def close(self) -> None:
+        """As of the connection behind."""
+        self._inner.close()
+
+    def _read_real(self, owed: _Owed, timeout: float) -> None:
+        """Read the broker's replies to one command; the first counts."""
+        if owed.settled:
+            return
+        for number in range(owed.real_replies):
+            try:
+                reply = self._inner.read(timeout)
+            except BrokerError as error:
+                if not self._inner.usable:
+                    raise
+                if number == 0:
+                    owed.error = error
+            else:
+                if number == 0:
+                    owed.reply = reply
+        owed.settled = True
+
+    def _settle(self) -> None:
+        """Wait until all that was sent has had its effect."""
+        for owed in self._owed:
+            self._read_real(owed, self._broker.timeout)
+
+    def _cut(self, out: list[Command], when: str) -> None:
+        """Break the connection, once what was to be sent has had its effect."""
+        try:
+            if out:
+                self._inner.send(out)
+                self._settle()
+        finally:
+            self.close()
+        raise BrokerUnreachable(f"broker {self._broker.label}: FaultyBroker cut it {when}")
+
+    def _out_of_memory(self) -> BrokerError:
+        text = "command not allowed when used memory > 'maxmemory' (FaultyBroker)"
+        return translate_error_reply(self._broker.label, f"OOM {text}")
+
+
+def _first_key(command: Command) -> bytes:
+    key = command[1] if len(command) > 1 else b""
+    return key if isinstance(key, bytes) else str(key).encode()
+
+
+def _expiry(commands: Sequence[Command], place: int, name: bytes) -> Command:
+    """The PEXPIRE that comes with a push, so that a held one does not make a lasting list."""
+    for command in commands[place + 1 :]:
+        if command[0] == b"PEXPIRE" and command[1] == name:
+            return command
+    return (b"PEXPIRE", name, _LONGEST_HOLD_TTL_MS)
+
+
+def _unpack(packed: bytes) -> list[Command]:
+    """The commands that `wire.pack` and its like have packed."""
+    commands: list[Command] = []
+    place = 0
+
+    def number() -> int:
+        nonlocal place
+        end = packed.index(b"\r\n", place)
+        value, place = int(packed[place + 1 : end]), end + 2
+        return value
+
+    while place < len(packed):
+        command = []
+        for _ in range(number()):
+            size = number()
+            command.append(packed[place : place + size])
+            place += size + 2
+        commands.append(command)
+    return commands

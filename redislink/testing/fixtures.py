@@ -1,0 +1,119 @@
+"""Fixtures for pytest: parties that are connected, and closed after the test.
+
+Switch them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``::
+
+    def test_greeting(relay_pair):
+        alice, bob = relay_pair
+        alice.send("bob", "greeting", b"hello")
+        assert bob.recv("alice", "greeting") == b"hello"
+
+They meet in fakeredis, within the process; `relay_broker` says where else.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import pytest
+
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.cluster import ClusterSpec
+from redislink.endpoint import Endpoint, connect
+from redislink.errors import ConfigError
+from redislink.identity import Identity, format_public_key
+from redislink.settings import RedisLinkSettings
+from redislink.testing.faults import Faults, FaultyBroker
+
+RelayMesh = Callable[..., list[Endpoint]]
+_NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
+_SETTINGS: Final = {"connect_timeout": 20.0, "recv_timeout": 20.0, "close_timeout": 5.0}
+
+
+@pytest.fixture(scope="session")
+def relay_embedded_broker() -> Iterator[EmbeddedBroker]:
+    """One real Valkey server for the whole run; sessions keep tests apart."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def relay_broker() -> str:
+    """Where the parties meet: ``fakeredis``, ``embedded``, or the URL of a broker.
+
+    Override it in ``conftest.py`` or in a test module; with ``params=["fakeredis",
+    "embedded"]``, every test of `relay_pair` and `relay_mesh` runs on both.
+    """
+    return "fakeredis"
+
+
+@pytest.fixture
+def relay_mesh(request: pytest.FixtureRequest, relay_broker: str) -> Iterator[RelayMesh]:
+    """``relay_mesh(n)`` gives n connected, sealed endpoints, alice, bob, …, in rank order.
+
+    Keyword arguments: ``broker``, instead of `relay_broker`'s; ``faults`` and ``seed``, to meet
+    at a `FaultyBroker`; ``devices``, as in a cluster file; all others are settings. An endpoint
+    that the test has closed or aborted is left as it is.
+    """
+    opened: list[Endpoint] = []
+
+    def make(
+        size: int,
+        *,
+        broker: str | Broker | None = None,
+        faults: Faults | None = None,
+        seed: int = 0,
+        devices: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> list[Endpoint]:
+        if not 2 <= size <= len(_NAMES):
+            raise ConfigError(f"relay_mesh: from 2 to {len(_NAMES)} parties, not {size}")
+        if not isinstance(broker, Broker):
+            url = _url(request, broker or relay_broker)
+            broker = Broker(url) if faults is None else FaultyBroker(url, seed=seed, faults=faults)
+        identities = {name: Identity.generate() for name in _NAMES[:size]}
+        cluster = ClusterSpec.parse(
+            {
+                "session": f"relay-{secrets.token_hex(6)}",
+                "parties": [
+                    {"name": name, "public_key": format_public_key(identity.public_key)}
+                    for name, identity in identities.items()
+                ],
+                "devices": devices or {},
+            }
+        )
+        chosen = RedisLinkSettings.load(_env_file=None, **(_SETTINGS | settings))
+        with ThreadPoolExecutor(size) as pool:
+            joining = [
+                pool.submit(connect, cluster, name, chosen, broker=broker, identity=identity)
+                for name, identity in identities.items()
+            ]
+        failed = [future for future in joining if future.exception() is not None]
+        endpoints = [future.result() for future in joining if future not in failed]
+        opened.extend(endpoints)
+        for future in failed:
+            future.result()
+        return endpoints
+
+    yield make
+    if opened:
+        with ThreadPoolExecutor(len(opened)) as pool:
+            list(pool.map(Endpoint.close, opened))
+
+
+@pytest.fixture
+def relay_pair(relay_mesh: RelayMesh) -> tuple[Endpoint, Endpoint]:
+    """Alice and bob, connected."""
+    alice, bob = relay_mesh(2)
+    return alice, bob
+
+
+def _url(request: pytest.FixtureRequest, broker: str) -> str:
+    if broker == "fakeredis":
+        return f"fakeredis://relay-{secrets.token_hex(6)}"
+    if broker == "embedded":
+        server: EmbeddedBroker = request.getfixturevalue("relay_embedded_broker")
+        return server.url
+    return broker

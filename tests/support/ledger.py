@@ -1,0 +1,101 @@
+"""`Ledger`: what was sent and what arrived, as checksums, to be compared afterwards.
+
+Rules: nothing is assumed to have arrived, or to have arrived once: every message is hashed at
+the sender when it is sent and at the receiver when it is handed out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redislink import Endpoint
+
+Book = dict[str, list[str]]
+"""Checksums by ``peer tag``, in order."""
+
+
+def checksum(data: bytes | bytearray | memoryview) -> str:
+    """Of a whole message."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+class Ledger:
+    """Writes down what passes through an endpoint, from now on; all threads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.sent: Book = defaultdict(list)
+        self.received: Book = defaultdict(list)
+        self._lock = threading.Lock()
+        send, recv = endpoint.send, endpoint.recv
+
+        def send_noted(dst: Any, tag: str, data: Any) -> Any:
+            # The order in which it is sent must be the order in which it is noted.
+            with self._lock:
+                handle = send(dst, tag, data)
+                self.sent[f"{_name(endpoint, dst)} {tag}"].append(checksum(data))
+            return handle
+
+        def recv_noted(src: Any, tag: str, timeout: float | None = None) -> bytes:
+            data = recv(src, tag, timeout)
+            with self._lock:
+                self.received[f"{_name(endpoint, src)} {tag}"].append(checksum(data))
+            return data
+
+        endpoint.send = send_noted  # type: ignore[method-assign]
+        endpoint.recv = recv_noted  # type: ignore[method-assign]
+
+    def as_json(self) -> dict[str, Book]:
+        """For `compare`, through a file if need be."""
+        with self._lock:
+            return {"sent": dict(self.sent), "received": dict(self.received)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How what arrived differs from what was sent; all are numbers of messages.
+
+    Attributes:
+        sent: by all parties to all.
+        lost: sent, and not handed out.
+        doubled: handed out more often than they were sent; altered ones count here and as lost.
+        misordered: tags whose messages came in another order than they were sent in.
+    """
+
+    sent: int
+    lost: int
+    doubled: int
+    misordered: int
+
+    @property
+    def clean(self) -> bool:
+        """True if everything came once, intact, in order."""
+        return not (self.lost or self.doubled or self.misordered)
+
+
+def compare(ledgers: Mapping[str, Mapping[str, Book]]) -> Comparison:
+    """Hold what every party sent against what its peers received; ledgers by party."""
+    sent: dict[tuple[str, str, str], list[str]] = {}
+    received: dict[tuple[str, str, str], list[str]] = {}
+    for party, ledger in ledgers.items():
+        for where, sums in ledger["sent"].items():
+            peer, _, tag = where.partition(" ")
+            sent[party, peer, tag] = sums
+        for where, sums in ledger["received"].items():
+            peer, _, tag = where.partition(" ")
+            received[peer, party, tag] = sums
+    lost = doubled = misordered = 0
+    for route in sent.keys() | received.keys():
+        out, come = sent.get(route, []), received.get(route, [])
+        lost += (Counter(out) - Counter(come)).total()
+        doubled += (Counter(come) - Counter(out)).total()
+        misordered += Counter(out) == Counter(come) and out != come
+    return Comparison(sum(map(len, sent.values())), lost, doubled, misordered)
+
+
+def _name(endpoint: Endpoint, party: Any) -> str:
+    return endpoint.cluster.party_names[party] if isinstance(party, int) else str(party)

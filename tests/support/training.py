@@ -1,0 +1,289 @@
+"""A logistic regression of three processes, while something is done to their broker.
+
+Rules: faults are timed by what the parties report, not by the clock, so that they hit a run
+that is under way; the run is judged by checksums of every message and by its result.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from redislink.broker import EmbeddedBroker
+from redislink.cli.parties import PartyProcess
+from redislink.testing import Proxy
+from redislink.trial import write_trial
+from tests.support.ledger import Comparison, compare
+from tests.support.servers import Admin, restart_empty
+
+PROGRAM = Path(__file__).with_name("training_party.py")
+CLUSTER = Path(__file__).resolve().parents[2] / "examples" / "cluster.yaml"
+PARTIES = ("alice", "bob", "carol")
+WEIGHT_TOLERANCE = 1e-2
+"""ABY3 truncates by chance: two undisturbed runs differ too, by some 1e-4."""
+_POLL = 0.01
+
+Counts = Counter[str]
+
+
+class Progress:
+    """What the parties have reported so far; for injectors, which run in threads of their own."""
+
+    def __init__(self) -> None:
+        self.steps = dict.fromkeys(PARTIES, 0)
+        self.over = threading.Event()
+        self._changed = threading.Condition()
+
+    def note(self, party: str, step: int) -> None:
+        """A party has done this step; 1 is the alignment."""
+        with self._changed:
+            self.steps[party] = step
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """The run is over."""
+        with self._changed:
+            self.over.set()
+            self._changed.notify_all()
+
+    def wait_for(self, step: int) -> bool:
+        """Return once any party has done this step; False if the run ended first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.over.is_set() or max(self.steps.values()) >= step)
+            return not self.over.is_set()
+
+
+Injector = Callable[[Progress, Counts], None]
+"""Does its harm until the run is over, and counts it."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        faults: how many of each kind were injected.
+        exit_codes: by party.
+        results: each party's last report; empty for one that failed.
+        last_lines: what each printed last.
+        seconds: of the whole run, processes included.
+        comparison: of everything sent with everything received.
+    """
+
+    faults: Counts
+    exit_codes: dict[str, int | None]
+    results: dict[str, dict[str, Any]]
+    last_lines: dict[str, str]
+    seconds: float
+    comparison: Comparison | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def total(self, stat: str) -> int:
+        """Of one of `EndpointStats`, over all parties."""
+        return sum(int(result["stats"][stat]) for result in self.results.values())
+
+    @property
+    def training_seconds(self) -> float:
+        """From the moment that all had joined until the last was done."""
+        return max(float(result["seconds"]) for result in self.results.values())
+
+
+def train(
+    urls: str | dict[str, str],
+    directory: Path,
+    *,
+    steps: int,
+    injectors: Sequence[Injector] = (),
+    settings: dict[str, str] | None = None,
+    timeout: float = 120.0,
+) -> Outcome:
+    """Run the three parties to their end, with the injectors at work all the while.
+
+    Args:
+        urls: of the broker; by party where each has its own way there.
+        directory: for reports and output; empty.
+        steps: of training.
+        injectors: see `Injector`.
+        settings: further ``REDISLINK_*``, by name in capitals.
+        timeout: seconds; parties that run on are ended, and their exit code is None.
+    """
+    cluster = yaml.safe_load(CLUSTER.read_text()) | {"session": f"chaos-{secrets.token_hex(4)}"}
+    path = directory / "cluster.yaml"
+    key_files = {name: directory / f"{name}.key" for name in PARTIES}
+    write_trial(cluster, path, key_files, "of one test")
+    progress, counts = Progress(), Counter[str]()
+    results: dict[str, dict[str, Any]] = {}
+    threads = [
+        threading.Thread(target=injector, args=(progress, counts), daemon=True)
+        for injector in injectors
+    ]
+    started = time.monotonic()
+    with ExitStack() as stack:
+        parties = [
+            stack.enter_context(
+                PartyProcess(
+                    name,
+                    cluster=path,
+                    program=PROGRAM,
+                    arguments=("--steps", str(steps)),
+                    directory=directory,
+                    environment={
+                        "REDISLINK_BROKER_URL": urls if isinstance(urls, str) else urls[name],
+                        "REDISLINK_IDENTITY_FILE": str(key_files[name]),
+                        **{f"REDISLINK_{key}": value for key, value in (settings or {}).items()},
+                    },
+                )
+            )
+            for name in PARTIES
+        ]
+        stack.callback(progress.end)
+        for thread in threads:
+            thread.start()
+        pause = threading.Event()
+        while time.monotonic() < started + timeout:
+            running = [party for party in parties if party.exit_code() is None]
+            for party in parties:
+                for event in party.events():
+                    if event["event"] == "progress":
+                        progress.note(party.name, event["step"])
+                    elif event["event"] == "result":
+                        results[party.name] = event
+            failed = [party for party in parties if party.exit_code()]
+            if not running or (failed and len(failed) + len(results) == len(parties)):
+                break
+            pause.wait(_POLL)
+        seconds = time.monotonic() - started
+        codes = {party.name: party.exit_code() for party in parties}
+        lines = {party.name: party.last_line() for party in parties}
+    for thread in threads:
+        thread.join(30)
+    outcome = Outcome(counts, codes, results, lines, seconds)
+    outcome.problems = [f"{p}: exit code {c}: {lines[p]}" for p, c in codes.items() if c != 0]
+    if len(results) == len(PARTIES):
+        outcome.comparison = compare({name: r["ledger"] for name, r in results.items()})
+    return outcome
+
+
+def differences(outcome: Outcome, undisturbed: Outcome) -> list[str]:
+    """Why a run does not count as equal to an undisturbed one; nothing if it does."""
+    if outcome.problems:
+        return outcome.problems
+    found = []
+    if outcome.comparison is None or not outcome.comparison.clean:
+        found.append(f"messages: {outcome.comparison}")
+    found += [
+        f"{name}: PSI aligned other rows"
+        for name in ("alice", "bob")
+        if outcome.results[name]["aligned"] != undisturbed.results[name]["aligned"]
+    ]
+    apart = weight_error(outcome, undisturbed)
+    if apart > WEIGHT_TOLERANCE:
+        found.append(f"weights differ by up to {apart:.4f}")
+    if abs(outcome.results["alice"]["right"] - undisturbed.results["alice"]["right"]) > 1:
+        found.append("the model tells another number of patients rightly")
+    return found
+
+
+def weight_error(outcome: Outcome, undisturbed: Outcome) -> float:
+    """The largest difference of a weight."""
+    ours, theirs = (o.results["alice"]["weights"] for o in (outcome, undisturbed))
+    return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+# ---- what is done to the broker ----
+
+
+def restarts(server: EmbeddedBroker, at_steps: Sequence[int]) -> Injector:
+    """Kill the broker and start it empty, as soon as any party has done each of these steps."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        for step in at_steps:
+            if progress.wait_for(step):
+                restart_empty(server)
+                counts["SIGKILL and empty restart"] += 1
+
+    return inject
+
+
+def kill_clients(server: EmbeddedBroker, every: float) -> Injector:
+    """Cut all connections of all parties, again and again."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        admin = Admin(server)
+        while not progress.over.wait(every):
+            killed = admin(b"CLIENT", b"KILL", b"TYPE", b"normal")
+            counts["connections killed"] += killed
+            counts["CLIENT KILL"] += 1
+        admin.close()
+
+    return inject
+
+
+def flushes(server: EmbeddedBroker, seed: int, between: tuple[float, float]) -> Injector:
+    """FLUSHALL, after a random number of seconds each time."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        admin, chance = Admin(server), random.Random(seed)
+        while not progress.over.wait(chance.uniform(*between)):
+            keys = admin(b"DBSIZE")
+            admin(b"FLUSHALL")
+            counts["FLUSHALL"] += 1
+            counts["keys flushed"] += keys
+        admin.close()
+
+    return inject
+
+
+def broken_lines(
+    proxies: dict[str, Proxy], seed: int, *, cut: float, stall: float, delay: float
+) -> Injector:
+    """Cut, stall and slow down single connections, at random, each so often (s)."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        chance = random.Random(seed)
+        now = time.monotonic()
+        due = {"cut": now + cut, "stalled half-open": now + stall, "delayed 5 ms": now + delay}
+        every = {"cut": cut, "stalled half-open": stall, "delayed 5 ms": delay}
+        while True:
+            kind = min(due, key=lambda name: due[name])
+            if progress.over.wait(max(0.0, due[kind] - time.monotonic())):
+                return
+            due[kind] += every[kind] * chance.uniform(0.5, 1.5)
+            live = [
+                connection
+                for name in PARTIES
+                for connection in proxies[name].connections
+                if not connection.stalled
+            ]
+            if not live:
+                continue
+            connection = chance.choice(live)
+            counts[f"connections {kind}"] += 1
+            if kind == "cut":
+                connection.cut()
+            elif kind == "stalled half-open":
+                connection.stall()
+            else:
+                connection.delay = 0.005
+
+    return inject
+
+
+@contextmanager
+def proxied(server: EmbeddedBroker) -> Iterator[dict[str, Proxy]]:
+    """A proxy for each party, by name."""
+    with ExitStack() as stack:
+        contexts: dict[str, AbstractContextManager[Proxy]] = {
+            name: Proxy(server.port) for name in PARTIES
+        }
+        yield {name: stack.enter_context(context) for name, context in contexts.items()}
