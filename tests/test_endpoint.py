@@ -17,11 +17,10 @@ from redislink import (
     RecvTimeout,
     SendTimeout,
     UsageError,
-    connect,
 )
 from redislink.broker import Broker
 from redislink.protocol import keys
-from tests.conftest import in_thread, join, make_cluster, quick_settings, run_parties
+from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 
 
 def wait_until(condition, seconds=10):
@@ -34,12 +33,12 @@ def wait_until(condition, seconds=10):
 
 
 def blocked(endpoint, tag):
-    return any(waiting == tag for _, waiting in endpoint._waits.values())
+    return any(wait.purpose[1] == tag for wait in endpoint._inbox.waits())
 
 
 @pytest.fixture
 def pair(mesh, broker_url):
-    return mesh(broker_url, 2)
+    return mesh(broker_url, 2, close_timeout=1)
 
 
 class TestMessages:
@@ -250,7 +249,7 @@ class TestConnect:
         cluster = make_cluster(broker_url, 3)
         heard = []
         early, got = in_thread(
-            lambda: connect(
+            lambda: connect_as(
                 cluster, "carol", quick_settings(), on_progress=lambda *news: heard.append(news)
             )
         )
@@ -258,8 +257,8 @@ class TestConnect:
         assert heard[0][0] == ["alice", "bob"]
         assert heard[0][1] > 0
         rest = run_parties(
-            lambda: connect(cluster, "alice", quick_settings()),
-            lambda: connect(cluster, "bob", quick_settings()),
+            lambda: connect_as(cluster, "alice", quick_settings()),
+            lambda: connect_as(cluster, "bob", quick_settings()),
         )
         early.join(10)
         for endpoint in (*rest, got[0]):
@@ -269,7 +268,7 @@ class TestConnect:
         cluster = make_cluster(broker_url, 3)
         settings = quick_settings(connect_timeout=0.2)
         with pytest.raises(HandshakeTimeout, match=r"alice: waited 0\.2 s .*for bob, carol"):
-            connect(cluster, "alice", settings)
+            connect_as(cluster, "alice", settings)
 
     def test_a_differing_cluster_file_is_refused_at_both_sides(self, broker_url):
         devices = {
@@ -278,8 +277,8 @@ class TestConnect:
         cluster = make_cluster(broker_url, 2, devices=devices)
         other = cluster.model_copy(update={"devices": {}})
         sides = [
-            in_thread(lambda: connect(cluster, "alice", quick_settings())),
-            in_thread(lambda: connect(other, "bob", quick_settings())),
+            in_thread(lambda: connect_as(cluster, "alice", quick_settings())),
+            in_thread(lambda: connect_as(other, "bob", quick_settings())),
         ]
         for thread, _ in sides:
             thread.join(20)
@@ -288,7 +287,7 @@ class TestConnect:
     def test_a_second_process_as_the_same_party_is_refused(self, pair):
         alice, bob = pair
         with pytest.raises(PartyTaken, match=r"party 'alice'.*already runs in another process"):
-            connect(alice.cluster, "alice", quick_settings())
+            connect_as(alice.cluster, "alice", quick_settings())
         alice.send("bob", "t", b"undisturbed")
         assert bob.recv("alice", "t") == b"undisturbed"
 
@@ -297,8 +296,8 @@ class TestConnect:
         settings = quick_settings()
         for run in range(3):
             alice, bob = run_parties(
-                lambda: connect(cluster, "alice", settings),
-                lambda: connect(cluster, "bob", settings),
+                lambda: connect_as(cluster, "alice", settings),
+                lambda: connect_as(cluster, "bob", settings),
             )
             alice.send("bob", "t", b"%d" % run)
             assert bob.recv("alice", "t") == b"%d" % run
@@ -343,4 +342,4 @@ class TestConnect:
     )
     def test_what_is_missing_is_said(self, broker_url, party, cluster, message):
         with pytest.raises(ConfigError, match=message):
-            connect(make_cluster(broker_url) if cluster else None, party, quick_settings())
+            connect_as(make_cluster(broker_url) if cluster else None, party, quick_settings())

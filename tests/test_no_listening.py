@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import SocketWatch, broker_addresses
+from redislink.trial import write_trial
 
 PARTIES = ("alice", "bob", "carol")
 PROGRAM = """
@@ -63,18 +63,16 @@ def _watched_run(
     """The parties, computed and held still: watches of the whole run, and of that moment."""
     ports = _free_ports(len(PARTIES))
     cluster = directory / "cluster.yaml"
-    cluster.write_text(
-        yaml.safe_dump(
-            {
-                "session": f"sockets-{mode}",
-                "parties": [
-                    {"name": name, "brpc_address": f"127.0.0.1:{port}"}
-                    for name, port in zip(PARTIES, ports, strict=True)
-                ],
-                "devices": {"SP0": {"kind": "SPU", "members": list(PARTIES)}},
-            }
-        )
-    )
+    content = {
+        "session": f"sockets-{mode}",
+        "parties": [
+            {"name": name, "brpc_address": f"127.0.0.1:{port}"}
+            for name, port in zip(PARTIES, ports, strict=True)
+        ],
+        "devices": {"SP0": {"kind": "SPU", "members": list(PARTIES)}},
+    }
+    key_files = {name: directory / name / "identity.key" for name in PARTIES}
+    write_trial(content, cluster, key_files, "of a test")
     program = directory / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
     environment = os.environ | {"REDISLINK_BROKER_URL": url, "REDISLINK_LINK_MODE": mode}
@@ -84,7 +82,8 @@ def _watched_run(
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "redislink", "run"),
-                    *("--cluster", str(cluster), "--party", name, str(program)),
+                    *("--cluster", str(cluster), "--party", name),
+                    *("--identity", str(key_files[name]), str(program)),
                 ],
                 env=environment,
                 stdin=subprocess.PIPE,

@@ -13,6 +13,7 @@ from redislink import (
     ConfigError,
 )
 from redislink.broker import Broker, EmbeddedBroker, Inbox, Outbox
+from redislink.broker.inbox import Interrupted
 from redislink.errors import EndpointClosed
 
 
@@ -114,33 +115,92 @@ def test_an_error_reply_leaves_the_connection_in_step(valkey):
     assert connection.read(5) == b"1"
 
 
-def test_a_failed_push_surfaces_at_the_next_call(valkey):
-    broker = Broker(valkey.url)
-    broker.open().execute(b"SET", b"not a list", b"1", timeout=5)
-    outbox = Outbox(broker)
-    outbox.push(b"not a list", (b"x",), 60)
-    with pytest.raises(BrokerRefused):
-        outbox.flush()
-    with pytest.raises(BrokerRefused):
-        outbox.push(b"fine", (b"x",), 60)
+@pytest.fixture
+def outbox(valkey):
+    outbox = Outbox(Broker(valkey.url), ttl=60)
+    outbox.reconnect()
+    yield outbox
+    outbox.close()
+
+
+def test_the_broker_says_of_each_push_whether_it_took_it(outbox):
+    for token in ("first", "second"):
+        outbox.push(b"outbox test", (b"x", b"y"), token, clear=True)
+    assert outbox.flush()
+    assert outbox.collect() == [("first", True), ("second", True)]
+    assert not outbox.has_unread
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 300_000])
+def test_an_element_arrives_as_its_two_parts(valkey, outbox, size):
+    outbox.push(b"two parts", (b"head", b"b" * size), clear=True)
+    connection = Broker(valkey.url).open()
+    assert outbox.flush()
+    assert bytes(connection.execute(b"LPOP", b"two parts", timeout=5)) == b"head" + b"b" * size
+
+
+def test_a_refused_push_breaks_the_outbox_until_it_is_reconnected(valkey, outbox):
+    Broker(valkey.url).open().execute(b"SET", b"not a list", b"1", timeout=5)
+    outbox.push(b"not a list", (b"x", b""))
+    assert not outbox.flush()
+    assert isinstance(outbox.error, BrokerRefused)
+    assert not outbox.error.passes
+    outbox.push(b"dropped", (b"x", b""), "dropped")
+    outbox.reconnect()
+    assert outbox.error is None
+    assert outbox.flush()
+    assert outbox.collect() == []
+
+
+def test_no_memory_refuses_a_push_and_leaves_the_connection_in_step():
+    with EmbeddedBroker(options={"maxmemory": "2mb"}) as server:
+        outbox = Outbox(Broker(server.url), ttl=60)
+        outbox.reconnect()
+        outbox.push(b"large", (b"x", b"x" * (4 << 20)), "large")
+        outbox.delete(b"large")  # needs no memory
+        assert outbox.flush()
+        assert outbox.collect() == [("large", False)]
+        outbox.close()
+
+
+def test_after_close(outbox):
     outbox.close()
     with pytest.raises(EndpointClosed):
-        outbox.push(b"fine", (b"x",), 60)
+        outbox.push(b"x", (b"x", b""))
 
 
 def test_a_broker_that_dies_ends_a_waiting_receive():
     with EmbeddedBroker() as server:
-        inbox = Inbox(Broker(server.url))
+        wait = Inbox(Broker(server.url)).acquire()
         outcome = []
 
-        def wait():
+        def pop():
             try:
-                inbox.pop((b"x",), 10)
+                wait.pop((b"x",), 10)
             except BrokerUnreachable as error:
                 outcome.append(error)
 
-        thread = threading.Thread(target=wait)
+        thread = threading.Thread(target=pop)
         thread.start()
         server.stop()
         thread.join(10)
     assert len(outcome) == 1
+
+
+def test_an_interrupted_pop_ends_at_once_and_its_connection_is_not_reused(valkey):
+    wait = Inbox(Broker(valkey.url)).acquire()
+    outcome = []
+
+    def pop():
+        try:
+            wait.pop((b"interrupted",), 10)
+        except Interrupted as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=pop)
+    thread.start()
+    wait.interrupt()
+    thread.join(10)
+    assert len(outcome) == 1
+    Broker(valkey.url).open().execute(b"RPUSH", b"interrupted", b"x", timeout=5)
+    assert wait.pop((b"interrupted",), 10) == (b"interrupted", b"x")

@@ -13,12 +13,23 @@ import pytest
 import yaml
 
 from redislink.broker import EmbeddedBroker
+from redislink.cli import main
+from redislink.identity import format_public_key
+from tests.conftest import IDENTITIES
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Call = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
 
-CLUSTER = {"session": "cli", "parties": ["alice", "bob"]}
+NAMES = ("alice", "bob")
+CLUSTER = {
+    "session": "cli",
+    "parties": [
+        {"name": name, "public_key": format_public_key(IDENTITIES[name].public_key)}
+        for name in NAMES
+    ],
+}
 TIMEOUT = 60.0
 
 
@@ -30,10 +41,16 @@ def broker() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start ``redislink WORDS`` in an empty directory, with no REDISLINK_* but those given."""
+    """Start ``redislink WORDS`` in an empty directory, with no REDISLINK_* but those given.
+
+    A party that the words name has its own key, unless the test gives another or "".
+    """
     processes: list[subprocess.Popen[str]] = []
 
     def start_one(*words: str | Path, **settings: str) -> subprocess.Popen[str]:
+        party = words[words.index("--party") + 1] if "--party" in words else settings.get("party")
+        if party in IDENTITIES:
+            settings = {"identity_file": str(key_file(tmp_path, str(party)))} | settings
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
         process = subprocess.Popen(
             [sys.executable, "-m", "redislink", *map(str, words)],
@@ -64,6 +81,25 @@ def redislink(start: Start) -> Run:
 
 
 @pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Call:
+    """Call ``redislink WORDS`` in this process and an empty directory: (code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("REDISLINK_")]:
+        monkeypatch.delenv(name)
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        told = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
 def write_program(tmp_path: Path) -> Write:
     """Write a program; returns its path."""
 
@@ -85,6 +121,14 @@ def write_cluster(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+def key_file(directory: Path, party: str) -> Path:
+    """The private key of a party of CLUSTER, in a file as `redislink keygen` writes it."""
+    path = directory / f"{party}.key"
+    if not path.exists():
+        IDENTITIES[party].save(path, "of a test")
+    return path
 
 
 def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:

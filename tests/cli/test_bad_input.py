@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from redislink.broker import EmbeddedBroker
-from tests.cli.conftest import CLUSTER, Run, Start, Write, check_one_line, ended
+from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, check_one_line, ended
 
 JOIN = """
     import redislink
@@ -182,7 +182,7 @@ def test_data_that_is_not_bytes(
     path = write_cluster(CLUSTER | {"session": "not-bytes"})
     alice, bob = (
         start("run", "--cluster", path, "--party", name, program, broker_url=broker.url)
-        for name in CLUSTER["parties"]
+        for name in NAMES
     )
     check_one_line(ended(alice), 1, "alice: ", "str, not bytes", "encode it first")
     assert ended(bob).returncode == 0

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from redislink.broker import EmbeddedBroker
+from redislink.broker import Broker, EmbeddedBroker, acl
 from redislink.cli.demo import PARTIES
 from tests.cli.conftest import Run, Start, check_one_line, ended
+from tests.support.tls_terminator import TlsTerminator
 
 pytestmark = pytest.mark.slow
 
 
 def check_is_ok(printed: str) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(printed)
-    assert list(told) == ["ok", "accuracy", "plaintext_accuracy", "seconds", "broker", "parties"]
+    assert list(told) == [
+        *("ok", "accuracy", "plaintext_accuracy", "seconds", "broker", "security", "parties")
+    ]
     assert told["ok"] is True
+    assert told["security"] == "sealed"
     assert told["accuracy"] == pytest.approx(told["plaintext_accuracy"], abs=0.02)
     assert told["plaintext_accuracy"] > 0.9
     assert told["seconds"] > 0
     assert [party["name"] for party in told["parties"]] == list(PARTIES)
     for party in told["parties"]:
-        assert list(party) == ["name", "listening_sockets", "messages_sent", "bytes_sent"]
+        assert list(party) == [
+            *("name", "fingerprint", "listening_sockets", "messages_sent", "bytes_sent")
+        ]
         assert party["listening_sockets"] == 0
         assert party["messages_sent"] > 0
         assert party["bytes_sent"] > party["messages_sent"]
+    assert len({party["fingerprint"] for party in told["parties"]}) == len(PARTIES)
     return told
 
 
@@ -49,14 +58,65 @@ def test_json_over_another_broker_hides_its_password(redislink: Run) -> None:
         assert "s3cret" not in result.stdout + result.stderr
 
 
+def test_over_tls_with_a_client_certificate_and_a_user_for_each_party(
+    start: Start, tmp_path: Path
+) -> None:
+    with (
+        EmbeddedBroker(password="s3cret") as broker,
+        TlsTerminator(broker.port, tmp_path, client_cert_required=True) as tls,
+    ):
+        admin = Broker(broker.url).open()
+        demo = start(
+            *("demo", "--json", "--broker", tls.url("s3cret"), "--acl"),
+            broker_tls_ca=str(tls.ca_file),
+            broker_tls_cert=str(tls.client_cert_file),
+            broker_tls_key=str(tls.client_key_file),
+        )
+        users: set[str] = set()
+        while demo.poll() is None:
+            clients = admin.execute(b"CLIENT", b"LIST", timeout=5).decode()
+            users |= set(re.findall(r" user=(\S+)", clients))
+            threading.Event().wait(0.05)
+        result = ended(demo)
+        assert result.returncode == 0, result.stderr
+        check_is_ok(result.stdout)
+        assert "s3cret" not in result.stdout + result.stderr
+        parties = {user.partition("~")[2] for user in users if user != "default"}
+        assert parties == set(PARTIES)
+        assert admin.execute(b"ACL", b"LOG", timeout=5) == []
+        assert admin.execute(b"ACL", b"USERS", timeout=5) == [b"default"], "none is left behind"
+        admin.close()
+
+
+def test_without_the_client_certificate(redislink: Run, tmp_path: Path) -> None:
+    with (
+        EmbeddedBroker(password="s3cret") as broker,
+        TlsTerminator(broker.port, tmp_path, client_cert_required=True) as tls,
+    ):
+        result = redislink(
+            *("demo", "--broker", tls.url("s3cret"), "--acl"), broker_tls_ca=str(tls.ca_file)
+        )
+        check_one_line(result, 3, "no connection", "TLS", unsaid=["s3cret"])
+
+
+def test_acl_by_who_is_no_admin(redislink: Run) -> None:
+    with EmbeddedBroker() as broker:
+        users = acl.party_users("weak", PARTIES)
+        acl.apply_users(Broker(broker.url), users, dict.fromkeys(PARTIES, "pw"))
+        url = acl.party_url(broker.url, users[0].name, "pw")
+        check_one_line(redislink("demo", "--broker", url, "--acl"), 3, "may not run ACL")
+
+
 def test_table(redislink: Run) -> None:
     result = redislink("demo")
     assert result.returncode == 0, result.stderr
     for party in PARTIES:
-        assert re.search(rf"│ {party} +│ +0 │ +[\d,]+ │ +[\d,]+ │", result.stdout)
+        assert re.search(rf"│ {party} +│ +0 │ +[\d,]+ │ +[\d,]+ │ SHA256:", result.stdout)
     assert re.search(r"accuracy 0\.\d+; the same training in plaintext 0\.\d+", result.stdout)
     said = " ".join(result.stdout.split())
     assert "no party listened, and every connection went to the broker" in said
+    assert "sealed all messages" in said
+    assert "Each party was a Redis user of its own" in said
 
 
 def test_a_party_that_fails(redislink: Run) -> None:
@@ -99,6 +159,7 @@ def test_settings_of_the_user_do_not_lead_it_astray(redislink: Run) -> None:
         broker_url="redis://127.0.0.1:1/0",
         cluster_file="elsewhere.yaml",
         party="mallory",
+        identity_file="elsewhere.key",
         link_mode="brpc",
     )
     assert result.returncode == 0, result.stderr

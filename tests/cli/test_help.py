@@ -13,9 +13,16 @@ import pytest
 from redislink import __version__
 from redislink.cli import main
 from redislink.cli.errors import MEANINGS, ExitCode, exit_code
-from redislink.errors import RedisLinkError
+from redislink.errors import (
+    BrokerTampered,
+    RedisLinkError,
+    SealError,
+    SecurityError,
+    SecurityMismatch,
+)
 from tests.cli.conftest import Run
 
+COMMANDS = ["demo", "run", "init", "keygen", "fingerprint", "broker", "acl", "bench", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -26,10 +33,15 @@ def spaced(text: str) -> str:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([], ["demo", "run", "broker", "version"]),
-        (["demo"], ["--broker", "--json", "--verbose"]),
-        (["run"], ["--cluster", "--party", "PROGRAM", "ARGS", "--verbose"]),
+        ([], COMMANDS),
+        (["demo"], ["--broker", "--acl", "--json", "--verbose"]),
+        (["run"], ["--cluster", "--party", "--identity", "PROGRAM", "ARGS", "--verbose"]),
+        (["init"], ["PARTY", "--session", "--dir", "--verbose"]),
+        (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
+        (["fingerprint"], ["--identity", "--cluster", "--json", "--verbose"]),
+        (["acl"], ["--cluster", "--apply", "--password-file", "--out", "--passwords", "--db"]),
         (["broker"], ["--port", "--password", "--password-file", "--verbose"]),
+        (["bench"], ["--cluster", "--party", "--identity", "--seconds", "--json", "--verbose"]),
         (["version"], ["--json"]),
     ],
 )
@@ -71,7 +83,7 @@ def test_docs_have_the_exit_codes_and_the_commands() -> None:
     text = DOCS.read_text()
     for code in ExitCode:
         assert re.search(rf"^\| {int(code)} \|", text, re.MULTILINE), code
-    for command in ("demo", "run", "broker", "version"):
+    for command in COMMANDS:
         assert f"## `redislink {command}" in text
 
 
@@ -87,6 +99,13 @@ def test_every_error_has_a_code_other_than_ok() -> None:
         ExitCode.PEER,
         ExitCode.TAMPERED,
     }
+
+
+def test_what_is_not_as_a_party_sent_it_has_a_code_of_its_own() -> None:
+    assert {exit_code(kind("")) for kind in (SecurityError, BrokerTampered, SealError)} == {
+        ExitCode.TAMPERED
+    }
+    assert exit_code(SecurityMismatch("")) == ExitCode.PEER, "two files differ: nobody attacks"
 
 
 def test_version(redislink: Run) -> None:

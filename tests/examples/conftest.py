@@ -45,7 +45,8 @@ class Place:
     def play(self, main: Callable[[Endpoint], Any]) -> list[Any]:
         """Run ``main`` as alice, bob and carol, in threads; what each returned."""
         spec = yaml.safe_load(CLUSTER.read_text())
-        cluster = make_cluster(self.url, parties=spec["parties"], devices=spec["devices"])
+        cluster = make_cluster(self.url, devices=spec["devices"])
+        assert list(cluster.party_names) == spec["parties"]
 
         def run(endpoint: Endpoint) -> Any:
             with endpoint:

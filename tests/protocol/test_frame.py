@@ -15,6 +15,9 @@ DIGEST, INSTANCE = bytes(range(32)), b"instance"
 FRAMES = {
     "hello": (f.Hello(DIGEST, INSTANCE), b""),
     "hello with echo": (f.Hello(DIGEST, INSTANCE, b"ecnatsni"), b""),
+    "hello, sealed, step 0": (f.Hello(DIGEST, INSTANCE, sealed=True), b""),
+    "hello, sealed, step 1": (f.Hello(DIGEST, INSTANCE, INSTANCE, sealed=True, step=1), b"k" * 64),
+    "hello, sealed, step 3": (f.Hello(DIGEST, INSTANCE, INSTANCE, sealed=True, step=3), b"k" * 32),
     "data": (f.Data(1), b"payload"),
     "empty data": (f.Data(1), b""),
     "last chunk of a value": (f.Data(12, 2, 3, 4, f.Encoding.VALUE, SOME_ACK), b"\0" * 1000),
@@ -24,6 +27,8 @@ FRAMES = {
     "heartbeat": (f.Heartbeat(SOME_ACK, silence_ms=60_000), b""),
     "abort": (f.Abort("ValueError: no such column: 'age'"), b""),
     "fin": (f.Fin(12, SOME_ACK), b""),
+    "sealed": (f.Sealed(1), b"\0ciphertext\xff"),
+    "sealed, highest": (f.Sealed((1 << 63) - 1), b"x" * 16),
 }
 CASES = [pytest.param(*case, id=name) for name, case in FRAMES.items()]
 
@@ -120,7 +125,22 @@ def _decode_or_frame_error(element):
         [3, None],
         [6, "x" * 501],
         [6, b"bytes"],
-        [1, b"short", INSTANCE, b""],
+        [1, b"short", INSTANCE, b"", False, 0],
+        [1, DIGEST, INSTANCE, b""],
+        [1, DIGEST, b"short", b"", False, 0],
+        [1, DIGEST, INSTANCE, b"short", False, 0],
+        [1, DIGEST, INSTANCE, None, False, 0],
+        [1, DIGEST, INSTANCE, b"", 1, 0],
+        [1, DIGEST, INSTANCE, b"", True, 4],
+        [1, DIGEST, INSTANCE, b"", True, -1],
+        [1, DIGEST, INSTANCE, b"", True, False],
+        [8],
+        [8, 0],
+        [8, -1],
+        [8, 1 << 63],
+        [8, True],
+        [8, 1.0],
+        [8, 1, 1],
         [5, [0, []], -1],
     ],
 )
@@ -147,6 +167,9 @@ def test_illegal_frames_cannot_be_made():
         lambda: f.Abort("x" * 501),
         lambda: f.AckState(5, ((6, 7),)),
         lambda: f.AckState(0, tuple((2 * i + 2, 2 * i + 2) for i in range(65))),
+        lambda: f.Hello(DIGEST, INSTANCE, step=4),
+        lambda: f.Hello(DIGEST, INSTANCE, sealed=1),
+        lambda: f.Sealed(0),
         lambda: f.encode(f.Ack(NO_ACK), b"body"),
     ):
         with pytest.raises(FrameError):

@@ -18,7 +18,7 @@ from tests.test_endpoint import wait_until
 
 @pytest.fixture
 def channels(mesh, broker_url):
-    alice, bob = mesh(broker_url, 2)
+    alice, bob = mesh(broker_url, 2, close_timeout=0.5)
     return (
         RelayChannel(alice, "bob", "L/", recv_timeout=20),
         RelayChannel(bob, "alice", "L/", recv_timeout=20),
@@ -26,7 +26,7 @@ def channels(mesh, broker_url):
 
 
 def waiting(channel):
-    return bool(channel._endpoint._waits)
+    return bool(channel._endpoint._inbox.waits())
 
 
 def test_it_is_a_channel_and_overrides_every_pure_virtual(channels):
@@ -186,6 +186,15 @@ def test_wait_link_task_finish_is_bounded_though_nobody_receives(channels):
     for i in range(100):
         alice.SendAsync(f"k{i}", b"x" * 1000)
     thread, outcome = in_thread(alice.WaitLinkTaskFinish)
+    thread.join(10)
+    assert outcome == [None]
+
+
+def test_wait_link_task_finish_waits_for_the_peer_to_receive(channels):
+    alice, bob = channels
+    alice.SendAsync("k", b"x")
+    thread, outcome = in_thread(alice.WaitLinkTaskFinish)
+    assert bob.Recv("k") == b"x"
     thread.join(10)
     assert outcome == [None]
 

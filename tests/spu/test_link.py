@@ -10,10 +10,10 @@ import spu
 from spu import libspu
 from spu.utils import frontend
 
-from redislink import ConfigError, LinkError, RecvTimeout, connect
+from redislink import ConfigError, LinkError, RecvTimeout
 from redislink.settings import LinkMode
 from redislink.spu import create_link, runtime_config
-from tests.conftest import DEVICES, join, make_cluster, quick_settings, run_parties
+from tests.conftest import DEVICES, connect_as, join, make_cluster, quick_settings, run_parties
 
 X = np.linspace(-2, 2, 24).reshape(4, 6)
 Y = np.cos(X)
@@ -240,7 +240,7 @@ def test_connect_is_all_that_a_party_needs(broker_url):
 
     def party(name):
         with (
-            connect(cluster, name, quick_settings()) as endpoint,
+            connect_as(cluster, name, quick_settings()) as endpoint,
             create_link("S", endpoint) as link,
         ):
             return link.context.all_gather(name)

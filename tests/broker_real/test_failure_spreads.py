@@ -1,0 +1,73 @@
+"""A failure of one party reaches all others, which then say who failed; silence is no failure."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from redislink.broker import EmbeddedBroker
+from tests.support.spread_party import SECRET
+from tests.support.spreading import PARTIES, trio
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_exception_reaches_all_within_a_second(valkey: EmbeddedBroker, tmp_path: Path) -> None:
+    with trio(valkey.url, tmp_path, {"carol": "raise"}) as three:
+        failed_at = three.signal("carol", signal.SIGUSR1)
+        three.wait_for("raised", *PARTIES)
+        for party in ("alice", "bob"):
+            raised = three.find("raised", party)
+            assert raised is not None
+            assert raised["type"] == "PeerAborted"
+            assert raised["at"] - failed_at < 1.0
+            assert "carol aborted" in three.said(party)
+        assert "PeerAborted" not in three.said("carol")
+        for party in ("alice", "bob"):
+            assert SECRET not in three.processes[party].output()
+
+
+def test_a_killed_party_is_lost_within_peer_timeout(valkey: EmbeddedBroker, tmp_path: Path) -> None:
+    with trio(valkey.url, tmp_path, {}, peer_timeout=2) as three:
+        killed_at = three.signal("carol", signal.SIGKILL)
+        three.wait_for("raised", "alice", "bob")
+        types = set()
+        for party in ("alice", "bob"):
+            raised = three.find("raised", party)
+            assert raised is not None
+            # 2 s since the last sign of life, and the time until somebody looks.
+            assert raised["at"] - killed_at < 2 + 1.5
+            assert "carol was last heard" in raised["text"]
+            types.add(raised["type"])
+        assert types <= {"PeerLost", "PeerAborted"}, "who notices first tells the other"
+        assert "PeerLost" in types
+
+
+def test_a_party_that_starts_again_is_noticed(valkey: EmbeddedBroker, tmp_path: Path) -> None:
+    with trio(valkey.url, tmp_path, {}) as three:
+        three.signal("carol", signal.SIGKILL)
+        three.start("carol", "wait")
+        three.wait_for("raised", "alice", "bob")
+        found = [three.find("raised", party) for party in ("alice", "bob")]
+        texts = [raised["text"] for raised in found if raised is not None]
+        assert len(texts) == 2
+        assert all("carol has started again" in text for text in texts)
+        assert "PeerRestarted" in {raised["type"] for raised in found if raised is not None}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_silence_that_was_announced_is_not_death(
+    valkey: EmbeddedBroker, tmp_path: Path, announced: bool
+) -> None:
+    role = "hold-announced" if announced else "hold"
+    with trio(valkey.url, tmp_path, {"alice": role}, seconds=3.5, peer_timeout=1.5) as three:
+        three.signal("alice", signal.SIGUSR1)
+        if announced:
+            three.wait_for("held", "alice")
+            three.wait_for("received", "bob", "carol")
+        else:
+            three.wait_for("raised", "bob", "carol")
+            raised = [three.find("raised", party) for party in ("bob", "carol")]
+            assert "PeerLost" in {r["type"] for r in raised if r is not None}

@@ -1,0 +1,85 @@
+"""A logistic regression of three processes goes on through what happens to brokers and lines.
+
+`make chaos` runs all of it on each kind of server; here is one of each, to the end, with every
+message checked and the model compared with that of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from redislink.broker import EmbeddedBroker
+from tests.broker_real.conftest import MakeServer
+from tests.support import training
+from tests.support.training import Injector, Outcome, differences
+
+pytestmark = pytest.mark.slow
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def undisturbed(valkey: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    outcome = training.train(valkey.url, tmp_path_factory.mktemp("undisturbed"), steps=STEPS)
+    assert outcome.problems == []
+    assert outcome.comparison is not None
+    assert outcome.comparison.clean
+    assert outcome.comparison.sent > 1000
+    assert outcome.total("frames_resent") == 0
+    return outcome
+
+
+def disturbed(
+    server: EmbeddedBroker, directory: Path, injectors: Sequence[Injector], **settings: str
+) -> Outcome:
+    return training.train(
+        server.url, directory, steps=STEPS, injectors=injectors, settings=settings
+    )
+
+
+def test_the_broker_is_killed_and_comes_back_empty_five_times(
+    own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    server = own_server("valkey")
+    outcome = disturbed(server, tmp_path, [training.restarts(server, [2, 4, 7, 9, 12])])
+    assert differences(outcome, undisturbed) == []
+    assert outcome.faults["SIGKILL and empty restart"] == 5
+    assert outcome.total("reconnects") >= 5
+
+
+def test_all_connections_are_killed_again_and_again(
+    own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    server = own_server("redis-server")
+    outcome = disturbed(server, tmp_path, [training.kill_clients(server, every=0.2)])
+    assert differences(outcome, undisturbed) == []
+    assert outcome.faults["connections killed"] > 20
+    assert outcome.total("reconnects") > 5
+
+
+def test_everything_is_flushed_at_random_times(
+    own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    server = own_server("valkey")
+    outcome = disturbed(server, tmp_path, [training.flushes(server, 1, (0.5, 2.0))])
+    assert differences(outcome, undisturbed) == []
+    assert outcome.faults["keys flushed"] > 0
+
+
+def test_single_connections_are_cut_stalled_and_delayed(
+    own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    server = own_server("redis-server")
+    with training.proxied(server) as proxies:
+        outcome = training.train(
+            {name: proxy.url() for name, proxy in proxies.items()},
+            tmp_path,
+            steps=STEPS,
+            injectors=[training.broken_lines(proxies, 1, cut=0.5, stall=3.0, delay=0.7)],
+            # A half-open line is noticed after these.
+            settings={"REPLY_TIMEOUT": "1", "BLPOP_TIMEOUT": "1"},
+        )
+    assert differences(outcome, undisturbed) == []
+    assert len(outcome.faults) == 3

@@ -1,0 +1,131 @@
+"""``redislink acl``: users for a server that takes them, and a list for one that does not."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redislink import BrokerPermissionError
+from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.protocol import keys
+from tests.cli.conftest import CLUSTER, NAMES, Call, Write
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(password=secrets.token_urlsafe(16)) as broker:
+        yield broker
+
+
+def printed(stdout: str) -> dict[str, dict[str, str]]:
+    """User, password and rules by party."""
+    parties: dict[str, dict[str, str]] = {}
+    for line in stdout.splitlines():
+        if not line.startswith("  "):
+            mine = parties.setdefault(line, {})
+        else:
+            name, _, value = line.strip().partition(" ")
+            mine[name] = value.strip()
+    return parties
+
+
+def check_works(url: str, party: str) -> None:
+    """The party can pop its own inbox, and not another's."""
+    connection = Broker(url).open()
+    other = next(name for name in NAMES if name != party)
+    mine, theirs = (keys.hello_list("cli", *pair) for pair in ((party, other), (other, party)))
+    assert connection.execute(b"LPOP", mine, timeout=5) is None
+    with pytest.raises(BrokerPermissionError):
+        connection.execute(b"LPOP", theirs, timeout=5)
+    connection.close()
+
+
+def test_the_list_to_paste(call: Call, write_cluster: Write, server: EmbeddedBroker) -> None:
+    code, out, err = call("acl", "--cluster", write_cluster())
+    assert code == 0, err
+    assert "turn the server's default user off" in err
+    parties = printed(out)
+    assert tuple(parties) == NAMES
+    assert len({party["password"] for party in parties.values()}) == len(NAMES)
+    # As an operator does it by hand, on a server that is like a service's console.
+    admin = Broker(server.url).open()
+    for name, party in parties.items():
+        rules = re.findall(r"\([^)]*\)|\S+", party["rules"])
+        words = ("ACL", "SETUSER", party["user"], "on", f">{party['password']}", *rules)
+        assert admin.execute(*words, timeout=5) == b"OK"
+        check_works(acl.party_url(server.url, party["user"], party["password"]), name)
+    admin.close()
+
+
+def test_apply(call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path) -> None:
+    (tmp_path / "admin").write_text(server.url.partition(":")[2].split("@")[0][3:] + "\n")
+    words = ("acl", "--cluster", write_cluster(), "--passwords", "passwords", "--apply")
+    no_password = f"redis://127.0.0.1:{server.port}/0"
+    for last in ([server.url], [no_password, "--password-file", "admin"]):
+        code, out, err = call(*words, *last)
+        assert code == 0, err
+        assert f"broker {no_password} has these users now" in err
+        assert "its default user is on" in err
+        for name, party in printed(out).items():
+            path = tmp_path / "passwords" / f"{name}.password"
+            assert party["password"] == f"in passwords/{name}.password"
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            password = path.read_text().strip()
+            assert password not in out + err
+            check_works(acl.party_url(server.url, party["user"], password), name)
+
+
+def test_a_file_for_the_server(call: Call, write_cluster: Write, tmp_path: Path) -> None:
+    words = ("acl", "--cluster", write_cluster(), "--out", "users.acl")
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "with the default user off and no admin" in err
+    path = tmp_path / "users.acl"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    lines = path.read_text().splitlines()
+    assert lines[0] == "user default off"
+    for line, (name, party) in zip(lines[1:], printed(out).items(), strict=True):
+        digest = acl.hash_rule(party["password"])
+        assert line == f"user cli~{name} on {digest} {party['rules']}"
+        assert party["password"] not in line
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert "users.acl: is there already" in err
+
+
+def test_the_database_comes_from_the_cluster_file_or_the_option(
+    call: Call, write_cluster: Write
+) -> None:
+    path = write_cluster(CLUSTER | {"broker": "redis://broker:6379/5"})
+    assert "+select|5 " in call("acl", "--cluster", path)[1]
+    assert "+select|2 " in call("acl", "--cluster", path, "--db", "2")[1]
+    assert "+select" not in call("acl", "--cluster", path, "--db", "0")[1]
+
+
+def test_what_goes_wrong(
+    call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    path = write_cluster()
+    wrong = acl.party_url(server.url, "default", "wr0ng")
+    users = acl.party_users("weak", NAMES)
+    acl.apply_users(Broker(server.url), users, dict.fromkeys(NAMES, "pw"))
+    weak = acl.party_url(server.url, users[0].name, "pw")
+    for words, code, said in (
+        ([], 2, "give --cluster FILE, or set REDISLINK_CLUSTER_FILE"),
+        (["--cluster", path, "--apply", "http://x"], 2, "unknown scheme"),
+        (["--cluster", path, "--apply", "redis://[::1", "--password-file", "x"], 2, "not valid"),
+        (["--cluster", path, "--apply", wrong], 3, "check the user and password"),
+        (["--cluster", path, "--apply", weak], 3, "may not run ACL: give the URL of an admin"),
+        (["--cluster", path, "--apply", wrong, "--password-file", "x"], 2, "password file x"),
+        (["--cluster", path, "--out", "none/users.acl"], 2, "cannot be written"),
+    ):
+        assert call("acl", *words)[:2] == (code, ""), "no password that is not valid"
+        _, _, err = call("acl", *words)
+        assert said in err
+        assert err.count("\n") == 1
+        assert "wr0ng" not in err

@@ -1,0 +1,238 @@
+"""``redislink keygen``, ``fingerprint``, ``init``: private keys stay private, public ones agree."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+from redislink import ConfigError, load_cluster
+from redislink.broker import EmbeddedBroker
+from redislink.identity import Identity, fingerprint, format_public_key, read_secret
+from redislink.trial import write_trial
+from tests.cli.conftest import CLUSTER, Call, Run, Start, Write, check_one_line, ended
+from tests.conftest import IDENTITIES
+
+
+class TestKeygen:
+    def test_the_line_on_stdout_is_for_the_cluster_file(self, call: Call, tmp_path: Path) -> None:
+        code, out, err = call("keygen", "alice")
+        assert code == 0
+        path = tmp_path / "alice.key"
+        identity = Identity.load(path)
+        assert out == f'- {{name: alice, public_key: "{format_public_key(identity.public_key)}"}}\n'
+        assert err.startswith("redislink: wrote alice.key, which stays here")
+        assert fingerprint(identity.public_key) in err
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        secret = path.read_text().splitlines()[1]
+        assert secret not in out + err
+
+    @pytest.mark.parametrize("name", ["123", "1e3", "null", "on", "-", "...", "2024-01-01", "a.b"])
+    def test_any_name_is_read_back_as_it_is(self, call: Call, name: str) -> None:
+        _, out, _ = call("keygen", "--out", "x.key", "--", name)
+        (line,) = yaml.safe_load(out)
+        assert line["name"] == name
+
+    def test_it_never_overwrites(self, call: Call, tmp_path: Path) -> None:
+        call("keygen", "alice")
+        before = (tmp_path / "alice.key").read_bytes()
+        code, out, err = call("keygen", "alice")
+        assert (code, out) == (2, "")
+        assert "alice.key: is there already, and would be lost: move it away first" in err
+        assert (tmp_path / "alice.key").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["a b"], "party name 'a b' is not valid"),
+            (["../alice"], "party name '../alice' is not valid"),
+            (["alice", "--psk", "b/c"], "party name 'b/c' is not valid"),
+            (["alice", "--psk", "alice"], "between two parties"),
+            (["alice", "--out", "none/alice.key"], "cannot be written"),
+        ],
+    )
+    def test_what_cannot_be(self, call: Call, words: list[str], said: str) -> None:
+        code, out, err = call("keygen", *words)
+        assert (code, out) == (2, "")
+        assert said in err
+        assert err.count("\n") == 1
+
+    def test_a_pre_shared_key(self, call: Call, tmp_path: Path) -> None:
+        code, out, err = call("keygen", "alice", "--psk", "bob")
+        assert (code, out) == (0, "")
+        assert "alice's REDISLINK_PSK_DIR as bob.psk" in err
+        assert "bob's as alice.psk" in err
+        path = tmp_path / "bob.psk"
+        assert len(read_secret(path, "it")) == 32
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert not (tmp_path / "alice.key").exists()
+        assert call("keygen", "alice", "--psk", "bob")[0] == 2
+
+    def test_a_key_that_others_can_read_is_refused(self, call: Call, tmp_path: Path) -> None:
+        call("keygen", "alice")
+        for mode in (0o640, 0o604, 0o660):
+            (tmp_path / "alice.key").chmod(mode)
+            code, out, err = call("fingerprint", "--identity", "alice.key")
+            assert (code, out) == (2, "")
+            assert "others on this machine may read it: chmod 600 alice.key" in err
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"# only this\n", b"abc\n", b"AAAA\nBBBB\n", b"\xff\xfe", "ü".encode()]
+    )
+    def test_a_file_without_a_key(self, call: Call, tmp_path: Path, content: bytes) -> None:
+        path = tmp_path / "alice.key"
+        path.touch(0o600)
+        path.write_bytes(content)
+        code, _, err = call("fingerprint", "--identity", "alice.key")
+        assert code == 2
+        assert "alice.key: holds no key: make one with redislink keygen" in err
+
+
+class TestFingerprint:
+    def test_of_the_own_key_and_of_every_party(self, call: Call, write_cluster: Write) -> None:
+        IDENTITIES["bob"].save("bob.key", "of a test")
+        path = write_cluster()
+        code, out, _ = call("fingerprint", "--identity", "bob.key", "--cluster", path)
+        assert code == 0
+        alice, bob = (fingerprint(IDENTITIES[name].public_key) for name in ("alice", "bob"))
+        digest = load_cluster(path).digest().hex()
+        assert out.splitlines()[:2] == [f"alice  {alice}", f"bob    {bob}  own"]
+        assert f"session cli, security sealed, digest {digest[:12]}" in out
+        words = ("--identity", "bob.key", "--cluster", path, "--json")
+        assert json.loads(call("fingerprint", *words)[1]) == {
+            "own": bob,
+            "own_party": "bob",
+            "session": "cli",
+            "security": "sealed",
+            "digest": digest,
+            "parties": [
+                {"name": "alice", "fingerprint": alice},
+                {"name": "bob", "fingerprint": bob},
+            ],
+        }
+
+    def test_a_key_that_is_in_nobodys_line(self, call: Call, write_cluster: Write) -> None:
+        IDENTITIES["erin"].save("erin.key", "of a test")
+        path = write_cluster()
+        _, out, _ = call("fingerprint", "--identity", "erin.key", "--cluster", path)
+        own = fingerprint(IDENTITIES["erin"].public_key)
+        assert f"(own)  {own}  in nobody's line\n" in out
+
+    def test_a_party_without_a_key(self, call: Call, write_cluster: Write) -> None:
+        path = write_cluster(CLUSTER | {"parties": [CLUSTER["parties"][0], "bob"]})
+        _, out, _ = call("fingerprint", "--cluster", path)
+        assert "bob    no public_key\n" in out
+        told = json.loads(call("fingerprint", "--cluster", path, "--json")[1])
+        assert told["own"] is None
+        assert told["parties"][1] == {"name": "bob", "fingerprint": None}
+
+    def test_of_the_own_key_alone(self, call: Call) -> None:
+        IDENTITIES["bob"].save("bob.key", "of a test")
+        own = fingerprint(IDENTITIES["bob"].public_key)
+        assert call("fingerprint", "--identity", "bob.key") == (0, f"(own)  {own}\n", "")
+
+    def test_settings_say_where_they_are(
+        self, call: Call, write_cluster: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        IDENTITIES["bob"].save("bob.key", "of a test")
+        monkeypatch.setenv("REDISLINK_CLUSTER_FILE", str(write_cluster()))
+        monkeypatch.setenv("REDISLINK_IDENTITY_FILE", "bob.key")
+        assert "  own\n" in call("fingerprint")[1]
+
+    def test_nothing_to_show(self, call: Call) -> None:
+        code, _, err = call("fingerprint")
+        assert code == 2
+        assert "give --identity FILE or --cluster FILE" in err
+
+
+class TestInit:
+    def test_a_trial_that_can_run(self, call: Call, tmp_path: Path) -> None:
+        code, out, err = call("init", "alice", "bob", "carol", "--dir", "t", "--session", "s")
+        assert (code, out) == (0, "t/cluster.yaml\n")
+        assert "for a trial on this machine only" in err
+        spec = load_cluster("t/cluster.yaml")
+        assert (spec.session, spec.security) == ("s", "sealed")
+        assert spec.party_names == ("alice", "bob", "carol")
+        for name, key in spec.public_keys().items():
+            assert Identity.load(f"t/{name}.key").public_key == key
+        assert {n: d.config.protocol for n, d in spec.devices.items()} == {
+            "SP0": "ABY3",
+            "PSI0": "SEMI2K",
+        }
+        assert "runs `redislink keygen NAME`" in (tmp_path / "t" / "cluster.yaml").read_text()
+
+    @pytest.mark.parametrize("count", [2, 4])
+    def test_other_numbers_of_parties(self, call: Call, count: int) -> None:
+        names = [f"p{i}" for i in range(count)]
+        assert call("init", *names)[0] == 0
+        assert load_cluster("cluster.yaml").device("SP0").config.protocol == "SEMI2K"
+
+    @pytest.mark.parametrize("there", ["cluster.yaml", "bob.key"])
+    def test_it_never_overwrites(self, call: Call, tmp_path: Path, there: str) -> None:
+        (tmp_path / there).write_text("mine")
+        code, _, err = call("init", "alice", "bob")
+        assert code == 2
+        assert f"{there}: is there already" in err
+        assert [path.name for path in tmp_path.iterdir()] == [there]
+        assert (tmp_path / there).read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["alice"], "at least two parties"),
+            (["alice", "alice"], "'alice' stands there twice"),
+            (["alice", "b b"], "party name 'b b' is not valid"),
+            (["alice", "bob", "--session", "a:b"], "session name 'a:b' is not valid"),
+        ],
+    )
+    def test_what_cannot_be(self, call: Call, tmp_path: Path, words: list[str], said: str) -> None:
+        code, _, err = call("init", *words)
+        assert code == 2
+        assert said in err
+        assert not list(tmp_path.iterdir())
+
+    def test_a_directory_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        content = {"session": "s", "parties": ["alice", "bob"]}
+        key_files = {name: tmp_path / f"{name}.key" for name in ("alice", "bob")}
+        with pytest.raises(ConfigError):
+            write_trial(content, tmp_path / "file" / "cluster.yaml", key_files, "")
+
+
+@pytest.mark.slow
+def test_run_takes_the_identity_and_checks_it_first(
+    redislink: Run, write_cluster: Write, write_program: Write, tmp_path: Path
+) -> None:
+    program = write_program("import os; print(os.environ['REDISLINK_IDENTITY_FILE'])")
+    words = ("run", "--cluster", write_cluster(), "--party", "alice", "--identity")
+    result = redislink(*words, "alice.key", program)
+    assert result.stdout == f"{tmp_path / 'alice.key'}\n"
+    check_one_line(redislink(*words, "none.key", program), 2, "none.key", "redislink keygen")
+
+
+@pytest.mark.slow
+def test_two_processes_with_keys_of_their_own(
+    start: Start, broker: EmbeddedBroker, write_program: Write
+) -> None:
+    """From nothing: init, then a session as `redislink run --identity` joins it."""
+    ended(start("init", "one", "two", "--session", "from-nothing"))
+    program = write_program(
+        """
+        import redislink
+        with redislink.connect() as me:
+            me.send(1 - me.rank, "t", me.party.encode())
+            print(me.recv(1 - me.rank, "t").decode())
+        """
+    )
+    processes = [
+        start(
+            *("run", "--cluster", "cluster.yaml", "--party", name),
+            *("--identity", f"{name}.key", program),
+            broker_url=broker.url,
+        )
+        for name in ("one", "two")
+    ]
+    assert [ended(process).stdout for process in processes] == ["two\n", "one\n"]

@@ -1,0 +1,175 @@
+"""Messages of any size, in chunks of any size, that come in any order."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redislink.errors import FrameError, UsageError
+from redislink.protocol.chunking import (
+    MAX_MESSAGE_BYTES,
+    Reassembly,
+    count_parts,
+    split,
+)
+from redislink.protocol.frame import MAX_PARTS, Data, Encoding
+from redislink.protocol.received import ReceivedNumbers
+
+
+class Huge(bytes):
+    """Claims a size that no test can allocate."""
+
+    def __new__(cls, size: int) -> "Huge":
+        huge = super().__new__(cls)
+        huge.size = size
+        return huge
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def frames_of(tag: str, message: bytes, chunk: int, first: int, previous: int = 0):
+    bodies = list(split(message, chunk))
+    return [
+        (tag, Data(first + part, part, len(bodies), previous), bytes(body))
+        for part, body in enumerate(bodies)
+    ]
+
+
+def take_all(reassembly: Reassembly, tag: str) -> list[bytes]:
+    messages = []
+    while (peeked := reassembly.peek(tag)) is not None:
+        assert reassembly.take(tag) == peeked
+        messages.append(peeked[0])
+    assert reassembly.take(tag) is None
+    return messages
+
+
+def feed(frames) -> tuple[Reassembly, ReceivedNumbers]:
+    """As a delivery does: what came before is dropped."""
+    reassembly, received = Reassembly(), ReceivedNumbers()
+    for tag, frame, body in frames:
+        if frame.seq not in received:
+            reassembly.add(tag, frame, body, received)
+            assert frame.seq in received
+    return reassembly, received
+
+
+@given(st.binary(max_size=300), st.integers(1, 320))
+def test_split(body, chunk):
+    chunks = [bytes(part) for part in split(body, chunk)]
+    assert b"".join(chunks) == body
+    assert len(chunks) == count_parts(len(body), chunk)
+    assert all(len(part) == chunk for part in chunks[:-1])
+    assert body == b"" or 1 <= len(chunks[-1]) <= chunk
+
+
+def test_split_does_not_copy():
+    body = bytes(1000)
+    assert next(split(body, 1000)) is body
+    assert all(part.obj is body for part in split(body, 300))
+
+
+@pytest.mark.parametrize(
+    ("size", "chunk"), [(MAX_MESSAGE_BYTES + 1, 1 << 20), (MAX_PARTS + 1, 1), (4 << 30, 4095)]
+)
+def test_too_large_a_message(size, chunk):
+    with pytest.raises(UsageError, match=f"of {size} bytes is too large"):
+        next(split(Huge(size), chunk))
+
+
+def test_the_largest_message_is_not_too_large():
+    assert count_parts(MAX_MESSAGE_BYTES, 4096) == MAX_PARTS
+    assert count_parts(MAX_MESSAGE_BYTES, 1 << 20) == 4096
+
+
+@given(
+    st.lists(st.binary(max_size=20), min_size=1, max_size=5),
+    st.integers(1, 8),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_any_order_and_duplicates(messages, chunk, copies, rng):
+    frames, first, previous = [], 1, 0
+    for message in messages:
+        made = frames_of("t", message, chunk, first, previous)
+        frames += made * copies
+        first, previous = first + len(made), first
+    rng.shuffle(frames)
+    reassembly, received = feed(frames)
+    assert take_all(reassembly, "t") == messages
+    assert received.cumulative == first - 1
+    assert not reassembly._tags
+
+
+@given(st.data())
+def test_order_per_tag_with_acks_in_between(data):
+    """A sender names the newest message on the tag that is not acked; acks come at any time.
+
+    Whatever order frames then arrive in, each tag's messages come out as they were sent.
+    """
+    rng = data.draw(st.randoms(use_true_random=False))
+    reassembly, received = Reassembly(), ReceivedNumbers()
+    under_way, sent, taken = [], {"a": [], "b": []}, {"a": [], "b": []}
+    unacked: dict[str, dict[int, int]] = {"a": {}, "b": {}}  # frame number: its message
+    next_seq = 1
+
+    def arrive():
+        tag, frame, body = under_way.pop(rng.randrange(len(under_way)))
+        reassembly.add(tag, frame, body, received)
+        taken[tag] += take_all(reassembly, tag)
+
+    for number in range(data.draw(st.integers(1, 12))):
+        tag, body = rng.choice("ab"), bytes([number]) * rng.randrange(8)
+        mine = unacked[tag]
+        frames = frames_of(tag, body, 3, next_seq, mine[max(mine)] if mine else 0)
+        mine.update(dict.fromkeys((frame.seq for _, frame, _ in frames), next_seq))
+        next_seq += len(frames)
+        under_way += frames
+        sent[tag].append(body)
+        for _ in range(rng.randrange(len(under_way) + 1)):
+            arrive()
+        if rng.random() < 0.5:
+            for numbers in unacked.values():
+                for seq in [seq for seq in numbers if seq in received]:
+                    del numbers[seq]
+    while under_way:
+        arrive()
+    assert taken == sent
+    assert not reassembly._tags
+
+
+@given(
+    st.sampled_from(
+        [
+            Data(3, 1, 4),
+            Data(3, 1, 3, previous=1),
+            Data(3, 1, 3, encoding=Encoding.VALUE),
+        ]
+    )
+)
+def test_a_contradiction_changes_nothing(contradiction):
+    reassembly, received = feed([("t", Data(2, 0, 3), b"ab")])
+    with pytest.raises(FrameError, match="disagree"):
+        reassembly.add("t", contradiction, b"xx", received)
+    assert 3 not in received
+    reassembly.add("t", Data(3, 1, 3), b"cd", received)
+    reassembly.add("t", Data(4, 2, 3), b"e", received)
+    assert take_all(reassembly, "t") == [b"abcde"]
+
+
+def test_the_encoding_travels_with_the_message():
+    reassembly, _ = feed([("t", Data(1, encoding=Encoding.VALUE), b"x")])
+    assert reassembly.take("t") == (b"x", Encoding.VALUE)
+
+
+def test_tags_do_not_wait_for_each_other():
+    reassembly, _ = feed([("a", Data(2, 1, 2), b"late"), ("b", Data(3), b"now")])
+    assert take_all(reassembly, "a") == []
+    assert take_all(reassembly, "b") == [b"now"]
+
+
+def test_what_waits_for_the_last_frame_comes_with_it():
+    """The frame before may be the very last to come: nothing else would hand out the rest."""
+    frames = [("t", Data(n, previous=n - 1), b"%d" % n) for n in range(1, 6)]
+    reassembly, _ = feed(reversed(frames))
+    assert take_all(reassembly, "t") == [b"1", b"2", b"3", b"4", b"5"]

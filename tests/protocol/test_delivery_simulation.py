@@ -1,0 +1,52 @@
+"""Two thousand seeded runs over a broker that fails; `make soak` plays more of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from redislink.protocol.delivery import Delivery
+from redislink.protocol.frame import Encoding
+from tests.protocol.simulation import SimulationError, World, run_seeds
+
+BATCH = 50
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("first", range(0, 2000, BATCH))
+def test_every_run_ends_as_it_should(first):
+    run_seeds(range(first, first + BATCH))
+
+
+def test_the_runs_meet_every_fault():
+    """Else the runs above would show little."""
+    totals = run_seeds(range(100))
+    assert {"work", "leave", "abort", "die", "restart", "freeze"} <= totals.keys()
+    for what in ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent"):
+        assert totals[what] > 50, what
+
+
+def test_a_seed_plays_the_same_run_again():
+    first, second = World(7), World(7)
+    for world in (first, second):
+        world.run()
+    assert first.ended_at == second.ended_at
+    assert first.stats == second.stats
+
+
+def test_a_run_that_fails_says_how_to_see_it_again(monkeypatch):
+    monkeypatch.setattr(Delivery, "take", lambda self, tag: (b"wrong", Encoding.RAW))
+    with pytest.raises(SimulationError, match=r"python -m tests\.protocol\.simulation --seed 3 -v"):
+        run_seeds(range(3, 4))
+
+
+def test_the_command_that_replays():
+    """In another process, whose strings hash differently, the run is the same."""
+    world = World(11)
+    world.run()
+    command = [sys.executable, "-m", "tests.protocol.simulation", "--seed", "11", "-v"]
+    replay = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = replay.stdout.splitlines()
+    assert lines[-1] == f"seed 11: {world.kind}, ended at {world.ended_at:.1f} s as it should"
+    assert len(lines) > 50
