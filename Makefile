@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 SOURCES := redislink tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types format lock clean
+.PHONY: help venv demo test check lint types format lock clean bench bench-mplang
 .PHONY: example-millionaire example-psi example-logistic-regression
 
 help:  ## show this list
@@ -47,6 +47,13 @@ example-logistic-regression: $(STAMP)  ## train one model on the data of two hos
 test: $(STAMP)  ## the whole test suite
 	$(PY) -m pytest --durations=10 $(PYTEST_ARGS)
 
+.PHONY: chaos soak
+chaos: $(STAMP)  ## break real brokers and lines on purpose; writes docs/reliability.md (minutes)
+	$(PY) -m benchmarks.chaos
+
+soak: $(STAMP)  ## 100,000 simulated runs of the delivery core
+	$(PY) -m tests.protocol.simulation --runs 100000
+
 check: lint types test  ## everything that CI checks
 
 lint: $(STAMP)  ## ruff: rules and format
@@ -59,6 +66,20 @@ types: $(STAMP)  ## mypy, strict, on redislink/
 format: $(STAMP)  ## let ruff rewrite what it can
 	$(PY) -m ruff check --fix $(SOURCES)
 	$(PY) -m ruff format $(SOURCES)
+
+# All groups, options and what they mean: $(PY) -m benchmarks --help
+BENCH_ARGS ?=
+
+bench: $(STAMP) bench-mplang  ## half an hour: measure all, write docs/performance.md (BENCH_ARGS=--quick: 3 minutes)
+	$(PY) -m benchmarks $(BENCH_ARGS)
+
+# MPLang has an interpreter of its own, as it brings a hundred packages; without it, `bench` leaves it out.
+MPLANG := build/mplang
+bench-mplang:
+	@test -e $(MPLANG)/.installed || { $(PYTHON) -m venv $(MPLANG) \
+	  && $(MPLANG)/bin/python -m pip --disable-pip-version-check install --quiet --retries 1 \
+	    --constraint constraints.txt mplang-nightly==0.1.dev343 spu psutil \
+	  && touch $(MPLANG)/.installed; } || echo "mplang-nightly is not to be had here: not measured" >&2
 
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
 	.ci/lock $(PYTHON)

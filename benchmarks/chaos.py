@@ -1,0 +1,325 @@
+"""Faults on purpose, and what came of them: writes the measured part of docs/reliability.md.
+
+``make chaos``, or ``python -m benchmarks.chaos [--only WORD]``. Everything runs on this machine,
+over 127.0.0.1. Exit code 1 if a message was lost or doubled, or a result was another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+
+from redislink.broker import EmbeddedBroker
+from tests.support import training
+from tests.support.bulk import MB, BulkOutcome, transfer
+from tests.support.servers import KINDS, Admin, debian_redis, make_server
+from tests.support.spreading import PARTIES, trio
+from tests.support.training import Injector, Outcome, differences, weight_error
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+STEPS = 30
+HALF_OPEN = {"REPLY_TIMEOUT": "2", "BLPOP_TIMEOUT": "2"}
+
+
+class Page:
+    """Lines of Markdown, printed as they come; and whether all was as it has to be."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.failed = False
+
+    def write(self, *lines: str) -> None:
+        """Add lines."""
+        self.lines += lines
+        print(*lines, sep="\n", flush=True)
+
+    def head(self, title: str, *columns: str) -> None:
+        """Begin a table."""
+        self.write(
+            "", f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"
+        )
+
+    def row(self, *cells: object) -> None:
+        """Add a row to the table."""
+        self.write(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
+
+    def problem(self, text: str) -> None:
+        """Something was lost, doubled or wrong."""
+        self.failed = True
+        self.write(f"**{text}**")
+
+
+def machine(page: Page) -> None:
+    """Say where and on what this was measured."""
+    cpu = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    page.write(
+        f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC at {git.stdout.strip() or 'no commit'}: "
+        f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}. "
+        "All parties and the broker on this machine, over 127.0.0.1.",
+    )
+
+
+def version(server: EmbeddedBroker) -> str:
+    """Name and version of a server."""
+    admin = Admin(server)
+    info = admin.info("server")
+    admin.close()
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}"
+
+
+# ---- training ----
+
+
+def train(
+    server: EmbeddedBroker, make: Callable[[], list[Injector]], through_proxies: bool = False
+) -> Outcome:
+    """One run of three processes."""
+    proxied = training.proxied(server) if through_proxies else nullcontext({})
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory, proxied as proxies:
+        injectors = make()
+        if through_proxies:
+            injectors.append(training.broken_lines(proxies, 1, cut=0.4, stall=4.0, delay=0.7))
+        return training.train(
+            {name: proxy.url() for name, proxy in proxies.items()} or server.url,
+            Path(directory),
+            steps=STEPS,
+            injectors=injectors,
+            settings=HALF_OPEN if through_proxies else None,
+            timeout=300,
+        )
+
+
+def under_faults(page: Page, kind: str) -> None:
+    """The table of one kind of server."""
+    with make_server(kind) as server:
+        page.head(
+            f"Logistic regression of three processes, {version(server)}",
+            *("what was done to it", "faults injected", "messages sent", "frames resent"),
+            *("came again, dropped", "lost", "doubled", "equal result", "seconds"),
+        )
+        undisturbed = train(server, list)
+        if undisturbed.problems:
+            page.problem("; ".join(undisturbed.problems))
+            return
+        every_sixth = [3, 9, 15, 21, 27]
+        runs: list[tuple[str, Callable[[], list[Injector]], bool]] = [
+            ("nothing", list, False),
+            (
+                "killed with SIGKILL and started empty, 5 times",
+                lambda: [training.restarts(server, every_sixth)],
+                False,
+            ),
+            (
+                "CLIENT KILL TYPE normal every 200 ms",
+                lambda: [training.kill_clients(server, 0.2)],
+                False,
+            ),
+            (
+                "FLUSHALL every 0.5 to 2.5 s, at random",
+                lambda: [training.flushes(server, 1, (0.5, 2.5))],
+                False,
+            ),
+            ("lines cut, gone half-open, slowed down, one at a time", list, True),
+            (
+                "all of these at once",
+                lambda: [
+                    training.restarts(server, every_sixth),
+                    training.kill_clients(server, 1.0),
+                    training.flushes(server, 2, (1.0, 4.0)),
+                ],
+                True,
+            ),
+        ]
+        for what, make, through_proxies in runs:
+            outcome = train(server, make, through_proxies)
+            training_row(page, what, outcome, undisturbed)
+
+
+def training_row(page: Page, what: str, outcome: Outcome, undisturbed: Outcome) -> None:
+    """One run."""
+    wrong = differences(outcome, undisturbed)
+    faults = ", ".join(f"{count} {name}" for name, count in sorted(outcome.faults.items()))
+    if outcome.comparison is None:
+        page.row(what, faults, *["?"] * 5, "**no**", f"{outcome.seconds:.1f}")
+    else:
+        page.row(
+            what,
+            faults or "none",
+            f"{outcome.comparison.sent:,}",
+            f"{outcome.total('frames_resent'):,}",
+            f"{outcome.total('duplicates_dropped'):,}",
+            outcome.comparison.lost,
+            outcome.comparison.doubled,
+            f"yes, weights within {weight_error(outcome, undisturbed):.0e}" if not wrong else "no",
+            f"{outcome.training_seconds:.1f}",
+        )
+    for text in wrong:
+        page.problem(text)
+
+
+# ---- bulk ----
+
+
+def bulk(page: Page, kind: str) -> None:
+    """Brokers smaller than a window; and a slow reader."""
+    rows: list[tuple[str, dict[str, str], int, bool]] = [
+        ("1 GB to a slow reader", {}, 1000, True),
+        ("200 MB, 8 MB `noeviction`", small("noeviction"), 200, False),
+        ("200 MB, 8 MB `noeviction`, slow reader", small("noeviction"), 200, True),
+        ("200 MB, 8 MB `volatile-lru`, slow reader", small("volatile-lru"), 200, True),
+    ]
+    with make_server(kind) as server:
+        title = f"Messages of 2 MB from alice to bob, {version(server)}"
+    page.head(
+        title,
+        *("what", "messages sent", "refused", "evicted", "frames resent"),
+        *("lost", "doubled", "broker's peak", "windows", "keys after close"),
+        *("longest gap", "seconds"),
+    )
+    for what, options, megabytes, slow in rows:
+        with make_server(kind, options) as server:
+            outcome = transfer(server, megabytes * MB, slow=slow)
+        bulk_row(page, what, outcome)
+
+
+def small(policy: str) -> dict[str, str]:
+    """Options of a server with less memory than a window."""
+    return {"maxmemory": "8mb", "maxmemory-policy": policy}
+
+
+def bulk_row(page: Page, what: str, outcome: BulkOutcome) -> None:
+    """One transfer."""
+    used = outcome.peak_bytes - outcome.base_bytes
+    page.row(
+        what,
+        outcome.comparison.sent,
+        outcome.alice.frames_refused,
+        outcome.evicted,
+        outcome.alice.frames_resent,
+        outcome.comparison.lost,
+        outcome.comparison.doubled,
+        f"{used / MB:.1f} MB",
+        f"{used / outcome.window_bytes:.2f} of {outcome.window_bytes / MB:.1f} MB",
+        len(outcome.keys_left),
+        f"{outcome.longest_gap:.2f} s",
+        f"{outcome.seconds:.1f}",
+    )
+    if not outcome.comparison.clean:
+        page.problem(f"{what}: {outcome.comparison}")
+    if used >= 2 * outcome.window_bytes:
+        page.problem(f"{what}: the broker held more than two windows")
+    if outcome.keys_left:
+        page.problem(f"{what}: {len(outcome.keys_left)} keys left after a clean close")
+
+
+# ---- failures ----
+
+
+def spreading(page: Page) -> None:
+    """Carol fails; how soon alice and bob have raised, and what their users see."""
+    page.head(
+        "Carol fails while all three are blocked in `recv`, Valkey",
+        *("how", "`peer_timeout`", "party", "raised after", "error", "what its user sees"),
+    )
+    cases = [
+        ("exception in its `with` block", "raise", signal.SIGUSR1, 30.0),
+        ("`kill -9`", "wait", signal.SIGKILL, 30.0),
+        ("`kill -9`", "wait", signal.SIGKILL, 2.0),
+        ("`kill -9`, and started again", "wait", signal.SIGKILL, 30.0),
+    ]
+    for how, role, number, timeout in cases:
+        with (
+            make_server("valkey") as server,
+            tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+            trio(server.url, Path(directory), {"carol": role}, peer_timeout=timeout) as three,
+        ):
+            failed_at = three.signal("carol", number)
+            if "again" in how:
+                three.start("carol", "wait")
+            three.wait_for("raised", "alice", "bob")
+            for party in ("alice", "bob"):
+                raised = three.find("raised", party) or {}
+                after = raised["at"] - failed_at
+                page.row(
+                    *(how, f"{timeout:g} s", party, f"{after:.3f} s", raised["type"]),
+                    f"`{three.said(party)}`",
+                )
+                if after > (1.0 if role == "raise" else timeout + 1.5):
+                    page.problem(f"{how}: {party} was told only after {after:.1f} s")
+
+
+def crash(page: Page) -> None:
+    """What is left when all three are killed at once."""
+    with (
+        make_server("valkey") as server,
+        tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+        trio(server.url, Path(directory), dict.fromkeys(PARTIES, "litter")) as three,
+    ):
+        admin = Admin(server)
+        for party in PARTIES:
+            three.signal(party, signal.SIGKILL)
+        lives = [admin(b"PTTL", key) / 1000 for key in admin(b"KEYS", b"*")]
+        admin.close()
+    page.write("", "### All three parties killed with `kill -9`, with unread messages about", "")
+    page.write(
+        f"{len(lives)} keys were left on the broker; the shortest-lived expires after "
+        f"{min(lives):.0f} s, the longest-lived after {max(lives):.0f} s."
+    )
+    if min(lives) < 0:
+        page.problem("a key does not expire")
+
+
+def main() -> int:
+    """Run everything and write the page; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
+    parser.add_argument(
+        "--only", choices=["training", "bulk", "failures"], help="one part, and write no file"
+    )
+    only = parser.parse_args().only
+    page, started = Page(), time.monotonic()
+    machine(page)
+    for kind in KINDS:
+        if kind == "redis-server" and debian_redis() is None:
+            page.write("", "Debian's redis-server was not installed: its tables are missing.")
+            continue
+        if only in (None, "training"):
+            under_faults(page, kind)
+        if only in (None, "bulk"):
+            bulk(page, kind)
+    if only in (None, "failures"):
+        spreading(page)
+        crash(page)
+    page.write("", f"All of it took {time.monotonic() - started:.0f} s.")
+    if only is None:
+        text = PAGE.read_text()
+        head, _, rest = text.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        PAGE.write_text("\n".join([f"{head}{BEGIN}", *page.lines, f"{END}{tail}"]))
+        print(f"written to {PAGE}")
+    return 1 if page.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

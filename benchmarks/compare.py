@@ -1,0 +1,39 @@
+"""Other revisions' ``redislink``, measured beside this one: what a change costs or gains.
+
+``python -m benchmarks.compare --against REV [--against REV ...] [--runs 5] [--json FILE]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import plan, report
+from benchmarks.measure import Bench
+from benchmarks.results import Results
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description="This revision against others, interleaved.")
+    parser.add_argument("--against", action="append", required=True, metavar="GIT_REV")
+    parser.add_argument("--runs", type=int, default=5, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        bench = Bench(Path(scratch), minutes=30)
+        revisions = bench.check_out(options.against)
+        records = bench.run(plan.against(revisions, options.runs, bench.prepared))
+    results = Results(records)
+    print(report.against_table(results) or "nothing was measured")
+    for line in results.failures():
+        print(line, file=sys.stderr)
+    if options.json is not None:
+        options.json.write_text(json.dumps(records))
+
+
+if __name__ == "__main__":
+    main()

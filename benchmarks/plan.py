@@ -1,0 +1,352 @@
+"""Which sessions there are: what is compared with what, how often, and how long each takes.
+
+Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` less than 35.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.netproxy import Profile
+from benchmarks.runner import Session, Work
+from benchmarks.transports import BRPC, MEM, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
+
+LAN: Final = Profile("LAN", 0.001, 1e9)
+WAN: Final = Profile("WAN", 0.020, 300e6)
+THIN: Final = Profile("thin WAN", 0.020, 20e6)
+LINE: Final = Profile("100 Mbit", 0.010, 100e6)
+NETWORKS: Final = (LAN, WAN, THIN)
+LINE_BYTES: Final = 32 << 20
+MAIN: Final = (REDISLINK, BRPC)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        runs: rounds of what the bars are about.
+        other_runs: rounds of the rest, at most.
+        few_runs: rounds of what takes long and no bar is about, at most.
+        others: transports besides `MAIN`, by group; the line has no others than these.
+        sizes: bytes of messages on the loopback, through a link context.
+        largest_of_others: bytes of the largest of these for other transports than ours and brpc.
+        endpoint_sizes: bytes of messages on the loopback, by endpoint.
+        network_sizes: bytes of messages on networks, by profile.
+        line_bytes: of the message on `LINE`.
+        seconds: for each size, for round trips and for one way each.
+        repeats: of each SPU program in a session, after the first.
+        psi_rows: rows of each party's file.
+        bursts: numbers of messages.
+        parties, sessions: what is scaled through.
+        networks: profiles on which the ABY3 program runs.
+        programs: names, by number of parties.
+    """
+
+    runs: int
+    other_runs: int
+    few_runs: int
+    others: dict[str, tuple[str, ...]]
+    sizes: tuple[int, ...]
+    largest_of_others: int
+    endpoint_sizes: tuple[int, ...]
+    network_sizes: dict[str, tuple[int, ...]]
+    line_bytes: int
+    seconds: float
+    repeats: int
+    psi_rows: int
+    bursts: tuple[int, ...]
+    parties: tuple[int, ...]
+    sessions: tuple[int, ...]
+    networks: tuple[Profile, ...]
+    programs: dict[int, tuple[str, ...]]
+
+
+_KIB, _MIB = 1 << 10, 1 << 20
+FULL: Final = Scale(
+    runs=5,
+    other_runs=3,
+    few_runs=2,
+    others={
+        "link": (REDISLINK_NONE, NAIVE, MPLANG, MEM),
+        "programs3": (REDISLINK_NONE, NAIVE, MPLANG, MEM),
+        "programs2": (REDISLINK_NONE, NAIVE, MEM),
+        "line": (REDISLINK, BRPC, NAIVE),
+        "network": (NAIVE,),
+        "lr": (NAIVE,),
+    },
+    sizes=(64, _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB),
+    largest_of_others=16 * _MIB,
+    endpoint_sizes=(64, 64 * _KIB, _MIB, 16 * _MIB),
+    network_sizes={
+        LAN.name: (64, 64 * _KIB, _MIB, 16 * _MIB),
+        WAN.name: (64, 64 * _KIB, _MIB, 16 * _MIB),
+        THIN.name: (64, 64 * _KIB, _MIB),
+    },
+    line_bytes=LINE_BYTES,
+    seconds=0.25,
+    repeats=3,
+    psi_rows=200_000,
+    bursts=(1, 10, 100, 1000, 5000),
+    parties=(2, 3, 5, 8),
+    sessions=(1, 2, 4, 8, 16, 32),
+    networks=NETWORKS,
+    programs={3: ("lr-aby3", "lr-semi2k", "mlp-aby3"), 2: ("sort-cheetah",)},
+)
+QUICK: Final = replace(
+    FULL,
+    runs=1,
+    other_runs=1,
+    few_runs=1,
+    others={
+        "link": (REDISLINK_NONE, NAIVE),
+        "programs3": (MPLANG,),
+        "line": (REDISLINK, BRPC),
+    },
+    sizes=(64, 64 * _KIB, _MIB, 16 * _MIB),
+    endpoint_sizes=(64, _MIB),
+    network_sizes={},
+    seconds=0.2,
+    repeats=2,
+    bursts=(1, 100, 1000),
+    parties=(2,),
+    sessions=(1, 8),
+    networks=(WAN,),
+    programs={3: ("lr-aby3", "lr-semi2k"), 2: ("sort-cheetah",)},
+)
+TOY: Final = replace(
+    QUICK,
+    others={"line": (REDISLINK,)},
+    sizes=(64, _MIB),
+    endpoint_sizes=(64,),
+    line_bytes=_MIB,
+    seconds=0.02,
+    repeats=1,
+    psi_rows=1000,
+    bursts=(1, 100),
+    parties=(),
+    sessions=(1,),
+    networks=(),
+    programs={2: ()},
+)
+"""For the test that keeps this from rotting."""
+
+
+def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
+    """All sessions of a round, in the order in which they run.
+
+    Args:
+        scale: how much.
+        prepared: directory with the prepared programs and PSI files.
+        psi_expected: size of the intersection.
+    """
+    return [
+        *_links(scale),
+        *_programs(scale, prepared, psi_expected),
+        *_line(scale),
+        *_networks(scale),
+        *_programs_on_networks(scale, prepared),
+        *_parties(scale, prepared),
+        *_sessions(scale),
+    ]
+
+
+GROUPS: Final = (
+    *("link", "programs3", "programs2", "line", "network", "lr", "parties", "sessions"),
+    *("against-link", "against-lr"),
+)
+"""Names that ``--only`` takes."""
+
+
+def against(revisions: dict[str, Path], runs: int, prepared: Path) -> list[Session]:
+    """This revision and others, at the same two things.
+
+    Args:
+        revisions: directories with their ``redislink``, by name.
+        runs: rounds.
+        prepared: directory with the prepared programs.
+    """
+    found = []
+    for group, works, world_size in (
+        ("against-link", link_works((64, _MIB), 0.4), 2),
+        ("against-lr", [program_work("lr-aby3", 3, prepared, 3)], 3),
+    ):
+        for name, directory in {REDISLINK: None, **revisions}.items():
+            found.append(
+                Session(
+                    group,
+                    name,
+                    REDISLINK,
+                    tuple(works),
+                    world_size=world_size,
+                    runs=runs,
+                    revision=directory,
+                )
+            )
+    return found
+
+
+def needed_programs(chosen: list[Session]) -> set[tuple[str, int]]:
+    """(program, number of parties) that have to be prepared."""
+    return {
+        (work["program"], session.world_size)
+        for session in chosen
+        for work in session.works
+        if work["kind"] == "program"
+    }
+
+
+def program_work(program: str, world_size: int, prepared: Path, repeats: int) -> Work:
+    """A work that runs a prepared program."""
+    return {
+        "name": program,
+        "kind": "program",
+        "device": program,
+        "program": program,
+        "prepared": str(prepared / f"{program}-{world_size}"),
+        "repeats": repeats,
+    }
+
+
+def link_works(sizes: tuple[int, ...], seconds: float) -> list[Work]:
+    """Round trips and one way through a link context."""
+    common = {"sizes": sizes, "seconds": seconds}
+    return [
+        {"name": "round_trips", "kind": "link_round_trips", "device": "L0"} | common,
+        {"name": "one_ways", "kind": "link_one_ways", "device": "L1"} | common,
+    ]
+
+
+def _transports(scale: Scale, group: str) -> tuple[str, ...]:
+    return (*MAIN, *scale.others.get(group, ()))
+
+
+def _runs(scale: Scale, transport: str) -> int:
+    return scale.runs if transport in MAIN else min(scale.runs, scale.other_runs)
+
+
+def _links(scale: Scale) -> list[Session]:
+    found = []
+    for transport in _transports(scale, "link"):
+        ours = transport in (REDISLINK, REDISLINK_NONE)
+        most = max(scale.sizes) if ours or transport in MAIN else scale.largest_of_others
+        works = link_works(tuple(size for size in scale.sizes if size <= most), scale.seconds)
+        if transport not in (MEM, MPLANG):
+            works.append(
+                {"name": "bursts", "kind": "bursts", "device": "L2", "counts": scale.bursts}
+            )
+        if ours:
+            common = {"sizes": scale.endpoint_sizes, "seconds": scale.seconds}
+            works += [
+                {"name": "endpoint_round_trips", "kind": "endpoint_round_trips"} | common,
+                {"name": "endpoint_one_ways", "kind": "endpoint_one_ways"} | common,
+            ]
+        runs = _runs(scale, transport)
+        found.append(Session("link", transport, transport, tuple(works), runs=runs))
+    return found
+
+
+def _programs(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
+    found = []
+    for world_size, names in scale.programs.items():
+        group = f"programs{world_size}"
+        for transport in _transports(scale, group):
+            # Over HTTP they take so long that one program, run twice, has to do.
+            slow = transport == MPLANG
+            chosen, repeats = (names[:1], 1) if slow else (names, scale.repeats)
+            works = [program_work(name, world_size, prepared, repeats) for name in chosen]
+            if world_size == 2:
+                works.append(
+                    {
+                        "name": "psi",
+                        "kind": "psi",
+                        "device": "psi",
+                        "prepared": str(prepared / "psi"),
+                        "expected": psi_expected,
+                    }
+                )
+            found.append(
+                Session(
+                    group,
+                    transport,
+                    transport,
+                    tuple(works),
+                    world_size=world_size,
+                    runs=_runs(scale, transport),
+                )
+            )
+    return found
+
+
+def _line(scale: Scale) -> list[Session]:
+    work = {"name": "line", "kind": "line", "device": "L0", "size": scale.line_bytes}
+    return [
+        Session("line", t, t, (work,), profile=LINE, runs=_runs(scale, t))
+        for t in scale.others["line"]
+    ]
+
+
+def _networks(scale: Scale) -> list[Session]:
+    found = []
+    for profile in NETWORKS:
+        if sizes := scale.network_sizes.get(profile.name):
+            works = tuple(link_works(sizes, scale.seconds))
+            runs = min(scale.runs, scale.few_runs)
+            found += [
+                Session("network", t, t, works, profile=profile, runs=runs)
+                for t in _transports(scale, "network")
+            ]
+    return found
+
+
+def _programs_on_networks(scale: Scale, prepared: Path) -> list[Session]:
+    works = (program_work("lr-aby3", 3, prepared, 0),)
+    found = []
+    for profile in scale.networks:
+        for transport in _transports(scale, "lr"):
+            has_bar = profile is WAN and transport in MAIN
+            runs = scale.runs if has_bar else min(scale.runs, scale.few_runs)
+            found.append(
+                Session("lr", transport, transport, works, world_size=3, profile=profile, runs=runs)
+            )
+    return found
+
+
+def _parties(scale: Scale, prepared: Path) -> list[Session]:
+    return [
+        Session(
+            "parties",
+            transport,
+            transport,
+            (program_work("lr-semi2k", count, prepared, 1),),
+            world_size=count,
+            runs=min(scale.runs, scale.few_runs),
+        )
+        for count in scale.parties
+        for transport in MAIN
+    ]
+
+
+def _sessions(scale: Scale) -> list[Session]:
+    return [
+        Session(
+            "sessions",
+            str(count),
+            REDISLINK,
+            (
+                {
+                    "name": "sessions",
+                    "kind": "sessions",
+                    "count": count,
+                    "pairs": min(count, 2),
+                    "seconds": 6 * scale.seconds,
+                    "size": 64,
+                },
+            ),
+            processes=2 * min(count, 2),
+            runs=min(scale.runs, scale.other_runs),
+        )
+        for count in scale.sessions
+    ]

@@ -1,0 +1,526 @@
+"""Writes ``performance.md`` from the results: what was measured, what was missed, and where.
+
+Rules: every figure comes from the results; what was not measured is said, never left out; the
+verdict on a bar is that of the median.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import plan
+from benchmarks import results as of
+from benchmarks.results import Extract, Results, Sample, table
+from benchmarks.transports import ALL, BRPC, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
+
+Meta = dict[str, Any]
+_NONE: Final = "-"
+_TITLES: Final = {
+    "lr-aby3": "logistic regression, 10 steps, ABY3 (3 parties)",
+    "lr-semi2k": "logistic regression, 10 steps, SEMI2K (3 parties)",
+    "mlp-aby3": "MLP inference 784-64-32-10, batch 128, ABY3 (3 parties)",
+    "sort-cheetah": "sort of 1000 numbers, CHEETAH (2 parties)",
+    "psi": "PSI, RR22 (2 parties)",
+}
+_TRANSPORTS: Final = f"""\
+- `redislink`: through the broker (a Valkey of its own for each measurement), sealed, as by default.
+- `redislink-none`: the same with `security: none`, for what sealing costs.
+- `brpc`: SPU's own direct link, in the clear, parties listening.
+- `naive`: an `IChannel` of plain redis-py that waits for each RPUSH and does one BLPOP per receive
+  (`benchmarks/naive.py`); in the clear, and loses what the broker loses.
+- `{MPLANG}`: MPLang's HTTP communicator and channel, as its worker puts them together.
+- `mem`: SPU's own in-memory link, all parties threads of one process: what computing alone takes.
+"""
+
+
+def write(path: Path, results: Results, meta: Meta, plots: Sequence[str]) -> None:
+    """Write the page.
+
+    Args:
+        path: of the page; plots lie in a directory of its name without ``.md``.
+        results, meta: what was measured, and where.
+        plots: file names of the plots that were drawn.
+    """
+    sections = [
+        _head(meta),
+        _bars(results),
+        _costs_of(results),
+        _round_trips(results),
+        _one_ways(results),
+        _endpoint(results),
+        _programs(results),
+        _networks(results, meta),
+        _resources(results),
+        _scaling(results),
+        _method(results, meta),
+    ]
+    text = "\n".join(section for section in sections if section)
+    for name in ("round_trip", "one_way", "programs", "networks", "scaling"):
+        image = f"![{name.replace('_', ' ')}]({path.stem}/{name}.png)\n"
+        text = text.replace(f"<plot {name}>\n", image if f"{name}.png" in plots else "")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _head(meta: Meta) -> str:
+    machine = meta["machine"]
+    versions = ", ".join(
+        f"{part} {version}" for part, version in machine["versions"].items() if version
+    )
+    mplang = meta["mplang"]
+    return f"""\
+# Performance
+
+Written by `{meta["command"]}`; every figure was measured in that run. Do not edit: run it again.
+
+- Machine: {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB,
+  {machine["kernel"]}; all parties, the broker and the network proxy share it.
+- When: {machine["date"]}, {meta["minutes"]} minutes; load average {meta["load"][0]} at the start \
+and {meta["load"][1]} at the end.
+- What: revision {machine["revision"]}; Python {machine["python"]}, {versions}; \
+MPLang: {mplang if mplang else "not installed, so not measured"}.
+
+Figures are medians over rounds with the least and the most in brackets. Rounds are interleaved
+(A B C, A B C, …), each measurement has fresh processes and a fresh broker, and a ratio is that of
+two measurements of the same round.
+
+{_TRANSPORTS}"""
+
+
+def _bars(results: Results) -> str:
+    rows = []
+    for bar in of.BARS:
+        sample = bar.measure(results)
+        figure = _NONE if sample is None else sample.text(of.ratio_text)
+        count = "0" if sample is None else str(len(sample.values))
+        rows.append(
+            (
+                bar.title,
+                f"{bar.bar:g}",
+                f"{bar.aim:g}",
+                bar.unit,
+                figure,
+                count,
+                bar.verdict(sample),
+            )
+        )
+    header = ("", "bar", "aim", "in units of", "measured", "rounds", "")
+    return (
+        "## Bars\n\n"
+        + table(header, rows)
+        + "\nThe lower the better, except against MPLang. Sealed, reliable.\n"
+    )
+
+
+def _costs_of(results: Results) -> str:
+    pairs: list[tuple[str, str, str, str, Extract]] = [
+        ("sealing", "link", REDISLINK, REDISLINK_NONE, of.round_trip(64)),
+        ("sealing", "link", REDISLINK, REDISLINK_NONE, of.round_trip(1 << 20)),
+        ("sealing", "programs3", REDISLINK, REDISLINK_NONE, of.program("lr-aby3")),
+        ("sealing", "programs3", REDISLINK, REDISLINK_NONE, of.program("lr-semi2k")),
+        ("sealing", "programs2", REDISLINK, REDISLINK_NONE, of.program("sort-cheetah")),
+    ]
+    names = ["64 B round trip", "1 MiB round trip", "LR ABY3", "LR SEMI2K", "CHEETAH sort"]
+    rows = []
+    for name, (what, group, upper, lower, extract) in zip(names, pairs, strict=True):
+        sample = results.ratio(group, upper, lower, extract)
+        if sample is not None:
+            rows.append((what, name, f"`{lower}`", sample.text(of.ratio_text)))
+    text = table(("cost of", "measured by", "in units of", "ratio"), rows)
+    against = against_table(results)
+    if against:
+        text += f"\nAgainst the code of another revision, in the same rounds:\n\n{against}"
+    return "## What sealing and reliability cost\n\n" + text if text else ""
+
+
+def against_table(results: Results) -> str:
+    """This revision against others; empty if that was not measured."""
+    rows = []
+    for name, group, extract in (
+        ("64 B round trip", "against-link", of.round_trip(64)),
+        ("1 MiB round trip", "against-link", of.round_trip(1 << 20)),
+        ("LR ABY3", "against-lr", of.program("lr-aby3")),
+    ):
+        for base in results.variants(group):
+            ratio = results.ratio(group, REDISLINK, base, extract)
+            if base != REDISLINK and ratio is not None:
+                rows.append(
+                    (
+                        name,
+                        _cell(results.sample(group, REDISLINK, extract), of.seconds_text),
+                        _cell(results.sample(group, base, extract), of.seconds_text),
+                        base,
+                        ratio.text(of.ratio_text),
+                    )
+                )
+    return table(("", "now", "other", "which", "ratio"), rows)
+
+
+def _round_trips(results: Results) -> str:
+    text = _by_size(results, "link", "round_trips", of.round_trip, of.seconds_text)
+    if not text:
+        return ""
+    return (
+        "## Round trip between two parties, loopback\n\n"
+        "Through libspu's link context (`send_async`, `recv`), whose Python binding takes a good "
+        "part of the time of large messages.\n\n" + text + "\n<plot round_trip>\n"
+    )
+
+
+def _one_ways(results: Results) -> str:
+    text = _by_size(results, "link", "one_ways", of.one_way, of.rate_text)
+    if not text:
+        return ""
+    return (
+        "## Throughput one way between two parties, loopback\n\n"
+        "Messages sent one after the other through the link context, up to 64 MiB at once; from "
+        "the first send to the last receive. The ratio is that of throughputs: more is better.\n\n"
+        + text
+        + "\n<plot one_way>\n"
+    )
+
+
+def _endpoint(results: Results) -> str:
+    rows = []
+    sizes = _sizes(results, "link", "endpoint_round_trips")
+    for size in sizes:
+        row = [of.size_text(size)]
+        for transport in (REDISLINK, REDISLINK_NONE):
+            for extract, form in (
+                (of.round_trip(size, "endpoint_round_trips"), of.seconds_text),
+                (of.one_way(size, "endpoint_one_ways"), of.rate_text),
+            ):
+                row.append(_cell(results.sample("link", transport, extract), form))
+        rows.append(row)
+    header = (
+        "size",
+        "`redislink` round trip",
+        "one way",
+        "`redislink-none` round trip",
+        "one way",
+    )
+    text = table(header, rows)
+    return f"## `Endpoint.send` and `recv`, loopback\n\nWithout SPU.\n\n{text}" if text else ""
+
+
+def _programs(results: Results) -> str:
+    rows, firsts = [], []
+    for name, title in _TITLES.items():
+        group = "programs2" if name in ("psi", "sort-cheetah") else "programs3"
+        transports = _all_transports(results, group)
+        if not any(results.sample(group, t, of.program(name)) for t in transports):
+            continue
+        row = [title]
+        row += [
+            _cell(results.sample(group, t, of.program(name)), of.seconds_text)
+            for t in plan_transports(results)
+        ]
+        ratio = results.ratio(group, REDISLINK, BRPC, of.program(name))
+        rows.append([*row, _cell(ratio, of.ratio_text)])
+        if name != "psi":
+            firsts.append(
+                [title]
+                + [
+                    _cell(results.sample(group, t, of.first_run(name)), of.seconds_text)
+                    for t in (REDISLINK, BRPC)
+                ]
+                + [_cell(results.ratio(group, REDISLINK, BRPC, of.first_run(name)), of.ratio_text)]
+            )
+    if not rows:
+        return ""
+    header = ["", *(f"`{t}`" for t in plan_transports(results)), "`redislink` / `brpc`"]
+    text = (
+        "## SPU programs, loopback\n\n"
+        "From the call of `Runtime.run` (or `psi_execute`) until the slowest party has the result; "
+        "programs after a first run, PSI with everything. Results are compared with the same "
+        "computation in plaintext; one that differs is a failed measurement.\n\n"
+        + table(header, rows)
+        + "\n<plot programs>\n"
+    )
+    header = ["first run, with the protocol's setup", "`redislink`", "`brpc`", "ratio"]
+    return text + "\n" + table(header, firsts)
+
+
+def _networks(results: Results, meta: Meta) -> str:
+    text = _proxy(meta)
+    for profile in (network.name for network in plan.NETWORKS):
+        where = {"profile": profile}
+        parts = []
+        for title, work, make, form in (
+            ("round trip", "round_trips", of.round_trip, of.seconds_text),
+            ("one way", "one_ways", of.one_way, of.rate_text),
+        ):
+            part = _by_size(results, "network", work, make, form, **where)
+            if part:
+                parts.append(f"\n{profile}, {title}, 2 parties:\n\n{part}")
+        text += "".join(parts)
+    rows = []
+    for profile in (network.name for network in plan.NETWORKS):
+        row = [profile]
+        for transport in (REDISLINK, BRPC, NAIVE):
+            sample = results.sample("lr", transport, of.program("lr-aby3"), profile=profile)
+            row.append(_cell(sample, of.seconds_text))
+        ratio = results.ratio("lr", REDISLINK, BRPC, of.program("lr-aby3"), profile=profile)
+        if any(cell != _NONE for cell in row[1:]):
+            rows.append([*row, _cell(ratio, of.ratio_text)])
+    if rows:
+        text += "\nLogistic regression, 10 steps, ABY3, 3 parties, first run:\n\n" + table(
+            ("profile", "`redislink`", "`brpc`", "`naive`", "`redislink` / `brpc`"), rows
+        )
+        text += "\n<plot networks>\n"
+    text += _line(results)
+    return "## Networks\n\n" + text if text else ""
+
+
+def _proxy(meta: Meta) -> str:
+    rows = [
+        (
+            network["profile"],
+            f"{network['rtt'] * 1e3:g} ms, {network['rate'] / 1e6:g} Mbit/s",
+            *of.seconds_text((network["measured_rtt"],)),
+            *of.seconds_text((network["measured_broker_rtt"],)),
+            *of.seconds_text((network["bare_rtt"],)),
+            f"{network['measured_rate'] / 1e6:.1f} Mbit/s",
+            f"{network['proxy_cpu']:.2f} cores",
+        )
+        for network in meta["networks"]
+    ]
+    header = (
+        "profile",
+        "between parties",
+        "measured round trip",
+        "to the broker and back",
+        "without proxy",
+        "measured rate",
+        "the proxy takes",
+    )
+    if not rows:
+        return ""
+    return (
+        "Through `benchmarks/netproxy.py`, on the same machine. Each party has a line of the given "
+        "rate each way. From a party to the broker and back takes half the round trip between "
+        "parties, so that the relay goes as far as brpc does, which goes through the same proxy "
+        "directly. The relay crosses the proxy twice, brpc once, and the proxy shares the cores "
+        "with the parties: at 1 Gbit/s that shows. Slow start and loss are not modelled. What a "
+        "bare TCP connection measures through it, before the rounds:\n\n" + table(header, rows)
+    )
+
+
+def _line(results: Results) -> str:
+    rows = []
+    for size in _sizes(results, "line", "line"):
+        ideal = size * 8 / plan.LINE.rate
+        for transport in results.variants("line"):
+            sample = results.sample("line", transport, of.one_way_seconds(size, "line"))
+            if sample is not None:
+                ratio = Sample(tuple(value / ideal for value in sample.values))
+                rows.append(
+                    (
+                        of.size_text(size),
+                        f"`{transport}`",
+                        sample.text(of.seconds_text),
+                        f"{ideal:.2f} s",
+                        ratio.text(of.ratio_text),
+                    )
+                )
+    text = table(("size", "transport", "time", "size/bandwidth", "ratio"), rows)
+    return f"\nOne message one way at 100 Mbit/s, 10 ms round trip:\n\n{text}" if text else ""
+
+
+def _resources(results: Results) -> str:
+    rows = []
+    for name, title in {"round_trips": "round trips of all sizes", **_TITLES}.items():
+        group = {"round_trips": "link", "psi": "programs2", "sort-cheetah": "programs2"}.get(
+            name, "programs3"
+        )
+        for transport in _all_transports(results, group):
+            cells = [
+                _cell(results.sample(group, transport, of.cost(name, what)), form)
+                for what, form in (
+                    ("cpu", _cpu_text),
+                    ("peak", of.bytes_text),
+                    ("broker_cpu", _cpu_text),
+                    ("broker_peak", of.bytes_text),
+                )
+            ]
+            if any(cell != _NONE for cell in cells):
+                rows.append((title, f"`{transport}`", *cells))
+    header = ("", "transport", "party CPU", "party peak", "broker CPU", "broker peak")
+    text = table(header, rows)
+    if not text:
+        return ""
+    return (
+        "## CPU and memory\n\n"
+        "Of the party that took most, over the whole measurement (all its runs), and of the "
+        "broker: CPU seconds and peak resident memory. Importing spu and JAX alone takes about "
+        "190 MB. With `mem` all parties are one process.\n\n" + text
+    )
+
+
+def _scaling(results: Results) -> str:
+    text = ""
+    rows = []
+    for count in _worlds(results):
+        where = {"world_size": count}
+        extract = of.program("lr-semi2k")
+        rows.append(
+            (
+                str(count),
+                *(
+                    _cell(results.sample("parties", t, extract, **where), of.seconds_text)
+                    for t in (REDISLINK, BRPC)
+                ),
+                _cell(results.ratio("parties", REDISLINK, BRPC, extract, **where), of.ratio_text),
+            )
+        )
+    if rows:
+        text += (
+            "Parties: logistic regression, SEMI2K, on this machine's cores, which the parties "
+            "share:\n\n" + table(("parties", "`redislink`", "`brpc`", "ratio"), rows) + "\n"
+        )
+    rows = []
+    for count in results.variants("sessions"):
+        rows.append(
+            (
+                count,
+                _cell(results.sample("sessions", count, sessions_rate), of.number_text),
+                _cell(results.sample("sessions", count, sessions_median), of.seconds_text),
+                _cell(results.sample("sessions", count, sessions_broker), of.ratio_text),
+            )
+        )
+    if rows:
+        text += (
+            "Sessions at once on one broker: 64 B ping-pong by `Endpoint`, two parties each, all "
+            "in two or four processes, so that Python's lock is shared too:\n\n"
+            + table(
+                ("sessions", "round trips/s, all", "median round trip", "broker CPU seconds"), rows
+            )
+            + "\n"
+        )
+    rows = []
+    counts = sorted(
+        {
+            int(count)
+            for record in _good(results, "link")
+            for count in record["parties"][0].get("bursts", {}).get("values", {})
+        }
+    )
+    transports = [
+        t
+        for t in _all_transports(results, "link")
+        if any(results.sample("link", t, burst(count)) for count in counts)
+    ]
+    for count in counts:
+        rows.append(
+            [str(count)]
+            + [_cell(results.sample("link", t, burst(count)), of.seconds_text) for t in transports]
+            + [_cell(results.ratio("link", REDISLINK, BRPC, burst(count)), of.ratio_text)]
+        )
+    if rows:
+        header = ["messages", *(f"`{t}`" for t in transports), "`redislink` / `brpc`"]
+        text += (
+            "Messages at once: 64 B each through the link, from the first send to the last "
+            "receive:\n\n" + table(header, rows)
+        )
+    return f"## Scaling\n\n{text}\n<plot scaling>\n" if text else ""
+
+
+def _method(results: Results, meta: Meta) -> str:
+    lines = [
+        f"- Rounds: {meta['rounds']}. Not every measurement takes part in all; the brackets are "
+        "the spread of those that there are.",
+        "- CPU and memory are read from `/proc`, times from the monotonic clock, which the parties "
+        "of one machine share.",
+        "- Programs are compiled and inputs shared before; a party only computes.",
+    ]
+    if meta["skipped"]:
+        lines.append(f"- **Time ran out**: {meta['skipped']} measurements were left out.")
+    failures = results.failures()
+    lines += [f"- {line}" for line in failures] or ["- No measurement failed or was tried twice."]
+    return "## How\n\n" + "\n".join(lines) + "\n"
+
+
+# ---- parts ----
+
+
+def plan_transports(results: Results) -> list[str]:
+    """Those that were measured on SPU programs, in order of the page."""
+    found = {t for group in ("programs2", "programs3") for t in _all_transports(results, group)}
+    return [t for t in ALL if t in found]
+
+
+def sessions_rate(record: dict[str, Any]) -> float:
+    """Round trips per second of all sessions."""
+    return sum(party["sessions"]["values"].get("per_second", 0.0) for party in record["parties"])
+
+
+def sessions_median(record: dict[str, Any]) -> float:
+    """Seconds: the middle one of the sessions' median round trips."""
+    medians = sorted(
+        value
+        for party in record["parties"]
+        for value in party["sessions"]["values"].get("medians", ())
+    )
+    return float(medians[len(medians) // 2])
+
+
+def sessions_broker(record: dict[str, Any]) -> float:
+    """CPU seconds of the broker, connecting and closing included."""
+    return float(record["parties"][0]["sessions"]["broker_cpu"])
+
+
+def burst(count: int) -> Extract:
+    """Seconds of so many messages."""
+    return lambda record: float(of.first_values(record, "bursts")[str(count)]["seconds"])
+
+
+def _by_size(
+    results: Results,
+    group: str,
+    work: str,
+    make: Callable[[int, str], Extract],
+    form: Callable[[Sequence[float]], list[str]],
+    **where: Any,
+) -> str:
+    transports = results.variants(group, **where)
+    rows = []
+    for size in _sizes(results, group, work, **where):
+        extract = make(size, work)
+        row = [of.size_text(size)]
+        row += [_cell(results.sample(group, t, extract, **where), form) for t in transports]
+        ratio = results.ratio(group, REDISLINK, BRPC, extract, **where)
+        rows.append([*row, _cell(ratio, of.ratio_text)])
+    return table(["size", *(f"`{t}`" for t in transports), "`redislink` / `brpc`"], rows)
+
+
+def _sizes(results: Results, group: str, work: str, **where: Any) -> list[int]:
+    return sorted(
+        {
+            int(size)
+            for record in _good(results, group)
+            if all(record[name] == value for name, value in where.items())
+            for size in record["parties"][0].get(work, {}).get("values", {})
+        }
+    )
+
+
+def _worlds(results: Results) -> list[int]:
+    return sorted({record["world_size"] for record in _good(results, "parties")})
+
+
+def _good(results: Results, group: str) -> list[dict[str, Any]]:
+    return [r for r in results.records if r["group"] == group and r["error"] is None]
+
+
+def _all_transports(results: Results, group: str) -> list[str]:
+    return results.variants(group)
+
+
+def _cell(sample: Sample | None, form: Callable[[Sequence[float]], list[str]]) -> str:
+    return _NONE if sample is None else sample.text(form)
+
+
+def _cpu_text(values: Sequence[float]) -> list[str]:
+    return [f"{value:.2f} s" for value in values]

@@ -1,0 +1,219 @@
+"""How parties are joined, by name: each gives libspu link contexts, some an endpoint too.
+
+Rules: everything is imported where it is needed, since MPLang's parties have an interpreter
+without redislink, and parties of another revision have that revision's redislink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+REDISLINK: Final = "redislink"
+REDISLINK_NONE: Final = "redislink-none"
+BRPC: Final = "brpc"
+MEM: Final = "mem"
+NAIVE: Final = "naive"
+MPLANG: Final = "mplang"
+ALL: Final = (REDISLINK, REDISLINK_NONE, BRPC, NAIVE, MPLANG, MEM)
+THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, NAIVE)
+LISTENING: Final = (BRPC, MPLANG)
+RECV_TIMEOUT: Final = 120.0
+
+Job = dict[str, Any]
+
+
+class Joined:
+    """One party of a session, joined to the others by some transport."""
+
+    endpoint: Any = None
+    """The `redislink.Endpoint`, where there is one."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self.job = job
+        self.rank = rank
+        self.names: list[str] = job["parties"]
+
+    @property
+    def world_size(self) -> int:
+        """Number of parties."""
+        return len(self.names)
+
+    @contextlib.contextmanager
+    def link(self, device: str) -> Iterator[Any]:
+        """A link context between all parties; ``device`` is one of the job's."""
+        context, channels = self._open(device)
+        yield context
+        context.stop_link()
+        del channels  # libspu does not keep them alive
+
+    def close(self) -> None:
+        """Leave."""
+
+    def _open(self, device: str) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+    def _desc(self, device: str) -> Any:
+        from spu import libspu
+
+        desc = libspu.link.Desc()
+        desc.id = f"{self.job['session']}.{device}"
+        desc.recv_timeout_ms = int(RECV_TIMEOUT * 1000)
+        return desc
+
+
+class _Redislink(Joined):
+    def __init__(self, job: Job, rank: int) -> None:
+        super().__init__(job, rank)
+        self.endpoint = connect_endpoint(job, rank, job["session"])
+
+    def _open(self, device: str) -> tuple[Any, Any]:
+        from redislink.spu import create_link
+
+        link = create_link(device, self.endpoint)
+        return link.context, link
+
+    def close(self) -> None:
+        self.endpoint.close()
+
+
+class _Brpc(Joined):
+    def _open(self, device: str) -> tuple[Any, Any]:
+        from redislink import ClusterSpec, RedisLinkSettings
+        from redislink.spu import create_link
+
+        ports = self.job["ports"][self.rank][device]
+        content = {
+            "session": self.job["session"],
+            "parties": [
+                {"name": name, "brpc_address": f"127.0.0.1:{port}"}
+                for name, port in zip(self.names, ports, strict=True)
+            ],
+            "devices": {device: _device(self.names)},
+        }
+        link = create_link(
+            device,
+            cluster=ClusterSpec.parse(content),
+            party=self.names[self.rank],
+            mode="brpc",
+            settings=RedisLinkSettings(_env_file=None, recv_timeout=RECV_TIMEOUT),
+        )
+        return link.context, link
+
+
+class _Mem(Joined):
+    def _open(self, device: str) -> tuple[Any, Any]:
+        from spu import libspu
+
+        desc = self._desc(device)
+        for name in self.names:
+            desc.add_party(name, name)
+        return libspu.link.create_mem(desc, self.rank), None
+
+
+class _Naive(Joined):
+    def __init__(self, job: Job, rank: int) -> None:
+        import redis
+
+        super().__init__(job, rank)
+        self._broker = redis.Redis.from_url(job["broker_urls"][rank])
+
+    def _open(self, device: str) -> tuple[Any, Any]:
+        from spu import libspu
+
+        from benchmarks.naive import NaiveChannel
+
+        desc = self._desc(device)
+        for name in self.names:
+            desc.add_party(name, name)
+        channels = [
+            None
+            if peer == self.rank
+            else NaiveChannel(
+                self._broker,
+                f"{device}/{self.rank}>{peer}/",
+                f"{device}/{peer}>{self.rank}/",
+                RECV_TIMEOUT,
+            )
+            for peer in range(self.world_size)
+        ]
+        return libspu.link.create_with_channels(desc, self.rank, channels), channels
+
+    def close(self) -> None:
+        self._broker.close()
+
+
+class _Mplang(Joined):
+    def __init__(self, job: Job, rank: int) -> None:
+        from benchmarks.mplang_http import MplangWorker
+
+        super().__init__(job, rank)
+        ports = job["ports"][rank]["http"]
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        self._worker = MplangWorker(rank, ports[rank], urls)
+
+    def _open(self, device: str) -> tuple[Any, Any]:
+        from spu import libspu
+
+        desc = self._desc(device)
+        for name in self.names:
+            desc.add_party(name, name)
+        channels = self._worker.channels(self.rank, self.world_size, device)
+        return libspu.link.create_with_channels(desc, self.rank, channels), channels
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+_CLASSES: Final[dict[str, type[Joined]]] = {
+    REDISLINK: _Redislink,
+    REDISLINK_NONE: _Redislink,
+    BRPC: _Brpc,
+    MEM: _Mem,
+    NAIVE: _Naive,
+    MPLANG: _Mplang,
+}
+
+
+def join(job: Job, rank: int) -> Joined:
+    """Join the session of a job as one party, by the transport that it names."""
+    return _CLASSES[job["transport"]](job, rank)
+
+
+def connect_endpoint(job: Job, rank: int, session: str) -> Any:
+    """This party's endpoint in a session, sealed unless the job's transport says otherwise."""
+    import redislink
+
+    names = job["parties"]
+    parties: list[dict[str, Any]] = [{"name": name} for name in names]
+    content = {
+        "session": session,
+        "parties": parties,
+        "devices": {device: _device(names) for device in job["devices"]},
+    }
+    options = {}
+    try:
+        from redislink.identity import Identity, format_public_key
+    except ImportError:  # a revision before sealing
+        pass
+    else:
+        if job["transport"] == REDISLINK_NONE:
+            content["security"] = "none"
+        else:
+            identities = [Identity(bytes.fromhex(key)) for key in job["keys"]]
+            for party, identity in zip(parties, identities, strict=True):
+                party["public_key"] = format_public_key(identity.public_key)
+            options["identity"] = identities[rank]
+    settings = redislink.RedisLinkSettings(
+        _env_file=None,
+        broker_url=job["broker_urls"][rank],
+        connect_timeout=60,
+        recv_timeout=RECV_TIMEOUT,
+    )
+    return redislink.connect(redislink.ClusterSpec.parse(content), names[rank], settings, **options)
+
+
+def _device(members: list[str]) -> dict[str, Any]:
+    # The protocol only matters to redislink's checks: programs bring their own configuration.
+    return {"kind": "SPU", "members": members, "config": {"protocol": "SEMI2K"}}

@@ -1,0 +1,325 @@
+"""What parties do while they are measured. Each is called by every party at once.
+
+Rules: rank 0 measures and returns values, in seconds; times of different parties are compared
+directly, as all run on one machine and ``time.monotonic`` is the machine's clock; a warm-up
+comes before each measurement; every count is bounded by time.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.transports import Job, Joined, connect_endpoint
+
+Values = dict[str, Any]
+_LEAST: Final = 2
+_MOST: Final = 5000
+_MOST_ON_ITS_WAY: Final = 64 << 20
+
+
+class _Ends:
+    """Two parties' way to each other, the same for a link context and for an endpoint."""
+
+    def __init__(
+        self, first: bool, send: Callable[[bytes | str], Any], recv: Callable[[], bytes]
+    ) -> None:
+        self.first = first
+        self.send = send
+        self.recv = recv
+
+    def ask(self, number: float) -> float:
+        """The first party's number, at both."""
+        if self.first:
+            self.send(repr(number))
+            return number
+        return float(self.recv())
+
+    def tell(self, number: float) -> float:
+        """The second party's number, at both."""
+        if self.first:
+            return float(self.recv())
+        self.send(repr(number))
+        return number
+
+
+def _link_ends(context: Any) -> _Ends:
+    peer = 1 - context.rank
+    # libspu's binding takes str for a payload.
+    return _Ends(
+        context.rank == 0,
+        lambda data: context.send_async(peer, data),
+        lambda: context.recv(peer),
+    )
+
+
+def _endpoint_ends(endpoint: Any) -> _Ends:
+    peer = 1 - endpoint.rank
+    there, back = "bench/there", "bench/back"
+    out, into = (there, back) if endpoint.rank == 0 else (back, there)
+
+    def send(data: bytes | str) -> None:
+        endpoint.send(peer, out, data if isinstance(data, bytes) else data.encode())
+
+    return _Ends(endpoint.rank == 0, send, lambda: endpoint.recv(peer, into))
+
+
+def _warm_up(ends: _Ends, once: Callable[[], Any], seconds: float, most: int) -> int:
+    """Do it for a fourth of the time; returns how often it can be done in all of it."""
+    count, took = 2, 0.0
+    while True:
+        start = time.perf_counter()
+        for _ in range(count):
+            once()
+        took = ends.ask(time.perf_counter() - start)
+        if took > seconds / 4 or count >= most:
+            return min(most, max(_LEAST, int(seconds * count / max(took, 1e-9))))
+        count *= 4
+
+
+def _round_trips(ends: _Ends, payload: bytes | str, seconds: float, most: int) -> Values:
+    def round_trip() -> float:
+        start = time.perf_counter()
+        if ends.first:
+            ends.send(payload)
+            ends.recv()
+        else:
+            ends.recv()
+            ends.send(payload)
+        return time.perf_counter() - start
+
+    count = _warm_up(ends, round_trip, seconds, most)
+    times = sorted(round_trip() for _ in range(count))
+    return {
+        "count": count,
+        "min": times[0],
+        "median": statistics.median(times),
+        "p95": times[math.ceil(0.95 * count) - 1],
+    }
+
+
+def _one_way(ends: _Ends, payload: bytes | str, count: int) -> float:
+    """Seconds from the first send to the last receive of ``count`` messages."""
+    ends.tell(0.0)
+    start = time.monotonic()
+    for _ in range(count):
+        if ends.first:
+            ends.send(payload)
+        else:
+            ends.recv()
+    return ends.tell(time.monotonic()) - start
+
+
+def _one_ways(ends: _Ends, payload: bytes | str, seconds: float, most: int) -> Values:
+    # What is on its way at once is bounded here, as the sender never waits.
+    bound = max(1, min(most, _MOST_ON_ITS_WAY // len(payload)))
+    total = _warm_up(ends, lambda: _one_way(ends, payload, 1), seconds / 2, bound)
+    warm = _one_way(ends, payload, total)
+    count = int(ends.ask(min(bound, max(1, total * seconds / 3 / warm))))
+    repeats = int(ends.ask(max(1, min(5, seconds * total / warm / count))))
+    times = [_one_way(ends, payload, count) / count for _ in range(repeats)]
+    median = statistics.median(times)
+    return {
+        "count": count,
+        "repeats": repeats,
+        "seconds": median,
+        "bytes_per_second": len(payload) / median,
+    }
+
+
+# ---- between two parties ----
+
+
+def link_round_trips(joined: Joined, work: Job) -> Values:
+    """Ping-pong of each size through a link context."""
+    with joined.link(work["device"]) as context:
+        ends = _link_ends(context)
+        return {
+            str(size): _round_trips(ends, "x" * size, work["seconds"], _MOST)
+            for size in work["sizes"]
+        }
+
+
+def link_one_ways(joined: Joined, work: Job) -> Values:
+    """Messages of each size from rank 0 to rank 1 through a link context."""
+    with joined.link(work["device"]) as context:
+        ends = _link_ends(context)
+        return {
+            str(size): _one_ways(ends, "x" * size, work["seconds"], _MOST) for size in work["sizes"]
+        }
+
+
+def endpoint_round_trips(joined: Joined, work: Job) -> Values:
+    """Ping-pong of each size by Endpoint.send and recv."""
+    ends = _endpoint_ends(joined.endpoint)
+    return {
+        str(size): _round_trips(ends, bytes(size), work["seconds"], _MOST) for size in work["sizes"]
+    }
+
+
+def endpoint_one_ways(joined: Joined, work: Job) -> Values:
+    """Messages of each size from rank 0 to rank 1 by Endpoint.send and recv."""
+    ends = _endpoint_ends(joined.endpoint)
+    return {
+        str(size): _one_ways(ends, bytes(size), work["seconds"], _MOST) for size in work["sizes"]
+    }
+
+
+def bursts(joined: Joined, work: Job) -> Values:
+    """As many 64 B messages at once from rank 0 to rank 1, by number of messages."""
+    with joined.link(work["device"]) as context:
+        ends = _link_ends(context)
+        payload = "x" * 64
+        _one_way(ends, payload, 20)
+        return {
+            str(count): {
+                "seconds": statistics.median(
+                    _one_way(ends, payload, count) for _ in range(3 if count <= 100 else 1)
+                )
+            }
+            for count in work["counts"]
+        }
+
+
+def line(joined: Joined, work: Job) -> Values:
+    """One large message from rank 0 to rank 1 through a link context."""
+    with joined.link(work["device"]) as context:
+        ends = _link_ends(context)
+        payload = "x" * work["size"]
+        for size in (64, 64 << 10):
+            _one_way(ends, payload[:size], 1)
+        return {str(work["size"]): {"seconds": _one_way(ends, payload, 1)}}
+
+
+# ---- between all parties ----
+
+
+def program(joined: Joined, work: Job) -> Values:
+    """Run a prepared SPU program: once with its setup, then again and again."""
+    import spu
+
+    from benchmarks.programs import Prepared
+
+    directory = Path(work["prepared"])
+    prepared = Prepared(directory, joined.rank)
+    with joined.link(work["device"]) as context:
+        runtime = spu.Runtime(context, prepared.config)
+        times = []
+        for _ in range(1 + work["repeats"]):
+            context.barrier()
+            start = time.perf_counter()
+            prepared.run(runtime)
+            times.append(time.perf_counter() - start)
+        name = f"result-{work['name']}-{joined.rank}"
+        prepared.save_result(runtime, Path(joined.job["directory"]) / name)
+        del runtime
+    return {"first": times[0], "later": times[1:]}
+
+
+def psi(joined: Joined, work: Job) -> Values:
+    """Private set intersection of two prepared files, once."""
+    from spu import psi as libpsi
+
+    from benchmarks.programs import PSI_ID
+
+    with tempfile.TemporaryDirectory(prefix="bench-psi-") as scratch:
+        # libpsi writes files beside its input.
+        source = Path(scratch) / "input.csv"
+        shutil.copyfile(Path(work["prepared"]) / f"rank{joined.rank}.csv", source)
+        config = libpsi.PsiExecuteConfig(
+            protocol_conf=libpsi.PsiProtocolConfig(
+                protocol=libpsi.parse_protocol("PROTOCOL_RR22"),
+                receiver_rank=0,
+                broadcast_result=True,
+            ),
+            input_params=libpsi.InputParams(
+                path=str(source), selected_keys=[PSI_ID], keys_unique=True
+            ),
+            output_params=libpsi.OutputParams(path=str(Path(scratch) / "output.csv")),
+        )
+        with joined.link(work["device"]) as context:
+            context.barrier()
+            start = time.perf_counter()
+            report = libpsi.psi_execute(config, context)
+            seconds = time.perf_counter() - start
+    return {"seconds": seconds, "intersection": int(report.intersection_count)}
+
+
+# ---- many sessions ----
+
+
+def sessions(job: Job, index: int, work: Job) -> Values:
+    """Ping-pong in several sessions at once, a thread for each.
+
+    Args:
+        job: its parties are the two of every session.
+        index: of this process: even ones are the first party, odd ones the second; two
+            processes make a pair, and the pairs divide the sessions among them.
+        work: ``count`` of sessions, ``pairs`` of processes, ``seconds``.
+    """
+    rank, pair = index % 2, index // 2
+    names = [f"{job['session']}.{n}" for n in range(pair, work["count"], work["pairs"])]
+    endpoints: list[Any] = [None] * len(names)
+    results: list[Values] = [{} for _ in names]
+
+    def connect(number: int) -> None:
+        endpoints[number] = connect_endpoint(job, rank, names[number])
+
+    def play(number: int) -> None:
+        ends = _endpoint_ends(endpoints[number])
+        payload = bytes(work["size"])
+        times = []
+        end = time.monotonic() + work["seconds"]
+        while True:
+            start = time.perf_counter()
+            if ends.first:
+                going = time.monotonic() < end
+                ends.send(payload if going else b"")
+                ends.recv()
+            else:
+                going = bool(data := ends.recv())
+                ends.send(data)
+            if not going:
+                break
+            times.append(time.perf_counter() - start)
+        times.sort()
+        results[number] = {
+            "per_second": len(times) / work["seconds"],
+            "median": statistics.median(times),
+            "p95": times[math.ceil(0.95 * len(times)) - 1],
+        }
+
+    for task in (connect, play):
+        threads = [threading.Thread(target=task, args=(n,)) for n in range(len(names))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for endpoint in endpoints:
+        endpoint.close()
+    if rank == 1:
+        return {}
+    return {
+        "per_second": sum(result["per_second"] for result in results),
+        "medians": [result["median"] for result in results],
+        "p95s": [result["p95"] for result in results],
+    }
+
+
+KINDS: Final[dict[str, Callable[[Joined, Job], Values]]] = {
+    "link_round_trips": link_round_trips,
+    "link_one_ways": link_one_ways,
+    "endpoint_round_trips": endpoint_round_trips,
+    "endpoint_one_ways": endpoint_one_ways,
+    "bursts": bursts,
+    "line": line,
+    "program": program,
+    "psi": psi,
+}
