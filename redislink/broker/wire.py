@@ -2,7 +2,7 @@
 
 redis-py connects, authenticates and speaks TLS; from then on its socket is used here, because
 its parsers copy a large bulk several times: a 1 MB round trip took 6.7 ms through hiredis and
-1.2 ms through a plain ``recv_into`` loop (see docs/performance.md). fakeredis has no socket and
+1.2 ms through a plain ``recv_into`` loop. fakeredis has no socket and
 keeps redis-py's own reading and writing.
 
 Rules: replies come in the order of the commands; a wire on which anything but an error reply
