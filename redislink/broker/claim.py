@@ -23,6 +23,7 @@ _RENEW_SECONDS: Final = 1.5
 _POLL_SECONDS: Final = 0.25
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
+_FIRST_TRIES: Final = 3
 _logger = logging.getLogger("redislink")
 
 
@@ -44,37 +45,38 @@ class PartyClaim:
     def acquire(self, outage: Outage) -> None:
         """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse.
 
-        A broker that was never reached is an error at once; one that goes away later has time
-        to come back.
+        A broker that is not reached in a few tries is an error at once; one that goes away
+        later has time to come back.
 
         Raises:
             PartyTaken: another process renews its claim.
             BrokerError: the broker is out of reach or refuses, or answers nonsense.
         """
-        connection = self._connection = self._broker.open()
-        for _ in range(_PINGS):
-            started = time.monotonic()
-            self._call(connection, b"PTTL", self._key)
-            self.round_trip = min(self.round_trip, time.monotonic() - started)
         least_left: float = float("inf")
         give_up = time.monotonic() + _LONGEST_WAIT
+        failures = 0
         while True:
             try:
-                if not self._connection.usable:
-                    self._connection = self._broker.open()
-                if self._set(self._connection):
+                connection = self._connection
+                if connection is None or not connection.usable:
+                    connection = self._connection = self._broker.open()
+                self._measure(connection)
+                if self._set(connection):
                     break
-                left = self._call(self._connection, b"PTTL", self._key)
+                left = self._call(connection, b"PTTL", self._key)
                 outage.ended()
             except BrokerError as error:
+                failures += 1
+                if self._connection is None and failures == _FIRST_TRIES:
+                    raise
                 time.sleep(outage.failed(error))
                 continue
             if not isinstance(left, int):
-                self._connection.close()
+                connection.close()
                 raise BrokerRefused(f"broker {self._broker.label}: PTTL did not give a number")
             # A claim that neither lapses nor is renewed is none of ours: do not wait for ever.
             if left > least_left + 50 or time.monotonic() > give_up:
-                self._connection.close()
+                connection.close()
                 raise PartyTaken(
                     f"{self._who} already runs in another process: end that one, "
                     "or run as another party or session"
@@ -107,6 +109,13 @@ class PartyClaim:
         except BrokerError:
             _logger.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
+
+    def _measure(self, connection: BrokerConnection) -> None:
+        if self.round_trip == float("inf"):
+            for _ in range(_PINGS):
+                started = time.monotonic()
+                self._call(connection, b"PTTL", self._key)
+                self.round_trip = min(self.round_trip, time.monotonic() - started)
 
     def _set(self, connection: BrokerConnection) -> bool:
         reply = self._call(connection, b"SET", self._key, self._instance, b"PX", _LEASE_MS, b"NX")
