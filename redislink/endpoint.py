@@ -246,13 +246,16 @@ class Endpoint:
         """Number of parties."""
         return self.cluster.world_size
 
-    def send(self, dst: Party, tag: str, data: BytesLike) -> SendHandle:
+    def send(
+        self, dst: Party, tag: str, data: BytesLike, *, encoding: Encoding = Encoding.RAW
+    ) -> SendHandle:
         """Send a message; waits neither for the peer nor for the broker.
 
         Args:
             dst: party name or rank.
             tag: 1 to 512 bytes of UTF-8; the peer receives with the same.
             data: any bytes-like object of at most 4 GiB; it may be changed after the call.
+            encoding: a mark for the receiver, that `recv_marked` gives with the message.
 
         Raises:
             PayloadTypeError: ``data`` is not bytes-like.
@@ -272,7 +275,7 @@ class Endpoint:
         keys.encode_tag(tag)  # checks it
         with self._lock:
             self._check_usable()
-            seq = peer.delivery.send(tag, data, time.monotonic())
+            seq = peer.delivery.send(tag, data, time.monotonic(), encoding)
             pushes = peer.delivery.pushes()
         self._push(peer, pushes)
         return SendHandle(self, peer, tag, seq)
@@ -308,6 +311,15 @@ class Endpoint:
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: `close` was called, before or while this waited.
         """
+        return self.recv_marked(src, tag, timeout)[0]
+
+    def recv_marked(
+        self, src: Party, tag: str, timeout: float | None = None
+    ) -> tuple[bytes, Encoding]:
+        """As `recv`, with the ``encoding`` that the sender gave.
+
+        Raises: as `recv`.
+        """
         peer = self._peer(src)
         name = peer.in_list(tag)
         limit = self.settings.recv_timeout if timeout is None else timeout
@@ -323,7 +335,7 @@ class Endpoint:
             if message is None:
                 message = self._recv_foreseen(peer, tag, started + limit)
             if message is not None:
-                return message[0]
+                return message
             while True:
                 left = started + limit - time.monotonic()
                 if left <= 0:
@@ -350,7 +362,7 @@ class Endpoint:
                     self._push(peer, pushes)
                 if message is not None:
                     peer.lanes.foresee(tag)
-                    return message[0]
+                    return message
         finally:
             self._end_wait(wait, delivery, tag)
             self._inbox.release(wait)

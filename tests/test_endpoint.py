@@ -20,6 +20,7 @@ from redislink import (
 )
 from redislink.broker import Broker
 from redislink.protocol import keys
+from redislink.protocol.frame import Encoding
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 
 
@@ -129,6 +130,13 @@ class TestMessages:
                 bob.send("alice", tag, bob.recv("alice", tag) + b"!")
 
         run_parties(*(lambda f=f, t=t: f(t) for t in tags for f in (ping, pong)))
+
+    def test_a_mark_travels_with_its_message(self, pair):
+        alice, bob = pair
+        alice.send("bob", "t", b"raw")
+        alice.send("bob", "t", b"x" * 3_000_000, encoding=Encoding.VALUE)
+        assert bob.recv_marked("alice", "t") == (b"raw", Encoding.RAW)
+        assert bob.recv_marked("alice", "t") == (b"x" * 3_000_000, Encoding.VALUE)
 
     def test_stats_count_payloads(self, pair):
         alice, bob = pair
