@@ -108,6 +108,10 @@ class Reassembly:
         partial.chunks[frame.part] = body
         self._hand_out(entry, first, received)
 
+    def has_any_of(self, tag: str) -> bool:
+        """True if a message of this tag, or a part of one, is kept here."""
+        return tag in self._tags
+
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
         """The next message of a tag, which is no longer kept then; None if there is none."""
         entry = self._tags.get(tag)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from redislink.errors import (
@@ -53,6 +53,7 @@ _FRAME_OVERHEAD: Final = 128
 _LONGEST_SILENCE: Final = 86_400.0
 _MOST_DOUBLINGS: Final = 4
 _LONG_AGO: Final = float("-inf")
+_OPEN, _CLOSING, _CLOSED, _FAILED = State.OPEN, State.CLOSING, State.CLOSED, State.FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Push:
 
     tag: str | None
     frame: Frame
-    body: bytes | memoryview = b""
+    body: bytes | memoryview = field(default=b"", repr=False)
     clear: bool = False
 
 
@@ -179,13 +180,14 @@ class Delivery:
         self.stats = DeliveryStats()
         self.last_heard = now
         self._timing = timing
+        self._ack_bytes = timing.ack_bytes
         self._out: list[Push | Leftover] = []
         # Sending.
         self._last_seq = 0
         self._queue: list[int] = []  # a heap: what was lost goes before what was never pushed
         self._unacked: dict[int, _Chunk] = {}
         self._by_tag: dict[str, dict[int, _Chunk]] = {}
-        self._chunks_left: dict[int, int] = {}  # by message
+        self._chunks_left: dict[int, int] = {}  # by message; where one chunk is all, see _unacked
         self._acked_cumulative = 0
         self._window = timing.window_bytes
         self._acked_since_loss = 0
@@ -224,21 +226,13 @@ class Delivery:
             UsageError: it is too large, or this party has left.
             PeerError: the conversation is over.
         """
-        self.check_can_send()
-        bodies = list(chunking.split(body, self._timing.chunk_bytes))
-        mine = self._by_tag.setdefault(tag, {})
-        newest = mine[next(reversed(mine))].frame if mine else None
-        previous = newest.seq - newest.part if newest is not None else 0
-        for part, chunk_body in enumerate(bodies):
-            self._last_seq += 1
-            frame = Data(self._last_seq, part, len(bodies), previous, encoding)
-            chunk = _Chunk(tag, frame, chunk_body)
-            self._unacked[self._last_seq] = mine[self._last_seq] = chunk
-            self._enqueue(chunk)
-        self._chunks_left[self._last_seq] = len(bodies)
+        if self.state is not _OPEN:
+            self.check_can_send()
+        if not self._send_at_once(tag, body, encoding):
+            self._send_in_turn(tag, body, encoding)
+            self._push_ahead(now)
         self.stats.messages_sent += 1
         self.stats.bytes_sent += len(body)
-        self._push_ahead(now)
         return self._last_seq
 
     def check_can_send(self) -> None:
@@ -254,12 +248,16 @@ class Delivery:
 
     def is_acked(self, message: int) -> bool:
         """True once the peer has received the whole message with this number."""
-        return message <= self._last_seq and message not in self._chunks_left
+        return (
+            message <= self._last_seq
+            and message not in self._unacked
+            and message not in self._chunks_left
+        )
 
     @property
     def all_acked(self) -> bool:
         """True if the peer has received all that was sent."""
-        return not self._chunks_left
+        return not self._unacked and not self._chunks_left
 
     @property
     def unacked_bytes(self) -> int:
@@ -320,34 +318,63 @@ class Delivery:
 
     # -- receiving -------------------------------------------------------------------------
 
-    def receive_data(self, tag: str, frame: Frame, body: bytes, now: float) -> None:
+    def receive_data(
+        self, tag: str, frame: Frame, body: bytes, now: float, *, take: bool = False
+    ) -> tuple[bytes, Encoding] | None:
         """Take in what came off the data list of ``tag``.
+
+        Args:
+            take: `take` the next message of the tag too.
+
+        Returns:
+            What `take` gives; None without ``take``.
 
         Raises:
             FrameError: not a frame that belongs there; nothing has changed.
         """
-        if not isinstance(frame, Data):
+        if type(frame) is not Data:
             raise FrameError(f"a {frame.kind.name} frame on a data list")
-        if self.state in (State.FAILED, State.CLOSED):
-            return
-        if frame.ack is not None:
-            self._check_ack(frame.ack)
+        if self.state is _FAILED or self.state is _CLOSED:
+            return self.take(tag) if take else None
+        ack = frame.ack
+        if ack is not None:
+            self._check_ack(ack)
+        message = None
         if frame.seq in self._received:
             self.stats.duplicates_dropped += 1
         else:
-            self._reassembly.add(tag, frame, body, self._received)
+            if (
+                take
+                and frame.parts == 1
+                and not frame.previous
+                and not self._reassembly.has_any_of(tag)
+            ):  # nearly always: nothing to put together or to keep
+                self._received.add(frame.seq)
+                message = (body, frame.encoding)
+                self.stats.messages_received += 1
+                self.stats.bytes_received += len(body)
+            else:
+                self._reassembly.add(tag, frame, body, self._received)
             self._unreported_bytes += len(body) + _FRAME_OVERHEAD
-            if (wait := self._waits.get(tag)) is not None:
+            if self._waits and (wait := self._waits.get(tag)) is not None:
                 wait.next_probe = now + self._timing.probe_interval
                 wait.not_sent_at = _LONG_AGO
-        self._ack_by(now + self._timing.ack_delay)
-        self._heard(now)
-        if frame.ack is not None:
-            self._take_ack(frame.ack, now)
+        if self._ack_due is None:
+            self._ack_due = now + self._timing.ack_delay
+        else:
+            self._ack_by(now + self._timing.ack_delay)
+        self.last_heard = self._last_listened = now
+        self._silent_for = 0.0
+        if ack is not None:
+            self._take_ack(ack, now)
         # One ack answers one request for prompt acks; a sender that still waits asks again.
-        if self._ack_eagerly or self._unreported_bytes >= self._timing.ack_bytes:
+        if self._ack_eagerly or self._unreported_bytes >= self._ack_bytes:
             self._push_ack()
-        self._finish_if_done()
+        if self.state is _CLOSING:
+            self._finish_if_done()
+        if take and message is None:
+            return self.take(tag)
+        return message
 
     def receive_control(self, frame: Frame, now: float) -> None:
         """Take in what came off the control list.
@@ -535,7 +562,47 @@ class Delivery:
         if state is not State.CLOSING:
             self._stop_sending()
 
+    def _send_at_once(self, tag: str, body: bytes, encoding: Encoding) -> bool:
+        """Push a message of one chunk that nothing holds up, as nearly all are; False if not."""
+        size = len(body) + _FRAME_OVERHEAD
+        ahead = self._ahead
+        if (
+            self._queue
+            or tag in self._by_tag
+            or self._paused_until != _LONG_AGO
+            or len(body) > self._timing.chunk_bytes
+            or (ahead.bytes and ahead.bytes + size > self._window)
+        ):
+            return False
+        # A hint only, as the peer may take this frame late: the ack stays due.
+        ack = None if self._ack_due is None else self._received.ack_state()
+        seq = self._last_seq = self._last_seq + 1
+        chunk = _Chunk(
+            tag, Data(seq, 0, 1, 0, encoding, ack), body, account=ahead, launched=True
+        )
+        ahead.bytes += size
+        self._unacked[seq] = chunk
+        self._by_tag[tag] = {seq: chunk}
+        self._out.append(chunk)
+        return True
+
+    def _send_in_turn(self, tag: str, body: bytes, encoding: Encoding) -> None:
+        bodies = list(chunking.split(body, self._timing.chunk_bytes))
+        mine = self._by_tag.setdefault(tag, {})
+        newest = mine[next(reversed(mine))].frame if mine else None
+        previous = newest.seq - newest.part if newest is not None else 0
+        for part, chunk_body in enumerate(bodies):
+            self._last_seq += 1
+            frame = Data(self._last_seq, part, len(bodies), previous, encoding)
+            chunk = _Chunk(tag, frame, chunk_body)
+            self._unacked[self._last_seq] = mine[self._last_seq] = chunk
+            self._enqueue(chunk)
+        if len(bodies) > 1:
+            self._chunks_left[self._last_seq] = len(bodies)
+
     def _stop_sending(self) -> None:
+        for chunk in self._unacked.values():
+            self._chunks_left.setdefault(chunk.message, 1)  # never acked from now on
         for tag, chunks in self._by_tag.items():
             if any(chunk.launched for chunk in chunks.values()):
                 self._out.append(Leftover(tag))
@@ -553,18 +620,19 @@ class Delivery:
         self._silent_for = 0.0
 
     def _check_ack(self, ack: AckState) -> None:
-        if max(ack.cumulative, ack.ranges[-1][1] if ack.ranges else 0) > self._last_seq:
+        if (ack.ranges[-1][1] if ack.ranges else ack.cumulative) > self._last_seq:
             raise FrameError("an ack for frames that were never sent")
 
     def _take_ack(self, ack: AckState, now: float) -> None:
         before = len(self._unacked)
-        for seq in range(self._acked_cumulative + 1, ack.cumulative + 1):
-            self._acked(seq, now)
-        self._acked_cumulative = max(self._acked_cumulative, ack.cumulative)
+        if ack.cumulative > self._acked_cumulative:
+            for seq in range(self._acked_cumulative + 1, ack.cumulative + 1):
+                self._acked(seq, now)
+            self._acked_cumulative = ack.cumulative
         for first, last in ack.ranges:
             for seq in self._numbers_unacked(first, last):
                 self._acked(seq, now)
-        if len(self._unacked) < before:
+        if self._queue and len(self._unacked) < before:
             self._pump(now)
 
     def _numbers_unacked(self, first: int, last: int) -> Iterable[int]:
@@ -576,22 +644,31 @@ class Delivery:
         chunk = self._unacked.pop(seq, None)
         if chunk is None:
             return
-        self._land(chunk)
-        self._grow_window(chunk.size)
-        self._chunks_left[chunk.message] -= 1
-        if not self._chunks_left[chunk.message]:
-            del self._chunks_left[chunk.message]
-        mine = self._by_tag[chunk.tag]
+        size = chunk.size
+        if chunk.account is not None:
+            chunk.account.bytes -= size
+            chunk.account = None
+        if self._window < self._timing.window_bytes:
+            self._grow_window(size)
+        if chunk.frame.parts > 1:
+            self._chunks_left[chunk.message] -= 1
+            if not self._chunks_left[chunk.message]:
+                del self._chunks_left[chunk.message]
+        tag = chunk.tag
+        mine = self._by_tag[tag]
         del mine[seq]
-        if chunk.tag in self._waited_for:
-            self._waited_for[chunk.tag] = now
-        if not mine:
-            del self._by_tag[chunk.tag]
-            self._waited_for.pop(chunk.tag, None)
-            self._to_clear.discard(chunk.tag)
-            if chunk.tag in self._pushed_twice:
-                self._pushed_twice.discard(chunk.tag)
-                self._out.append(Leftover(chunk.tag))
+        if mine:
+            if tag in self._waited_for:
+                self._waited_for[tag] = now
+            return
+        del self._by_tag[tag]
+        if self._waited_for:
+            self._waited_for.pop(tag, None)
+        if self._to_clear:
+            self._to_clear.discard(tag)
+        if tag in self._pushed_twice:
+            self._pushed_twice.discard(tag)
+            self._out.append(Leftover(tag))
 
     def _take_probe(self, probe: Probe, now: float) -> None:
         if probe.answer:
