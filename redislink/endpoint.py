@@ -224,6 +224,8 @@ class Endpoint:
         self._failure: RedisLinkError | None = None
         self._link_numbers: dict[str, int] = defaultdict(int)
         self._closing = False
+        self._sleepers = 0
+        """Threads in `wait_until`, which an ack may end."""
         self._last_words: deque[tuple[_Peer, Push]] = deque(maxlen=_MOST_LAST_WORDS)
         self._stopped = threading.Event()
         self._reconnects = 0
@@ -272,12 +274,18 @@ class Endpoint:
                     f"{type(data).__name__}, not bytes: encode it first"
                 )
             data = bytes(data)
-        keys.encode_tag(tag)  # checks it
+        name = peer.out_list(tag)  # checks the tag too
         with self._lock:
-            self._check_usable()
+            if self._closing or self._failure is not None:
+                self._check_usable()
             seq = peer.delivery.send(tag, data, time.monotonic(), encoding)
             pushes = peer.delivery.pushes()
-        self._push(peer, pushes)
+        if len(pushes) == 1 and isinstance(push := pushes[0], Push) and push.tag == tag:
+            self._push_one(peer, name, push)
+            if self._outbox.error is not None:
+                self._mend_outbox()
+        else:
+            self._push(peer, pushes)
         return SendHandle(self, peer, tag, seq)
 
     def flush(self) -> None:
@@ -329,15 +337,16 @@ class Endpoint:
         # Before the check: whoever ends the session sets the failure, then looks for waits.
         wait.purpose = (peer.name, tag, started)
         try:
-            with self._lock:
+            if self._closing or self._failure is not None:
                 self._check_usable()
-                message = delivery.take(tag)
-            if message is None:
+            message = None
+            if delivery.has_any_of(tag):
+                with self._lock:
+                    message = delivery.take(tag)
+            if message is None and peer.lanes.are_open:
                 message = self._recv_foreseen(peer, tag, started + limit)
-            if message is not None:
-                return message
-            while True:
-                left = started + limit - time.monotonic()
+            left = limit
+            while message is None:
                 if left <= 0:
                     self._raise_timeout(peer, tag, limit)
                 element = self._pop(peer, tag, name, min(left, longest), wait)
@@ -345,26 +354,32 @@ class Endpoint:
                 with self._lock:
                     now = time.monotonic()
                     if opened is not None:
-                        self._take_data(peer, tag, opened, now)
-                    elif element is None and now - started >= longest:
-                        longest = limit
-                        self._register(wait)
-                        delivery.probe_soon(tag, now)
-                        delivery.tick(now)
-                    message = delivery.take(tag)
+                        message = self._take_data(peer, tag, opened, now, take=True)
+                    else:
+                        if element is None and now - started >= longest:
+                            longest = limit
+                            self._register(wait)
+                            delivery.probe_soon(tag, now)
+                            delivery.tick(now)
+                        message = delivery.take(tag)
                     if message is None:
                         self._check_usable()
                         if element is None:
                             self._register(wait)
                             delivery.check_can_receive(tag, now)
+                    elif delivery.peek(tag) is not None:
+                        self._wake_another(peer, tag, wait)
                     pushes = delivery.pushes()
                 if pushes:
                     self._push(peer, pushes)
-                if message is not None:
-                    peer.lanes.foresee(tag)
-                    return message
+                left = started + limit - now
+            if peer.lanes.depth:
+                peer.lanes.foresee(tag)
+            return message
         finally:
-            self._end_wait(wait, delivery, tag)
+            wait.purpose = None
+            if wait.registered:
+                self._end_wait(wait, delivery, tag)
             self._inbox.release(wait)
 
     def has_message(self, src: Party, tag: str) -> bool:
@@ -399,7 +414,7 @@ class Endpoint:
             opened = self._open(peer, name, element)
             if opened is not None:
                 with self._lock:
-                    self._take_data(peer, tag, opened, time.monotonic())
+                    self._take_data(peer, tag, opened, time.monotonic(), take=False)
                     complete = peer.delivery.peek(tag) is not None
                     pushes = peer.delivery.pushes()
                 self._push(peer, pushes)
@@ -448,8 +463,12 @@ class Endpoint:
             for peer, pushes in asked:
                 self._push(peer, pushes)
             with self._changed:
-                if not condition():
-                    self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
+                self._sleepers += 1
+                try:
+                    if not condition():
+                        self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
+                finally:
+                    self._sleepers -= 1
 
     @contextlib.contextmanager
     def announce_silence(self, seconds: float = 600.0) -> Iterator[None]:
@@ -591,19 +610,24 @@ class Endpoint:
                     continue
                 if self._closing and push.tag is None:
                     self._last_words.append((peer, push))
-                element = peer.codec.encode_parts(name, push.frame, push.body)
-                ttl = _CONTROL_TTL if push.tag is None else None
-                self._outbox.push(name, element, (peer, push), clear=push.clear, ttl=ttl)
+                self._push_one(peer, name, push)
         except EndpointClosed:
             return  # a late ack, while another thread closes
         if self._outbox.error is not None:
             self._mend_outbox()
 
+    def _push_one(self, peer: _Peer, name: bytes, push: Push) -> None:
+        element = peer.codec.encode_parts(name, push.frame, push.body)
+        ttl = _CONTROL_TTL if push.tag is None else None
+        self._outbox.push(name, element, (peer, push), clear=push.clear, ttl=ttl)
+
     def _pop(self, peer: _Peer, tag: str, name: bytes, left: float, wait: Wait) -> Buffer | None:
         """One BLPOP; None if nothing came, or the broker failed and may be tried again."""
         try:
-            popped = wait.pop((name,), max(0.001, min(left, self._blpop_slice)))
-            self._outage.ended()
+            element = wait.pop_one(name, max(0.001, min(left, self._blpop_slice)))
+            if self._outage.lasts:
+                self._outage.ended()
+            return element
         except Interrupted:
             if wait.cancelled:
                 raise RecvCancelled(
@@ -622,7 +646,6 @@ class Endpoint:
                 self._changed.wait(min(pause, left))
                 self._check_usable()
             return None
-        return None if popped is None else popped[1]
 
     def _recv_foreseen(
         self, peer: _Peer, tag: str, deadline: float
@@ -653,7 +676,7 @@ class Endpoint:
                 with self._lock:
                     self._check_usable()
                     if opened is not None:
-                        self._take_data(peer, came, opened, time.monotonic())
+                        self._take_data(peer, came, opened, time.monotonic(), take=False)
                     message = peer.delivery.take(tag)
                     pushes = peer.delivery.pushes()
                 self._push(peer, pushes)
@@ -667,8 +690,6 @@ class Endpoint:
         finally:
             self._end_wait(lane.wait, peer.delivery, tag)
             lane.lock.release()
-        if message is not None:
-            peer.lanes.foresee(tag)
         return message
 
     def _end_wait(self, wait: Wait, delivery: Delivery, tag: str) -> None:
@@ -695,13 +716,25 @@ class Endpoint:
             self._not_a_frame_of(peer, error)
             return None
 
-    def _take_data(self, peer: _Peer, tag: str, opened: tuple[Frame, bytes], now: float) -> None:
+    def _take_data(
+        self, peer: _Peer, tag: str, opened: tuple[Frame, bytes], now: float, *, take: bool
+    ) -> tuple[bytes, Encoding] | None:
         try:
-            peer.delivery.receive_data(tag, *opened, now)
+            message = peer.delivery.receive_data(tag, *opened, now, take=take)
         except FrameError as error:
             self._not_a_frame_of(peer, error)
-        else:
+            return peer.delivery.take(tag) if take else None
+        if self._sleepers:
             self._changed.notify_all()
+        return message
+
+    def _wake_another(self, peer: _Peer, tag: str, mine: Wait) -> None:
+        """One more message of this tag is here: let another receive that waits for it look."""
+        for wait in self._inbox.waits():
+            purpose = wait.purpose
+            if wait is not mine and purpose is not None and purpose[:2] == (peer.name, tag):
+                wait.interrupt()
+                return
 
     def _not_a_frame_of(self, peer: _Peer, error: FrameError) -> None:
         """Count what did not come from the peer; such a frame counts as never received."""
@@ -856,6 +889,7 @@ class Endpoint:
             if popped is not None:
                 peer, is_control = sources[popped[0]]
                 if is_control:
+                    self._collect()  # else a probe would find what the broker has unconfirmed
                     self._take_control(peer, popped[1])
                 else:
                     self._take_hello(peer, popped[1])
@@ -863,16 +897,8 @@ class Endpoint:
 
     def _serve_timers(self) -> float:
         """Do what is due; returns how many seconds the control thread may wait."""
+        busy = self._collect()
         now = time.monotonic()
-        answered = self._outbox.collect()
-        if answered:
-            with self._lock:
-                for token, taken in answered:
-                    peer, push = cast("tuple[_Peer, Push]", token)
-                    if taken:
-                        peer.delivery.confirm(push, now)
-                    else:
-                        peer.delivery.refused(push, now)
         if self._outbox.error is not None:
             self._mend_outbox()
         for wait in self._inbox.waits():
@@ -880,7 +906,8 @@ class Endpoint:
             if purpose is not None and now - purpose[2] > _UNREAD_CONTROL_WAIT:
                 with self._lock:
                     self._register(wait)
-        pause = _UNREAD_CONTROL_WAIT if self._outbox.has_unread else _LONGEST_CONTROL_WAIT
+        busy = busy or self._outbox.has_unread
+        pause = _UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
         for peer in self._peers.values():
             with self._lock:
                 due = peer.delivery.next_timeout()
@@ -892,6 +919,21 @@ class Endpoint:
             if due is not None:
                 pause = min(pause, due - now)
         return max(_SHORTEST_CONTROL_WAIT, pause)
+
+    def _collect(self) -> bool:
+        """Hand the broker's answers to our pushes to delivery; True if there were any."""
+        answered = self._outbox.collect()
+        if not answered:
+            return False
+        now = time.monotonic()
+        with self._lock:
+            for token, taken in answered:
+                peer, push = cast("tuple[_Peer, Push]", token)
+                if taken:
+                    peer.delivery.confirm(push, now)
+                else:
+                    peer.delivery.refused(push, now)
+        return True
 
     def _take_control(self, peer: _Peer, element: Buffer) -> None:
         opened = self._open(peer, peer.control_in, element)

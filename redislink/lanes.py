@@ -51,6 +51,16 @@ class Lanes:
         self._by_tag: dict[str, Lane] = {}
         self._closed = False
 
+    @property
+    def depth(self) -> int:
+        """How many tags are foreseen; 0: none."""
+        return self._lookahead.depth
+
+    @property
+    def are_open(self) -> bool:
+        """True if a BLPOP for any tag may be under way."""
+        return bool(self._by_tag)
+
     def lane_of(self, tag: str) -> Lane | None:
         """The lane on which a BLPOP for this tag is under way, if there is one."""
         return self._by_tag.get(tag)

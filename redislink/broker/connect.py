@@ -26,6 +26,7 @@ from redislink.broker.wire import (
     Wire,
     error_text,
     pack,
+    pack_blpop,
 )
 from redislink.errors import (
     BrokerAuthError,
@@ -112,6 +113,31 @@ class BrokerConnection:
         if type(reply) is ErrorReply:
             raise translate_error_reply(self._label, reply.text)
         return reply
+
+    def pop(self, name: bytes, timeout: float, margin: float) -> Any:
+        """BLPOP of one list: the element, or None if none came in ``timeout`` seconds.
+
+        Args:
+            margin: seconds by which the reply may be late.
+
+        Raises: as `write` and `read`. A reply that is no answer to this is returned.
+        """
+        try:
+            self._wire.write((pack_blpop((name,), timeout),))
+            reply = self._wire.read_popped(name, timeout + margin)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "waiting for a message") from None
+        except BaseException:
+            self.close()
+            raise
+        if type(reply) is ErrorReply:
+            raise translate_error_reply(self._label, reply.text)
+        return reply
+
+    def read_integers(self) -> int:
+        """Take the integer replies that have arrived whole; returns how many they were."""
+        return self._wire.read_integers()
 
     def readable(self) -> bool:
         """True if a reply can be read without waiting for it to begin.

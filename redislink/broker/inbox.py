@@ -91,6 +91,28 @@ class Wait:
                 raise Interrupted from None
             raise
 
+    def pop_one(self, name: bytes, timeout: float) -> Buffer | None:
+        """As `pop`, of one list: the element, or None if none came in time."""
+        connection = self._connection
+        try:
+            if connection is None:
+                connection = self._open()
+            if self._interrupted:
+                raise Interrupted
+            element = connection.pop(name, timeout, self._margin)
+            if element is None:
+                if self._interrupted:
+                    raise Interrupted
+                return None
+            if type(element) is bytes or type(element) is memoryview:
+                return element
+            raise _nonsense(self._broker.label)
+        except BaseException:
+            self.disconnect()  # also where it may be answering the wrong question
+            if self._was_interrupted():
+                raise Interrupted from None
+            raise
+
     def post(self, names: Sequence[bytes], timeout: float) -> None:
         """Send a BLPOP for each of these lists ahead; each owes one `read_posted`.
 
@@ -236,7 +258,11 @@ def _popped_untrusted(reply: Any, names: Sequence[bytes], label: str) -> tuple[b
         name, element = reply
         if isinstance(element, bytes | memoryview) and isinstance(name, bytes) and name in names:
             return name, element
-    raise BrokerRefused(
+    raise _nonsense(label)
+
+
+def _nonsense(label: str) -> BrokerRefused:
+    return BrokerRefused(
         f"broker {label}: answered a pop with something else than an element of one of the lists "
         "asked for: check that it is a Redis or Valkey server"
     )

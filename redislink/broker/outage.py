@@ -24,6 +24,11 @@ class Outage:
         self._since: float | None = None
         self._pause = _FIRST_PAUSE
 
+    @property
+    def lasts(self) -> bool:
+        """True from a failure on, until the broker answers."""
+        return self._since is not None
+
     def ended(self) -> None:
         """The broker answered."""
         if self._since is not None:

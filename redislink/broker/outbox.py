@@ -1,7 +1,7 @@
 """The outbox: pushes frames onto lists, and does not wait for the broker to say so.
 
 Rules:
-- A write goes out in one piece and returns; its replies are read off after the next write
+- A write goes out in one piece and returns; its replies are read off after some more writes
   and by `collect`, which says of each push whether the broker had room for it.
 - Nothing here is sent twice. When the connection breaks, the outbox drops what is written
   until `reconnect`; what was under way then is for delivery to send again.
@@ -21,6 +21,8 @@ from redislink.broker.wire import Buffer, pack, pack_push
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
 
 _MAX_UNREAD: Final = 500
+_READ_FROM: Final = 16
+"""Writes that owe replies, from which on the replies are looked for: a system call each time."""
 _IDLE_SECONDS: Final = 0.05
 
 
@@ -34,6 +36,9 @@ class Outbox:
         self._lock = threading.Lock()
         self._connection: BrokerConnection | None = None
         self._unread: deque[tuple[int, object]] = deque()
+        self._read_of_first = 0
+        """Replies to the earliest of them that were read."""
+        self._first_refused = False
         self._unread_since = 0.0
         self._answered: list[tuple[object, bool]] = []
         self._written_at = 0.0
@@ -163,10 +168,11 @@ class Outbox:
                 if not self._unread:
                     self._unread_since = time.monotonic()
                 self._unread.append((replies, token))
-                # After the write, which somebody waits for, and not before it.
-                self._read_ready(connection)
-                while len(self._unread) > _MAX_UNREAD:
-                    self._read_one(connection)
+                if len(self._unread) >= _READ_FROM:
+                    # After the write, which somebody waits for, and not before it.
+                    self._read_ready(connection)
+                    while len(self._unread) > _MAX_UNREAD:
+                        self._read_one(connection)
             except BrokerError as error:
                 self._break(error)
 
@@ -175,31 +181,49 @@ class Outbox:
             self._connection.close()
         self._connection = None
         self._unread.clear()
+        self._read_of_first = 0
+        self._first_refused = False
         self._error = error
 
     def _check_alive(self, connection: BrokerConnection) -> None:
         """Notice that an idle connection has ended before writing to it, and losing that."""
         idle_since, self._written_at = self._written_at, time.monotonic()
-        if self._unread or self._written_at - idle_since < _IDLE_SECONDS:
+        if self._written_at - idle_since < _IDLE_SECONDS:
             return
-        if connection.readable():
+        self._read_ready(connection)
+        if not self._unread and connection.readable():
             connection.read(self._broker.timeout)  # raises: nothing was asked
             raise BrokerUnreachable(f"broker {self._broker.label}: it said something unasked")
 
     def _read_ready(self, connection: BrokerConnection) -> None:
         while self._unread and connection.readable():
-            self._read_one(connection)
+            integers = connection.read_integers()
+            if not integers:
+                self._read_one(connection)
+                continue
+            self._unread_since = time.monotonic()
+            integers += self._read_of_first
+            while self._unread and integers >= self._unread[0][0]:
+                replies, token = self._unread.popleft()
+                integers -= replies
+                if token is not None:
+                    self._answered.append((token, not self._first_refused))
+                self._first_refused = False
+            self._read_of_first = integers
 
     def _read_one(self, connection: BrokerConnection, timeout: float | None = None) -> None:
+        """Read all that the broker still owes to the earliest write."""
         longest = self._broker.timeout if timeout is None else min(timeout, self._broker.timeout)
         replies, token = self._unread[0]
-        refused = False
-        for _ in range(replies):
+        while self._read_of_first < replies:
             try:
                 connection.read(longest)
             except BrokerBusy:
-                refused = True
+                self._first_refused = True
+            self._read_of_first += 1
         self._unread.popleft()
         self._unread_since = time.monotonic()
         if token is not None:
-            self._answered.append((token, not refused))
+            self._answered.append((token, not self._first_refused))
+        self._read_of_first = 0
+        self._first_refused = False

@@ -12,6 +12,7 @@ went wrong is out of step, and its owner closes it.
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -34,6 +35,7 @@ _MAX_PIECES: Final = 512
 _MAX_DEPTH: Final = 8
 """No command used here answers with arrays in arrays in arrays."""
 _CRLF: Final = b"\r\n"
+_INTEGERS: Final = re.compile(rb"(?::[0-9]+\r\n)+").match
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
 
 
@@ -59,6 +61,21 @@ class Wire(Protocol):
 
     def read(self, timeout: float) -> Reply:
         """The next reply, within ``timeout`` seconds."""
+        ...
+
+    def read_popped(self, name: bytes, timeout: float) -> Reply:
+        """As `read`, for the reply to a BLPOP of one list: the element alone, if it is one.
+
+        Any other reply is given as `read` gives it.
+        """
+        ...
+
+    def read_integers(self) -> int:
+        """Take the integer replies that have arrived whole, up to one of another kind.
+
+        Returns:
+            How many they were.
+        """
         ...
 
     def readable(self) -> bool:
@@ -98,11 +115,15 @@ def pack_push(
     key = b"$%d\r\n%b\r\n" % (len(name), name)
     cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
     size = len(head) + len(body)
-    first = b"%b*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b" % (cleared, key, size, head)
     ttl = b"%d" % ttl_ms
-    last = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n%b$%d\r\n%b\r\n" % (key, len(ttl), ttl)
     if size < LARGE:
-        return [b"".join((first, body, last))]
+        body = bytes(body)
+        return [
+            b"%b*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b%b\r\n*3\r\n$7\r\nPEXPIRE\r\n%b$%d\r\n%b\r\n"
+            % (cleared, key, size, head, body, key, len(ttl), ttl)
+        ]
+    first = b"%b*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b" % (cleared, key, size, head)
+    last = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n%b$%d\r\n%b\r\n" % (key, len(ttl), ttl)
     return [first, body, last]
 
 
@@ -160,12 +181,30 @@ class SocketWire:
 
     def read(self, timeout: float) -> Reply:
         if timeout != self._timeout:
-            self._timeout = timeout
-            if self._tls:
-                self._socket.settimeout(timeout)
-            else:
-                self._set_kernel_timeout(socket.SO_RCVTIMEO, timeout)
+            self._set_timeout(timeout)
         return self._parse()
+
+    def read_popped(self, name: bytes, timeout: float) -> Reply:
+        if timeout != self._timeout:
+            self._set_timeout(timeout)
+        if self._start == self._end:
+            self._fill()
+        buffer, start = self._buffer, self._start
+        head = b"*2\r\n$%d\r\n%b\r\n$" % (len(name), name)
+        if buffer.startswith(head, start, self._end):
+            start += len(head)
+            found = buffer.find(_CRLF, start, self._end)
+            if found > 0:
+                self._start = found + 2
+                return self._read_bulk(_length(buffer[start:found]))
+        return self._parse()  # it has not come in one piece, or is something else
+
+    def read_integers(self) -> int:
+        whole = _INTEGERS(self._buffer, self._start, self._end)
+        if whole is None:
+            return 0
+        self._start = whole.end()
+        return self._buffer.count(b":", whole.start(), whole.end())
 
     def readable(self) -> bool:
         if self._start < self._end:
@@ -196,6 +235,13 @@ class SocketWire:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._connection.disconnect()
+
+    def _set_timeout(self, timeout: float) -> None:
+        self._timeout = timeout
+        if self._tls:
+            self._socket.settimeout(timeout)
+        else:
+            self._set_kernel_timeout(socket.SO_RCVTIMEO, timeout)
 
     def _set_kernel_timeout(self, which: int, seconds: float) -> None:
         whole = int(seconds)
@@ -290,6 +336,14 @@ class LibraryWire:
             return self._connection.read_response(disable_decoding=True, timeout=timeout)
         except redis.ResponseError as error:
             return ErrorReply(error_text(error))
+
+    def read_popped(self, name: bytes, timeout: float) -> Reply:
+        reply = self.read(timeout)
+        is_element = isinstance(reply, list) and len(reply) == 2 and reply[0] == name
+        return reply[1] if is_element and isinstance(reply[1], bytes) else reply
+
+    def read_integers(self) -> int:
+        return 0  # it does not say what it has read
 
     def readable(self) -> bool:
         return bool(self._connection.can_read(0))

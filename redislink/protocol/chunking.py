@@ -81,7 +81,8 @@ class Reassembly:
     """What has come from one peer and was not taken yet, by tag."""
 
     def __init__(self) -> None:
-        self._tags: dict[str, _Tag] = {}
+        self.tags: dict[str, _Tag] = {}
+        """Those of which something is kept: whole messages, or chunks."""
 
     def add(self, tag: str, frame: Data, body: bytes, received: ReceivedNumbers) -> None:
         """Take in a chunk whose number is not in ``received`` yet, and note it there.
@@ -89,13 +90,13 @@ class Reassembly:
         Raises:
             FrameError: it contradicts an earlier chunk of the same message; nothing has changed.
         """
-        entry = self._tags.get(tag) or _Tag()
+        entry = self.tags.get(tag) or _Tag()
         first = frame.seq - frame.part
         partial = entry.partial.get(first)
         if partial is not None and not partial.agrees_with(frame):
             raise FrameError("two chunks of one message disagree about it")
         received.add(frame.seq)
-        self._tags[tag] = entry
+        self.tags[tag] = entry
         # Nearly always: a whole message, none before it is under way, none waits for it.
         if frame.parts == 1 and not frame.previous and not entry.followers:
             entry.ready.append((body, frame.encoding))
@@ -108,23 +109,19 @@ class Reassembly:
         partial.chunks[frame.part] = body
         self._hand_out(entry, first, received)
 
-    def has_any_of(self, tag: str) -> bool:
-        """True if a message of this tag, or a part of one, is kept here."""
-        return tag in self._tags
-
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
         """The next message of a tag, which is no longer kept then; None if there is none."""
-        entry = self._tags.get(tag)
+        entry = self.tags.get(tag)
         if entry is None or not entry.ready:
             return None
         message = entry.ready.popleft()
         if not entry.ready and not entry.partial:
-            del self._tags[tag]
+            del self.tags[tag]
         return message
 
     def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
         """As `take`, but the message stays."""
-        entry = self._tags.get(tag)
+        entry = self.tags.get(tag)
         return entry.ready[0] if entry is not None and entry.ready else None
 
     @staticmethod

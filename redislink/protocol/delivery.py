@@ -44,6 +44,7 @@ from redislink.protocol.frame import (
     Frame,
     Heartbeat,
     Probe,
+    whole_message,
 )
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, Event, State
@@ -84,7 +85,7 @@ class Timing:
         return self.window_bytes // 4
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Push:
     """One frame to append to a list.
 
@@ -116,7 +117,6 @@ class _Account:
         return not self.bytes or self.bytes + size <= window
 
 
-@dataclass(slots=True, eq=False)
 class _Chunk(Push):
     """A DATA frame, from `Delivery.send` until it is acked.
 
@@ -129,14 +129,21 @@ class _Chunk(Push):
         times_lost: how often the peer asked for it although the broker had it.
     """
 
+    # Defaults on the class: most chunks never need another value, and every message makes one.
     tag: str
     frame: Data
+    clear: bool = False
     account: _Account | None = None
     confirmed_at: float | None = None
     queued: bool = False
     launched: bool = False
     refused: bool = False
     times_lost: int = 0
+
+    def __init__(self, tag: str, frame: Data, body: bytes | memoryview) -> None:
+        self.tag = tag
+        self.frame = frame
+        self.body = body
 
     @property
     def size(self) -> int:
@@ -181,6 +188,8 @@ class Delivery:
         self.last_heard = now
         self._timing = timing
         self._ack_bytes = timing.ack_bytes
+        self._chunk_bytes = timing.chunk_bytes
+        self._ack_delay = timing.ack_delay
         self._out: list[Push | Leftover] = []
         # Sending.
         self._last_seq = 0
@@ -340,14 +349,14 @@ class Delivery:
         if ack is not None:
             self._check_ack(ack)
         message = None
-        if frame.seq in self._received:
+        if frame.seq != self._received.cumulative + 1 and frame.seq in self._received:
             self.stats.duplicates_dropped += 1
         else:
             if (
                 take
                 and frame.parts == 1
                 and not frame.previous
-                and not self._reassembly.has_any_of(tag)
+                and tag not in self._reassembly.tags
             ):  # nearly always: nothing to put together or to keep
                 self._received.add(frame.seq)
                 message = (body, frame.encoding)
@@ -359,13 +368,11 @@ class Delivery:
             if self._waits and (wait := self._waits.get(tag)) is not None:
                 wait.next_probe = now + self._timing.probe_interval
                 wait.not_sent_at = _LONG_AGO
-        if self._ack_due is None:
-            self._ack_due = now + self._timing.ack_delay
-        else:
-            self._ack_by(now + self._timing.ack_delay)
+        if self._ack_due is None:  # else it is due earlier
+            self._ack_due = now + self._ack_delay
         self.last_heard = self._last_listened = now
         self._silent_for = 0.0
-        if ack is not None:
+        if ack is not None and (ack.ranges or ack.cumulative > self._acked_cumulative):
             self._take_ack(ack, now)
         # One ack answers one request for prompt acks; a sender that still waits asks again.
         if self._ack_eagerly or self._unreported_bytes >= self._ack_bytes:
@@ -405,6 +412,10 @@ class Delivery:
             self._push_ack()
             self._ack_eagerly = True
         self._finish_if_done()
+
+    def has_any_of(self, tag: str) -> bool:
+        """True if a message of this tag, or a part of one, was received and not taken."""
+        return tag in self._reassembly.tags
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
         """The next whole message of a tag, or None."""
@@ -570,16 +581,16 @@ class Delivery:
             self._queue
             or tag in self._by_tag
             or self._paused_until != _LONG_AGO
-            or len(body) > self._timing.chunk_bytes
+            or len(body) > self._chunk_bytes
             or (ahead.bytes and ahead.bytes + size > self._window)
         ):
             return False
         # A hint only, as the peer may take this frame late: the ack stays due.
         ack = None if self._ack_due is None else self._received.ack_state()
         seq = self._last_seq = self._last_seq + 1
-        chunk = _Chunk(
-            tag, Data(seq, 0, 1, 0, encoding, ack), body, account=ahead, launched=True
-        )
+        chunk = _Chunk(tag, whole_message(seq, encoding, ack), body)
+        chunk.account = ahead
+        chunk.launched = True
         ahead.bytes += size
         self._unacked[seq] = chunk
         self._by_tag[tag] = {seq: chunk}

@@ -19,6 +19,8 @@ Rules:
 from __future__ import annotations
 
 import enum
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -33,6 +35,10 @@ MAX_PARTS: Final = 1 << 20
 MAX_REASON_CHARS: Final = 500
 MAX_TAG_CHARS: Final = 512
 _MAX_NUMBER: Final = (1 << 63) - 1
+# One call of it is one step for the interpreter, so threads may share it.
+_pack: Final = msgpack.Packer(autoreset=True).pack
+_PREFIX: Final = struct.Struct("<BH").pack
+_UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
 _PREFIX_BYTES: Final = 3
 
 BytesLike = bytes | bytearray | memoryview
@@ -121,9 +127,12 @@ class AckState:
     def from_wire_untrusted(cls, value: Any) -> AckState:
         if type(value) is not list or len(value) != 2 or type(value[1]) is not list:
             raise FrameError("an ack is not a pair of a number and a list")
+        number, ranges = value
+        if not ranges and type(number) is int and 0 <= number <= _MAX_NUMBER:  # nearly always
+            return up_to(number)
         if any(type(span) is not list for span in value[1]):
             raise FrameError("an ack range is not a pair of numbers")
-        return cls(value[0], tuple(tuple(span) for span in value[1]) if value[1] else ())
+        return cls(value[0], tuple(tuple(span) for span in value[1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +189,14 @@ class Data:
     ack: AckState | None = None
 
     def __post_init__(self) -> None:
-        if self._is_valid():  # nearly always, and once for each message
+        if (  # nearly always, and once for each message: the rules below, all at once
+            type(self.seq) is type(self.part) is type(self.parts) is type(self.previous) is int
+            and 0 <= self.part < self.parts <= MAX_PARTS
+            and 0 <= self.previous < self.seq - self.part
+            and self.seq <= _MAX_NUMBER
+            and type(self.encoding) is Encoding
+            and (self.ack is None or type(self.ack) is AckState)
+        ):
             return
         _number(self.parts, "number of chunks", 1, MAX_PARTS)
         _number(self.part, "chunk index", 0, self.parts - 1)
@@ -190,17 +206,6 @@ class Data:
             raise FrameError("encoding is neither raw nor value")
         if self.ack is not None and type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
-
-    def _is_valid(self) -> bool:
-        """The same rules as `__post_init__`'s, all at once."""
-        return (
-            type(self.seq) is type(self.part) is type(self.parts) is type(self.previous) is int
-            and 0 <= self.part < self.parts <= MAX_PARTS
-            and 0 <= self.previous < self.seq - self.part
-            and self.seq <= _MAX_NUMBER
-            and type(self.encoding) is Encoding
-            and (self.ack is None or type(self.ack) is AckState)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +317,43 @@ class Sealed:
         _number(self.number, "number of a sealed frame", 1)
 
 
+# Construction without validation, where each message passes and the values are legal as they are.
+_RAW: Final = Encoding.RAW
+_new: Final = object.__new__
+
+
+def _setter(cls: type, name: str) -> Callable[[Any, Any], None]:
+    """Sets a field of a frozen dataclass with slots."""
+    setter: Callable[[Any, Any], None] = getattr(cls, name).__set__
+    return setter
+
+
+_set_seq, _set_part, _set_parts = (_setter(Data, n) for n in ("seq", "part", "parts"))
+_set_previous, _set_encoding = _setter(Data, "previous"), _setter(Data, "encoding")
+_set_ack = _setter(Data, "ack")
+_set_cumulative, _set_ranges = _setter(AckState, "cumulative"), _setter(AckState, "ranges")
+
+
+def whole_message(seq: int, encoding: Encoding, ack: AckState | None) -> Data:
+    """``Data(seq, 0, 1, 0, encoding, ack)``, from legal values."""
+    frame = _new(Data)
+    _set_seq(frame, seq)
+    _set_part(frame, 0)
+    _set_parts(frame, 1)
+    _set_previous(frame, 0)
+    _set_encoding(frame, encoding)
+    _set_ack(frame, ack)
+    return frame
+
+
+def up_to(cumulative: int) -> AckState:
+    """``AckState(cumulative)``, from a legal number."""
+    state = _new(AckState)
+    _set_cumulative(state, cumulative)
+    _set_ranges(state, ())
+    return state
+
+
 Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed
 _FrameT = TypeVar("_FrameT", bound=Frame)
 
@@ -323,20 +365,28 @@ _FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.va
 
 def encode_header(frame: Frame) -> bytes:
     """All of the frame's bytes but its body, which is to follow them unchanged."""
-    values: list[Any]
     if type(frame) is Data:  # nearly always
-        f = frame
-        ack = None if f.ack is None else f.ack.to_wire()
-        values = [2, f.seq, f.part, f.parts, f.previous, f.encoding, ack]
+        f, ack = frame, frame.ack
+        header: bytes = _pack(
+            (
+                2,
+                f.seq,
+                f.part,
+                f.parts,
+                f.previous,
+                f.encoding,
+                ack and (ack.cumulative, ack.ranges),
+            )
+        )
     else:
-        values = [int(frame.kind)]
+        values: list[Any] = [int(frame.kind)]
         for name in _FIELDS[type(frame)]:
             value = getattr(frame, name)
             values.append(value.to_wire() if type(value) is AckState else value)
-    header: bytes = msgpack.packb(values)
+        header = msgpack.packb(values)
     if len(header) > MAX_HEADER_BYTES:
         raise FrameError(f"a header of {len(header)} bytes is over {MAX_HEADER_BYTES}")
-    return b"%c%b%b" % (PROTOCOL_VERSION, len(header).to_bytes(2, "little"), header)
+    return _PREFIX(PROTOCOL_VERSION, len(header)) + header
 
 
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:
@@ -359,39 +409,49 @@ def decode_untrusted(element: BytesLike) -> tuple[Frame, memoryview]:
     Raises:
         FrameError: these bytes are not a frame; the message says why, without quoting them.
     """
+    frame, header_end = decode_header_untrusted(element)
+    return frame, memoryview(element)[header_end:]
+
+
+def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
+    """As `decode_untrusted`, but instead of the body it gives the offset at which that begins."""
     if len(element) < _PREFIX_BYTES:
         raise FrameError(f"{len(element)} bytes are too few for a frame")
-    if element[0] != PROTOCOL_VERSION:
+    version, header_bytes = _UNPACK_PREFIX(element)
+    if version != PROTOCOL_VERSION:
         raise FrameError(
-            f"frame of protocol version {element[0]}, this redislink speaks {PROTOCOL_VERSION}: "
+            f"frame of protocol version {version}, this redislink speaks {PROTOCOL_VERSION}: "
             "run the same redislink at every party"
         )
-    header_end = _PREFIX_BYTES + int.from_bytes(element[1:3], "little")
-    if header_end - _PREFIX_BYTES > MAX_HEADER_BYTES:
+    if header_bytes > MAX_HEADER_BYTES:
         raise FrameError(f"a header over {MAX_HEADER_BYTES} bytes")
+    header_end = _PREFIX_BYTES + header_bytes
     if header_end > len(element):
         raise FrameError("a frame that ends inside its header")
     try:
-        values = msgpack.unpackb(
-            element[_PREFIX_BYTES:header_end], raw=False, strict_map_key=True, use_list=True
-        )
+        values = msgpack.unpackb(element[_PREFIX_BYTES:header_end])
     except Exception as error:  # noqa: BLE001 - msgpack documents no closed set for hostile input
         raise FrameError(f"a header that is not msgpack ({type(error).__name__})") from None
     frame = _from_values_untrusted(values)
-    body = memoryview(element)[header_end:]
-    if body and not frame.has_body:
+    if not frame.has_body and header_end != len(element):
         raise FrameError(f"a {frame.kind.name} frame with a body")
-    return frame, body
+    return frame, header_end
 
 
 def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
         raise FrameError("a header that is not an array that begins with a kind")
-    if values[0] == 2 and len(values) == 7 and values[5] == 0 and type(values[5]) is int:
-        # The same as below for DATA, which nearly every frame is.
-        ack = None if values[6] is None else AckState.from_wire_untrusted(values[6])
-        seq, part, parts, previous = values[1:5]
-        return Data(seq, part, parts, previous, Encoding.RAW, ack)
+    if values[0] == 2 and len(values) == 7:
+        _, seq, part, parts, previous, encoding, ack = values
+        if (  # the same as below for DATA of one chunk, which nearly every frame is
+            type(seq) is type(part) is type(parts) is type(previous) is type(encoding) is int
+            and parts == 1
+            and part == previous == encoding == 0
+            and 0 < seq <= _MAX_NUMBER
+        ):
+            if ack is not None:
+                ack = AckState.from_wire_untrusted(ack)
+            return whole_message(seq, _RAW, ack)
     cls = _CLASSES.get(values[0])
     if cls is None:
         raise FrameError(f"unknown frame kind {values[0]}")

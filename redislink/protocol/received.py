@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from redislink.protocol.frame import MAX_ACK_RANGES, AckState
+from redislink.protocol.frame import MAX_ACK_RANGES, AckState, up_to
 
 
 class ReceivedNumbers:
@@ -54,6 +54,8 @@ class ReceivedNumbers:
         There may be more ranges than an ack holds. Any choice among them is true, so each
         call gives the next ones in turn, always with the highest, which is the newest.
         """
+        if not self._starts:
+            return up_to(self.cumulative)  # nearly always
         places = list(range(len(self._starts)))
         if len(places) > MAX_ACK_RANGES:
             highest = places[-1]

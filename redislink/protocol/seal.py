@@ -30,11 +30,14 @@ from redislink.protocol.frame import (
     Data,
     Frame,
     Sealed,
+    decode_header_untrusted,
     decode_untrusted,
     encode,
     encode_header,
 )
 
+_SMALL: Final = 16 << 10
+"""Bytes below which a copy costs less than a view."""
 SEAL_BYTES: Final = 16
 """By how much sealing lengthens a body."""
 
@@ -98,7 +101,7 @@ class SealedCodec(Codec):
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview
     ) -> tuple[bytes, bytes | memoryview]:
-        if isinstance(frame, Data):
+        if type(frame) is Data:
             header = encode_header(frame)
             return header, self._data_out.encrypt(_nonce(frame.seq), body, name + header)
         number = next(self._control_numbers)
@@ -114,9 +117,10 @@ class SealedCodec(Codec):
             StaleError: a control frame that came before, or is older than very many.
             FrameError: not a frame at all.
         """
-        frame, body = decode_untrusted(element)
-        header = element[: len(element) - len(body)]
-        if isinstance(frame, Data):
+        frame, body_at = decode_header_untrusted(element)
+        header = element[:body_at]
+        body = element[body_at:] if len(element) < _SMALL else memoryview(element)[body_at:]
+        if type(frame) is Data:
             return frame, _open(self._data_in, frame.seq, body, name + header)
         if not isinstance(frame, Sealed):
             raise SealError(f"a {frame.kind.name} frame that is not sealed")
@@ -161,7 +165,7 @@ def _nonce(number: int) -> bytes:
     return number.to_bytes(12, "big")
 
 
-def _open(key: AESGCM, number: int, sealed: memoryview, authenticated: bytes) -> bytes:
+def _open(key: AESGCM, number: int, sealed: BytesLike, authenticated: bytes) -> bytes:
     try:
         return key.decrypt(_nonce(number), sealed, authenticated)
     except InvalidTag:
