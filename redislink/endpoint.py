@@ -274,17 +274,24 @@ class Endpoint:
                     f"{type(data).__name__}, not bytes: encode it first"
                 )
             data = bytes(data)
-        name = peer.out_list(tag)  # checks the tag too
+        name = peer.out_prefix + keys.encode_tag(tag).encode()  # checks the tag too
+        delivery, pushes = peer.delivery, None
         with self._lock:
             if self._closing or self._failure is not None:
                 self._check_usable()
-            seq = peer.delivery.send(tag, data, time.monotonic(), encoding)
-            pushes = peer.delivery.pushes()
-        if len(pushes) == 1 and isinstance(push := pushes[0], Push) and push.tag == tag:
-            self._push_one(peer, name, push)
+            push = delivery.send_at_once(tag, data, encoding, hand_out=True)
+            if push is None:
+                seq = delivery.send(tag, data, time.monotonic(), encoding)
+                pushes = delivery.pushes()
+            else:
+                seq = delivery.last_seq
+        if push is not None:
+            self._outbox.push(
+                name, peer.codec.encode_parts(name, push.frame, data), (delivery, push)
+            )
             if self._outbox.error is not None:
                 self._mend_outbox()
-        else:
+        elif pushes:
             self._push(peer, pushes)
         return SendHandle(self, peer, tag, seq)
 
@@ -329,10 +336,10 @@ class Endpoint:
         Raises: as `recv`.
         """
         peer = self._peer(src)
-        name = peer.in_list(tag)
+        name = peer.in_prefix + keys.encode_tag(tag).encode()
         limit = self.settings.recv_timeout if timeout is None else timeout
-        delivery, started = peer.delivery, time.monotonic()
-        longest = _FIRST_PROBE
+        delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
+        slice_, probed = min(_FIRST_PROBE, self._blpop_slice), False
         wait = self._inbox.acquire()
         # Before the check: whoever ends the session sets the failure, then looks for waits.
         wait.purpose = (peer.name, tag, started)
@@ -340,24 +347,33 @@ class Endpoint:
             if self._closing or self._failure is not None:
                 self._check_usable()
             message = None
-            if delivery.has_any_of(tag):
+            if tag in delivery.kept:
                 with self._lock:
                     message = delivery.take(tag)
-            if message is None and peer.lanes.are_open:
+            if message is None and lanes.depth:
                 message = self._recv_foreseen(peer, tag, started + limit)
             left = limit
             while message is None:
                 if left <= 0:
                     self._raise_timeout(peer, tag, limit)
-                element = self._pop(peer, tag, name, min(left, longest), wait)
-                opened = None if element is None else self._open(peer, name, element)
+                opened = None
+                try:
+                    element = wait.pop_one(name, max(0.001, min(left, slice_)))
+                except (Interrupted, BrokerError) as error:
+                    element = None
+                    self._pop_failed(peer, tag, left, wait, error)
+                else:
+                    if self._outage.lasts:
+                        self._outage.ended()
+                    if element is not None:
+                        opened = self._open(peer, name, element)
                 with self._lock:
                     now = time.monotonic()
                     if opened is not None:
                         message = self._take_data(peer, tag, opened, now, take=True)
                     else:
-                        if element is None and now - started >= longest:
-                            longest = limit
+                        if element is None and not probed and now - started >= _FIRST_PROBE:
+                            slice_, probed = self._blpop_slice, True
                             self._register(wait)
                             delivery.probe_soon(tag, now)
                             delivery.tick(now)
@@ -367,14 +383,14 @@ class Endpoint:
                         if element is None:
                             self._register(wait)
                             delivery.check_can_receive(tag, now)
-                    elif delivery.peek(tag) is not None:
+                    elif tag in delivery.kept and delivery.peek(tag) is not None:
                         self._wake_another(peer, tag, wait)
-                    pushes = delivery.pushes()
+                    pushes = delivery.pushes() if delivery.has_pushes else None
                 if pushes:
                     self._push(peer, pushes)
                 left = started + limit - now
-            if peer.lanes.depth:
-                peer.lanes.foresee(tag)
+            if lanes.depth:
+                lanes.foresee(tag)
             return message
         finally:
             wait.purpose = None
@@ -610,25 +626,20 @@ class Endpoint:
                     continue
                 if self._closing and push.tag is None:
                     self._last_words.append((peer, push))
-                self._push_one(peer, name, push)
+                element = peer.codec.encode_parts(name, push.frame, push.body)
+                ttl = _CONTROL_TTL if push.tag is None else None
+                token = (peer.delivery, push)
+                self._outbox.push(name, element, token, clear=push.clear, ttl=ttl)
         except EndpointClosed:
             return  # a late ack, while another thread closes
         if self._outbox.error is not None:
             self._mend_outbox()
 
-    def _push_one(self, peer: _Peer, name: bytes, push: Push) -> None:
-        element = peer.codec.encode_parts(name, push.frame, push.body)
-        ttl = _CONTROL_TTL if push.tag is None else None
-        self._outbox.push(name, element, (peer, push), clear=push.clear, ttl=ttl)
-
-    def _pop(self, peer: _Peer, tag: str, name: bytes, left: float, wait: Wait) -> Buffer | None:
-        """One BLPOP; None if nothing came, or the broker failed and may be tried again."""
-        try:
-            element = wait.pop_one(name, max(0.001, min(left, self._blpop_slice)))
-            if self._outage.lasts:
-                self._outage.ended()
-            return element
-        except Interrupted:
+    def _pop_failed(
+        self, peer: _Peer, tag: str, left: float, wait: Wait, error: Interrupted | BrokerError
+    ) -> None:
+        """A pop was interrupted, or the broker failed: raises, unless it may be tried again."""
+        if isinstance(error, Interrupted):
             if wait.cancelled:
                 raise RecvCancelled(
                     f"{self.party}: the receive of tag {tag!r:.120} from {peer.name} was "
@@ -636,16 +647,14 @@ class Endpoint:
                 ) from None
             with self._lock:
                 self._check_usable()
-            return None  # meant for who had this connection before
-        except BrokerError as error:
-            pause = self._give_up_or_pause(error)
-            with self._changed:
-                # What the broken connection may have popped is lost: ask for it at once.
-                self._register(wait)
-                peer.delivery.probe_soon(tag, time.monotonic())
-                self._changed.wait(min(pause, left))
-                self._check_usable()
-            return None
+            return  # meant for who had this connection before
+        pause = self._give_up_or_pause(error)
+        with self._changed:
+            # What the broken connection may have popped is lost: ask for it at once.
+            self._register(wait)
+            peer.delivery.probe_soon(tag, time.monotonic())
+            self._changed.wait(min(pause, left))
+            self._check_usable()
 
     def _recv_foreseen(
         self, peer: _Peer, tag: str, deadline: float
@@ -928,11 +937,11 @@ class Endpoint:
         now = time.monotonic()
         with self._lock:
             for token, taken in answered:
-                peer, push = cast("tuple[_Peer, Push]", token)
+                delivery, push = cast("tuple[Delivery, Push]", token)
                 if taken:
-                    peer.delivery.confirm(push, now)
+                    delivery.confirm(push, now)
                 else:
-                    peer.delivery.refused(push, now)
+                    delivery.refused(push, now)
         return True
 
     def _take_control(self, peer: _Peer, element: Buffer) -> None:

@@ -45,21 +45,13 @@ class Lanes:
         self._inbox = inbox
         self._seconds = blpop_seconds
         self._name_of = name_of
+        self.depth = depth
+        """How many tags are foreseen; 0: none."""
         self._lookahead = LookAhead(depth)
         self._lock = threading.Lock()
         self._lanes: dict[str, Lane] = {}
         self._by_tag: dict[str, Lane] = {}
         self._closed = False
-
-    @property
-    def depth(self) -> int:
-        """How many tags are foreseen; 0: none."""
-        return self._lookahead.depth
-
-    @property
-    def are_open(self) -> bool:
-        """True if a BLPOP for any tag may be under way."""
-        return bool(self._by_tag)
 
     def lane_of(self, tag: str) -> Lane | None:
         """The lane on which a BLPOP for this tag is under way, if there is one."""

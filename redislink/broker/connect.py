@@ -26,7 +26,6 @@ from redislink.broker.wire import (
     Wire,
     error_text,
     pack,
-    pack_blpop,
 )
 from redislink.errors import (
     BrokerAuthError,
@@ -123,8 +122,7 @@ class BrokerConnection:
         Raises: as `write` and `read`. A reply that is no answer to this is returned.
         """
         try:
-            self._wire.write((pack_blpop((name,), timeout),))
-            reply = self._wire.read_popped(name, timeout + margin)
+            reply = self._wire.pop(name, timeout, timeout + margin)
         except _FAILURES as error:
             self.close()
             raise _translate_failure(self._label, error, "waiting for a message") from None

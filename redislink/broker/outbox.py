@@ -163,10 +163,12 @@ class Outbox:
                     )
                 return
             try:
-                self._check_alive(connection)
+                idle_since, self._written_at = self._written_at, time.monotonic()
+                if self._written_at - idle_since >= _IDLE_SECONDS:
+                    self._check_alive(connection)
                 connection.write(pieces)
                 if not self._unread:
-                    self._unread_since = time.monotonic()
+                    self._unread_since = self._written_at
                 self._unread.append((replies, token))
                 if len(self._unread) >= _READ_FROM:
                     # After the write, which somebody waits for, and not before it.
@@ -187,9 +189,6 @@ class Outbox:
 
     def _check_alive(self, connection: BrokerConnection) -> None:
         """Notice that an idle connection has ended before writing to it, and losing that."""
-        idle_since, self._written_at = self._written_at, time.monotonic()
-        if self._written_at - idle_since < _IDLE_SECONDS:
-            return
         self._read_ready(connection)
         if not self._unread and connection.readable():
             connection.read(self._broker.timeout)  # raises: nothing was asked

@@ -63,8 +63,8 @@ class Wire(Protocol):
         """The next reply, within ``timeout`` seconds."""
         ...
 
-    def read_popped(self, name: bytes, timeout: float) -> Reply:
-        """As `read`, for the reply to a BLPOP of one list: the element alone, if it is one.
+    def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
+        """BLPOP of one list, waiting ``seconds``, and `read`: the element alone, if it is one.
 
         Any other reply is given as `read` gives it.
         """
@@ -184,19 +184,26 @@ class SocketWire:
             self._set_timeout(timeout)
         return self._parse()
 
-    def read_popped(self, name: bytes, timeout: float) -> Reply:
+    def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
+        key = b"$%d\r\n%b\r\n$" % (len(name), name)
+        wait = b"%.3f" % seconds
+        self._socket.sendall(b"*3\r\n$5\r\nBLPOP\r\n%b%d\r\n%b\r\n" % (key, len(wait), wait))
         if timeout != self._timeout:
             self._set_timeout(timeout)
         if self._start == self._end:
             self._fill()
-        buffer, start = self._buffer, self._start
-        head = b"*2\r\n$%d\r\n%b\r\n$" % (len(name), name)
-        if buffer.startswith(head, start, self._end):
-            start += len(head)
-            found = buffer.find(_CRLF, start, self._end)
+        buffer, start, end = self._buffer, self._start, self._end
+        if buffer.startswith(b"*2\r\n" + key, start, end):
+            start += 4 + len(key)
+            found = buffer.find(_CRLF, start, end)
             if found > 0:
-                self._start = found + 2
-                return self._read_bulk(_length(buffer[start:found]))
+                size = _length(buffer[start:found])
+                start = found + 2
+                if 0 <= size <= end - start - 2:  # nearly always
+                    self._start = start + size + 2
+                    return bytes(buffer[start : start + size])
+                self._start = start
+                return self._read_bulk(size)
         return self._parse()  # it has not come in one piece, or is something else
 
     def read_integers(self) -> int:
@@ -289,8 +296,9 @@ class SocketWire:
     def _fill(self) -> None:
         """More bytes into the buffer, which holds less than a line or a small bulk."""
         if self._start == self._end:
-            self._start = self._end = 0
-        elif self._start and self._end > _BUFFER_BYTES // 2:
+            self._start, self._end = 0, self._receive_into(self._view)
+            return
+        if self._start and self._end > _BUFFER_BYTES // 2:
             held = self._end - self._start
             self._view[:held] = self._buffer[self._start : self._end]
             self._start, self._end = 0, held
@@ -337,7 +345,8 @@ class LibraryWire:
         except redis.ResponseError as error:
             return ErrorReply(error_text(error))
 
-    def read_popped(self, name: bytes, timeout: float) -> Reply:
+    def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
+        self.write((pack_blpop((name,), seconds),))
         reply = self.read(timeout)
         is_element = isinstance(reply, list) and len(reply) == 2 and reply[0] == name
         return reply[1] if is_element and isinstance(reply[1], bytes) else reply

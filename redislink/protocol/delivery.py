@@ -20,7 +20,7 @@ Rules that every line below obeys:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -211,6 +211,8 @@ class Delivery:
         # Receiving.
         self._received = ReceivedNumbers()
         self._reassembly = chunking.Reassembly()
+        self.kept: Container[str] = self._reassembly.tags
+        """Tags of which a message, or a part of one, was received and not taken."""
         self._waits: dict[str, _Wait] = {}
         self._ack_due: float | None = None
         self._ack_eagerly = False
@@ -235,14 +237,52 @@ class Delivery:
             UsageError: it is too large, or this party has left.
             PeerError: the conversation is over.
         """
-        if self.state is not _OPEN:
+        if self.send_at_once(tag, body, encoding) is None:
             self.check_can_send()
-        if not self._send_at_once(tag, body, encoding):
             self._send_in_turn(tag, body, encoding)
             self._push_ahead(now)
-        self.stats.messages_sent += 1
-        self.stats.bytes_sent += len(body)
+            self.stats.messages_sent += 1
+            self.stats.bytes_sent += len(body)
         return self._last_seq
+
+    def send_at_once(
+        self, tag: str, body: bytes, encoding: Encoding = Encoding.RAW, *, hand_out: bool = False
+    ) -> Push | None:
+        """As `send`, if the message is one chunk that nothing holds up, as nearly all are.
+
+        Args:
+            hand_out: the caller pushes what this returns, instead of `pushes` giving it.
+
+        Returns:
+            None if it is not so: nothing was done.
+        """
+        size = len(body) + _FRAME_OVERHEAD
+        ahead = self._ahead
+        if (
+            self.state is not _OPEN
+            or self._out
+            or self._queue
+            or tag in self._by_tag
+            or self._paused_until != _LONG_AGO
+            or len(body) > self._chunk_bytes
+            or (ahead.bytes and ahead.bytes + size > self._window)
+        ):
+            return None
+        # A hint only, as the peer may take this frame late: the ack stays due.
+        ack = None if self._ack_due is None else self._received.ack_state()
+        seq = self._last_seq = self._last_seq + 1
+        chunk = _Chunk(tag, whole_message(seq, encoding, ack), body)
+        chunk.account = ahead
+        chunk.launched = True
+        ahead.bytes += size
+        self._unacked[seq] = chunk
+        self._by_tag[tag] = {seq: chunk}
+        if not hand_out:
+            self._out.append(chunk)
+        stats = self.stats
+        stats.messages_sent += 1
+        stats.bytes_sent += len(body)
+        return chunk
 
     def check_can_send(self) -> None:
         """Raise the error that says why nothing can be sent; nothing if it can."""
@@ -277,6 +317,16 @@ class Delivery:
     def in_flight_bytes(self) -> int:
         """Of these, the bytes that may be on the broker."""
         return self._ahead.bytes + self._asked_for.bytes
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last chunk that was sent; 0 before the first."""
+        return self._last_seq
+
+    @property
+    def has_pushes(self) -> bool:
+        """True if `pushes` would give any."""
+        return bool(self._out)
 
     def pushes(self) -> list[Push | Leftover]:
         """What to do on the broker now; each is given once."""
@@ -353,15 +403,13 @@ class Delivery:
             self.stats.duplicates_dropped += 1
         else:
             if (
-                take
-                and frame.parts == 1
-                and not frame.previous
-                and tag not in self._reassembly.tags
+                take and frame.parts == 1 and not frame.previous and tag not in self.kept
             ):  # nearly always: nothing to put together or to keep
                 self._received.add(frame.seq)
                 message = (body, frame.encoding)
-                self.stats.messages_received += 1
-                self.stats.bytes_received += len(body)
+                stats = self.stats
+                stats.messages_received += 1
+                stats.bytes_received += len(body)
             else:
                 self._reassembly.add(tag, frame, body, self._received)
             self._unreported_bytes += len(body) + _FRAME_OVERHEAD
@@ -412,10 +460,6 @@ class Delivery:
             self._push_ack()
             self._ack_eagerly = True
         self._finish_if_done()
-
-    def has_any_of(self, tag: str) -> bool:
-        """True if a message of this tag, or a part of one, was received and not taken."""
-        return tag in self._reassembly.tags
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
         """The next whole message of a tag, or None."""
@@ -572,30 +616,6 @@ class Delivery:
             self.failure = failure
         if state is not State.CLOSING:
             self._stop_sending()
-
-    def _send_at_once(self, tag: str, body: bytes, encoding: Encoding) -> bool:
-        """Push a message of one chunk that nothing holds up, as nearly all are; False if not."""
-        size = len(body) + _FRAME_OVERHEAD
-        ahead = self._ahead
-        if (
-            self._queue
-            or tag in self._by_tag
-            or self._paused_until != _LONG_AGO
-            or len(body) > self._chunk_bytes
-            or (ahead.bytes and ahead.bytes + size > self._window)
-        ):
-            return False
-        # A hint only, as the peer may take this frame late: the ack stays due.
-        ack = None if self._ack_due is None else self._received.ack_state()
-        seq = self._last_seq = self._last_seq + 1
-        chunk = _Chunk(tag, whole_message(seq, encoding, ack), body)
-        chunk.account = ahead
-        chunk.launched = True
-        ahead.bytes += size
-        self._unacked[seq] = chunk
-        self._by_tag[tag] = {seq: chunk}
-        self._out.append(chunk)
-        return True
 
     def _send_in_turn(self, tag: str, body: bytes, encoding: Encoding) -> None:
         bodies = list(chunking.split(body, self._timing.chunk_bytes))

@@ -449,9 +449,9 @@ def _from_values_untrusted(values: Any) -> Frame:
             and part == previous == encoding == 0
             and 0 < seq <= _MAX_NUMBER
         ):
-            if ack is not None:
-                ack = AckState.from_wire_untrusted(ack)
-            return whole_message(seq, _RAW, ack)
+            return whole_message(
+                seq, _RAW, None if ack is None else AckState.from_wire_untrusted(ack)
+            )
     cls = _CLASSES.get(values[0])
     if cls is None:
         raise FrameError(f"unknown frame kind {values[0]}")

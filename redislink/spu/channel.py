@@ -48,8 +48,9 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
 
     def SendAsync(self, key: str, value: bytes) -> None:
         """Send without waiting for anybody."""
-        self._check_not_aborted()
-        self._last_sent = self._endpoint.send(self._peer, self._tag(key), value)
+        if self._aborted:
+            self._check_not_aborted()
+        self._last_sent = self._endpoint.send(self._peer, self._namespace + key, value)
 
     def SendAsyncThrottled(self, key: str, value: bytes) -> None:
         """Send, but first wait while the peer has a full window of such messages to take.
@@ -72,8 +73,10 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             RecvTimeout: it did not come within the receive timeout.
             RecvCancelled: `Abort` was called.
         """
-        self._check_not_aborted()
-        return self._endpoint.recv(self._peer, self._tag(key), self._recv_timeout_ms / 1000)
+        if self._aborted:
+            self._check_not_aborted()
+        timeout = self._recv_timeout_ms / 1000
+        return self._endpoint.recv_marked(self._peer, self._namespace + key, timeout)[0]
 
     def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
         """Milliseconds that `Recv` waits; 0 takes the endpoint's ``recv_timeout``."""
@@ -123,9 +126,6 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         """Wait for the peer's `TestSend`."""
         self.Recv(_CONNECT_TAG)
 
-    def _tag(self, key: str) -> str:
-        return f"{self._namespace}{key}"
-
     def _check_not_aborted(self) -> None:
         if self._aborted:
             raise RecvCancelled(
@@ -133,7 +133,11 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             )
 
     def _window_has_room(self) -> bool:
-        self._unconsumed = deque(h for h in self._unconsumed if not h.test())
+        unconsumed = self._unconsumed
+        while unconsumed and unconsumed[0].test():
+            unconsumed.popleft()
+        if len(unconsumed) >= self._throttle_window:  # later ones may have been taken
+            self._unconsumed = deque(handle for handle in unconsumed if not handle.test())
         return self._aborted or len(self._unconsumed) < self._throttle_window
 
     def _wait_for_window(self) -> None:
