@@ -47,7 +47,7 @@ from redislink.errors import (
     UsageError,
 )
 from redislink.identity import Identity
-from redislink.lanes import Lanes
+from redislink.lanes import Lane, Lanes
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, DeliveryStats, Leftover, Push, Timing
 from redislink.protocol.frame import BytesLike, Encoding, Frame
@@ -339,6 +339,11 @@ class Endpoint:
         name = peer.in_prefix + keys.encode_tag(tag).encode()
         limit = self.settings.recv_timeout if timeout is None else timeout
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
+        if lanes.depth and (lane := lanes.lane_of(tag)) is not None:
+            foreseen = self._recv_foreseen(peer, lane, tag, started, limit)
+            if foreseen is not None:
+                lanes.go_on(lane)
+                return foreseen
         slice_, probed = min(_FIRST_PROBE, self._blpop_slice), False
         wait = self._inbox.acquire()
         # Before the check: whoever ends the session sets the failure, then looks for waits.
@@ -350,8 +355,6 @@ class Endpoint:
             if tag in delivery.kept:
                 with self._lock:
                     message = delivery.take(tag)
-            if message is None and lanes.depth:
-                message = self._recv_foreseen(peer, tag, started + limit)
             left = limit
             while message is None:
                 if left <= 0:
@@ -657,38 +660,41 @@ class Endpoint:
             self._check_usable()
 
     def _recv_foreseen(
-        self, peer: _Peer, tag: str, deadline: float
+        self, peer: _Peer, lane: Lane, tag: str, started: float, limit: float
     ) -> tuple[bytes, Encoding] | None:
-        """The message from the lane on which its BLPOP is under way; None if there is none."""
-        lane = peer.lanes.lane_of(tag)
-        if lane is None:
-            return None
-        while not lane.lock.acquire(timeout=_LANE_POLL):
-            with self._lock:  # another thread reads the lane; it may read this one's message
+        """The message from the lane on which its BLPOP is under way; None if it is not there."""
+        delivery, message = peer.delivery, None
+        while not lane.lock.acquire(blocking=False):
+            with self._changed:  # another thread reads the lane; it may read this one's message
                 self._check_usable()
-                message = peer.delivery.take(tag)
-            if message is not None or time.monotonic() > deadline:
-                return message
-        message = None
+                message = delivery.take(tag)
+                if message is not None or time.monotonic() > started + limit:
+                    return message
+                self._changed.wait(_LANE_POLL)
+        wait = lane.wait
         try:
-            lane.wait.purpose = (peer.name, tag, time.monotonic())
-            with self._lock:
+            wait.purpose = (peer.name, tag, started)
+            if self._closing or self._failure is not None:
                 self._check_usable()
+            if tag in delivery.kept:
+                with self._lock:
+                    message = delivery.take(tag)
             while message is None:
                 read = peer.lanes.read(lane, tag)
                 if read is None:
                     break
-                came, element = read
-                opened = None
-                if element is not None:
-                    opened = self._open(peer, peer.in_list(came), element)
+                came, name, element = read
+                opened = None if element is None else self._open(peer, name, element)
                 with self._lock:
                     self._check_usable()
                     if opened is not None:
-                        self._take_data(peer, came, opened, time.monotonic(), take=False)
-                    message = peer.delivery.take(tag)
-                    pushes = peer.delivery.pushes()
-                self._push(peer, pushes)
+                        now = time.monotonic()
+                        message = self._take_data(peer, came, opened, now, take=came == tag)
+                    if came != tag:
+                        message = delivery.take(tag)
+                    pushes = delivery.pushes() if delivery.has_pushes else None
+                if pushes:
+                    self._push(peer, pushes)
                 if came == tag:
                     break
         except Interrupted:
@@ -697,7 +703,9 @@ class Endpoint:
         except BrokerError as error:
             self._stopped.wait(self._give_up_or_pause(error))
         finally:
-            self._end_wait(lane.wait, peer.delivery, tag)
+            wait.purpose = None
+            if wait.registered:
+                self._end_wait(wait, delivery, tag)
             lane.lock.release()
         return message
 

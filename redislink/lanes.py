@@ -1,9 +1,9 @@
 """Lanes: BLPOPs for the tags that come next, under way before anybody asks for them.
 
-On a long way to the broker a receive costs a round trip, unless its BLPOP is there before the
-message. A lane is one connection on which BLPOPs for the next tags of a family are pipelined;
-their replies come in that order. What a lane brings goes to delivery like everything else, so
-that a lane may be given up at any time: what it had popped counts as lost, and is probed for.
+A receive costs a round trip to the broker, unless its BLPOP is there before the message. A lane
+is one connection on which BLPOPs for the next tags of a family are pipelined; their replies
+come in that order. What a lane brings goes to delivery like everything else, so that a lane may
+be given up at any time: what it had popped counts as lost, and is probed for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from redislink.broker import Inbox
 from redislink.broker.inbox import Wait
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, EndpointClosed
-from redislink.protocol.lookahead import LookAhead
+from redislink.protocol.lookahead import Family, LookAhead
 
 _MAX_LANES: Final = 16
 _STUCK_SECONDS: Final = 0.2
@@ -27,11 +27,13 @@ _STUCK_SECONDS: Final = 0.2
 class Lane:
     """One family's BLPOPs. Whoever holds ``lock`` may read; posted tags are first come first."""
 
-    def __init__(self, family: str, wait: Wait) -> None:
+    def __init__(self, family: Family, wait: Wait) -> None:
         self.family = family
+        self.next = family.next
         self.wait = wait
         self.lock = threading.Lock()
-        self.posted: deque[str] = deque()
+        self.posted: deque[tuple[str, bytes]] = deque()
+        """Tags, and the names of their lists."""
         self.abandoned = False
 
 
@@ -43,13 +45,14 @@ class Lanes:
     ) -> None:
         """Args: tags to foresee (0: none), how long one BLPOP waits, gives a tag's list."""
         self._inbox = inbox
-        self._seconds = blpop_seconds
-        self._name_of = name_of
         self.depth = depth
         """How many tags are foreseen; 0: none."""
-        self._lookahead = LookAhead(depth)
+        self._few = depth // 2
+        self._seconds = blpop_seconds
+        self._name_of = name_of
+        self._lookahead = LookAhead()
         self._lock = threading.Lock()
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[str, str], Lane] = {}
         self._by_tag: dict[str, Lane] = {}
         self._closed = False
 
@@ -57,25 +60,24 @@ class Lanes:
         """The lane on which a BLPOP for this tag is under way, if there is one."""
         return self._by_tag.get(tag)
 
-    def read(self, lane: Lane, tag: str) -> tuple[str, Buffer | None] | None:
+    def read(self, lane: Lane, tag: str) -> tuple[str, bytes, Buffer | None] | None:
         """The lane's next reply; call it with the lane's lock held, until it is ``tag``'s.
 
         Returns:
-            The tag that it answers, and the element, or None if none came in time. None
-            instead of both if the lane cannot bring ``tag`` any more.
+            The tag that it answers, its list, and the element, or None if none came in time.
+            None instead of all if the lane cannot bring ``tag`` any more.
 
         Raises:
             Interrupted, BrokerError: as `Wait.pop`; the lane is abandoned.
         """
-        if lane.abandoned:
-            self._end(lane)
+        if self._by_tag.get(tag) is not lane:
+            if lane.abandoned:
+                self._end(lane)
             return None
-        if tag not in lane.posted:
-            return None
-        head = lane.posted[0]
+        head, name = lane.posted[0]
         try:
             element = lane.wait.read_posted(
-                (self._name_of(head),), self._seconds if head == tag else None, _STUCK_SECONDS
+                name, self._seconds if head == tag else None, _STUCK_SECONDS
             )
         except TimeoutError:
             self._abandon_mine(lane)
@@ -84,36 +86,38 @@ class Lanes:
             self._abandon_mine(lane)
             raise
         with self._lock:
-            lane.posted.popleft()
+            if lane.posted:
+                lane.posted.popleft()
             self._by_tag.pop(head, None)
         if element is None and lane.posted:
             self._abandon_mine(lane)  # its next BLPOP is for a tag that nobody waits for
-        return head, element
+        return head, name, element
+
+    def go_on(self, lane: Lane) -> None:
+        """A message was received through this lane: see to it that it foresees enough.
+
+        Several BLPOPs are posted at once, so that they cost one system call.
+        """
+        if len(lane.posted) <= self._few and not lane.abandoned:
+            with self._lock:
+                if not lane.abandoned and not self._closed:
+                    self._post(lane)
 
     def foresee(self, tag: str) -> None:
-        """A message with this tag was received: post BLPOPs for those that come after it."""
-        if not self._lookahead.depth:
-            return
+        """A message with this tag was received otherwise: a lane may bring those after it."""
         with self._lock:
-            foreseen = self._lookahead.observe(tag)
-            if foreseen is None or self._closed:
+            family = self._lookahead.observe(tag)
+            if family is None or self._closed:
                 return
-            family, tags = foreseen
-            lane = self._lanes.get(family)
+            lane = self._lanes.get(family.name)
             if lane is None:
                 lane = self._open_lane(family)
                 if lane is None:
                     return
-            new = [t for t in tags if t not in self._by_tag]
-            if not new or (lane.posted and new[0] != tags[len(tags) - len(new)]):
-                return
-            try:
-                lane.wait.post([self._name_of(t) for t in new], self._seconds)
-            except BrokerError:
-                self._drop(lane)
-                return
-            lane.posted.extend(new)
-            self._by_tag.update(dict.fromkeys(new, lane))
+            elif lane.posted:
+                return  # this tag was left out; the lane is read or given up by others
+            lane.next = family.next
+            self._post(lane)
 
     def close(self) -> None:
         """Give all lanes up, and open no more."""
@@ -122,11 +126,23 @@ class Lanes:
             for lane in list(self._lanes.values()):
                 self._drop(lane)
 
-    def _open_lane(self, family: str) -> Lane | None:
+    def _post(self, lane: Lane) -> None:
+        count = self.depth - len(lane.posted)
+        new = [(tag, self._name_of(tag)) for tag in lane.family.tags(lane.next, count)]
+        try:
+            lane.wait.post([name for _, name in new], self._seconds)
+        except BrokerError:
+            self._drop(lane)
+            return
+        lane.next += count
+        lane.posted.extend(new)
+        self._by_tag.update(dict.fromkeys((tag for tag, _ in new), lane))
+
+    def _open_lane(self, family: Family) -> Lane | None:
         if len(self._lanes) >= _MAX_LANES:
             self._drop(next(iter(self._lanes.values())))
         try:
-            lane = self._lanes[family] = Lane(family, self._inbox.acquire())
+            lane = self._lanes[family.name] = Lane(family, self._inbox.acquire())
         except EndpointClosed:
             return None
         return lane
@@ -148,9 +164,9 @@ class Lanes:
 
     def _forget(self, lane: Lane) -> None:
         lane.abandoned = True
-        if self._lanes.get(lane.family) is lane:
-            del self._lanes[lane.family]
-        for tag in lane.posted:
+        if self._lanes.get(lane.family.name) is lane:
+            del self._lanes[lane.family.name]
+        for tag, _ in lane.posted:
             self._by_tag.pop(tag, None)
         lane.posted.clear()
 

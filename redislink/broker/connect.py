@@ -133,6 +133,20 @@ class BrokerConnection:
             raise translate_error_reply(self._label, reply.text)
         return reply
 
+    def read_popped(self, name: bytes, timeout: float) -> Any:
+        """As `pop`, for a BLPOP that was written before; ``timeout`` in seconds for the reply."""
+        try:
+            reply = self._wire.read_popped(name, timeout)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "waiting for a message") from None
+        except BaseException:
+            self.close()
+            raise
+        if type(reply) is ErrorReply:
+            raise translate_error_reply(self._label, reply.text)
+        return reply
+
     def read_integers(self) -> int:
         """Take the integer replies that have arrived whole; returns how many they were."""
         return self._wire.read_integers()

@@ -123,12 +123,12 @@ class Wait:
         connection.write((b"".join(pack_blpop((name,), timeout) for name in names),))
 
     def read_posted(
-        self, names: Sequence[bytes], blpop_timeout: float | None, patience: float
+        self, name: bytes, blpop_timeout: float | None, patience: float
     ) -> Buffer | None:
         """The reply to the earliest BLPOP posted and not read yet.
 
         Args:
-            names: the list that it was posted for.
+            name: the list that it was posted for.
             blpop_timeout: as it was posted with; None waits ``patience`` seconds only.
 
         Returns:
@@ -140,14 +140,17 @@ class Wait:
             BrokerError: the broker failed; the connection is closed.
         """
         connection = self._connection
-        if self._was_interrupted() or connection is None:
+        if self._interrupted or connection is None:
+            self._interrupted = False
             self.disconnect()
             raise Interrupted
         if blpop_timeout is None and not connection.wait_readable(patience):
             raise TimeoutError
         try:
-            reply = connection.read((blpop_timeout or 0.0) + self._margin)
-            return None if reply is None else _popped_untrusted(reply, names, self._broker.label)[1]
+            element = connection.read_popped(name, (blpop_timeout or 0.0) + self._margin)
+            if element is None or type(element) is bytes or type(element) is memoryview:
+                return element
+            raise _nonsense(self._broker.label)
         except BaseException:
             self.disconnect()
             if self._was_interrupted():

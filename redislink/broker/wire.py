@@ -70,6 +70,10 @@ class Wire(Protocol):
         """
         ...
 
+    def read_popped(self, name: bytes, timeout: float) -> Reply:
+        """The second half of `pop`, for a BLPOP that was sent before."""
+        ...
+
     def read_integers(self) -> int:
         """Take the integer replies that have arrived whole, up to one of another kind.
 
@@ -188,6 +192,12 @@ class SocketWire:
         key = b"$%d\r\n%b\r\n$" % (len(name), name)
         wait = b"%.3f" % seconds
         self._socket.sendall(b"*3\r\n$5\r\nBLPOP\r\n%b%d\r\n%b\r\n" % (key, len(wait), wait))
+        return self._read_popped(key, timeout)
+
+    def read_popped(self, name: bytes, timeout: float) -> Reply:
+        return self._read_popped(b"$%d\r\n%b\r\n$" % (len(name), name), timeout)
+
+    def _read_popped(self, key: bytes, timeout: float) -> Reply:
         if timeout != self._timeout:
             self._set_timeout(timeout)
         if self._start == self._end:
@@ -347,6 +357,9 @@ class LibraryWire:
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
         self.write((pack_blpop((name,), seconds),))
+        return self.read_popped(name, timeout)
+
+    def read_popped(self, name: bytes, timeout: float) -> Reply:
         reply = self.read(timeout)
         is_element = isinstance(reply, list) and len(reply) == 2 and reply[0] == name
         return reply[1] if is_element and isinstance(reply[1], bytes) else reply

@@ -8,6 +8,7 @@ the other, the next ones are foreseen. A wrong guess costs a BLPOP that nobody a
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 _NUMBER: Final = re.compile(r"[0-9]+")
@@ -15,23 +16,41 @@ _MAX_FAMILIES: Final = 256
 _MAX_DIGITS: Final = 15
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Tags that differ in one number.
+
+    Attributes:
+        before, after: what stands before the number, and after it.
+        next: the number of the tag that is expected next.
+    """
+
+    before: str
+    next: int
+    after: str
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """The same for all its tags, and for no other's."""
+        return self.before, self.after
+
+    def tags(self, first: int, count: int) -> list[str]:
+        """``count`` of its tags, from number ``first`` on."""
+        return [f"{self.before}{n}{self.after}" for n in range(first, first + count)]
+
+
 class LookAhead:
     """Watches the tags received from one peer. Not thread-safe."""
 
-    def __init__(self, depth: int) -> None:
-        """Args: how many tags to foresee; 0 foresees nothing."""
-        self.depth = depth
+    def __init__(self) -> None:
         self._last: dict[str, list[int]] = {}
 
-    def observe(self, tag: str) -> tuple[str, list[str]] | None:
+    def observe(self, tag: str) -> Family | None:
         """A message with this tag has come.
 
         Returns:
-            The name of its family and the ``depth`` tags that come after it; None if it is not
-            known how its family goes on.
+            How its family goes on; None if that is not known.
         """
-        if not self.depth:
-            return None
         texts = _NUMBER.findall(tag)
         if not texts or any(len(t) > _MAX_DIGITS or str(int(t)) != t for t in texts):
             return None
@@ -49,7 +68,4 @@ class LookAhead:
         place = changed[0]
         spans = [match.span() for match in _NUMBER.finditer(tag)]
         start, end = spans[place]
-        before, after = tag[:start], tag[end:]
-        first = numbers[place] + 1
-        following = [f"{before}{n}{after}" for n in range(first, first + self.depth)]
-        return f"{before}#{after}", following
+        return Family(tag[:start], numbers[place] + 1, tag[end:])
