@@ -266,7 +266,9 @@ class Endpoint:
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: after `close`.
         """
-        peer = self._peer(dst)
+        peer = self._peers.get(dst) if type(dst) is str else None
+        if peer is None:
+            peer = self._peer(dst)
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise PayloadTypeError(
@@ -335,7 +337,9 @@ class Endpoint:
 
         Raises: as `recv`.
         """
-        peer = self._peer(src)
+        peer = self._peers.get(src) if type(src) is str else None
+        if peer is None:
+            peer = self._peer(src)
         name = peer.in_prefix + keys.encode_tag(tag).encode()
         limit = self.settings.recv_timeout if timeout is None else timeout
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
@@ -369,7 +373,10 @@ class Endpoint:
                     if self._outage.lasts:
                         self._outage.ended()
                     if element is not None:
-                        opened = self._open(peer, name, element)
+                        try:
+                            opened = peer.codec.decode_untrusted(name, element)
+                        except FrameError as error:
+                            self._not_opened_by(peer, error)
                 with self._lock:
                     now = time.monotonic()
                     if opened is not None:
@@ -727,11 +734,13 @@ class Endpoint:
         """The frame and body of a list element; None if the peer has not sent it so."""
         try:
             return peer.codec.decode_untrusted(name, element)
-        except StaleError:
-            return None
         except FrameError as error:
-            self._not_a_frame_of(peer, error)
+            self._not_opened_by(peer, error)
             return None
+
+    def _not_opened_by(self, peer: _Peer, error: FrameError) -> None:
+        if not isinstance(error, StaleError):
+            self._not_a_frame_of(peer, error)
 
     def _take_data(
         self, peer: _Peer, tag: str, opened: tuple[Frame, bytes], now: float, *, take: bool

@@ -22,17 +22,15 @@ class Outage:
         self._limit = limit
         self._lock = threading.Lock()
         self._since: float | None = None
-        self._pause = _FIRST_PAUSE
-
-    @property
-    def lasts(self) -> bool:
+        self.lasts = False
         """True from a failure on, until the broker answers."""
-        return self._since is not None
+        self._pause = _FIRST_PAUSE
 
     def ended(self) -> None:
         """The broker answered."""
-        if self._since is not None:
+        if self.lasts:
             with self._lock:
+                self.lasts = False
                 self._since = None
                 self._pause = _FIRST_PAUSE
 
@@ -46,6 +44,7 @@ class Outage:
             raise error
         now = time.monotonic()
         with self._lock:
+            self.lasts = True
             if self._since is None:
                 self._since = now
             away = now - self._since

@@ -78,8 +78,7 @@ class Outbox:
             EndpointClosed: after `close`.
         """
         ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
-        pieces = pack_push(name, element, ttl_ms, clear=clear)
-        self._write(pieces, 3 if clear else 2, token)
+        self._write(pack_push(name, element, ttl_ms, clear), 3 if clear else 2, token)
 
     def delete(self, *names: bytes) -> None:
         """Remove lists; returns at once.

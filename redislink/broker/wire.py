@@ -108,9 +108,7 @@ def pack(command: Sequence[bytes | int | str]) -> bytes:
     return b"".join(packed)
 
 
-def pack_push(
-    name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, *, clear: bool
-) -> list[Buffer]:
+def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, clear: bool) -> list[Buffer]:
     """RPUSH of an element given in two parts, and PEXPIRE; before them DEL if ``clear``.
 
     Owes two replies, or three. Returns few pieces, so that a large part is not copied.
@@ -201,7 +199,7 @@ class SocketWire:
         if timeout != self._timeout:
             self._set_timeout(timeout)
         if self._start == self._end:
-            self._fill()
+            self._start, self._end = 0, self._receive_into(self._view)
         buffer, start, end = self._buffer, self._start, self._end
         if buffer.startswith(b"*2\r\n" + key, start, end):
             start += 4 + len(key)
@@ -211,7 +209,7 @@ class SocketWire:
                 start = found + 2
                 if 0 <= size <= end - start - 2:  # nearly always
                     self._start = start + size + 2
-                    return bytes(buffer[start : start + size])
+                    return bytes(self._view[start : start + size])
                 self._start = start
                 return self._read_bulk(size)
         return self._parse()  # it has not come in one piece, or is something else

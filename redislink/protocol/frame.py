@@ -37,6 +37,7 @@ MAX_TAG_CHARS: Final = 512
 _MAX_NUMBER: Final = (1 << 63) - 1
 # One call of it is one step for the interpreter, so threads may share it.
 _pack: Final = msgpack.Packer(autoreset=True).pack
+_unpack: Final = msgpack.unpackb
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
 _PREFIX_BYTES: Final = 3
@@ -384,9 +385,10 @@ def encode_header(frame: Frame) -> bytes:
             value = getattr(frame, name)
             values.append(value.to_wire() if type(value) is AckState else value)
         header = msgpack.packb(values)
-    if len(header) > MAX_HEADER_BYTES:
-        raise FrameError(f"a header of {len(header)} bytes is over {MAX_HEADER_BYTES}")
-    return _PREFIX(PROTOCOL_VERSION, len(header)) + header
+    size = len(header)
+    if size > MAX_HEADER_BYTES:
+        raise FrameError(f"a header of {size} bytes is over {MAX_HEADER_BYTES}")
+    return _PREFIX(PROTOCOL_VERSION, size) + header
 
 
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:
@@ -429,9 +431,23 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
     if header_end > len(element):
         raise FrameError("a frame that ends inside its header")
     try:
-        values = msgpack.unpackb(element[_PREFIX_BYTES:header_end])
+        values = _unpack(element[_PREFIX_BYTES:header_end])
     except Exception as error:  # noqa: BLE001 - msgpack documents no closed set for hostile input
         raise FrameError(f"a header that is not msgpack ({type(error).__name__})") from None
+    if type(values) is list and len(values) == 7 and values[0] == 2:
+        kind, seq, part, parts, previous, encoding, ack = values
+        if (  # DATA of one chunk, which nearly every frame is: as in `_from_values_untrusted`
+            part == 0
+            and parts == 1
+            and previous == 0
+            and encoding == 0
+            and type(kind) is type(part) is type(parts) is type(previous) is type(encoding) is int
+            and type(seq) is int
+            and 0 < seq <= _MAX_NUMBER
+        ):
+            if ack is not None:
+                ack = AckState.from_wire_untrusted(ack)
+            return whole_message(seq, _RAW, ack), header_end
     frame = _from_values_untrusted(values)
     if not frame.has_body and header_end != len(element):
         raise FrameError(f"a {frame.kind.name} frame with a body")
@@ -441,17 +457,6 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
 def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
         raise FrameError("a header that is not an array that begins with a kind")
-    if values[0] == 2 and len(values) == 7:
-        _, seq, part, parts, previous, encoding, ack = values
-        if (  # the same as below for DATA of one chunk, which nearly every frame is
-            type(seq) is type(part) is type(parts) is type(previous) is type(encoding) is int
-            and parts == 1
-            and part == previous == encoding == 0
-            and 0 < seq <= _MAX_NUMBER
-        ):
-            return whole_message(
-                seq, _RAW, None if ack is None else AckState.from_wire_untrusted(ack)
-            )
     cls = _CLASSES.get(values[0])
     if cls is None:
         raise FrameError(f"unknown frame kind {values[0]}")

@@ -91,8 +91,9 @@ class SealedCodec(Codec):
     """Elements that only the peer opens, and that only the peer can have made."""
 
     def __init__(self, keys: SealKeys) -> None:
-        self._data_out = AESGCM(keys.data_out)
-        self._data_in = AESGCM(keys.data_in)
+        # Bound methods, as these two are called for each message.
+        self._seal_data = AESGCM(keys.data_out).encrypt
+        self._open_data = AESGCM(keys.data_in).decrypt
         self._control_out = AESGCM(keys.control_out)
         self._control_in = AESGCM(keys.control_in)
         self._control_numbers = itertools.count(1)
@@ -103,7 +104,7 @@ class SealedCodec(Codec):
     ) -> tuple[bytes, bytes | memoryview]:
         if type(frame) is Data:
             header = encode_header(frame)
-            return header, self._data_out.encrypt(_nonce(frame.seq), body, name + header)
+            return header, self._seal_data(frame.seq.to_bytes(12, "big"), body, name + header)
         number = next(self._control_numbers)
         header = encode_header(Sealed(number))
         sealed = self._control_out.encrypt(_nonce(number), encode(frame, body), name + header)
@@ -121,7 +122,11 @@ class SealedCodec(Codec):
         header = element[:body_at]
         body = element[body_at:] if len(element) < _SMALL else memoryview(element)[body_at:]
         if type(frame) is Data:
-            return frame, _open(self._data_in, frame.seq, body, name + header)
+            try:
+                nonce = frame.seq.to_bytes(12, "big")
+                return frame, self._open_data(nonce, body, name + header)
+            except InvalidTag:
+                raise _does_not_open() from None
         if not isinstance(frame, Sealed):
             raise SealError(f"a {frame.kind.name} frame that is not sealed")
         inner = _open(self._control_in, frame.number, body, name + header)
@@ -169,4 +174,8 @@ def _open(key: AESGCM, number: int, sealed: BytesLike, authenticated: bytes) -> 
     try:
         return key.decrypt(_nonce(number), sealed, authenticated)
     except InvalidTag:
-        raise SealError("a frame that does not open: it was changed, moved or made up") from None
+        raise _does_not_open() from None
+
+
+def _does_not_open() -> SealError:
+    return SealError("a frame that does not open: it was changed, moved or made up")
