@@ -40,6 +40,7 @@ from redislink.errors import (
     EndpointClosed,
     FrameError,
     PayloadTypeError,
+    PeerClosed,
     RecvCancelled,
     RecvTimeout,
     RedisLinkError,
@@ -152,15 +153,25 @@ class SendHandle:
 
         Raises:
             SendTimeout: the peer has not received it in time.
+            PeerClosed: the peer has left the session without it.
             PeerError: the peer is gone, or its run failed.
         """
         limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
-        if not self._endpoint.wait_until(self.test, limit, ask=(self._peer.name,)):
+        if not self._endpoint.wait_until(self._is_decided, limit, ask=(self._peer.name,)):
             raise SendTimeout(
                 f"{self._endpoint.party}: {self._peer.name} has not taken the message with tag "
                 f"{self._tag!r:.120} in {limit:g} s: check that {self._peer.name} runs and "
                 "receives it"
             )
+        if not self.test():
+            raise PeerClosed(
+                self._peer.name,
+                f"{self._peer.name} has left the session without taking the message with tag "
+                f"{self._tag!r:.120}: check that both run the same program",
+            )
+
+    def _is_decided(self) -> bool:
+        return self.test() or self._peer.delivery.state is State.PEER_CLOSED
 
 
 class Endpoint:
@@ -417,6 +428,14 @@ class Endpoint:
 
         Raises: as `recv`, but never a timeout.
         """
+        message = self.peek_marked(src, tag)
+        return None if message is None else message[0]
+
+    def peek_marked(self, src: Party, tag: str) -> tuple[bytes, Encoding] | None:
+        """As `peek_message`, with the ``encoding`` that the sender gave.
+
+        Raises: as `peek_message`.
+        """
         peer = self._peer(src)
         name = peer.in_list(tag)
         give_up = time.monotonic() + self.settings.reply_timeout
@@ -425,7 +444,7 @@ class Endpoint:
                 self._check_usable()
                 message = peer.delivery.peek(tag)
             if message is not None:
-                return message[0]
+                return message
             wait = self._inbox.acquire()
             try:
                 element = wait.pop_now(name)

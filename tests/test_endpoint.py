@@ -13,6 +13,7 @@ from redislink import (
     HandshakeTimeout,
     PartyTaken,
     PayloadTypeError,
+    PeerClosed,
     RecvCancelled,
     RecvTimeout,
     SendTimeout,
@@ -135,6 +136,8 @@ class TestMessages:
         alice, bob = pair
         alice.send("bob", "t", b"raw")
         alice.send("bob", "t", b"x" * 3_000_000, encoding=Encoding.VALUE)
+        assert bob.has_message("alice", "t")
+        assert bob.peek_marked("alice", "t") == (b"raw", Encoding.RAW)
         assert bob.recv_marked("alice", "t") == (b"raw", Encoding.RAW)
         assert bob.recv_marked("alice", "t") == (b"x" * 3_000_000, Encoding.VALUE)
 
@@ -177,6 +180,15 @@ class TestHandles:
         bob.recv("alice", "t")
         handle.wait(10)
         assert handle.test()
+
+    def test_waiting_ends_when_the_peer_leaves_without_the_message(self, pair):
+        alice, bob = pair
+        handle = alice.send("bob", "never received", b"x")
+        thread, outcome = in_thread(lambda: handle.wait(20))
+        bob.close()
+        thread.join(10)
+        assert isinstance(outcome[0], PeerClosed)
+        assert "bob has left the session without taking" in str(outcome[0])
 
     def test_waiting_ends_with_an_error_that_names_the_peer(self, pair):
         handle = pair[0].send("bob", "t", b"x")

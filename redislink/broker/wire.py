@@ -17,6 +17,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
@@ -31,6 +32,10 @@ LARGE: Final = 64 << 10
 
 _BUFFER_BYTES: Final = 64 << 10
 _MAX_BULK: Final = 512 << 20
+_STEP: Final = 16 << 20
+_LARGEST_KEPT: Final = 4 << 20
+_LEAST_RATE: Final = 16 << 10
+"""Bytes per second at which a large bulk must come: a broker that drips holds nobody up."""
 _MAX_PIECES: Final = 512
 _MAX_DEPTH: Final = 8
 """No command used here answers with arrays in arrays in arrays."""
@@ -60,13 +65,16 @@ class Wire(Protocol):
         ...
 
     def read(self, timeout: float) -> Reply:
-        """The next reply, within ``timeout`` seconds."""
+        """The next reply, beginning within ``timeout`` seconds.
+
+        A large bulk is a view that is good until the next read.
+        """
         ...
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
         """BLPOP of one list, waiting ``seconds``, and `read`: the element alone, if it is one.
 
-        Any other reply is given as `read` gives it.
+        Any other reply is given as `read` gives it, but in a list where that is bytes.
         """
         ...
 
@@ -155,6 +163,8 @@ class SocketWire:
         self._write_timeout = timeout
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
+        self._large = bytearray()
+        """Kept for the next large bulk: fresh pages cost more than what is read into them."""
         self._start = self._end = 0
         if self._tls:
             self._socket.settimeout(timeout)
@@ -190,12 +200,12 @@ class SocketWire:
         key = b"$%d\r\n%b\r\n$" % (len(name), name)
         wait = b"%.3f" % seconds
         self._socket.sendall(b"*3\r\n$5\r\nBLPOP\r\n%b%d\r\n%b\r\n" % (key, len(wait), wait))
-        return self._read_popped(key, timeout)
+        return self._read_popped(name, key, timeout)
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
-        return self._read_popped(b"$%d\r\n%b\r\n$" % (len(name), name), timeout)
+        return self._read_popped(name, b"$%d\r\n%b\r\n$" % (len(name), name), timeout)
 
-    def _read_popped(self, key: bytes, timeout: float) -> Reply:
+    def _read_popped(self, name: bytes, key: bytes, timeout: float) -> Reply:
         if timeout != self._timeout:
             self._set_timeout(timeout)
         if self._start == self._end:
@@ -212,7 +222,7 @@ class SocketWire:
                     return bytes(self._view[start : start + size])
                 self._start = start
                 return self._read_bulk(size)
-        return self._parse()  # it has not come in one piece, or is something else
+        return _element_of(self._parse(), name)  # it came in pieces, or is something else
 
     def read_integers(self) -> int:
         whole = _INTEGERS(self._buffer, self._start, self._end)
@@ -293,13 +303,22 @@ class SocketWire:
             bulk = bytes(self._view[self._start : self._start + size])
             self._start += size + 2
             return bulk
-        whole = memoryview(bytearray(size + 2))
+        # Never more at once than what is likely: the size is the broker's word.
+        whole = self._large if size + 2 <= len(self._large) else bytearray(min(size + 2, _STEP))
+        if len(whole) <= _LARGEST_KEPT:
+            self._large = whole
+        give_up = time.monotonic() + self._timeout + size / _LEAST_RATE
         have = min(self._end - self._start, size + 2)
         whole[:have] = self._view[self._start : self._start + have]
         self._start += have
         while have < size + 2:
-            have += self._receive_into(whole[have:])
-        return whole[:size]
+            if have == len(whole):
+                whole += bytes(min(size + 2 - have, len(whole)))
+            with memoryview(whole) as view:
+                have += self._receive_into(view[have : size + 2])
+            if time.monotonic() > give_up:
+                raise TimeoutError("a reply that comes too slowly")
+        return memoryview(whole)[:size]
 
     def _fill(self) -> None:
         """More bytes into the buffer, which holds less than a line or a small bulk."""
@@ -358,9 +377,7 @@ class LibraryWire:
         return self.read_popped(name, timeout)
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
-        reply = self.read(timeout)
-        is_element = isinstance(reply, list) and len(reply) == 2 and reply[0] == name
-        return reply[1] if is_element and isinstance(reply[1], bytes) else reply
+        return _element_of(self.read(timeout), name)
 
     def read_integers(self) -> int:
         return 0  # it does not say what it has read
@@ -377,6 +394,13 @@ class LibraryWire:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._connection.disconnect()
+
+
+def _element_of(reply: Reply, name: bytes) -> Reply:
+    """See `Wire.pop`."""
+    if isinstance(reply, list) and len(reply) == 2 and reply[0] == name:
+        return reply[1] if isinstance(reply[1], bytes | memoryview) else reply
+    return [reply] if isinstance(reply, bytes | memoryview) else reply
 
 
 def _poll(readable: socket.socket, seconds: float) -> bool:

@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import itertools
+import threading
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -36,6 +37,9 @@ from redislink.protocol.frame import (
     encode_header,
 )
 
+_LARGE: Final = 64 << 10
+_LARGEST_KEPT: Final = 4 << 20
+"""Bodies of sizes between these are sealed into memory that is kept."""
 _SMALL: Final = 16 << 10
 """Bytes below which a copy costs less than a view."""
 SEAL_BYTES: Final = 16
@@ -48,7 +52,10 @@ class Codec(Protocol):
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview
     ) -> tuple[bytes, bytes | memoryview]:
-        """The element to push onto list ``name``, in two parts: a large body is not copied."""
+        """The element to push onto list ``name``, in two parts: a large body is not copied.
+
+        The second part is good until this thread calls this again.
+        """
         ...
 
     def encode(self, name: bytes, frame: Frame, body: bytes | memoryview) -> bytes:
@@ -91,24 +98,36 @@ class SealedCodec(Codec):
     """Elements that only the peer opens, and that only the peer can have made."""
 
     def __init__(self, keys: SealKeys) -> None:
-        # Bound methods, as these two are called for each message.
-        self._seal_data = AESGCM(keys.data_out).encrypt
-        self._open_data = AESGCM(keys.data_in).decrypt
+        self._data_out = AESGCM(keys.data_out)
+        self._data_in = AESGCM(keys.data_in)
         self._control_out = AESGCM(keys.control_out)
         self._control_in = AESGCM(keys.control_in)
         self._control_numbers = itertools.count(1)
         self._control_window = ReplayWindow()
+        self._thread = threading.local()
 
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview
     ) -> tuple[bytes, bytes | memoryview]:
         if type(frame) is Data:
             header = encode_header(frame)
-            return header, self._seal_data(frame.seq.to_bytes(12, "big"), body, name + header)
+            nonce = frame.seq.to_bytes(12, "big")
+            if _LARGE <= len(body) <= _LARGEST_KEPT:
+                scratch = self._scratch_of(len(body) + SEAL_BYTES)
+                self._data_out.encrypt_into(nonce, body, name + header, scratch)
+                return header, scratch
+            return header, self._data_out.encrypt(nonce, body, name + header)
         number = next(self._control_numbers)
         header = encode_header(Sealed(number))
         sealed = self._control_out.encrypt(_nonce(number), encode(frame, body), name + header)
         return header, sealed
+
+    def _scratch_of(self, size: int) -> memoryview:
+        """Memory of this thread's own: fresh pages for each large body cost more than sealing."""
+        scratch = getattr(self._thread, "scratch", b"")
+        if len(scratch) < size:
+            scratch = self._thread.scratch = bytearray(size)
+        return memoryview(scratch)[:size]
 
     def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
         """As `Codec.decode_untrusted`.
@@ -124,7 +143,7 @@ class SealedCodec(Codec):
         if type(frame) is Data:
             try:
                 nonce = frame.seq.to_bytes(12, "big")
-                return frame, self._open_data(nonce, body, name + header)
+                return frame, self._data_in.decrypt(nonce, body, name + header)
             except InvalidTag:
                 raise _does_not_open() from None
         if not isinstance(frame, Sealed):

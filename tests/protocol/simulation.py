@@ -822,7 +822,7 @@ def kept_internally(delivery: Delivery) -> dict[str, object]:
             "in_flight_bytes",
         )
     }
-    kept |= {"tags": delivery._reassembly._tags, "ranges": delivery._received._starts}
+    kept |= {"tags": delivery._reassembly.tags, "ranges": delivery._received._starts}
     return {name: value for name, value in kept.items() if value}
 
 

@@ -98,7 +98,7 @@ def test_any_order_and_duplicates(messages, chunk, copies, rng):
     reassembly, received = feed(frames)
     assert take_all(reassembly, "t") == messages
     assert received.cumulative == first - 1
-    assert not reassembly._tags
+    assert not reassembly.tags
 
 
 @given(st.data())
@@ -135,7 +135,7 @@ def test_order_per_tag_with_acks_in_between(data):
     while under_way:
         arrive()
     assert taken == sent
-    assert not reassembly._tags
+    assert not reassembly.tags
 
 
 @given(

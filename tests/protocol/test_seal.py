@@ -303,6 +303,10 @@ class Recorder:
         assert self._used.setdefault(nonce, content) == content, "one nonce for two contents"
         return self._key.encrypt(nonce, data, associated)
 
+    def encrypt_into(self, nonce, data, associated, out):
+        out[:] = self.encrypt(nonce, data, associated)
+        return len(out)
+
     def decrypt(self, nonce, data, associated):
         return self._key.decrypt(nonce, data, associated)
 

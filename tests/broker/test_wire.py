@@ -1,0 +1,154 @@
+"""The wire, fed with bytes in pieces of every size by a server that answers what it likes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from redislink.broker import wire
+from redislink.broker.wire import ErrorReply, SocketWire, WireError, pack_blpop, pack_push
+
+NAME = b"rl:{s:bob}:alice:0:t"
+
+
+class Line:
+    """A wire and the server's end of its socket."""
+
+    def __init__(self) -> None:
+        self.server, client = socket.socketpair()
+        self.wire = SocketWire(_Connection(client), timeout=5.0)
+
+    def say(self, data: bytes) -> None:
+        self.server.sendall(data)
+
+    def close(self) -> None:
+        self.server.close()
+        self.wire.close()
+
+
+class _Connection:
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+
+    def _get_socket(self) -> socket.socket:
+        return self._client
+
+    def disconnect(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    line = Line()
+    yield line
+    line.close()
+
+
+def popped(element: bytes, name: bytes = NAME) -> bytes:
+    return b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(name), name, len(element), element)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 65_000, 65_536, 200_000])
+def test_a_pop_gives_the_element_alone(line: Line, size: int) -> None:
+    element = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    feeder = threading.Thread(target=line.say, args=(popped(element) + popped(b"next"),))
+    feeder.start()
+    assert line.wire.pop(NAME, 1.0, 5.0) == element
+    assert line.wire.pop(NAME, 1.0, 5.0) == b"next"
+    feeder.join()
+    assert line.server.recv(1000) == 2 * pack_blpop((NAME,), 1.0)
+
+
+@pytest.mark.parametrize("cut", range(1, len(popped(b"element"))))
+def test_a_reply_cut_anywhere(line: Line, cut: int) -> None:
+    whole = popped(b"element")
+    line.say(whole[:cut])
+    later = threading.Timer(0.005, line.say, (whole[cut:],))
+    later.start()
+    assert line.wire.pop(NAME, 1.0, 5.0) == b"element"
+    later.join()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"*-1\r\n", None),
+        (b":5\r\n", 5),
+        (popped(b"e", b"another"), [b"another", b"e"]),
+        (b"+OK\r\n", [b"OK"]),
+        (b"$1\r\nx\r\n", [b"x"]),
+    ],
+)
+def test_a_pop_answered_otherwise(line: Line, said: bytes, expected: Any) -> None:
+    line.say(said)
+    assert line.wire.pop(NAME, 1.0, 5.0) == expected
+
+
+def test_an_error_reply_to_a_pop(line: Line) -> None:
+    line.say(b"-NOPERM no\r\n")
+    reply = line.wire.pop(NAME, 1.0, 5.0)
+    assert isinstance(reply, ErrorReply)
+    assert reply.text == "NOPERM no"
+
+
+def test_integers_are_taken_up_to_what_is_something_else(line: Line) -> None:
+    line.say(b":1\r\n:0\r\n:12\r\n-OOM full\r\n:1\r\n:")
+    assert line.wire.readable()
+    assert line.wire.read_integers() == 3
+    assert line.wire.read_integers() == 0
+    assert isinstance(line.wire.read(5.0), ErrorReply)
+    assert line.wire.read_integers() == 1
+    assert line.wire.read_integers() == 0  # the last is not whole yet
+
+
+@pytest.mark.parametrize("size", [-2, (512 << 20) + 1])
+def test_a_size_that_cannot_be(line: Line, size: int) -> None:
+    line.say(b"*2\r\n$%d\r\n%b\r\n$%d\r\n" % (len(NAME), NAME, size))
+    with pytest.raises(WireError):
+        line.wire.pop(NAME, 1.0, 5.0)
+
+
+def test_a_large_size_takes_no_memory_before_it_comes(line: Line) -> None:
+    line.say(b"$%d\r\nshort" % (400 << 20))
+    line.server.shutdown(socket.SHUT_WR)
+    with pytest.raises(WireError, match="closed"):
+        line.wire.read(5.0)
+    assert len(line.wire._large) <= 4 << 20
+
+
+def test_a_broker_that_drips_holds_nobody_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 3))
+    monkeypatch.setattr(wire.time, "monotonic", lambda: float(next(clock)))
+    line.say(b"$100000\r\n")
+    done = threading.Event()
+
+    def drip() -> None:
+        while not done.is_set():
+            try:
+                line.say(b"x")
+            except OSError:
+                return
+            done.wait(0.001)
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    with pytest.raises(TimeoutError, match="too slowly"):
+        line.wire.read(1.0)
+    done.set()
+    dripping.join()
+
+
+def test_a_push_is_one_write_with_its_expiry() -> None:
+    small = pack_push(NAME, (b"head", b"body"), 5000, clear=True)
+    assert small == [
+        b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (len(NAME), NAME)
+        + b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$8\r\nheadbody\r\n" % (len(NAME), NAME)
+        + b"*3\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$4\r\n5000\r\n" % (len(NAME), NAME)
+    ]
+    large = bytes(100_000)
+    pieces = pack_push(NAME, (b"head", large), 5000, clear=False)
+    assert pieces[1] is large
