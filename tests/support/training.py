@@ -21,6 +21,7 @@ import yaml
 
 from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
+from redislink.errors import BrokerUnreachable
 from redislink.testing import Proxy
 from redislink.trial import write_trial
 from tests.support.ledger import Comparison, compare
@@ -123,9 +124,16 @@ def train(
     write_trial(cluster, path, key_files, "of one test")
     progress, counts = Progress(), Counter[str]()
     results: dict[str, dict[str, Any]] = {}
+    died: list[str] = []
+
+    def inject(injector: Injector) -> None:
+        try:
+            injector(progress, counts)
+        except Exception as error:  # noqa: BLE001 - a run that was not disturbed proves nothing
+            died.append(f"an injector of faults died: {error!r}")
+
     threads = [
-        threading.Thread(target=injector, args=(progress, counts), daemon=True)
-        for injector in injectors
+        threading.Thread(target=inject, args=(injector,), daemon=True) for injector in injectors
     ]
     started = time.monotonic()
     with ExitStack() as stack:
@@ -169,6 +177,7 @@ def train(
         thread.join(30)
     outcome = Outcome(counts, codes, results, lines, seconds)
     outcome.problems = [f"{p}: exit code {c}: {lines[p]}" for p, c in codes.items() if c != 0]
+    outcome.problems += died
     if len(results) == len(PARTIES):
         outcome.comparison = compare({name: r["ledger"] for name, r in results.items()})
     return outcome
@@ -221,7 +230,10 @@ def kill_clients(server: EmbeddedBroker, every: float) -> Injector:
     def inject(progress: Progress, counts: Counts) -> None:
         admin = Admin(server)
         while not progress.over.wait(every):
-            killed = admin(b"CLIENT", b"KILL", b"TYPE", b"normal")
+            try:
+                killed = admin(b"CLIENT", b"KILL", b"TYPE", b"normal")
+            except BrokerUnreachable:
+                continue  # something else kills the broker just now
             counts["connections killed"] += killed
             counts["CLIENT KILL"] += 1
         admin.close()
@@ -235,8 +247,11 @@ def flushes(server: EmbeddedBroker, seed: int, between: tuple[float, float]) -> 
     def inject(progress: Progress, counts: Counts) -> None:
         admin, chance = Admin(server), random.Random(seed)
         while not progress.over.wait(chance.uniform(*between)):
-            keys = admin(b"DBSIZE")
-            admin(b"FLUSHALL")
+            try:
+                keys = admin(b"DBSIZE")
+                admin(b"FLUSHALL")
+            except BrokerUnreachable:
+                continue  # something else kills the broker, or its connections, just now
             counts["FLUSHALL"] += 1
             counts["keys flushed"] += keys
         admin.close()
