@@ -226,6 +226,7 @@ class Delivery:
         self._next_heartbeat = now + timing.heartbeat_interval
         self._peer_last = 0
         self._fin_answered = False
+        self._has_answered_fin = False
         self._next_fin = now
 
     # -- sending ---------------------------------------------------------------------------
@@ -373,6 +374,8 @@ class Delivery:
         for wait in self._waits.values():
             wait.next_probe = now
         self._next_heartbeat = self._next_fin = now
+        if self._has_answered_fin and self.state is not State.FAILED:
+            self._answer_fin()  # it may have been lost, and the peer waits for it
         self._pump(now)
 
     # -- receiving -------------------------------------------------------------------------
@@ -868,10 +871,14 @@ class Delivery:
             return
         self._peer_last = fin.last
         if self.state is not State.CLOSING:  # else our own FIN says it
-            # Once we have left, a peer must not wait for us to take the rest.
-            stays = self.state is not State.CLOSED or self._received.cumulative >= fin.last
-            self._push_control(Fin(0, self._ack_state(), answer=stays))
+            self._has_answered_fin = True
+            self._answer_fin()
         self._step(Event.FIN)
+
+    def _answer_fin(self) -> None:
+        # Once we have left, a peer must not wait for us to take the rest.
+        stays = self.state is not State.CLOSED or self._received.cumulative >= self._peer_last
+        self._push_control(Fin(0, self._ack_state(), answer=stays))
 
     def _finish_if_done(self) -> None:
         if self.state is State.CLOSING and self._fin_answered and self.all_acked:

@@ -778,6 +778,15 @@ def test_an_answer_that_we_did_not_ask_for_is_nothing(alone):
     assert alone.state is State.CLOSING
 
 
+def test_an_answer_to_fin_is_said_again_after_a_reconnect(alone):
+    """Found by the soak (seed 32710): each answer fell into an outage of ours, for 30 s."""
+    alone.receive_control(Fin(0, AckState(0)), 0.0)
+    alone.close(0.1)
+    assert any(fin.answer for fin in control(alone.pushes(), Fin))
+    alone.reconnected(1.0)
+    assert [fin.answer for fin in control(alone.pushes(), Fin)] == [True]
+
+
 def test_fin_is_said_until_it_is_answered(alone):
     alone.close(0.0)
     alone.pushes()
