@@ -41,6 +41,7 @@ _CONTROL_WAIT: Final = 1.0
 _MOST_CONTROL_LOSSES: Final = 3
 _ELEMENT_OVERHEAD: Final = 100
 _CLOSE_SECONDS: Final = 300.0
+_LIST_TTL: Final = 3600.0
 _LONGEST_RUN: Final = 20_000.0
 _COUNTED: Final = ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent")
 
@@ -134,6 +135,7 @@ class SimulatedBroker:
     def __init__(self, world: World) -> None:
         self._world = world
         self.lists: dict[ListKey, deque[Element]] = {}
+        self._expires: dict[ListKey, float] = {}
         self.bytes = 0
         self.peak: dict[tuple[str, str], int] = defaultdict(int)
         self.pair_bytes: dict[tuple[str, str], int] = defaultdict(int)
@@ -147,6 +149,7 @@ class SimulatedBroker:
 
     def append(self, key: ListKey, element: Element) -> None:
         self.lists.setdefault(key, deque()).append(element)
+        self._expires[key] = self._world.now + _LIST_TTL
         self._count(key, element.size)
 
     def pop(self, key: ListKey) -> Element | None:
@@ -182,6 +185,9 @@ class SimulatedBroker:
         capacity = self._world.faults.capacity
         if capacity is None or self.bytes + size <= capacity:
             return True
+        # What the broker itself has doubled is junk that only its time to live removes.
+        for key in [key for key in self.lists if self._expires[key] <= self._world.now]:
+            self.delete(key)
         while self._world.faults.evicts and self.lists and self.bytes + size > capacity:
             self.delete(self._world.rng.choice(list(self.lists)))
         return self.bytes + size <= capacity
