@@ -7,6 +7,7 @@ environment, configures no logging and does not import ``spu``. What needs SPU i
 
 from redislink._version import __version__
 from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
+from redislink.communicator import Communicator, RedisCommunicator, Request, ThreadCommunicator
 from redislink.endpoint import Endpoint, EndpointStats, SendHandle, connect
 from redislink.errors import (
     BrokerAuthError,
@@ -22,6 +23,8 @@ from redislink.errors import (
     FrameError,
     HandshakeTimeout,
     LinkError,
+    LoadFailed,
+    NotRevealed,
     PartyTaken,
     PayloadTypeError,
     PeerAborted,
@@ -29,6 +32,7 @@ from redislink.errors import (
     PeerError,
     PeerLost,
     PeerRestarted,
+    ProgramDiverged,
     RecvCancelled,
     RecvTimeout,
     RedisLinkError,
@@ -37,8 +41,10 @@ from redislink.errors import (
     SecurityMismatch,
     SendTimeout,
     UsageError,
+    ValueDecodeError,
 )
 from redislink.settings import RedisLinkSettings
+from redislink.values import decode_value_untrusted, encode_value, register_dataclass
 
 __all__ = [
     "BrokerAuthError",
@@ -50,6 +56,7 @@ __all__ = [
     "BrokerUnreachable",
     "ClusterMismatch",
     "ClusterSpec",
+    "Communicator",
     "ConfigError",
     "DeviceSpec",
     "Endpoint",
@@ -58,7 +65,9 @@ __all__ = [
     "FrameError",
     "HandshakeTimeout",
     "LinkError",
+    "LoadFailed",
     "Mask",
+    "NotRevealed",
     "PartySpec",
     "PartyTaken",
     "PayloadTypeError",
@@ -67,17 +76,25 @@ __all__ = [
     "PeerError",
     "PeerLost",
     "PeerRestarted",
+    "ProgramDiverged",
     "RecvCancelled",
     "RecvTimeout",
+    "RedisCommunicator",
     "RedisLinkError",
     "RedisLinkSettings",
+    "Request",
     "SealError",
     "SecurityError",
     "SecurityMismatch",
     "SendHandle",
     "SendTimeout",
+    "ThreadCommunicator",
     "UsageError",
+    "ValueDecodeError",
     "__version__",
     "connect",
+    "decode_value_untrusted",
+    "encode_value",
     "load_cluster",
+    "register_dataclass",
 ]
