@@ -24,6 +24,7 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import struct
 import sys
@@ -116,15 +117,12 @@ def register_dataclass(cls: _Class, name: str | None = None) -> _Class:
     """
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise UsageError(f"register_dataclass takes a dataclass, not {cls!r:.80}")
-    fields = dataclasses.fields(cls)
-    pseudo = set(cls.__dataclass_fields__) - {field.name for field in fields}
-    hidden = [field.name for field in fields if not field.init]
-    classvars = {n for n in pseudo if "ClassVar" in repr(cls.__dataclass_fields__[n]._field_type)}  # type: ignore[attr-defined]
-    hidden += sorted(pseudo - classvars)
+    fields = tuple(field.name for field in dataclasses.fields(cls))
+    hidden = sorted({*fields} ^ {*inspect.signature(cls).parameters})
     if hidden:
         raise UsageError(
-            f"dataclass {cls.__qualname__}: {', '.join(hidden)} cannot be rebuilt from the "
-            "fields: use no init=False and no InitVar in a class that travels"
+            f"dataclass {cls.__qualname__}: __init__ does not take just the fields, see "
+            f"{', '.join(hidden)}: use no init=False and no InitVar in a class that travels"
         )
     chosen = cls.__qualname__ if name is None else name
     if not isinstance(chosen, str) or not 1 <= len(_utf8_or_empty(chosen)) <= MAX_NAME_BYTES:
@@ -132,7 +130,7 @@ def register_dataclass(cls: _Class, name: str | None = None) -> _Class:
             f"dataclass {cls.__qualname__}: a name is a str of 1 to {MAX_NAME_BYTES} bytes: "
             "pass another name="
         )
-    entry = _Registered(chosen, cls, tuple(field.name for field in fields))
+    entry = _Registered(chosen, cls, fields)
     with _registry_lock:
         other = _by_name.get(chosen)
         if other is not None and _place(other.cls) != _place(cls):
@@ -225,7 +223,7 @@ class _Encoder:
         try:
             self._append(self._packer.pack(value))
         except OverflowError:
-            length = value.bit_length() // 8 + 1
+            length = (value if value >= 0 else ~value).bit_length() // 8 + 1
             if length > MAX_INT_BYTES:
                 raise _NotEncodable(
                     f"is an int of {length} bytes, more than {MAX_INT_BYTES}: send it as bytes"
@@ -337,6 +335,8 @@ class _Encoder:
         if array.ndim > MAX_NDIM:
             raise _NotEncodable(f"has {array.ndim} dimensions, more than {MAX_NDIM}: reshape it")
         array = np.asarray(array, dtype=_DTYPES[name], order="C")
+        if name == "bool" and _has_other_bytes(array):
+            array = array.view(np.uint8) != 0
         pack = self._packer.pack
         meta = self._packer.pack_array_header(1 + array.ndim) + pack(name)
         meta += b"".join(pack(length) for length in array.shape)
@@ -355,6 +355,11 @@ def _ext_header(code: int, length: int) -> bytes:
     if length < 1 << 8:
         return bytes([0xC7, length, code])
     return struct.pack(">BIB", 0xC9, length, code)
+
+
+def _has_other_bytes(array: _DataArray) -> bool:
+    """True if a bool array holds bytes that are neither 0 nor 1, as a view may."""
+    return bool(array.size) and int(array.view(np.uint8).max()) > 1
 
 
 def _as_array(value: Any) -> _DataArray:
@@ -412,7 +417,8 @@ def decode_value_untrusted(data: bytes) -> Any:
     return value
 
 
-_INTS: Final = {
+_NUMBERS: Final = {
+    0xCB: struct.Struct(">d"),
     0xCC: struct.Struct(">B"),
     0xCD: struct.Struct(">H"),
     0xCE: struct.Struct(">I"),
@@ -427,7 +433,6 @@ _LENGTHS: Final = {
     **dict.fromkeys((0xC5, 0xC8, 0xDA, 0xDC, 0xDE), struct.Struct(">H")),
     **dict.fromkeys((0xC6, 0xC9, 0xDB, 0xDD, 0xDF), struct.Struct(">I")),
 }
-_FLOAT: Final = struct.Struct(">d")
 _FIXED_EXT: Final = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _CONSTANTS: Final = {0xC0: None, 0xC2: False, 0xC3: True}
 
@@ -454,14 +459,11 @@ class _Decoder:
             return first
         if first >= 0xE0:
             return first - 0x100
-        if first in _INTS:
-            (number,) = _INTS[first].unpack_from(data, self.at)
-            self.at += _INTS[first].size
+        form = _NUMBERS.get(first)
+        if form is not None:
+            (number,) = form.unpack_from(data, self.at)
+            self.at += form.size
             return number
-        if first == 0xCB:
-            (real,) = _FLOAT.unpack_from(data, self.at)
-            self.at += 8
-            return real
         if 0xA0 <= first < 0xC0:
             return self._text(first & 0x1F)
         if first in _CONSTANTS:
@@ -616,13 +618,14 @@ class _Decoder:
         shape = [self.value(MAX_DEPTH + 1) for _ in range(count - 1)]
         if not all(type(n) is int and 0 <= n <= sys.maxsize for n in shape):
             self.fail("an array's shape is not of whole numbers from 0")
-        padding = end - self.at - math.prod(shape) * dtype.itemsize
-        if not 0 <= padding < _ALIGNMENT or any(self._data[self.at : self.at + padding]):
+        start = self.at + -self.at % _ALIGNMENT
+        if start + math.prod(shape) * dtype.itemsize != end or any(self._data[self.at : start]):
             self.fail("an array has more or fewer elements than its shape says")
-        start = self.at + padding
         try:
             array: _DataArray = np.ndarray(tuple(shape), dtype, self._data, start)
         except (ValueError, OverflowError, MemoryError, TypeError) as error:
             self.fail("numpy has no arrays of such a shape", error)
+        if name == "bool" and _has_other_bytes(array):
+            self.fail("a bool array has other bytes than 0 and 1")
         self.at = end
         return array
