@@ -45,6 +45,8 @@ from redislink.values import decode_value_untrusted, encode_value
 
 DEFAULT_NAMESPACE: Final = "app"
 MAX_NAMESPACE_BYTES: Final = 256
+_TAG_SIGN: Final = ":"
+_CANCEL_INTERVAL: Final = 0.02
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*", re.ASCII)
 _Message = tuple[bytes, Encoding]
 _T = TypeVar("_T")
@@ -184,7 +186,8 @@ class Communicator(ABC):
     def sub(self, name: str) -> Self:
         """The same parties, with a tag namespace of its own beneath this one.
 
-        Closing it ends its own calls and those of its own subs, and tells no peer.
+        Closing it ends the receives in it and in its own subs, and tells no peer; leaving its
+        ``with`` block by an exception aborts the session, as `abort` does.
 
         Args:
             name: 1 or more characters of ``A-Z a-z 0-9 _ . -``; the same at every party. The
@@ -292,7 +295,7 @@ class Communicator(ABC):
             raise UsageError(
                 f"{self.party}: a tag is a str of 1 or more characters, not {tag!r:.80}"
             )
-        full = f"{_prefix(self.namespace)}:{tag}"
+        full = f"{_prefix(self.namespace)}{_TAG_SIGN}{tag}"
         try:
             keys.encode_tag(full)
         except UsageError as error:
@@ -308,8 +311,9 @@ class Communicator(ABC):
         try:
             return decode_value_untrusted(data)
         except ValueDecodeError as error:
+            name = src if isinstance(src, str) else self.party_names[src]
             raise ValueDecodeError(
-                f"{self.party}: the message from {src} with tag {tag!r:.120} is {error}"
+                f"{self.party}: the message from {name} with tag {tag!r:.120} is {error}"
             ) from error.__cause__
 
 
@@ -324,6 +328,8 @@ class RedisCommunicator(Communicator):
         """
         super().__init__(namespace)
         self._endpoint = endpoint
+        self._receiving = 0
+        self._changed = threading.Condition()
         self.party, self.rank = endpoint.party, endpoint.rank
         self.party_names = tuple(endpoint.cluster.party_names)
 
@@ -345,13 +351,20 @@ class RedisCommunicator(Communicator):
         self._endpoint.close()
 
     def _make_sub(self, namespace: str) -> Self:
-        return type(self)(self._endpoint, namespace)
+        child = type(self)(self._endpoint, namespace)
+        child._changed = self._changed
+        return child
 
     def _wake_sub(self) -> None:
-        for peer in self.party_names:
-            if peer != self.party:
-                for end in (":", "/"):
-                    self._endpoint.cancel_recv(peer, _prefix(self.namespace) + end)
+        # A receive that has only begun may not be seen by the first cancel.
+        while self._receiving:
+            for peer in self.party_names:
+                if peer != self.party:
+                    for end in (_TAG_SIGN, "/"):
+                        self._endpoint.cancel_recv(peer, f"{_prefix(self.namespace)}{end}")
+            with self._changed:
+                if self._receiving:
+                    self._changed.wait(_CANCEL_INTERVAL)
 
     def _send(self, dst: Party, tag: str, data: bytes, encoding: Encoding) -> Request:
         return self._endpoint.send(dst, tag, data, encoding=encoding)
@@ -359,11 +372,27 @@ class RedisCommunicator(Communicator):
     def _recv(self, src: Party, tag: str, timeout: float | None) -> _Message:
         if timeout == 0:
             self._endpoint.peek_message(src, tag)  # fetches what the broker has
+        limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        self._count_receiving(1)
         try:
-            return self._endpoint.recv_marked(src, tag, timeout)
-        except RecvCancelled:
-            self._check_open()
-            raise
+            while True:
+                self._check_open()
+                try:
+                    return self._endpoint.recv_marked(src, tag, limit)
+                except RecvCancelled:
+                    # Of this sub, or of another with the same namespace, which is not ours.
+                    limit = max(0.0, deadline - time.monotonic())
+        finally:
+            self._count_receiving(-1)
+
+    def _count_receiving(self, change: int) -> None:
+        with self._changed:
+            link: Communicator | None = self
+            while isinstance(link, RedisCommunicator):
+                link._receiving += change
+                link = link._parent
+            self._changed.notify_all()
 
     def _peek(self, src: Party, tag: str) -> _Message | None:
         if self._endpoint.peek_message(src, tag) is None:
@@ -374,7 +403,10 @@ class RedisCommunicator(Communicator):
 
 
 class ThreadCommunicator(Communicator):
-    """A communicator between threads of one process: `make` makes one for each party."""
+    """A communicator between threads of one process: `make` makes one for each party.
+
+    What a peer has not taken yet lies in memory, without bound.
+    """
 
     def __init__(self, hub: _Hub, rank: int, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Not for users: `make` is."""
@@ -443,9 +475,12 @@ class ThreadCommunicator(Communicator):
     def _recv(self, src: Party, tag: str, timeout: float | None) -> _Message:
         peer = self._peer(src)
         limit = self._hub.recv_timeout if timeout is None else timeout
-        message = self._hub.wait(
-            self.rank, lambda: self._hub.take(self.rank, peer, tag), limit, self._check_open
-        )
+
+        def take() -> _Queued | None:
+            self._check_open()
+            return self._hub.take(self.rank, peer, tag)
+
+        message = self._hub.wait(self.rank, take, limit)
         if message is None:
             raise RecvTimeout(
                 f"{self.party}: waited {limit:g} s for tag {tag!r:.120} from "
@@ -504,7 +539,7 @@ class _ThreadRequest:
             )
             return None
 
-        if hub.wait(mine.rank, received, limit, mine._check_open) is None:
+        if hub.wait(mine.rank, received, limit) is None:
             raise SendTimeout(
                 f"{mine.party}: {name} has not taken the message with tag {self._tag!r:.120} in "
                 f"{limit:g} s: check that {name} runs and receives it"
@@ -593,13 +628,11 @@ class _Hub:
         rank: int,
         attempt: Callable[[], _T | None],
         timeout: float,
-        check: Callable[[], None],
     ) -> _T | None:
         """What ``attempt`` gives, tried again at every change; None after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         with self.lock:
             while True:
-                check()
                 self._check_usable(rank)
                 result = attempt()
                 if result is not None:
