@@ -43,7 +43,9 @@ from redislink.errors import (
     UsageError,
     ValueDecodeError,
 )
+from redislink.session import Session
 from redislink.settings import RedisLinkSettings
+from redislink.simulator import Simulator
 from redislink.values import decode_value_untrusted, encode_value, register_dataclass
 
 __all__ = [
@@ -88,6 +90,8 @@ __all__ = [
     "SecurityMismatch",
     "SendHandle",
     "SendTimeout",
+    "Session",
+    "Simulator",
     "ThreadCommunicator",
     "UsageError",
     "ValueDecodeError",
