@@ -509,7 +509,7 @@ class ThreadCommunicator(Communicator):
         peer = self._peer(src)
         limit = self._hub.recv_timeout if timeout is None else timeout
 
-        def take() -> _Queued | None:
+        def take() -> _Message | None:
             self._check_open()
             return self._hub.take(self.rank, peer, tag)
 
@@ -520,11 +520,10 @@ class ThreadCommunicator(Communicator):
                 f"{self.party_names[peer]}: check that {self.party_names[peer]} sends it, or "
                 "allow more time"
             )
-        return message.data, message.encoding
+        return message
 
     def _peek(self, src: Party, tag: str) -> _Message | None:
-        message = self._hub.peek(self.rank, self._peer(src), tag)
-        return None if message is None else (message.data, message.encoding)
+        return self._hub.peek(self.rank, self._peer(src), tag)
 
     def _peer(self, party: Party) -> int:
         rank = None
@@ -624,7 +623,7 @@ class _Hub:
             self.parties[dst].changed.notify_all()
         return message
 
-    def take(self, rank: int, src: int, tag: str) -> _Queued | None:
+    def take(self, rank: int, src: int, tag: str) -> _Message | None:
         """The next message of a tag, taken; None if there is none yet. Needs the lock."""
         me = self.parties[rank]
         queue = me.inbox.get((src, tag))
@@ -639,16 +638,18 @@ class _Hub:
             del me.inbox[src, tag]
         self._received(src, message)
         me.count("received", len(message.data))
-        return message
+        taken = message.data, message.encoding
+        message.data = b""  # the sender may keep its request for long
+        return taken
 
-    def peek(self, rank: int, src: int, tag: str) -> _Queued | None:
+    def peek(self, rank: int, src: int, tag: str) -> _Message | None:
         with self.lock:
             self._check_usable(rank)
             queue = self.parties[rank].inbox.get((src, tag))
             if queue is None:
                 return None
             self._received(src, queue[0])
-            return queue[0]
+            return queue[0].data, queue[0].encoding
 
     def wait(
         self,

@@ -311,6 +311,13 @@ class TestHandles:
             alice.send("bob", "t", 1).wait(0.05)
         assert bob.recv("alice", "t") == 1
 
+    def test_a_message_that_was_peeked_at_is_received(self, pair: list[Any]) -> None:
+        alice, bob = pair
+        request = alice.send("bob", "t", 1)
+        wait_until(lambda: bob.has_message("alice", "t"))
+        request.wait(10)
+        assert bob.recv("alice", "t") == 1
+
     def test_send_sync(self, pair: list[Any]) -> None:
         alice, bob = pair
         started = in_thread(lambda: alice.send_sync("bob", "t", [1]))
@@ -639,8 +646,10 @@ class TestThreads:
         alice, bob = ThreadCommunicator.make(2)
         hub = alice._hub
         for i in range(100):
-            alice.send("party1", f"t{i}", i)
+            request = alice.send("party1", f"t{i}", i)
             assert bob.recv("party0", f"t{i}") == i
+            assert request.test()
+            assert not request._message.data
         assert not bob.has_message(0, "t")
         assert not hub.parties[1].inbox
         for who in (0, 1):
