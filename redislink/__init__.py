@@ -5,9 +5,11 @@ environment, configures no logging and does not import ``spu``. What needs SPU i
 ``redislink.spu``, the embedded broker in ``redislink.broker``.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from redislink._version import __version__
 from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
-from redislink.communicator import Communicator, RedisCommunicator, Request, ThreadCommunicator
 from redislink.endpoint import Endpoint, EndpointStats, SendHandle, connect
 from redislink.errors import (
     BrokerAuthError,
@@ -43,10 +45,39 @@ from redislink.errors import (
     UsageError,
     ValueDecodeError,
 )
-from redislink.session import Session
 from redislink.settings import RedisLinkSettings
-from redislink.simulator import Simulator
-from redislink.values import decode_value_untrusted, encode_value, register_dataclass
+
+if TYPE_CHECKING:
+    from redislink.communicator import Communicator, RedisCommunicator, Request, ThreadCommunicator
+    from redislink.session import Session
+    from redislink.simulator import Simulator
+    from redislink.values import decode_value_untrusted, encode_value, register_dataclass
+
+# What needs numpy, which `redislink run --help` does not.
+_LATER: Final = {
+    "Communicator": "communicator",
+    "RedisCommunicator": "communicator",
+    "Request": "communicator",
+    "ThreadCommunicator": "communicator",
+    "decode_value_untrusted": "values",
+    "encode_value": "values",
+    "register_dataclass": "values",
+    "Session": "session",
+    "Simulator": "simulator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'redislink' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"redislink.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "BrokerAuthError",
