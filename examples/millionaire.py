@@ -6,7 +6,7 @@ the cluster file). Not how rich, not by how much, not who comes next.
 In one terminal per party, or all at once on one machine::
 
     redislink run --cluster cluster.yaml --party alice millionaire.py --wealth 1000000
-    redislink simulate --for alice "--wealth 3" --for bob "--wealth 5" --for carol "--wealth 4" \\
+    redislink simulate --for "alice --wealth 3" --for "bob --wealth 5" --for "carol --wealth 4" \\
         millionaire.py
 """
 

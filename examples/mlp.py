@@ -131,7 +131,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.train:
         trained = jax.tree_util.tree_map(
-            lambda part: np.round(np.asarray(part, float), 5).tolist(), train_plaintext(options.data)
+            lambda part: np.round(np.asarray(part, float), 5).tolist(),
+            train_plaintext(options.data),
         )
         text = json.dumps(trained)
         (options.data / f"{MODEL_OWNER}.json").write_text(text + "\n", encoding="utf-8")

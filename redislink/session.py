@@ -341,7 +341,8 @@ class Session:
             self.abort(str(error))
         else:
             # Its text might hold data of this party; its type does not.
-            self.abort(f"{type(error).__name__} in its program")
+            said = getattr(error, "told_to_peers", f"{type(error).__name__} in its program")
+            self.abort(str(said))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"open, at step {self._steps.number}"

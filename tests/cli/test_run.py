@@ -6,8 +6,10 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from redislink.broker import EmbeddedBroker
-from tests.cli.conftest import Run, Start, Write, ended
+from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, ended
 
 TELL = """
     import json, os, sys
@@ -101,3 +103,89 @@ def test_interrupt(
     process.send_signal(signal.SIGINT)
     result = ended(process)
     assert (result.returncode, result.stderr) == (130, "redislink: alice: interrupted\n")
+
+
+def test_sigterm_before_the_session(
+    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
+) -> None:
+    program = write_program(
+        """
+        from redislink import Session
+        Session.join()
+        """
+    )
+    words = ("run", "--cluster", write_cluster(), "--party", "alice", program)
+    process = start(*words, broker_url=broker.url)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "redislink: alice: waiting for bob to join\n"
+    process.send_signal(signal.SIGTERM)
+    result = ended(process)
+    assert (result.returncode, result.stderr) == (143, "redislink: alice: ended by SIGTERM\n")
+
+
+SPU = {"SP0": {"kind": "SPU", "members": list(NAMES), "config": {"protocol": "SEMI2K"}}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "work",
+    [
+        "sp.run(lambda x: x * x)(x)",
+        "[sp.run(lambda x: x @ x)(x) for _ in iter(int, 1)]",
+        "threading.Event().wait()",
+    ],
+    ids=["waits in SPU", "computes", "does something else"],
+)
+def test_sigterm_ends_the_session_for_all_at_once(
+    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker, work: str
+) -> None:
+    program = write_program(
+        f"""
+        import sys, threading, time
+        import numpy as np
+        from redislink import Session
+        with Session.join() as session:
+            sp = session.spu("SP0")
+            x = sp.private(lambda: np.eye(100, dtype=np.float32), owner="alice")
+            sp.run(lambda x: x * x)(x)
+            print("ready", flush=True)
+            if session.party == "bob" and "for" not in sys.argv:
+                session.communicator.recv("alice", "never")
+            {work}
+        """
+    )
+    cluster = write_cluster(CLUSTER | {"devices": SPU})
+    both = work.startswith("[")
+    parties = {
+        name: start(
+            *("run", "--cluster", cluster, "--party", name, program, *(["for"] if both else [])),
+            broker_url=broker.url,
+        )
+        for name in NAMES
+    }
+    for process in parties.values():
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    parties["alice"].send_signal(signal.SIGTERM)
+    alice, bob = (ended(parties[name]) for name in NAMES)
+    assert (alice.returncode, bob.returncode) == (143, 4), alice.stderr + bob.stderr
+    assert alice.stderr.splitlines()[-1] == "redislink: alice: ended by SIGTERM"
+    assert "alice aborted the session (ended by SIGTERM)" in bob.stderr
+
+
+def test_a_program_may_handle_sigterm_itself(
+    start: Start, write_cluster: Write, write_program: Write
+) -> None:
+    program = write_program(
+        """
+        import signal, sys
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+        print("starts", flush=True)
+        signal.pause()
+        """
+    )
+    process = start("run", "--cluster", write_cluster(), "--party", "alice", program)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).returncode == 9

@@ -6,7 +6,6 @@ import csv
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 import psi
 import pytest

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import run_three
 
 from tests.examples.conftest import EXAMPLES
 
@@ -84,7 +85,13 @@ def test_one_that_fails_ends_the_others_and_is_the_exit_code(program: Path) -> N
 def test_time_is_bounded(program: Path) -> None:
     result = _run_three("--timeout", "1", program, "hang")
     assert result.returncode == 124
-    assert "time is up after 1 s" in result.stderr
+    assert "redislink: time is up after 1 s" in result.stderr
+
+
+def test_words_for_one_party_are_joined() -> None:
+    words = ["--timeout", "5", "--for", "bob", "--x 1", "p.py", "--for", "alice", "y"]
+    joined = ["--timeout", "5", "--for", "bob --x 1", "p.py", "--for", "alice", "y"]
+    assert run_three.join_for(words) == joined
 
 
 def test_a_party_that_there_is_not() -> None:
