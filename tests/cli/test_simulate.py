@@ -41,17 +41,8 @@ def test_one_program_as_two_parties(redislink: Run, write_program: Write) -> Non
     ]
 
 
-def test_a_cluster_file_whose_keys_are_of_others(
-    redislink: Run, write_cluster: Write, write_program: Write
-) -> None:
-    program = write_program("import os; print(os.environ['REDISLINK_PARTY'])")
-    result = redislink("simulate", program, cluster_file=str(write_cluster()))
-    assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.splitlines()) == ["alice | alice", "bob   | bob"]
-
-
 def test_the_exit_code_is_of_the_party_that_failed_by_itself(
-    redislink: Run, write_program: Write
+    redislink: Run, write_cluster: Write, write_program: Write
 ) -> None:
     program = write_program(
         """
@@ -62,7 +53,7 @@ def test_the_exit_code_is_of_the_party_that_failed_by_itself(
             session.communicator.recv("bob", "never")
         """
     )
-    result = redislink("simulate", program)
+    result = redislink("simulate", program, cluster_file=str(write_cluster()))
     assert result.returncode == 1, result.stdout
     assert "bob   | KeyError" in result.stdout
     assert "alice | redislink: alice: bob aborted the session (KeyError in its" in result.stdout

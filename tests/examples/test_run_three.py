@@ -1,8 +1,7 @@
-"""The examples as real processes, through the script that the Makefile calls."""
+"""The script that the Makefile calls. For the examples as processes see tests/test_tutorial.py."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -46,25 +45,6 @@ def program(tmp_path: Path) -> Path:
         )
     )
     return path
-
-
-def test_logistic_regression_as_three_processes(tmp_path: Path) -> None:
-    report = tmp_path / "{party}.jsonl"
-    result = _run_three(EXAMPLES / "logistic_regression.py", "--plaintext", "--report", report)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "alice | 0.9" in result.stdout
-    last: dict[str, dict[str, object]] = {}
-    for party in ("alice", "bob", "carol"):
-        *progress, last[party] = map(json.loads, (tmp_path / f"{party}.jsonl").open())
-        assert {event["event"] for event in progress} == {"progress"}
-        assert progress[-1]["step"] == progress[-1]["of"]
-        assert last[party]["event"] == "result"
-        assert last[party]["party"] == party
-        assert last[party]["messages_sent"] > 0
-        assert last[party]["bytes_sent"] > 0
-    assert last["alice"]["accuracy"] == pytest.approx(last["alice"]["plaintext_accuracy"], abs=0.02)
-    assert "accuracy" not in last["bob"]
-    assert "accuracy" not in last["carol"]
 
 
 def test_arguments_of_all_and_of_one(program: Path) -> None:

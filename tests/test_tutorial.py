@@ -1,0 +1,162 @@
+"""The tutorial's commands, as written: three processes in three directories, each with only its own
+data and key, over a broker with one generated user per party."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from redislink import Simulator
+from redislink.broker import EmbeddedBroker
+
+ROOT: Final = Path(__file__).parent.parent
+TUTORIAL: Final = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+PARTIES: Final = ("alice", "bob", "carol")
+TIMEOUT: Final = 120.0
+_BLOCK = re.compile(r"(?:<!-- ([^>]*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+BLOCKS: Final = [match.groups() for match in _BLOCK.finditer(TUTORIAL)]
+pytestmark = pytest.mark.slow
+
+
+def _commands(place: str) -> list[str]:
+    return [text for where, _, text in BLOCKS if where == place]
+
+
+def _block(language: str) -> str:
+    return next(text for _, kind, text in BLOCKS if kind == language)
+
+
+class Place:
+    """A directory for each party, and one for the broker's admin."""
+
+    def __init__(self, root: Path, broker: EmbeddedBroker) -> None:
+        self.root = root
+        self.broker = broker
+        for name in (*PARTIES, "admin"):
+            (root / name).mkdir()
+        for name in PARTIES:
+            shutil.copytree(
+                ROOT / "examples", root / name / "programs", ignore=shutil.ignore_patterns("data")
+            )
+        for party, file in (("alice", "alice.csv"), ("bob", "bob.csv"), ("carol", "carol.json")):
+            shutil.copy(ROOT / "examples" / "data" / file, root / party)
+
+    def start(self, who: str, command: str) -> subprocess.Popen[str]:
+        """Start a block of commands in somebody's directory."""
+        text = command.replace("PARTY", who).replace(
+            "broker.example:6379", f"127.0.0.1:{self.broker.port}"
+        )
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.Popen(
+            ["bash", "-euc", text],
+            cwd=self.root / who,
+            env=inherited | {"PATH": path, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, who: str, command: str) -> str:
+        """Run a block of commands to its end; what it printed on stdout."""
+        return self._end(who, self.start(who, command))
+
+    def together(self, commands: dict[str, str]) -> dict[str, str]:
+        """Run blocks of commands at the same time."""
+        started = {who: self.start(who, command) for who, command in commands.items()}
+        try:
+            return {who: self._end(who, process) for who, process in started.items()}
+        finally:
+            for process in started.values():
+                process.kill()
+                process.wait()
+
+    def _end(self, who: str, process: subprocess.Popen[str]) -> str:
+        out, err = process.communicate(timeout=TIMEOUT)
+        assert process.returncode == 0, f"{who}: {out}{err}"
+        return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """All that the tutorial says before training."""
+    password = secrets.token_urlsafe(16)
+    with EmbeddedBroker(password=password) as broker:
+        place = Place(tmp_path_factory.mktemp("tutorial"), broker)
+        keygen, fingerprint = _commands("each party")
+        cluster = _block("yaml")
+        for party, line in place.together(dict.fromkeys(PARTIES, keygen)).items():
+            cluster = re.sub(
+                rf'^ *- {{name: {party}, public_key: "x25519:…"}}$', "  " + line.strip(), cluster,
+                flags=re.MULTILINE,
+            )  # fmt: skip
+        assert "…" not in cluster
+        for who in (*PARTIES, "admin"):
+            (place.root / who / "cluster.yaml").write_text(cluster)
+        place.together(dict.fromkeys(PARTIES, fingerprint))
+        (place.root / "admin" / "admin.password").write_text(password)
+        place.run("admin", _commands("admin")[0])
+        for party in PARTIES:
+            given = place.root / "admin" / "passwords" / f"{party}.password"
+            shutil.copy(given, place.root / party / "broker.password")
+        yield place
+
+
+ARGUMENTS: Final = {
+    "logistic_regression.py": dict.fromkeys(PARTIES, "--data ."),
+    "millionaire.py": {"alice": "--wealth 3", "bob": "--wealth 5", "carol": "--wealth 4"},
+    "psi.py": dict.fromkeys(("alice", "bob"), "--input PARTY.csv --output out") | {"carol": ""},
+    "mlp.py": dict.fromkeys(PARTIES, "--data ."),
+    "kmeans.py": dict.fromkeys(PARTIES, "--data ."),
+}
+SAID: Final = {
+    "logistic_regression.py": {"alice": r"0\.9\d+ of 140 held-out patients told rightly"},
+    "millionaire.py": dict.fromkeys(PARTIES, "bob is the richest"),
+    "psi.py": dict.fromkeys(("alice", "bob"), "RR22: 420 ids in common"),
+    "mlp.py": {"bob": r"0\.9\d+ of 140 held-out patients told rightly"},
+    "kmeans.py": dict.fromkeys(("alice", "bob"), r"groups of \d+, \d+ patients"),
+}
+
+
+@pytest.mark.parametrize("program", SAID)
+def test_each_example_as_three_processes_apart(place: Place, program: str) -> None:
+    (command,) = _commands("each party, at once")
+    shown = "programs/logistic_regression.py --data ."
+    assert shown in command
+    assert f"`programs/{program}`" in TUTORIAL or program in shown
+    before = {party: {p.name for p in (place.root / party).iterdir()} for party in PARTIES}
+    found = place.together(
+        {
+            party: command.replace(shown, f"programs/{program} {arguments}")
+            for party, arguments in ARGUMENTS[program].items()
+        }
+    )
+    for party in PARTIES:
+        said = SAID[program].get(party)
+        if said is None:
+            assert "told rightly" not in found[party]
+            assert "groups of" not in found[party]
+        else:
+            assert re.search(said, found[party]), found[party]
+        new = {p.name for p in (place.root / party).iterdir()} - before[party]
+        assert new == ({"out"} if program == "psi.py" and party != "carol" else set())
+
+
+def test_the_first_program(capsys: pytest.CaptureFixture[str], simulator: Simulator) -> None:
+    code = compile(_block("python"), "first.py", "exec")
+    simulator.run(lambda _: exec(code, {}))
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "32.0",
+        "<Withheld f32[], revealed to carol>",
+        "<Withheld f32[], revealed to carol>",
+    ]
