@@ -210,7 +210,7 @@ class SpuDevice:
         self._at = at
         self._config = runtime_config(spec)
         self._io = spu.Io(len(members), self._config)
-        self._cache: dict[Hashable, _Compiled] = {}
+        self._cache: OrderedDict[Hashable, _Compiled] = OrderedDict()
         self._own: _Members | None = None
         self._own_lock = threading.Lock()
         self._parent: SpuDevice | None = None
@@ -483,7 +483,13 @@ class SpuDevice:
         leaves = [self._argument(leaf) for leaf in leaves]
         handles = [leaf if isinstance(leaf, SpuArray) else None for leaf in leaves]
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
-        key = (function, fixed, tree, shapes, tuple(handle is not None for handle in handles))
+        key = (
+            function,
+            tuple((place, type(value), value) for place, value in fixed),  # 1 is not True
+            tree,
+            shapes,
+            tuple(handle is not None for handle in handles),
+        )
         try:
             compiled = self._cache.get(key)
         except TypeError as error:
@@ -493,7 +499,8 @@ class SpuDevice:
             ) from None
         if compiled is None:
             flat = _flatten(function, len(arguments), fixed, tree)
-            compiled = self._cache[key] = self._compile(flat, leaves, handles, key)
+            compiled = self._compile(flat, leaves, handles, key)
+            _remember(self._cache, key, compiled)
         public = [leaf for leaf in leaves if not isinstance(leaf, SpuArray)]
         detail = hashlib.sha256(compiled.digest)
         for value in public:
@@ -537,11 +544,10 @@ class SpuDevice:
             outputs, out_tree = jax.tree_util.tree_flatten(out)
             code = b""
             if self.is_member:
-                code = _codes.get((key, wide)) or self._lower(flat, shapes, handles)
-                _codes[(key, wide)] = code
-                _codes.move_to_end((key, wide))
-                while len(_codes) > _MOST_CODES:
-                    _codes.popitem(last=False)
+                # With what was traced: what the function closes over may have changed.
+                place = (key, wide, digest.digest())
+                code = _codes.get(place) or self._lower(flat, shapes, handles)
+                _remember(_codes, place, code)
         return _Compiled(
             code,
             digest.digest() + str(out_tree).encode(),
@@ -700,6 +706,14 @@ def _short(value: Any) -> str:
     kind = {"f": "f", "i": "i", "u": "u", "b": "bool"}.get(value.dtype.kind, value.dtype.name)
     bits = "" if value.dtype.kind == "b" else str(value.dtype.itemsize * 8)
     return f"{kind}{bits}[{','.join(map(str, value.shape))}]"
+
+
+def _remember(cache: OrderedDict[Hashable, Any], key: Hashable, value: Any) -> None:
+    """Put it in as the newest; the oldest go."""
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > _MOST_CODES:
+        cache.popitem(last=False)
 
 
 def _name(function: Function) -> str:

@@ -20,6 +20,12 @@ VALUES = [
     np.int64(-(2**40)),
     np.array([1, 2, 3], np.int32),
     np.array([0, 255], np.uint8),
+    np.array([-128, 127], np.int8),
+    np.array([-(2**15), 2**15 - 1], np.int16),
+    np.array([0, 2**16 - 1], np.uint16),
+    np.array([0, 2**31], np.uint32),
+    np.array([0, 2**40], np.uint64),
+    np.array([0.5, -3], np.float16),
     np.array([True, False]),
     np.zeros((0, 3), np.float32),
     np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
@@ -99,6 +105,37 @@ def test_pytrees_public_values_and_static_arguments(memory: Stage) -> None:
         assert np.allclose(got["y"], plain["y"], atol=1e-2)
         assert np.allclose(got["pair"][0], plain["pair"][0], atol=1e-3)
         assert np.array_equal(got["pair"][1], model["w"])
+
+
+def test_static_arguments_that_are_equal_may_still_differ(memory: Stage) -> None:
+    def pick(x: Any, how: Any) -> Any:
+        return x + (10 if how is True else 20 if type(how) is float else 30)
+
+    def program(session: Session) -> Any:
+        sp = session.spu("SP1")
+        x = sp.private(lambda: 0, owner="alice")
+        run = sp.run(pick, static_argnums=1)
+        return sp.reveal([run(x, how) for how in (True, 1.0, 1, True)], to=["bob"])
+
+    assert [int(got) for got in memory.play(program)["bob"]] == [10, 20, 30, 10]
+
+
+def test_what_a_function_closes_over_is_of_the_first_call_on_a_device(memory: Stage) -> None:
+    def program(session: Session) -> Any:
+        number = 1
+
+        def add(x: Any) -> Any:
+            return x + number
+
+        first, second = session.spu("SP0"), session.spu("SP1")
+        x, y = first.private(lambda: 0, owner="alice"), second.private(lambda: 0, owner="alice")
+        got = [first.reveal(first.run(add)(x), to="bob")]
+        number = 2
+        got.append(first.reveal(first.run(add)(x), to="bob"))
+        got.append(second.reveal(second.run(add)(y), to="bob"))
+        return got
+
+    assert [int(got) for got in memory.play(program)["bob"]] == [1, 1, 2], "as by jax.jit"
 
 
 def test_functions_without_secret_arguments_or_with_constant_results(memory: Stage) -> None:
