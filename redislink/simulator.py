@@ -35,6 +35,8 @@ Through = Literal["memory", "fakeredis", "embedded"]
 NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 """Of the parties, where only their number is given; party9 and so on after these."""
 
+_CONNECT_TIMEOUT: Final = 30.0
+
 
 class Simulator:
     """Runs a program as every party at once::
@@ -74,7 +76,8 @@ class Simulator:
             )
         self.cluster = simulated_cluster(cluster)
         self._through = through
-        defaults = RedisLinkSettings.model_construct()
+        # In one process nobody is late: who does not come has failed.
+        defaults = RedisLinkSettings.model_construct(connect_timeout=_CONNECT_TIMEOUT)
         self._settings = (settings or defaults).model_copy(
             update={"link_mode": LinkMode.CHANNELS, "psk_dir": None}
         )

@@ -404,7 +404,10 @@ class SpuDevice:
                 raise LoadFailed(owner, call, kind)
             case ["value", tree, list(told), theirs] if _count(tree) == len(told):
                 shapes = [self._shape_untrusted(owner, entry) for entry in told]
-                mine = self._shares_untrusted(owner, theirs, shapes) if self.is_member else []
+                if not self.is_member:
+                    return self._keep(tree, shapes, [])
+                kinds = [self._kind_of_private(dtype) for _, dtype in shapes]
+                mine = self._shares_untrusted(owner, theirs, shapes, kinds)
                 return self._keep(tree, shapes, mine)
         raise self._steps.not_understood(owner)
 
@@ -430,30 +433,41 @@ class SpuDevice:
                     return tuple(dims), np.dtype(name)
         raise self._steps.not_understood(peer)
 
-    def _shares_untrusted(self, peer: str, body: Any, shapes: Sequence[Any]) -> list[Any]:
-        """Shares of arrays of these shapes; PeerError if they are not."""
+    def _shares_untrusted(
+        self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[_Kind | None]
+    ) -> list[libspu.Share]:
+        """Shares of arrays of these shapes and kinds; PeerError if they are not."""
         if not isinstance(body, list) or len(body) != len(shapes):
             raise self._steps.not_understood(peer)
         return [
-            self._share_untrusted(peer, packed, *shape)
-            for packed, shape in zip(body, shapes, strict=True)
+            self._share_untrusted(peer, packed, shape, dtype, kind)
+            for packed, (shape, dtype), kind in zip(body, shapes, kinds, strict=True)
         ]
 
+    def _kind_of_private(self, dtype: np.dtype[Any]) -> _Kind:
+        """Of what `private` shares: SPU here makes it as SPU at the owner does."""
+        (share, *_) = self._io.make_shares(np.zeros((), dtype), libspu.Visibility.VIS_SECRET)
+        return _kind(share.meta)
+
     def _share_untrusted(
-        self, peer: str, packed: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self,
+        peer: str,
+        packed: Any,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        kind: _Kind | None,
     ) -> libspu.Share:
         match packed:
             case [bytes(meta), list(chunks)] if all(type(chunk) is bytes for chunk in chunks):
                 parsed, share = libspu.ValueMeta(), libspu.Share()
-                try:
-                    parsed.ParseFromString(meta)
-                    share.meta, share.share_chunks = meta, chunks
-                except (RuntimeError, ValueError, TypeError):
-                    raise self._steps.not_understood(peer) from None
                 if (
-                    tuple(parsed.shape.dims) == shape
+                    parsed.ParseFromString(meta)
+                    and tuple(parsed.shape.dims) == shape
                     and parsed.data_type == _DATA_TYPES[dtype.name]
+                    and kind in (None, _kind(meta))
+                    and _are_whole(chunks)
                 ):
+                    share.meta, share.share_chunks = meta, chunks
                     return share
         raise self._steps.not_understood(peer)
 
@@ -613,12 +627,17 @@ class SpuDevice:
 
     def _reconstruct(self, handles: list[SpuArray], mine: list[libspu.Share] | None) -> list[Array]:
         shapes = [(handle.shape, handle.dtype) for handle in handles]
-        shares = [
-            mine
-            if member == self._me
-            else self._shares_untrusted(member, self._steps.recv(member), shapes)
-            for member in self.members
-        ]
+        kinds: list[_Kind | None] = [None] * len(handles)
+        if mine is not None:
+            kinds = [_kind(share.meta) for share in mine]
+        shares = []
+        for member in self.members:
+            if mine is not None and member == self._me:
+                shares.append(mine)
+                continue
+            theirs = self._shares_untrusted(member, self._steps.recv(member), shapes, kinds)
+            kinds = [_kind(share.meta) for share in theirs]
+            shares.append(theirs)
         values = []
         for pieces, (shape, dtype) in zip(zip(*shares, strict=True), shapes, strict=True):
             with self._large(int(np.prod(shape)) * dtype.itemsize):
@@ -699,6 +718,34 @@ class SpuDevice:
         return (
             self._at.communicator.announce_silence() if size >= _LARGE else contextlib.nullcontext()
         )
+
+
+_Kind = tuple[str, Any]
+"""Storage type and visibility of a share, by which SPU interprets its bytes."""
+
+
+def _kind(meta: bytes) -> _Kind:
+    parsed = libspu.ValueMeta()
+    parsed.ParseFromString(meta)
+    return str(parsed.storage_type), parsed.visibility
+
+
+def _are_whole(chunks: Sequence[bytes]) -> bool:
+    """True if chunks follow on each other and hold what they say.
+
+    SPU copies a chunk's content without looking at its length: one that is too long would
+    overwrite memory.
+    """
+    end, total = 0, None
+    for packed in chunks:
+        chunk = libspu.ValueChunk()
+        if not chunk.ParseFromString(packed) or chunk.chunk_offset != end:
+            return False
+        end += len(chunk.content)
+        total = chunk.total_bytes if total is None else total
+        if chunk.total_bytes != total:
+            return False
+    return end == (total or 0)
 
 
 def _short(value: Any) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from spu import libspu
 
 from redislink import (
     ConfigError,
@@ -90,6 +92,10 @@ def _plus(number: int) -> Callable[[Any], Any]:
         pytest.param(
             lambda s: _share(s, "SP1"), lambda s: _share(s, "SP2"),
             ("step 1", "alice called spu(SP1)", "called spu(SP2)"), id="device",
+        ),
+        pytest.param(
+            lambda s: s.ensure_spu_env("SP1"), lambda s: s.ensure_spu_env("SP2"),
+            ("step 1", "ensure_spu_env(SP1)", "ensure_spu_env(SP2)"), id="link",
         ),
         pytest.param(
             lambda s: s.psi({"id": ["a"]}, "id", parties=["alice", "bob"], protocol="KKRT"),
@@ -370,24 +376,83 @@ def test_what_is_not_a_share_is_refused(memory: Stage, body: Any) -> None:
     assert all(memory.play(program).values())
 
 
-def test_a_share_of_another_shape_is_refused(memory: Stage) -> None:
+def _longer(share: libspu.Share) -> list[Any]:
+    chunk = libspu.ValueChunk()
+    chunk.ParseFromString(share.share_chunks[0])
+    chunk.content += b"x" * 100_000
+    return [share.meta, [chunk.SerializeToString()]]
+
+
+def _elsewhere(share: libspu.Share) -> list[Any]:
+    chunk = libspu.ValueChunk()
+    chunk.ParseFromString(share.share_chunks[0])
+    chunk.chunk_offset = 8
+    return [share.meta, [chunk.SerializeToString()]]
+
+
+def _of_another_kind(share: libspu.Share) -> list[Any]:
+    meta = libspu.ValueMeta()
+    meta.ParseFromString(share.meta)
+    meta.storage_type = "semi2k.AShr<FM128>"
+    return [meta.SerializeToString(), list(share.share_chunks)]
+
+
+def _of_another_shape(share: libspu.Share) -> list[Any]:
+    meta = libspu.ValueMeta()
+    meta.ParseFromString(share.meta)
+    meta.shape = [2]
+    return [meta.SerializeToString(), list(share.share_chunks)]
+
+
+def _twice(share: libspu.Share) -> list[Any]:
+    return [share.meta, list(share.share_chunks) * 2]
+
+
+FORGERIES = [_longer, _elsewhere, _of_another_kind, _of_another_shape, _twice]
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_forged_shares_are_refused_before_spu_sees_them(memory: Stage, forge: Any) -> None:
     def program(session: Session) -> Any:
         sp, x = _share(session)
         if session.party == "alice":
             share = sp._own.runtime.get_var(x._names[sp])
-            told = [[[4], "float32"]]
             with session._steps.step("SP0.private(owner=alice)", sp.members):
-                body = ["value", 0, told, [[share.meta, list(share.share_chunks)]]]
                 for peer in ("bob", "carol"):
+                    body = ["value", 0, [[[3], "float32"]], [forge(share)]]
                     session._steps.send(peer, body)
             return session.communicator.recv("bob", "done")
-        with pytest.raises(PeerError, match=r"not understood"):
+        with pytest.raises(PeerError, match=r"alice sent something in SP0.private"):
             sp.private(None, owner="alice")
         if session.party == "bob":
             session.communicator.send("alice", "done", True)
         return True
 
     assert all(memory.play(program).values())
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+@pytest.mark.parametrize("receiver", ["bob", "carol"])
+def test_forged_shares_are_refused_where_a_value_is_revealed(
+    memory: Stage, forge: Any, receiver: str
+) -> None:
+    def program(session: Session) -> Any:
+        sp, x = _share(session, "SP1")  # of alice and bob
+        if session.party == "alice":
+            share = sp._own.runtime.get_var(x._names[sp])
+            call = f"SP1.reveal(f32[3]; to={receiver})"
+            tree = str(jax.tree_util.tree_structure(0)).encode()
+            with session._steps.step(call, sp.members, tree):
+                session._steps.send(receiver, [forge(share)])
+            return session.communicator.recv(receiver, "done")
+        if session.party != receiver:
+            return sp.reveal(x, to=[receiver])
+        with pytest.raises(PeerError, match=r"(alice|bob) sent something in SP1.reveal"):
+            sp.reveal(x, to=[receiver])
+        session.communicator.send("alice", "done", True)
+        return True
+
+    memory.play(program)
 
 
 def test_objects_do_not_travel(memory: Stage) -> None:
