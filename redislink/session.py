@@ -34,7 +34,7 @@ from redislink.errors import (
 from redislink.identity import Identity
 from redislink.rendezvous import Progress
 from redislink.settings import RedisLinkSettings
-from redislink.steps import Failure, Steps
+from redislink.steps import Failure, Silence, Steps
 
 if TYPE_CHECKING:
     from redislink.spu.device import SpuDevice
@@ -79,6 +79,7 @@ class Session:
         self._close_timeout = close_timeout
         self._failure = Failure(communicator.abort)
         self._steps = Steps(communicator.sub("main"), self._failure)
+        self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -360,6 +361,7 @@ class Session:
                 self._communicator.sub("devices").sub(name),
                 self._failure,
                 lambda device: self._make_link(device, members),
+                self._silence,
             )
             self._devices[name] = SpuDevice(name, spec, members, self._steps, at)
         return self._devices[name]

@@ -120,6 +120,35 @@ class Failure:
         return error
 
 
+class Silence:
+    """``with silence():``, of one session, in several threads at once.
+
+    The communicator takes the end of any announced silence for the end of all.
+    """
+
+    def __init__(self, communicator: Communicator) -> None:
+        """Args: communicator: any of the session."""
+        self._communicator = communicator
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._announced = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Within this block peers do not take this party's silence for death."""
+        with self._lock:
+            if self._inside == 0:
+                self._announced.enter_context(self._communicator.announce_silence())
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._announced.close()
+
+
 class Steps:
     """One chain of collective calls. A session has one, and each spawned device its own."""
 

@@ -33,7 +33,7 @@ from redislink.cluster import DeviceSpec
 from redislink.communicator import Communicator
 from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
 from redislink.spu.link import LinkCommunicator, runtime_config
-from redislink.steps import Failure, Steps
+from redislink.steps import Failure, Silence, Steps
 
 Array = NDArray[Any]
 Function = Callable[..., Any]
@@ -159,11 +159,13 @@ class Surroundings:
         communicator: of this party; each chain of steps takes a namespace beneath it.
         failure: of the session.
         make_link: makes this party's end of the device's link; all members call it at once.
+        silence: peers do not take silence within it for death.
     """
 
     communicator: Communicator
     failure: Failure
     make_link: Callable[[str], LinkCommunicator]
+    silence: Silence
 
 
 @dataclass(frozen=True, eq=False)
@@ -544,7 +546,7 @@ class SpuDevice:
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         # Without this, JAX would cut 64-bit values to 32 bits.
         wide = any(leaf.dtype.itemsize == 8 for leaf in leaves) or jax.config.jax_enable_x64
-        with self._at.communicator.announce_silence(), _compile_lock, jax.enable_x64(wide):
+        with self._at.silence(), _compile_lock, jax.enable_x64(wide):
             try:
                 traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
             except Exception as error:
@@ -715,9 +717,7 @@ class SpuDevice:
                 own.runtime.del_var(self._garbage.popleft())
 
     def _large(self, size: int) -> contextlib.AbstractContextManager[None]:
-        return (
-            self._at.communicator.announce_silence() if size >= _LARGE else contextlib.nullcontext()
-        )
+        return self._at.silence() if size >= _LARGE else contextlib.nullcontext()
 
 
 _Kind = tuple[str, Any]

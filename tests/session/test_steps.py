@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from redislink import PeerError, ProgramDiverged, RecvTimeout, ThreadCommunicator
 from redislink import steps as steps_module
-from redislink.steps import Failure, Steps
+from redislink.steps import Failure, Silence, Steps
 from tests.conftest import in_thread, run_parties
 
 NAMES = ("alice", "bob", "carol")
@@ -193,3 +194,26 @@ def test_one_that_does_not_come_to_the_end_is_not_waited_for() -> None:
     bob.finish(5)
     for chain in (alice, bob, carol):
         chain.leave()
+
+
+def test_a_silence_of_several_threads_ends_with_the_last() -> None:
+    said: list[str] = []
+
+    class Told:
+        @contextlib.contextmanager
+        def announce_silence(self) -> Iterator[None]:
+            said.append("silent")
+            yield
+            said.append("back")
+
+    silence = Silence(Told())  # type: ignore[arg-type]
+    with contextlib.ExitStack() as first:
+        first.enter_context(silence())
+        second = silence()
+        second.__enter__()
+        first.close()
+        assert said == ["silent"]
+        second.__exit__(None, None, None)
+    assert said == ["silent", "back"]
+    with silence():
+        assert said == ["silent", "back", "silent"]
