@@ -207,11 +207,11 @@ class _Output:
     def _print_lines(self, party: str, process: subprocess.Popen[str]) -> None:
         if process.stdout is None:
             return
-        prefix = Text(f"{party:<{self._width}} | ", style=self._styles[party])
+        prefix = (f"{party:<{self._width}} | ", self._styles[party])
         with process.stdout as lines:
             for line in lines:
                 with self._lock:
-                    self._console.print(prefix + Text.from_ansi(line.rstrip("\n")))
+                    self._console.print(Text.assemble(prefix, Text.from_ansi(line.rstrip("\n"))))
 
 
 def _wait(processes: list[subprocess.Popen[str]], timeout: float) -> bool:

@@ -18,11 +18,25 @@ from tests.conftest import in_thread, run_parties
 NAMES = ("alice", "bob", "carol")
 
 
+_made: list[Steps] = []
+
+
 def _chains(recv_timeout: float = 5.0) -> list[Steps]:
-    return [
+    chains = [
         Steps(communicator, Failure(communicator.abort))
         for communicator in ThreadCommunicator.make(NAMES, recv_timeout=recv_timeout)
     ]
+    _made.extend(chains)
+    return chains
+
+
+@pytest.fixture(autouse=True)
+def _all_leave() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().leave()
+    left = [t.name for t in threading.enumerate() if t.name.startswith("redislink-steps")]
+    assert not left
 
 
 @pytest.fixture
@@ -34,8 +48,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _finish(*chains: Steps) -> None:
     run_parties(*(lambda chain=chain: chain.finish(5) for chain in chains))
-    for chain in chains:
-        chain.leave()
 
 
 def test_a_message_tells_all_steps_since_the_last_one() -> None:
@@ -129,7 +141,6 @@ def test_a_status_that_is_none_is_no_divergence(quick: None) -> None:
     alice._communicator.send("bob", "status", "nonsense")
     with pytest.raises(RecvTimeout), bob.step("call", NAMES):
         bob.recv("alice")
-    bob.leave()
 
 
 def test_two_that_wait_for_each_other_hear_of_it(quick: None) -> None:
@@ -152,8 +163,6 @@ def test_two_that_wait_for_each_other_hear_of_it(quick: None) -> None:
         assert isinstance(outcome[0], ProgramDiverged), outcome
         assert "from bob" in str(outcome[0])
         assert "from alice" in str(outcome[0])
-    for chain in (alice, bob, carol):
-        chain.leave()
 
 
 def test_steps_that_last_are_reported(quick: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -192,8 +201,6 @@ def test_one_that_does_not_come_to_the_end_is_not_waited_for() -> None:
     alice, bob, carol = _chains()
     run_parties(lambda: alice.finish(0.2), lambda: carol.finish(0.2))
     bob.finish(5)
-    for chain in (alice, bob, carol):
-        chain.leave()
 
 
 def test_a_silence_of_several_threads_ends_with_the_last() -> None:
