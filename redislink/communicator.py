@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
-from redislink.endpoint import Endpoint, EndpointStats, Party, SendHandle
+from redislink.endpoint import Endpoint, EndpointStats, Party
 from redislink.errors import (
     EndpointClosed,
     PeerAborted,
@@ -41,13 +41,11 @@ from redislink.errors import (
 from redislink.protocol import keys
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
-from redislink.protocol.states import State
 from redislink.values import decode_value_untrusted, encode_value
 
 DEFAULT_NAMESPACE: Final = "app"
 MAX_NAMESPACE_BYTES: Final = 256
 _TAG_SIGN: Final = ":"
-_NOT_TAKEN: Final = "without taking tag {!r:.120}: check that both run the same program"
 _CANCEL_INTERVAL: Final = 0.02
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*", re.ASCII)
 _Message = tuple[bytes, Encoding]
@@ -369,9 +367,7 @@ class RedisCommunicator(Communicator):
                     self._changed.wait(_CANCEL_INTERVAL)
 
     def _send(self, dst: Party, tag: str, data: bytes, encoding: Encoding) -> Request:
-        handle = self._endpoint.send(dst, tag, data, encoding=encoding)
-        name = dst if isinstance(dst, str) else self.party_names[dst]
-        return _RedisRequest(self._endpoint, name, tag, handle)
+        return self._endpoint.send(dst, tag, data, encoding=encoding)
 
     def _recv(self, src: Party, tag: str, timeout: float | None) -> _Message:
         if timeout == 0:
@@ -399,40 +395,7 @@ class RedisCommunicator(Communicator):
             self._changed.notify_all()
 
     def _peek(self, src: Party, tag: str) -> _Message | None:
-        if self._endpoint.peek_message(src, tag) is None:
-            return None
-        # Of the message that is there now the mark too, which the endpoint does not give.
-        with self._endpoint._lock:
-            return self._endpoint._peer(src).delivery.peek(tag)
-
-
-class _RedisRequest:
-    """A `Request` of a RedisCommunicator: a SendHandle that also learns that the peer left."""
-
-    __slots__ = ("_endpoint", "_handle", "_peer", "_tag")
-
-    def __init__(self, endpoint: Endpoint, peer: str, tag: str, handle: SendHandle) -> None:
-        self._endpoint = endpoint
-        self._peer = peer
-        self._tag = tag
-        self._handle = handle
-
-    def test(self) -> bool:
-        return self._handle.test()
-
-    def wait(self, timeout: float | None = None) -> None:
-        _check_timeout(timeout)
-        delivery = self._endpoint._peer(self._peer).delivery
-
-        def settled() -> bool:
-            # A FIN carries the last ack of who leaves, and is taken after it.
-            return self.test() or delivery.state is State.PEER_CLOSED
-
-        limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
-        if not self._endpoint.wait_until(settled, limit, ask=(self._peer,)):
-            raise _send_timeout(self._endpoint.party, self._peer, self._tag, limit)
-        if not self.test():
-            raise _left(self._peer, _NOT_TAKEN.format(self._tag))
+        return self._endpoint.peek_marked(src, tag)
 
 
 class ThreadCommunicator(Communicator):
@@ -566,11 +529,18 @@ class _ThreadRequest:
         def received() -> bool | None:
             if self._message.received:
                 return True
-            hub.check_there(self._peer, _NOT_TAKEN.format(self._tag))
+            hub.check_there(
+                self._peer,
+                f"without taking the message with tag {self._tag!r:.120}: check that both run the "
+                "same program",
+            )
             return None
 
         if hub.wait(mine.rank, received, limit) is None:
-            raise _send_timeout(mine.party, name, self._tag, limit)
+            raise SendTimeout(
+                f"{mine.party}: {name} has not taken the message with tag {self._tag!r:.120} in "
+                f"{limit:g} s: check that {name} runs and receives it"
+            )
 
 
 @dataclass(eq=False, slots=True)
@@ -691,7 +661,8 @@ class _Hub:
     def check_there(self, rank: int, said: str) -> None:
         """Raises PeerClosed if a party has left."""
         if self.parties[rank].closed:
-            raise _left(self.names[rank], said)
+            name = self.names[rank]
+            raise PeerClosed(name, f"{name} has left the session {said}")
 
     def _leave(self, rank: int) -> None:
         self.parties[rank].closed = True
@@ -710,17 +681,6 @@ class _Hub:
             raise EndpointClosed(f"{self.names[rank]}: the communicator is closed: make a new one")
         if party.failure is not None:
             raise party.failure.with_traceback(None)
-
-
-def _left(peer: str, said: str) -> PeerClosed:
-    return PeerClosed(peer, f"{peer} has left the session {said}")
-
-
-def _send_timeout(party: str, peer: str, tag: str, limit: float) -> SendTimeout:
-    return SendTimeout(
-        f"{party}: {peer} has not taken the message with tag {tag!r:.120} in {limit:g} s: check "
-        f"that {peer} runs and receives it"
-    )
 
 
 def _prefix(namespace: str) -> str:

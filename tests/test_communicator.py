@@ -345,7 +345,7 @@ class TestHandles:
         bob.close()
         error = outcome(started)
         assert isinstance(error, PeerClosed)
-        assert "bob has left the session without taking tag" in str(error)
+        assert "bob has left the session without taking the message with tag" in str(error)
         assert not request.test()
 
     def test_waiting_ends_when_this_party_closes(self, make: Make) -> None:
