@@ -87,6 +87,12 @@ bench-mplang:
 	    --constraint constraints.txt mplang-nightly==0.1.dev343 spu psutil \
 	  && touch $(MPLANG)/.installed; } || echo "mplang-nightly is not to be had here: not measured" >&2
 
+docs: $(STAMP)  ## the API reference from the docstrings, in build/docs
+	rm -rf build/docs
+	$(PY) -m pdoc --docformat google --no-show-source --output-directory build/docs \
+	  redislink redislink.spu redislink.broker redislink.testing redislink.testing.fixtures
+	@echo "build/docs/index.html"
+
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
 	.ci/lock $(PYTHON)
 

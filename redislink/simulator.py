@@ -39,7 +39,7 @@ _CONNECT_TIMEOUT: Final = 30.0
 
 
 class Simulator:
-    """Runs a program as every party at once::
+    """Runs a program as every party at once:
 
         def program(session):
             x = session.spu("SP0").private(lambda: np.arange(3), owner="alice")

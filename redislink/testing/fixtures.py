@@ -1,6 +1,6 @@
 """Fixtures for pytest: parties that are connected, and closed after the test.
 
-Switch them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``::
+Switch them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``:
 
     def test_greeting(relay_pair):
         alice, bob = relay_pair
@@ -132,9 +132,7 @@ def simulated_cluster() -> ClusterSpec | str | Path | int:
 
 @pytest.fixture
 def simulator(simulated_cluster: ClusterSpec | str | Path | int) -> Simulator:
-    """Runs a program as every party, in threads and memory: ``simulator.run(program)``.
-
-    ::
+    """Runs a program as every party, in threads and memory: ``simulator.run(program)``:
 
         def test_sum(simulator):
             def program(session):
