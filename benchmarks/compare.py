@@ -1,6 +1,7 @@
-"""Other revisions' ``redislink``, measured beside this one: what a change costs or gains.
+"""Other revisions' ``redislink``, or other transports, measured beside this one.
 
-``python -m benchmarks.compare --against REV [--against REV ...] [--runs 5] [--json FILE]``
+What a change costs or gains: ``python -m benchmarks.compare --against REV``. What sealing costs:
+``python -m benchmarks.compare --beside redislink-none``. Both may be given more than once.
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ from pathlib import Path
 from benchmarks import plan, report
 from benchmarks.measure import Bench
 from benchmarks.results import Results
+from benchmarks.transports import ALL, REDISLINK
 
 
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description="This revision against others, interleaved.")
-    parser.add_argument("--against", action="append", required=True, metavar="GIT_REV")
+    parser.add_argument("--against", action="append", default=[], metavar="GIT_REV")
+    parser.add_argument(
+        "--beside", action="append", default=[], choices=[t for t in ALL if t != REDISLINK]
+    )
     parser.add_argument("--runs", type=int, default=5, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = Bench(Path(scratch), minutes=30)
         revisions = bench.check_out(options.against)
-        records = bench.run(plan.against(revisions, options.runs, bench.prepared))
+        records = bench.run(plan.against(revisions, options.runs, bench.prepared, options.beside))
     results = Results(records)
     print(report.against_table(results) or "nothing was measured")
     for line in results.failures():

@@ -5,6 +5,7 @@ Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` l
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -160,25 +161,31 @@ GROUPS: Final = (
 """Names that ``--only`` takes."""
 
 
-def against(revisions: dict[str, Path], runs: int, prepared: Path) -> list[Session]:
-    """This revision and others, at the same two things.
+def against(
+    revisions: dict[str, Path], runs: int, prepared: Path, beside: Iterable[str] = ()
+) -> list[Session]:
+    """This revision, others, and other transports, at the same two things.
 
     Args:
         revisions: directories with their ``redislink``, by name.
         runs: rounds.
         prepared: directory with the prepared programs.
+        beside: transports.
     """
+    variants: list[tuple[str, str, Path | None]] = [(REDISLINK, REDISLINK, None)]
+    variants += [(name, REDISLINK, directory) for name, directory in revisions.items()]
+    variants += [(transport, transport, None) for transport in beside]
     found = []
     for group, works, world_size in (
         ("against-link", link_works((64, _MIB), 0.4), 2),
         ("against-lr", [program_work("lr-aby3", 3, prepared, 3)], 3),
     ):
-        for name, directory in {REDISLINK: None, **revisions}.items():
+        for name, transport, directory in variants:
             found.append(
                 Session(
                     group,
                     name,
-                    REDISLINK,
+                    transport,
                     tuple(works),
                     world_size=world_size,
                     runs=runs,

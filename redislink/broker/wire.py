@@ -222,7 +222,7 @@ class SocketWire:
                     return bytes(self._view[start : start + size])
                 self._start = start
                 return self._read_bulk(size)
-        return _element_of(self._parse(), name)  # it came in pieces, or is something else
+        return element_of(self._parse(), name)  # it came in pieces, or is something else
 
     def read_integers(self) -> int:
         whole = _INTEGERS(self._buffer, self._start, self._end)
@@ -377,7 +377,7 @@ class LibraryWire:
         return self.read_popped(name, timeout)
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
-        return _element_of(self.read(timeout), name)
+        return element_of(self.read(timeout), name)
 
     def read_integers(self) -> int:
         return 0  # it does not say what it has read
@@ -396,7 +396,7 @@ class LibraryWire:
             self._connection.disconnect()
 
 
-def _element_of(reply: Reply, name: bytes) -> Reply:
+def element_of(reply: Reply, name: bytes) -> Reply:
     """See `Wire.pop`."""
     if isinstance(reply, list) and len(reply) == 2 and reply[0] == name:
         return reply[1] if isinstance(reply[1], bytes | memoryview) else reply

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection, translate_error_reply
-from redislink.broker.wire import Buffer
+from redislink.broker.wire import Buffer, element_of, pack_blpop
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError
 from redislink.protocol import keys
 
@@ -282,6 +282,23 @@ class FaultyConnection(BrokerConnection):
             if self._broker.decide("pop", name)[0] == "cut":
                 self._cut([], "after a pop")
         return owed.reply
+
+    def pop(self, name: bytes, timeout: float, margin: float) -> Any:
+        """BLPOP of one list."""
+        self.write((pack_blpop((name,), timeout),))
+        return self.read_popped(name, timeout + margin)
+
+    def read_popped(self, name: bytes, timeout: float) -> Any:
+        """The reply to a BLPOP of one list that was written before."""
+        return element_of(self.read(timeout), name)
+
+    def read_integers(self) -> int:
+        """None at once: each is read on its own, as faults may befall it."""
+        return 0
+
+    def wait_readable(self, seconds: float) -> bool:
+        """As `readable`, but waits for so long."""
+        return self.readable() or self._inner.wait_readable(seconds)
 
     def readable(self) -> bool:
         """True if `read` would not wait."""

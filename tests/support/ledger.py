@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redislink import Endpoint
+from redislink.protocol.frame import Encoding
 
 Book = dict[str, list[str]]
 """Checksums by ``peer tag``, in order."""
@@ -31,23 +32,23 @@ class Ledger:
         self.sent: Book = defaultdict(list)
         self.received: Book = defaultdict(list)
         self._lock = threading.Lock()
-        send, recv = endpoint.send, endpoint.recv
+        send, recv_marked = endpoint.send, endpoint.recv_marked
 
-        def send_noted(dst: Any, tag: str, data: Any) -> Any:
+        def send_noted(dst: Any, tag: str, data: Any, **options: Any) -> Any:
             # The order in which it is sent must be the order in which it is noted.
             with self._lock:
-                handle = send(dst, tag, data)
+                handle = send(dst, tag, data, **options)
                 self.sent[f"{_name(endpoint, dst)} {tag}"].append(checksum(data))
             return handle
 
-        def recv_noted(src: Any, tag: str, timeout: float | None = None) -> bytes:
-            data = recv(src, tag, timeout)
+        def recv_noted(src: Any, tag: str, timeout: float | None = None) -> tuple[bytes, Encoding]:
+            message = recv_marked(src, tag, timeout)  # every receive comes through it
             with self._lock:
-                self.received[f"{_name(endpoint, src)} {tag}"].append(checksum(data))
-            return data
+                self.received[f"{_name(endpoint, src)} {tag}"].append(checksum(message[0]))
+            return message
 
         endpoint.send = send_noted  # type: ignore[method-assign]
-        endpoint.recv = recv_noted  # type: ignore[method-assign]
+        endpoint.recv_marked = recv_noted  # type: ignore[method-assign]
 
     def as_json(self) -> dict[str, Book]:
         """For `compare`, through a file if need be."""

@@ -252,7 +252,7 @@ def broken_lines(
     def inject(progress: Progress, counts: Counts) -> None:
         chance = random.Random(seed)
         now = time.monotonic()
-        due = {"cut": now + cut, "stalled half-open": now + stall, "delayed 5 ms": now + delay}
+        due = {"cut": now + cut, "stalled half-open": now + stall / 3, "delayed 5 ms": now + delay}
         every = {"cut": cut, "stalled half-open": stall, "delayed 5 ms": delay}
         while True:
             kind = min(due, key=lambda name: due[name])
