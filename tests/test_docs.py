@@ -8,7 +8,6 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,6 +118,7 @@ def test_programs_run_as_every_party_and_print_what_is_said(
         assert printed == ["11.0", *["<Withheld f32[], revealed to carol>"] * 2]
 
 
+@pytest.mark.slow
 def test_tests_of_a_program(pytester: pytest.Pytester) -> None:
     page = "docs/how-to/test-a-program.md"
     for use, _, text in _blocks(page):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from redislink import PeerAborted, Session, load_cluster
 from redislink.broker import EmbeddedBroker
 from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, ended
+from tests.conftest import connect_as, in_thread, quick_settings
 
 TELL = """
     import json, os, sys
@@ -127,50 +129,58 @@ SPU = {"SP0": {"kind": "SPU", "members": list(NAMES), "config": {"protocol": "SE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "work",
-    [
-        "sp.run(lambda x: x * x)(x)",
-        "[sp.run(lambda x: x @ x)(x) for _ in iter(int, 1)]",
-        "threading.Event().wait()",
-    ],
-    ids=["waits in SPU", "computes", "does something else"],
-)
+@pytest.mark.parametrize("work", ["waits in SPU", "computes", "does something else"])
 def test_sigterm_ends_the_session_for_all_at_once(
     start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker, work: str
 ) -> None:
-    program = write_program(
-        f"""
-        import sys, threading, time
-        import numpy as np
-        from redislink import Session
-        with Session.join() as session:
+    """Alice is a process that gets the signal, bob a thread here."""
+    device = """
+            import numpy as np
             sp = session.spu("SP0")
             x = sp.private(lambda: np.eye(100, dtype=np.float32), owner="alice")
             sp.run(lambda x: x * x)(x)
+    """
+    endless = "[sp.run(lambda x: x @ x)(x) for _ in iter(int, 1)]"
+    prepare, do = {
+        "waits in SPU": (device, "sp.run(lambda x: x * x)(x)"),
+        "computes": (device, endless),
+        "does something else": ("", "threading.Event().wait()"),
+    }[work]
+    program = f"""
+        import threading
+        from redislink import Session
+        with Session.join() as session:
+            {prepare.strip()}
             print("ready", flush=True)
-            if session.party == "bob" and "for" not in sys.argv:
-                session.communicator.recv("alice", "never")
-            {work}
-        """
-    )
+            {do}
+    """
     cluster = write_cluster(CLUSTER | {"devices": SPU})
-    both = work.startswith("[")
-    parties = {
-        name: start(
-            *("run", "--cluster", cluster, "--party", name, program, *(["for"] if both else [])),
-            broker_url=broker.url,
-        )
-        for name in NAMES
-    }
-    for process in parties.values():
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    parties["alice"].send_signal(signal.SIGTERM)
-    alice, bob = (ended(parties[name]) for name in NAMES)
-    assert (alice.returncode, bob.returncode) == (143, 4), alice.stderr + bob.stderr
+    process = start(
+        *("run", "--cluster", cluster, "--party", "alice", write_program(program)),
+        broker_url=broker.url,
+    )
+
+    def bob() -> None:
+        settings = quick_settings(broker_url=broker.url, recv_timeout=60)
+        with Session.over(connect_as(load_cluster(cluster), "bob", settings)) as session:
+            if prepare:
+                sp = session.spu("SP0")
+                x = sp.private(None, owner="alice")
+                sp.run(lambda x: x * x)(x)
+            while work == "computes":
+                x = sp.run(lambda x: x @ x)(x)
+            session.communicator.recv("alice", "never")
+
+    thread, outcome = in_thread(bob)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    alice = ended(process)
+    thread.join(20)
+    assert alice.returncode == 143, alice.stderr
     assert alice.stderr.splitlines()[-1] == "redislink: alice: ended by SIGTERM"
-    assert "alice aborted the session (ended by SIGTERM)" in bob.stderr
+    assert isinstance(outcome[0], PeerAborted), outcome
+    assert outcome[0].reason == "ended by SIGTERM"
 
 
 def test_a_program_may_handle_sigterm_itself(

@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from redislink.cli.simulate import _worst
-from tests.cli.conftest import Call, Run, Start, Write, ended
+from tests.cli.conftest import Call, Start, Write, ended
 
 pytestmark = pytest.mark.slow
-SUM = """
-    import argparse, os
-    from redislink import Session
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--mine", type=int, required=True)
-    parser.add_argument("--name")
-    options = parser.parse_args()
-    with Session.join() as session:
-        assert options.name == session.party
-        sp = session.spu("SP0")
-        parts = [sp.private(lambda: options.mine, owner=name) for name in session.party_names]
-        total = sp.reveal(sp.run(lambda *parts: sum(parts))(*parts), to=["bob"])
-        print(f"{len(parts)} [b]parties[/b] of {session.name}:", total)
-"""
 
 
-def test_one_program_as_two_parties(redislink: Run, write_program: Write) -> None:
-    result = redislink(
-        *("simulate", "--parties", "2", "--for", "alice --mine 20", "--for", "bob --mine '22'"),
-        *(write_program(SUM), "--name", "{party}"),
-        broker_url="redis://nowhere.invalid:1",
+@pytest.fixture(autouse=True)
+def _keep_sigterm() -> Iterator[None]:
+    """The command, called in this process, sets a handler."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_one_program_as_two_parties(
+    call: Call, write_program: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = write_program(
+        """
+        import argparse
+        from redislink import Session
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--mine", type=int, required=True)
+        parser.add_argument("--name")
+        options = parser.parse_args()
+        with Session.join() as session:
+            assert options.name == session.party
+            peer = 1 - session.rank
+            session.communicator.send(peer, "mine", options.mine)
+            total = options.mine + session.communicator.recv(peer, "mine")
+            print(f"[b]{session.name}[/b], {list(session.cluster.devices)}:", total)
+        """
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    lines = sorted(line for line in result.stdout.splitlines() if "waiting" not in line)
-    assert lines == [
-        "alice | 2 [b]parties[/b] of simulator: <Withheld i32[], revealed to bob>",
-        "bob   | 2 [b]parties[/b] of simulator: 42",
+    monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://nowhere.invalid:1")
+    code, out, err = call(
+        *("simulate", "--parties", "2", "--for", "alice --mine 20", "--for", "bob --mine '22'"),
+        *(program, "--name", "{party}"),
+    )
+    assert (code, err) == (0, ""), out
+    assert sorted(line for line in out.splitlines() if "waiting" not in line) == [
+        "alice | [b]simulator[/b], ['SP0', 'PSI0']: 42",
+        "bob   | [b]simulator[/b], ['SP0', 'PSI0']: 42",
     ]
 
 
 def test_the_exit_code_is_of_the_party_that_failed_by_itself(
-    redislink: Run, write_cluster: Write, write_program: Write
+    call: Call, write_cluster: Write, write_program: Write
 ) -> None:
     program = write_program(
         """
@@ -53,10 +65,16 @@ def test_the_exit_code_is_of_the_party_that_failed_by_itself(
             session.communicator.recv("bob", "never")
         """
     )
-    result = redislink("simulate", program, cluster_file=str(write_cluster()))
-    assert result.returncode == 1, result.stdout
-    assert "bob   | KeyError" in result.stdout
-    assert "alice | redislink: alice: bob aborted the session (KeyError in its" in result.stdout
+    code, out, _ = call("simulate", "--cluster", write_cluster(), program)
+    assert code == 1, out
+    assert "bob   | KeyError" in out
+    assert "alice | redislink: alice: bob aborted the session (KeyError in its" in out
+
+
+def test_time_is_bounded(call: Call, write_program: Write) -> None:
+    program = write_program("import threading; threading.Event().wait()")
+    code, _, err = call("simulate", "--timeout", "1", "--parties", "2", program)
+    assert (code, err) == (124, "redislink: time is up after 1 s\n")
 
 
 def test_it_ends_its_parties_on_sigterm(start: Start, write_program: Write, tmp_path: Path) -> None:
