@@ -38,7 +38,7 @@ def _block(language: str) -> str:
 class Place:
     """A directory for each party, and one for the broker's admin."""
 
-    OTHERS: Final = """
+    ALL: Final = """
 import runpy, sys
 from pathlib import Path
 for words in sys.argv[1:]:
@@ -47,7 +47,7 @@ for words in sys.argv[1:]:
     print("==", program, flush=True)
     runpy.run_path(str(Path(__file__).with_name(program)), run_name="__main__")
 """
-    """Runs several programs in one process: to start one takes most of a test's time."""
+    """Runs several programs in one process: to start one each takes most of the time."""
 
     def __init__(self, root: Path, broker: EmbeddedBroker) -> None:
         self.root = root
@@ -58,7 +58,7 @@ for words in sys.argv[1:]:
             shutil.copytree(
                 ROOT / "examples", root / name / "programs", ignore=shutil.ignore_patterns("data")
             )
-            (root / name / "programs" / "others.py").write_text(self.OTHERS)
+            (root / name / "programs" / "all.py").write_text(self.ALL)
         for party, file in (("alice", "alice.csv"), ("bob", "bob.csv"), ("carol", "carol.json")):
             shutil.copy(ROOT / "examples" / "data" / file, root / party)
 
@@ -153,33 +153,24 @@ def _check(program: str, printed: dict[str, str]) -> None:
             assert re.search(said, printed[party]), printed[party]
 
 
-def test_the_training_as_three_processes_apart(place: Place) -> None:
+def test_the_examples_as_three_processes_apart(place: Place) -> None:
     (command,) = _commands("each party, at once")
     assert SHOWN in command
-    before = place.files()
-    _check("logistic_regression.py", place.together(dict.fromkeys(PARTIES, command)))
-    assert place.files() == before
-
-
-def test_the_other_examples_as_three_processes_apart(place: Place) -> None:
-    (command,) = _commands("each party, at once")
-    others = [program for program in SAID if program not in SHOWN]
-    assert len(others) == 4
-    for program in others:
-        assert f"`programs/{program}`" in TUTORIAL
+    for program in SAID:
+        assert f"`programs/{program}`" in TUTORIAL or program in SHOWN
     before = place.files()
     printed = place.together(
         {
             party: command.replace(
                 SHOWN,
-                "programs/others.py "
-                + " ".join(f"'{program} {ARGUMENTS[program][party]}'" for program in others),
+                "programs/all.py "
+                + " ".join(f"'{program} {ARGUMENTS[program][party]}'" for program in SAID),
             )
             for party in PARTIES
         }
     )
     parts = {party: re.split(r"^== .*$", text, flags=re.M)[1:] for party, text in printed.items()}
-    for number, program in enumerate(others):
+    for number, program in enumerate(SAID):
         _check(program, {party: parts[party][number] for party in PARTIES})
     assert {path for path in place.files() - before if path.count("/") == 1} == {
         "alice/out",

@@ -22,7 +22,7 @@ def _keep_sigterm() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_one_program_as_two_parties(
+def test_outputs_are_merged_and_the_exit_code_is_of_the_party_that_failed_by_itself(
     call: Call, write_program: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = write_program(
@@ -39,6 +39,9 @@ def test_one_program_as_two_parties(
             session.communicator.send(peer, "mine", options.mine)
             total = options.mine + session.communicator.recv(peer, "mine")
             print(f"[b]{session.name}[/b], {list(session.cluster.devices)}:", total)
+            if session.party == "bob":
+                raise KeyError
+            session.communicator.recv("bob", "never")
         """
     )
     monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://nowhere.invalid:1")
@@ -46,28 +49,11 @@ def test_one_program_as_two_parties(
         *("simulate", "--parties", "2", "--for", "alice --mine 20", "--for", "bob --mine '22'"),
         *(program, "--name", "{party}"),
     )
-    assert (code, err) == (0, ""), out
-    assert sorted(line for line in out.splitlines() if "waiting" not in line) == [
-        "alice | [b]simulator[/b], ['SP0', 'PSI0']: 42",
-        "bob   | [b]simulator[/b], ['SP0', 'PSI0']: 42",
-    ]
-
-
-def test_the_exit_code_is_of_the_party_that_failed_by_itself(
-    call: Call, write_cluster: Write, write_program: Write
-) -> None:
-    program = write_program(
-        """
-        from redislink import Session
-        with Session.join() as session:
-            if session.party == "bob":
-                raise KeyError
-            session.communicator.recv("bob", "never")
-        """
-    )
-    code, out, _ = call("simulate", "--cluster", write_cluster(), program)
-    assert code == 1, out
-    assert "bob   | KeyError" in out
+    assert (code, err) == (1, ""), out
+    lines = out.splitlines()
+    assert "alice | [b]simulator[/b], ['SP0', 'PSI0']: 42" in lines
+    assert "bob   | [b]simulator[/b], ['SP0', 'PSI0']: 42" in lines
+    assert "bob   | KeyError" in lines
     assert "alice | redislink: alice: bob aborted the session (KeyError in its" in out
 
 

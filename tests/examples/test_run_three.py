@@ -5,8 +5,8 @@ For the examples as processes see tests/test_tutorial.py.
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -15,20 +15,6 @@ import pytest
 import run_three
 
 from tests.examples.conftest import EXAMPLES
-
-TIMEOUT = 60.0
-pytestmark = pytest.mark.slow
-
-
-def _run_three(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "run_three.py"), *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
 
 
 @pytest.fixture
@@ -46,10 +32,19 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_arguments_of_all_and_of_one(program: Path) -> None:
-    result = _run_three("--for", "bob", "--x 'two words'", program, "--in", "{party}.csv")
-    assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.splitlines()) == [
+@pytest.mark.slow
+def test_arguments_of_all_and_of_one(
+    program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--for", "bob", "--x 'two words'", str(program), "--in", "{party}.csv"]
+    monkeypatch.setattr(sys, "argv", ["run_three.py", *words])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / "run_three.py"), run_name="__main__")
+    signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    assert end.value.code == 0, told.err
+    assert sorted(told.out.splitlines()) == [
         "alice | runs --in alice.csv",
         "bob   | runs --in bob.csv --x two words",
         "carol | runs --in carol.csv",
