@@ -89,9 +89,7 @@ bench-mplang:
 
 docs: $(STAMP)  ## the API reference from the docstrings, in build/docs
 	rm -rf build/docs
-	$(PY) -m pdoc --docformat google --no-show-source --output-directory build/docs \
-	  redislink redislink.spu redislink.broker redislink.testing redislink.testing.fixtures
-	@echo "build/docs/index.html"
+	$(PY) docs/make_reference.py build/docs
 
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
 	.ci/lock $(PYTHON)
