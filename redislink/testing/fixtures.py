@@ -134,12 +134,12 @@ def simulated_cluster() -> ClusterSpec | str | Path | int:
 def simulator(simulated_cluster: ClusterSpec | str | Path | int) -> Simulator:
     """Runs a program as every party, in threads and memory: ``simulator.run(program)``:
 
-        def test_sum(simulator):
-            def program(session):
-                sp = session.spu("SP0")
-                x = sp.private(lambda: 1, owner="alice")
-                return sp.reveal(sp.run(lambda x: x + 1)(x), to=["bob"])
+    def test_sum(simulator):
+        def program(session):
+            sp = session.spu("SP0")
+            x = sp.private(lambda: 1, owner="alice")
+            return sp.reveal(sp.run(lambda x: x + 1)(x), to=["bob"])
 
-            assert simulator.run(program)["bob"] == 2
+        assert simulator.run(program)["bob"] == 2
     """
     return Simulator(simulated_cluster)
