@@ -40,7 +40,9 @@ def test_outputs_are_merged_and_the_exit_code_is_of_the_party_that_failed_by_its
             total = options.mine + session.communicator.recv(peer, "mine")
             print(f"[b]{session.name}[/b], {list(session.cluster.devices)}:", total)
             if session.party == "bob":
+                session.communicator.recv("alice", "has printed")
                 raise KeyError
+            session.communicator.send("bob", "has printed", None)
             session.communicator.recv("bob", "never")
         """
     )
