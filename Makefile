@@ -10,8 +10,8 @@ PYTEST_ARGS ?=
 SOURCES := redislink tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types format lock clean bench bench-mplang
-.PHONY: example-millionaire example-psi example-logistic-regression
+.PHONY: help venv demo test check lint types format lock clean bench bench-mplang docs
+.PHONY: example-millionaire example-psi example-logistic-regression example-mlp example-kmeans
 
 help:  ## show this list
 	@grep -hE '^[a-z][a-z-]*:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{ printf "  make %-30s %s\n", $$1, $$2 }'
@@ -43,6 +43,12 @@ example-psi: $(STAMP)  ## which patients do two hospitals share?
 
 example-logistic-regression: $(STAMP)  ## train one model on the data of two hospitals
 	$(THREE) examples/logistic_regression.py --plaintext
+
+example-mlp: $(STAMP)  ## a vendor's neural network judges the patients of two hospitals
+	$(THREE) examples/mlp.py
+
+example-kmeans: $(STAMP)  ## groups of patients by the measurements of two hospitals
+	$(THREE) examples/kmeans.py
 
 test: $(STAMP)  ## the whole test suite
 	$(PY) -m pytest --durations=10 $(PYTEST_ARGS)
@@ -80,6 +86,10 @@ bench-mplang:
 	  && $(MPLANG)/bin/python -m pip --disable-pip-version-check install --quiet --retries 1 \
 	    --constraint constraints.txt mplang-nightly==0.1.dev343 spu psutil \
 	  && touch $(MPLANG)/.installed; } || echo "mplang-nightly is not to be had here: not measured" >&2
+
+docs: $(STAMP)  ## the API reference from the docstrings, in build/docs
+	rm -rf build/docs
+	$(PY) docs/make_reference.py build/docs
 
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
 	.ci/lock $(PYTHON)

@@ -9,11 +9,11 @@ What is revealed:
   right (computed on shares);
 - to alice and bob: which of their own patients the other has too, and the other's number of rows;
 - to alice, bob and carol: how many patients and columns take part;
-- to the broker: sizes and times of messages, and for now all shares too: until sealing lands,
-  use a broker that you trust.
+- to the broker: names, tags, sizes and times of messages.
 
 Every party: ``redislink run --cluster cluster.yaml --party NAME logistic_regression.py --data
-DIR``. Each needs only its own file, ``DIR/NAME.csv``; carol needs none.
+DIR``. Each needs only its own file, ``DIR/NAME.csv``; carol needs none. All at once on one machine:
+``redislink simulate logistic_regression.py``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +30,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Array, Device, print_missing
-from psi import intersect, private_scratch
+from numpy.typing import NDArray
 
-import redislink
+from redislink import Session
+from redislink.spu import private_scratch
+
+Array = NDArray[Any]
 
 DATA = Path(__file__).resolve().parent / "data"
 FEATURE_OWNERS = ("alice", "bob")
@@ -93,6 +94,11 @@ def step(
     return weights - rate * xp.matmul(error, x), bias - rate * xp.sum(error)
 
 
+def start(x_alice: Any, x_bob: Any) -> tuple[Any, Any]:
+    """Weights and bias before the first step: zero."""
+    return jnp.zeros(x_alice.shape[1] + x_bob.shape[1]), jnp.zeros(())
+
+
 def count_right(x_alice: Any, x_bob: Any, y: Any, weights: Any, bias: Any, xp: Any = jnp) -> Any:
     """How many of n patients the model tells rightly; arguments as those of `step`."""
     x = xp.concatenate([x_alice, x_bob], axis=1)
@@ -106,10 +112,18 @@ def count_right(x_alice: Any, x_bob: Any, y: Any, weights: Any, bias: Any, xp: A
 def read_rows(path: Path) -> dict[str, dict[str, float]]:
     """The rows of a CSV file by ``id``: column name to value."""
     with path.open(newline="", encoding="utf-8") as file:
-        return {
-            row.pop("id"): {column: float(value) for column, value in row.items()}
-            for row in csv.DictReader(file)
-        }
+        header, *rows = csv.reader(file)
+    return as_rows(dict(zip(header, zip(*rows, strict=True), strict=True)))
+
+
+def as_rows(columns: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Rows by ``id``: column name to value, of columns of text."""
+    names = [name for name in columns if name != "id"]
+    values = zip(*(columns[name] for name in names), strict=True)
+    return {
+        id_: dict(zip(names, map(float, row), strict=True))
+        for id_, row in zip(columns["id"], values, strict=True)
+    }
 
 
 def prepare(rows: dict[str, dict[str, float]]) -> dict[str, Array]:
@@ -166,25 +180,22 @@ def plaintext_accuracy(data_dir: Path) -> float:
 
 
 def main(
-    endpoint: redislink.Endpoint,
+    session: Session,
     data_dir: Path = DATA,
     report: Report | None = None,
     device: str = "SP0",
-    psi_device: str = "PSI0",
 ) -> Model | None:
     """Align the patients, train, and judge.
 
     Args:
-        endpoint: this party's.
+        session: of all parties.
         data_dir: with ``PARTY.csv``, if this party has data.
         report: called after each step with ``{"event": "progress", "step", "of", "what"}``.
         device: the SPU device that trains.
-        psi_device: the device of the two parties with data.
 
     Returns:
         The model, at alice; None elsewhere.
     """
-    me = endpoint.party
     steps_done = 0
 
     def done(what: str) -> None:
@@ -193,43 +204,38 @@ def main(
         if report is not None:
             report({"event": "progress", "step": steps_done, "of": STEPS + 3, "what": what})
 
-    own = align(endpoint, data_dir, psi_device) if me in FEATURE_OWNERS else {}
+    own = align(session, data_dir)
     done("patients aligned")
 
-    with Device(endpoint, device) as spu_device:
-        for which in ("train", "test"):
-            for owner in FEATURE_OWNERS:
-                mine = own[f"x_{which}"] if owner == me else None
-                spu_device.share(f"x_{owner}_{which}", mine, owner)
-            spu_device.share(f"y_{which}", own.get(f"y_{which}"), LABEL_OWNER)
-        columns = sum(spu_device.shape(f"x_{owner}_train")[1] for owner in FEATURE_OWNERS)
-        for name, zeros in (("weights", np.zeros(columns)), ("bias", np.zeros(()))):
-            mine = zeros.astype(np.float32) if me == LEARNS_MODEL else None
-            spu_device.share(name, mine, LEARNS_MODEL)
-        done("data shared")
+    sp = session.spu(device)
+    x_train, x_test = (
+        [sp.private(lambda name=name: own[name], owner=owner) for owner in FEATURE_OWNERS]
+        for name in ("x_train", "x_test")
+    )
+    y_train, y_test = (
+        sp.private(lambda name=name: own[name], owner=LABEL_OWNER) for name in ("y_train", "y_test")
+    )
+    done("data shared")
 
-        model = ["weights", "bias"]
-        for number in range(1, STEPS + 1):
-            spu_device.run(step, ["x_alice_train", "x_bob_train", "y_train", *model], model)
-            done(f"training step {number}")
+    weights, bias = sp.run(start)(*x_train)
+    for number in range(1, STEPS + 1):
+        weights, bias = sp.run(step)(*x_train, y_train, weights, bias)
+        done(f"training step {number}")
 
-        spu_device.run(count_right, ["x_alice_test", "x_bob_test", "y_test", *model], ["right"])
-        right, weights, bias = (
-            spu_device.reveal(name, to=[LEARNS_MODEL]) for name in ("right", *model)
-        )
-        done("model judged")
-    if right is None or weights is None or bias is None:
+    right = sp.run(count_right)(*x_test, y_test, weights, bias)
+    right, weights, bias = sp.reveal((right, weights, bias), to=[LEARNS_MODEL])
+    done("model judged")
+    if session.party != LEARNS_MODEL:
         return None
-    held_out = len(own["x_test"])
+    held_out = y_test.size
     return Model(weights, float(bias), int(right) / held_out, held_out)
 
 
-def align(endpoint: redislink.Endpoint, data_dir: Path, device: str) -> dict[str, Array]:
-    """What `prepare` gives for this party's rows of the patients that both have."""
-    with tempfile.TemporaryDirectory(prefix="redislink-psi-") as directory:
-        shared = Path(directory) / "shared.csv"
-        intersect(endpoint, device, "RR22", data_dir / f"{endpoint.party}.csv", shared)
-        return prepare(read_rows(shared))
+def align(session: Session, data_dir: Path) -> dict[str, Array]:
+    """What `prepare` gives for this party's rows of the patients that both have; {} elsewhere."""
+    source = data_dir / f"{session.party}.csv"
+    shared = session.psi(source, "id", parties=FEATURE_OWNERS, protocol="RR22")
+    return {} if shared is None else prepare(as_rows(shared))
 
 
 def append_line(path: Path, event: dict[str, Any]) -> None:
@@ -246,9 +252,9 @@ def run_and_report(options: argparse.Namespace) -> None:
         if options.report is not None:
             append_line(options.report, event)
 
-    with private_scratch(), redislink.connect(on_progress=print_missing) as endpoint:
-        model = main(endpoint, options.data, report)
-        result: dict[str, Any] = {"event": "result", "party": endpoint.party}
+    with private_scratch(), Session.join() as session:
+        model = main(session, options.data, report)
+        result: dict[str, Any] = {"event": "result", "party": session.party}
         if model is not None:
             result |= {"accuracy": model.accuracy, "held_out": model.held_out}
             print(f"{model.accuracy:.4f} of {model.held_out} held-out patients told rightly")
@@ -256,8 +262,8 @@ def run_and_report(options: argparse.Namespace) -> None:
                 result["plaintext_accuracy"] = plaintext_accuracy(options.data)
                 print(f"{result['plaintext_accuracy']:.4f} by the same training in plaintext")
         seconds = time.monotonic() - started
-        print(f"{seconds:.1f} s, {endpoint.stats().bytes_sent} bytes sent")
-        report(result | {"seconds": round(seconds, 3)} | asdict(endpoint.stats()))
+        print(f"{seconds:.1f} s, {session.stats().bytes_sent} bytes sent")
+        report(result | {"seconds": round(seconds, 3)} | asdict(session.stats()))
 
 
 if __name__ == "__main__":

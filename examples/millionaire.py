@@ -3,9 +3,11 @@
 What is revealed: to every party of the session, which party is richest (of equals, the first in
 the cluster file). Not how rich, not by how much, not who comes next.
 
-In one terminal per party::
+In one terminal per party, or all at once on one machine::
 
     redislink run --cluster cluster.yaml --party alice millionaire.py --wealth 1000000
+    redislink simulate --for "alice --wealth 3" --for "bob --wealth 5" --for "carol --wealth 4" \\
+        millionaire.py
 """
 
 from __future__ import annotations
@@ -15,9 +17,8 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Device, print_missing
 
-import redislink
+from redislink import Session
 
 MOST = 2**61
 """Largest wealth either way: the ring has 64 bits, and differences must fit too."""
@@ -36,11 +37,11 @@ def richest(*wealths: jax.Array) -> jax.Array:
     return index
 
 
-def main(endpoint: redislink.Endpoint, wealth: int, device: str = "SP0") -> str:
+def main(session: Session, wealth: int, device: str = "SP0") -> str:
     """Find out who is richest.
 
     Args:
-        endpoint: this party's.
+        session: of all parties.
         wealth: this party's, in whole units of one currency; not used if it is no member.
         device: the SPU device whose members compare themselves; two of them, or three, or more.
 
@@ -49,15 +50,10 @@ def main(endpoint: redislink.Endpoint, wealth: int, device: str = "SP0") -> str:
     """
     if abs(wealth) > MOST:
         raise ValueError(f"a wealth of {wealth} does not fit: give at most {MOST}")
-    with Device(endpoint, device) as spu_device:
-        names = [f"wealth_of_{member}" for member in spu_device.members]
-        for name, member in zip(names, spu_device.members, strict=True):
-            mine = np.int64(wealth) if member == endpoint.party else None
-            spu_device.share(name, mine, owner=member)
-        spu_device.run(richest, names, ["richest"])
-        index = spu_device.reveal("richest", to=endpoint.cluster.party_names)
-        assert index is not None  # it was revealed to every party
-        return spu_device.members[int(index)]
+    sp = session.spu(device)
+    wealths = [sp.private(lambda: np.int64(wealth), owner=member) for member in sp.members]
+    index = sp.reveal(sp.run(richest)(*wealths), to=session.party_names)
+    return sp.members[int(index)]
 
 
 if __name__ == "__main__":
@@ -65,6 +61,6 @@ if __name__ == "__main__":
     parser.add_argument("--wealth", type=int, required=True, help="yours; it stays with you")
     parser.add_argument("--device", default="SP0", help="SPU device whose members take part")
     options = parser.parse_args()
-    with redislink.connect(on_progress=print_missing) as own_endpoint:
-        winner = main(own_endpoint, options.wealth, options.device)
+    with Session.join() as own_session:
+        winner = main(own_session, options.wealth, options.device)
         print(f"{winner} is the richest")

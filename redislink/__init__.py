@@ -5,6 +5,9 @@ environment, configures no logging and does not import ``spu``. What needs SPU i
 ``redislink.spu``, the embedded broker in ``redislink.broker``.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from redislink._version import __version__
 from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
 from redislink.endpoint import Endpoint, EndpointStats, SendHandle, connect
@@ -22,6 +25,8 @@ from redislink.errors import (
     FrameError,
     HandshakeTimeout,
     LinkError,
+    LoadFailed,
+    NotRevealed,
     PartyTaken,
     PayloadTypeError,
     PeerAborted,
@@ -29,6 +34,7 @@ from redislink.errors import (
     PeerError,
     PeerLost,
     PeerRestarted,
+    ProgramDiverged,
     RecvCancelled,
     RecvTimeout,
     RedisLinkError,
@@ -37,8 +43,41 @@ from redislink.errors import (
     SecurityMismatch,
     SendTimeout,
     UsageError,
+    ValueDecodeError,
 )
 from redislink.settings import RedisLinkSettings
+
+if TYPE_CHECKING:
+    from redislink.communicator import Communicator, RedisCommunicator, Request, ThreadCommunicator
+    from redislink.session import Session
+    from redislink.simulator import Simulator
+    from redislink.values import decode_value_untrusted, encode_value, register_dataclass
+
+# What needs numpy, which `redislink run --help` does not.
+_LATER: Final = {
+    "Communicator": "communicator",
+    "RedisCommunicator": "communicator",
+    "Request": "communicator",
+    "ThreadCommunicator": "communicator",
+    "decode_value_untrusted": "values",
+    "encode_value": "values",
+    "register_dataclass": "values",
+    "Session": "session",
+    "Simulator": "simulator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'redislink' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"redislink.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "BrokerAuthError",
@@ -50,6 +89,7 @@ __all__ = [
     "BrokerUnreachable",
     "ClusterMismatch",
     "ClusterSpec",
+    "Communicator",
     "ConfigError",
     "DeviceSpec",
     "Endpoint",
@@ -58,7 +98,9 @@ __all__ = [
     "FrameError",
     "HandshakeTimeout",
     "LinkError",
+    "LoadFailed",
     "Mask",
+    "NotRevealed",
     "PartySpec",
     "PartyTaken",
     "PayloadTypeError",
@@ -67,17 +109,27 @@ __all__ = [
     "PeerError",
     "PeerLost",
     "PeerRestarted",
+    "ProgramDiverged",
     "RecvCancelled",
     "RecvTimeout",
+    "RedisCommunicator",
     "RedisLinkError",
     "RedisLinkSettings",
+    "Request",
     "SealError",
     "SecurityError",
     "SecurityMismatch",
     "SendHandle",
     "SendTimeout",
+    "Session",
+    "Simulator",
+    "ThreadCommunicator",
     "UsageError",
+    "ValueDecodeError",
     "__version__",
     "connect",
+    "decode_value_untrusted",
+    "encode_value",
     "load_cluster",
+    "register_dataclass",
 ]

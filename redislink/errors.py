@@ -5,9 +5,10 @@
     RedisLinkError
     ├── ConfigError            the cluster file, a setting or a URL is wrong (yours to mend)
     ├── UsageError             a call that cannot be meant (yours to mend)
-    │   ├── PayloadTypeError   the payload is not bytes
+    │   ├── PayloadTypeError   the payload is of no kind that can be sent
     │   ├── EndpointClosed     the endpoint is closed, or was closed while you waited
-    │   └── RecvCancelled      this receive was cancelled locally (``IChannel.Abort``)
+    │   ├── RecvCancelled      this receive was cancelled locally (``IChannel.Abort``)
+    │   └── NotRevealed        a value was used that this party does not have
     ├── BrokerError            the broker is at fault, or out of reach
     │   ├── BrokerUnreachable  no connection, or it broke
     │   ├── BrokerAuthError    it does not accept our user or password
@@ -23,8 +24,11 @@
     │   ├── PeerLost           a party is not heard any more
     │   ├── PeerRestarted      a party has started anew, and has forgotten this run
     │   ├── PeerClosed         a party has left the session in good order
+    │   ├── LoadFailed         a party could not load what it was to put on a device
+    │   ├── ProgramDiverged    two parties have called different things
     │   ├── RecvTimeout        what we wait for did not come
-    │   └── SendTimeout        what we sent was not taken
+    │   ├── SendTimeout        what we sent was not taken
+    │   └── ValueDecodeError   what a party sent as a value is none
     ├── SecurityError          somebody between the parties, or a party's key, is not as it must be
     │   └── BrokerTampered     too many frames did not open
     ├── FrameError             bytes from the broker that are not a frame of ours
@@ -51,11 +55,15 @@ class UsageError(RedisLinkError):
 
 
 class PayloadTypeError(UsageError, TypeError):
-    """A payload that is not bytes-like."""
+    """A payload that is not bytes-like, or a value of a type that does not travel."""
 
 
 class EndpointClosed(UsageError):
     """The endpoint is closed, or was closed while this call waited."""
+
+
+class NotRevealed(UsageError, TypeError):
+    """A value was used as one that this party has, and it was not revealed to it."""
 
 
 class RecvCancelled(UsageError):
@@ -164,12 +172,38 @@ class PeerClosed(_NamedPeerError):
     """A party has left the session in good order, and something was still expected of it."""
 
 
+class LoadFailed(_NamedPeerError):
+    """A party's ``load`` raised; ``kind`` is the type of what it raised, never its text.
+
+    Every other party raises this in the same step, so the session goes on if all catch it.
+    """
+
+    def __init__(self, peer: str, call: str, kind: str) -> None:
+        self.kind = one_line(kind)[:80]
+        super().__init__(
+            peer, f"{peer} could not load its data for {call} ({self.kind}): see its log"
+        )
+
+
+class ProgramDiverged(PeerError):
+    """Two parties have called different things; the message names both, the step and the calls."""
+
+    OPENING = "programs diverge at step "
+
+
 class RecvTimeout(PeerError, TimeoutError):
     """A message did not come in time."""
 
 
 class SendTimeout(PeerError, TimeoutError):
     """A peer did not take a message in time."""
+
+
+class ValueDecodeError(PeerError):
+    """A party sent, as a value, what is none, or what only its own program knows.
+
+    The only thing that ``decode_value_untrusted`` raises.
+    """
 
 
 class SecurityError(RedisLinkError):

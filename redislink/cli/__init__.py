@@ -19,6 +19,7 @@ from redislink.cli.demo import demo
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
+from redislink.cli.simulate import simulate
 from redislink.cli.version import version
 from redislink.errors import RedisLinkError
 
@@ -48,6 +49,7 @@ app.command(
     # From PROGRAM on nothing is ours: its options stay untouched.
     context_settings={"allow_interspersed_args": False},
 )(run)
+app.command(epilog=_EPILOG, context_settings={"allow_interspersed_args": False})(simulate)
 app.command(epilog=_EPILOG)(init)
 app.command(epilog=_EPILOG)(keygen)
 app.command("fingerprint", epilog=_EPILOG)(show_fingerprints)

@@ -7,10 +7,12 @@ program, without the frames of ours below it.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -37,6 +39,7 @@ class ExitCode(enum.IntEnum):
     PEER = 4
     TAMPERED = 5
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 MEANINGS = {
@@ -47,6 +50,7 @@ MEANINGS = {
     ExitCode.PEER: "other party missing, late, failed or not matching, or this one taken",
     ExitCode.TAMPERED: "broker delivered what no party sent",
     ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.TERMINATED: "ended by SIGTERM",
 }
 
 # First match wins; an error of a class that is not here is the program's.
@@ -95,6 +99,33 @@ def exit_code(error: BaseException) -> ExitCode:
 def say(message: str) -> None:
     """One line on stderr, marked as ours."""
     print(f"redislink: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+class _Lines(logging.Handler):
+    """Says each record as one line of ours."""
+
+    def __init__(self, party: str) -> None:
+        super().__init__(logging.INFO)
+        self._party = party
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(with_party(record.getMessage(), self._party))
+
+
+@contextlib.contextmanager
+def say_progress(party: str) -> Iterator[None]:
+    """Say on stderr for whom this party waits, and which of its steps last."""
+    logger = logging.getLogger("redislink.progress")
+    lines = _Lines(party)
+    before = logger.level, logger.propagate
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # --verbose would say it twice
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.level, logger.propagate = before
 
 
 def with_party(message: str, party: str) -> str:

@@ -38,8 +38,14 @@ class Mask:
 
     @classmethod
     def all(cls, world_size: int) -> Mask:
-        """The mask of ranks 0 to ``world_size`` - 1."""
-        return cls.from_ranks(range(world_size))
+        """The mask of ranks 0 to ``world_size`` - 1.
+
+        Raises:
+            UsageError: ``world_size`` is not a non-negative int.
+        """
+        if type(world_size) is not int or world_size < 0:
+            raise UsageError(f"a world size is a non-negative int, not {world_size!r}")
+        return cls((1 << world_size) - 1)
 
     def __contains__(self, rank: object) -> bool:
         return type(rank) is int and rank >= 0 and bool(self.bits >> rank & 1)
@@ -50,14 +56,19 @@ class Mask:
     def __len__(self) -> int:
         return self.bits.bit_count()
 
-    def __or__(self, other: Mask) -> Mask:
-        return Mask(self.bits | other.bits)
+    def __or__(self, other: object) -> Mask:
+        return Mask(self.bits | other.bits) if isinstance(other, Mask) else NotImplemented
 
-    def __and__(self, other: Mask) -> Mask:
-        return Mask(self.bits & other.bits)
+    def __and__(self, other: object) -> Mask:
+        return Mask(self.bits & other.bits) if isinstance(other, Mask) else NotImplemented
 
-    union = __or__
-    intersection = __and__
+    def union(self, other: Mask) -> Mask:
+        """The ranks that are in this mask or in the other; also ``|``."""
+        return self | other
+
+    def intersection(self, other: Mask) -> Mask:
+        """The ranks that are in both masks; also ``&``."""
+        return self & other
 
     def global_to_relative_rank(self, rank: int) -> int:
         """Position of a global rank among the mask's.
@@ -75,10 +86,9 @@ class Mask:
         Raises:
             UsageError: the mask has no so many ranks.
         """
-        ranks = tuple(self)
-        if type(relative) is not int or not 0 <= relative < len(ranks):
+        if type(relative) is not int or not 0 <= relative < len(self):
             raise UsageError(f"{self} has no relative rank {relative!r}")
-        return ranks[relative]
+        return tuple(self)[relative]
 
     def __str__(self) -> str:
         return f"Mask({', '.join(map(str, self))})"

@@ -1,6 +1,17 @@
 """SPU over the relay: importing this package imports ``spu``."""
 
 from redislink.settings import LinkMode
+from redislink.spu.device import SpuArray, SpuDevice, Withheld
+from redislink.spu.intersection import private_scratch
 from redislink.spu.link import LinkCommunicator, create_link, runtime_config
 
-__all__ = ["LinkCommunicator", "LinkMode", "create_link", "runtime_config"]
+__all__ = [
+    "LinkCommunicator",
+    "LinkMode",
+    "SpuArray",
+    "SpuDevice",
+    "Withheld",
+    "create_link",
+    "private_scratch",
+    "runtime_config",
+]

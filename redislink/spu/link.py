@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -100,19 +101,49 @@ def create_link(
             f"{', '.join(spec.members)} make its link"
         )
     chosen = _choose_mode(mode, settings, spec)
-    mask = cluster.mask(device)
-    members = [cluster.party_names[rank] for rank in mask]
-    rank = mask.global_to_relative_rank(cluster.rank(party))
+    members = [cluster.party_names[rank] for rank in cluster.mask(device)]
+    return _join(device, members, chosen, endpoint, cluster, party, settings)
+
+
+def link_parties(name: str, members: Sequence[str], endpoint: Endpoint) -> LinkCommunicator:
+    """Make this party's end of a link between parties of which no device need consist.
+
+    Args:
+        name: the same at all members, and not that of a device.
+        members: names; this party is one of them. Every member must be calling it.
+        endpoint: this party's; ``REDISLINK_LINK_MODE`` of its settings counts.
+
+    Raises:
+        ConfigError: no brpc address.
+        LinkError: the link cannot be made in this mode.
+    """
+    chosen = _choose_mode(None, endpoint.settings, None)
+    ordered = sorted(members, key=endpoint.cluster.rank)
+    return _join(
+        name, ordered, chosen, endpoint, endpoint.cluster, endpoint.party, endpoint.settings
+    )
+
+
+def _join(
+    name: str,
+    members: list[str],
+    chosen: LinkMode,
+    endpoint: Endpoint | None,
+    cluster: ClusterSpec,
+    party: str,
+    settings: RedisLinkSettings,
+) -> LinkCommunicator:
+    rank = members.index(party)
     desc = libspu.link.Desc()
     desc.recv_timeout_ms = int(settings.recv_timeout * 1000)
     channels: list[Any] = []
     try:
         if chosen is LinkMode.CHANNELS:
-            context = _join_channels(desc, device, endpoint, members, rank, channels)
+            context = _join_channels(desc, name, endpoint, members, rank, channels)
         elif chosen is LinkMode.BRPC:
-            context = _join_brpc(desc, device, cluster, members, rank, settings)
+            context = _join_brpc(desc, name, cluster, members, rank, settings)
         else:
-            desc.id = f"{cluster.session}.{device}"
+            desc.id = f"{cluster.session}.{name}"
             for member in members:
                 desc.add_party(member, member)
             context = libspu.link.create_mem(desc, rank)
@@ -120,7 +151,7 @@ def create_link(
         raise
     except RuntimeError as error:
         raise LinkError(
-            f"{party}: no {chosen} link for device {device!r} ({' '.join(str(error).split())[:200]}"
+            f"{party}: no {chosen} link for {name!r} ({' '.join(str(error).split())[:200]}"
             f"): check that {', '.join(m for m in members if m != party)} make it too"
         ) from error
     return LinkCommunicator(context, chosen, rank, len(members), channels)
@@ -154,7 +185,7 @@ def runtime_config(device: DeviceSpec) -> Any:
 
 
 def _choose_mode(
-    mode: LinkMode | str | None, settings: RedisLinkSettings, spec: DeviceSpec
+    mode: LinkMode | str | None, settings: RedisLinkSettings, spec: DeviceSpec | None
 ) -> LinkMode:
     try:
         chosen = LinkMode(mode) if mode is not None else settings.link_mode
@@ -163,7 +194,8 @@ def _choose_mode(
             f"there is no link mode {mode!r:.40}: use {', '.join(m.value for m in LinkMode)}"
         ) from None
     if chosen is None:
-        chosen = LinkMode.CHANNELS if spec.config.use_redis_channel else LinkMode.BRPC
+        by_file = spec is None or spec.config.use_redis_channel
+        chosen = LinkMode.CHANNELS if by_file else LinkMode.BRPC
     if chosen is LinkMode.CHANNELS and not has_channels():
         _logger.warning(
             "this spu (%s) has no IChannel: falling back to brpc, for which every member must "

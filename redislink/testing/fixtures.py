@@ -1,6 +1,6 @@
 """Fixtures for pytest: parties that are connected, and closed after the test.
 
-Switch them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``::
+Switch them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``:
 
     def test_greeting(relay_pair):
         alice, bob = relay_pair
@@ -15,6 +15,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -25,6 +26,7 @@ from redislink.endpoint import Endpoint, connect
 from redislink.errors import ConfigError
 from redislink.identity import Identity, format_public_key
 from redislink.settings import RedisLinkSettings
+from redislink.simulator import Simulator
 from redislink.testing.faults import Faults, FaultyBroker
 
 RelayMesh = Callable[..., list[Endpoint]]
@@ -117,3 +119,27 @@ def _url(request: pytest.FixtureRequest, broker: str) -> str:
         server: EmbeddedBroker = request.getfixturevalue("relay_embedded_broker")
         return server.url
     return broker
+
+
+@pytest.fixture
+def simulated_cluster() -> ClusterSpec | str | Path | int:
+    """What `simulator` simulates: a number of parties, a cluster, or the path of its file.
+
+    Override it in ``conftest.py`` or in a test module.
+    """
+    return 3
+
+
+@pytest.fixture
+def simulator(simulated_cluster: ClusterSpec | str | Path | int) -> Simulator:
+    """Runs a program as every party, in threads and memory: ``simulator.run(program)``:
+
+    def test_sum(simulator):
+        def program(session):
+            sp = session.spu("SP0")
+            x = sp.private(lambda: 1, owner="alice")
+            return sp.reveal(sp.run(lambda x: x + 1)(x), to=["bob"])
+
+        assert simulator.run(program)["bob"] == 2
+    """
+    return Simulator(simulated_cluster)

@@ -22,7 +22,8 @@ from redislink.errors import (
 )
 from tests.cli.conftest import Run
 
-COMMANDS = ["demo", "run", "init", "keygen", "fingerprint", "broker", "acl", "bench", "version"]
+COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
+COMMANDS += ["bench", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -36,6 +37,7 @@ def spaced(text: str) -> str:
         ([], COMMANDS),
         (["demo"], ["--broker", "--acl", "--json", "--verbose"]),
         (["run"], ["--cluster", "--party", "--identity", "PROGRAM", "ARGS", "--verbose"]),
+        (["simulate"], ["--cluster", "--parties", "--for", "--timeout", "PROGRAM", "--verbose"]),
         (["init"], ["PARTY", "--session", "--dir", "--verbose"]),
         (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
         (["fingerprint"], ["--identity", "--cluster", "--json", "--verbose"]),

@@ -6,8 +6,12 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
+from redislink import PeerAborted, Session, load_cluster
 from redislink.broker import EmbeddedBroker
-from tests.cli.conftest import Run, Start, Write, ended
+from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, ended
+from tests.conftest import connect_as, in_thread, quick_settings
 
 TELL = """
     import json, os, sys
@@ -101,3 +105,97 @@ def test_interrupt(
     process.send_signal(signal.SIGINT)
     result = ended(process)
     assert (result.returncode, result.stderr) == (130, "redislink: alice: interrupted\n")
+
+
+def test_sigterm_before_the_session(
+    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
+) -> None:
+    program = write_program(
+        """
+        from redislink import Session
+        Session.join()
+        """
+    )
+    words = ("run", "--cluster", write_cluster(), "--party", "alice", program)
+    process = start(*words, broker_url=broker.url)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "redislink: alice: waiting for bob to join\n"
+    process.send_signal(signal.SIGTERM)
+    result = ended(process)
+    assert (result.returncode, result.stderr) == (143, "redislink: alice: ended by SIGTERM\n")
+
+
+SPU = {"SP0": {"kind": "SPU", "members": list(NAMES), "config": {"protocol": "SEMI2K"}}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["waits in SPU", "computes", "does something else"])
+def test_sigterm_ends_the_session_for_all_at_once(
+    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker, work: str
+) -> None:
+    """Alice is a process that gets the signal, bob a thread here."""
+    device = """
+            import numpy as np
+            sp = session.spu("SP0")
+            x = sp.private(lambda: np.eye(100, dtype=np.float32), owner="alice")
+            sp.run(lambda x: x * x)(x)
+    """
+    endless = "[sp.run(lambda x: x @ x)(x) for _ in iter(int, 1)]"
+    prepare, do = {
+        "waits in SPU": (device, "sp.run(lambda x: x * x)(x)"),
+        "computes": (device, endless),
+        "does something else": ("", "threading.Event().wait()"),
+    }[work]
+    program = f"""
+        import threading
+        from redislink import Session
+        with Session.join() as session:
+            {prepare.strip()}
+            print("ready", flush=True)
+            {do}
+    """
+    cluster = write_cluster(CLUSTER | {"devices": SPU})
+    process = start(
+        *("run", "--cluster", cluster, "--party", "alice", write_program(program)),
+        broker_url=broker.url,
+    )
+
+    def bob() -> None:
+        settings = quick_settings(broker_url=broker.url, recv_timeout=60)
+        with Session.over(connect_as(load_cluster(cluster), "bob", settings)) as session:
+            if prepare:
+                sp = session.spu("SP0")
+                x = sp.private(None, owner="alice")
+                sp.run(lambda x: x * x)(x)
+            while work == "computes":
+                x = sp.run(lambda x: x @ x)(x)
+            session.communicator.recv("alice", "never")
+
+    thread, outcome = in_thread(bob)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    alice = ended(process)
+    thread.join(20)
+    assert alice.returncode == 143, alice.stderr
+    assert alice.stderr.splitlines()[-1] == "redislink: alice: ended by SIGTERM"
+    assert isinstance(outcome[0], PeerAborted), outcome
+    assert outcome[0].reason == "ended by SIGTERM"
+
+
+def test_a_program_may_handle_sigterm_itself(
+    start: Start, write_cluster: Write, write_program: Write
+) -> None:
+    program = write_program(
+        """
+        import signal, sys
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
+        print("starts", flush=True)
+        signal.pause()
+        """
+    )
+    process = start("run", "--cluster", write_cluster(), "--party", "alice", program)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).returncode == 9

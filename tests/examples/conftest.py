@@ -1,4 +1,5 @@
-"""The examples as modules, and a way to run one as three threads over each kind of broker."""
+"""The examples as modules, and a way to run one as three threads: in the simulator, or each with
+an endpoint over a real broker."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from redislink import Endpoint
+from redislink import ClusterSpec, Endpoint, Session, Simulator
 from redislink.broker import EmbeddedBroker
 from tests.conftest import join, make_cluster, run_parties
 from tests.support.tls_terminator import TlsTerminator
@@ -39,18 +40,21 @@ def _hush_libpsi() -> None:
 class Place:
     """Where a test's parties meet."""
 
-    url: str
+    url: str | None
+    """None for the simulator."""
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def play(self, main: Callable[[Endpoint], Any]) -> list[Any]:
+    def play(self, main: Callable[[Session], Any]) -> list[Any]:
         """Run ``main`` as alice, bob and carol, in threads; what each returned."""
         spec = yaml.safe_load(CLUSTER.read_text())
+        if self.url is None:
+            return list(Simulator(ClusterSpec.parse(spec)).run(main).values())
         cluster = make_cluster(self.url, devices=spec["devices"])
         assert list(cluster.party_names) == spec["parties"]
 
         def run(endpoint: Endpoint) -> Any:
-            with endpoint:
-                return main(endpoint)
+            with Session.over(endpoint) as session:
+                return main(session)
 
         endpoints = join(cluster, **self.settings)
         return run_parties(*(lambda endpoint=endpoint: run(endpoint) for endpoint in endpoints))
@@ -69,21 +73,21 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         assert terminator.connections > 0
 
 
-@pytest.fixture(params=["fakeredis", "valkey", "rediss"])
+@pytest.fixture(params=["simulator", "valkey", "rediss"])
 def place(request: pytest.FixtureRequest) -> Place:
-    """Runs a test once on each kind of broker."""
+    """Runs a test once in the simulator, and once on each kind of broker."""
     if request.param == "rediss":
         found: Place = request.getfixturevalue("tls")
         return found
     if request.param == "valkey":
         return Place(request.getfixturevalue("valkey").url)
-    return Place(f"fakeredis://examples-{secrets.token_hex(4)}")
+    return Place(None)
 
 
 @pytest.fixture
-def in_process() -> Place:
-    """The quickest place: for what does not depend on the broker."""
-    return Place(f"fakeredis://examples-{secrets.token_hex(4)}")
+def simulated() -> Place:
+    """The quickest place: for what does not depend on where the parties are."""
+    return Place(None)
 
 
 @pytest.fixture(autouse=True)

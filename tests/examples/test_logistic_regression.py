@@ -8,7 +8,7 @@ import logistic_regression as lr
 import numpy as np
 import pytest
 
-from redislink import Endpoint
+from redislink import Session
 from tests.examples.conftest import DATA, Place
 
 WEIGHT_ERROR = 5e-3
@@ -19,8 +19,8 @@ WEIGHT_ERROR = 5e-3
 def test_the_model_is_as_good_as_in_plaintext(place: Place) -> None:
     events: dict[str, list[dict[str, Any]]] = {"alice": [], "bob": [], "carol": []}
 
-    def main(endpoint: Endpoint) -> lr.Model | None:
-        return lr.main(endpoint, DATA, events[endpoint.party].append)
+    def main(session: Session) -> lr.Model | None:
+        return lr.main(session, DATA, events[session.party].append)
 
     model, at_bob, at_carol = place.play(main)
     plain = lr.train_plaintext(DATA)

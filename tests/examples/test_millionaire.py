@@ -5,13 +5,13 @@ from __future__ import annotations
 import millionaire
 import pytest
 
-from redislink import Endpoint
+from redislink import Session
 from tests.examples.conftest import Place
 
 
 def _play(place: Place, device: str, **wealths: int) -> list[str]:
-    def main(endpoint: Endpoint) -> str:
-        return millionaire.main(endpoint, wealths[endpoint.party], device)
+    def main(session: Session) -> str:
+        return millionaire.main(session, wealths[session.party], device)
 
     return place.play(main)
 
@@ -33,20 +33,20 @@ def test_the_richest_of_three(place: Place) -> None:
     ],
 )
 def test_ties_signs_and_sizes(
-    in_process: Place, wealths: tuple[int, int, int], richest: str
+    simulated: Place, wealths: tuple[int, int, int], richest: str
 ) -> None:
     alice, bob, carol = wealths
-    assert _play(in_process, "SP0", alice=alice, bob=bob, carol=carol) == [richest] * 3
+    assert _play(simulated, "SP0", alice=alice, bob=bob, carol=carol) == [richest] * 3
 
 
-def test_two_compare_and_a_third_only_learns_who(in_process: Place) -> None:
-    assert _play(in_process, "PSI0", alice=3, bob=4, carol=1000) == ["bob"] * 3
+def test_two_compare_and_a_third_only_learns_who(simulated: Place) -> None:
+    assert _play(simulated, "PSI0", alice=3, bob=4, carol=1000) == ["bob"] * 3
 
 
-def test_a_wealth_that_does_not_fit_is_refused(in_process: Place) -> None:
-    def main(endpoint: Endpoint) -> None:
+def test_a_wealth_that_does_not_fit_is_refused(simulated: Place) -> None:
+    def main(session: Session) -> None:
         for wealth in (millionaire.MOST + 1, -millionaire.MOST - 1):
             with pytest.raises(ValueError, match="does not fit"):
-                millionaire.main(endpoint, wealth)
+                millionaire.main(session, wealth)
 
-    in_process.play(main)
+    simulated.play(main)

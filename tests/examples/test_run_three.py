@@ -1,93 +1,57 @@
-"""The examples as real processes, through the script that the Makefile calls."""
+"""The script that the Makefile calls, which is `redislink simulate` (tests/cli/test_simulate.py).
+
+For the examples as processes see tests/test_tutorial.py.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import runpy
+import signal
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import run_three
 
 from tests.examples.conftest import EXAMPLES
-
-TIMEOUT = 60.0
-pytestmark = pytest.mark.slow
-
-
-def _run_three(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "run_three.py"), *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """Each party does what its argument says."""
+    """Each party prints its arguments."""
     path = tmp_path / "program.py"
     path.write_text(
         textwrap.dedent(
             """
-            import sys, threading
+            import sys
             print("runs", *sys.argv[1:])
-            if sys.argv[-1] == "fail":
-                sys.exit(7)
-            if sys.argv[-1] == "hang":
-                threading.Event().wait()
             """
         )
     )
     return path
 
 
-def test_logistic_regression_as_three_processes(tmp_path: Path) -> None:
-    report = tmp_path / "{party}.jsonl"
-    result = _run_three(EXAMPLES / "logistic_regression.py", "--plaintext", "--report", report)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "alice | 0.9" in result.stdout
-    last: dict[str, dict[str, object]] = {}
-    for party in ("alice", "bob", "carol"):
-        *progress, last[party] = map(json.loads, (tmp_path / f"{party}.jsonl").open())
-        assert {event["event"] for event in progress} == {"progress"}
-        assert progress[-1]["step"] == progress[-1]["of"]
-        assert last[party]["event"] == "result"
-        assert last[party]["party"] == party
-        assert last[party]["messages_sent"] > 0
-        assert last[party]["bytes_sent"] > 0
-    assert last["alice"]["accuracy"] == pytest.approx(last["alice"]["plaintext_accuracy"], abs=0.02)
-    assert "accuracy" not in last["bob"]
-    assert "accuracy" not in last["carol"]
-
-
-def test_arguments_of_all_and_of_one(program: Path) -> None:
-    result = _run_three("--for", "bob", "--x 'two words'", program, "--in", "{party}.csv")
-    assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.splitlines()) == [
+@pytest.mark.slow
+def test_arguments_of_all_and_of_one(
+    program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--for", "bob", "--x 'two words'", str(program), "--in", "{party}.csv"]
+    monkeypatch.setattr(sys, "argv", ["run_three.py", *words])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / "run_three.py"), run_name="__main__")
+    signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    assert end.value.code == 0, told.err
+    assert sorted(told.out.splitlines()) == [
         "alice | runs --in alice.csv",
         "bob   | runs --in bob.csv --x two words",
         "carol | runs --in carol.csv",
     ]
 
 
-def test_one_that_fails_ends_the_others_and_is_the_exit_code(program: Path) -> None:
-    result = _run_three("--for", "bob", "fail", program)
-    assert result.returncode == 7, result.stdout + result.stderr
-
-
-def test_time_is_bounded(program: Path) -> None:
-    result = _run_three("--timeout", "1", program, "hang")
-    assert result.returncode == 124
-    assert "time is up after 1 s" in result.stderr
-
-
-def test_a_party_that_there_is_not() -> None:
-    result = _run_three("--for", "dave", "x", EXAMPLES / "psi.py")
-    assert result.returncode == 2
-    assert "the parties are alice, bob, carol" in result.stderr
+def test_words_for_one_party_are_joined() -> None:
+    words = ["--timeout", "5", "--for", "bob", "--x 1", "p.py", "--for", "alice", "y"]
+    joined = ["--timeout", "5", "--for", "bob --x 1", "p.py", "--for", "alice", "y"]
+    assert run_three.join_for(words) == joined

@@ -1,0 +1,244 @@
+"""``redislink simulate``: run one program as every party, on this machine.
+
+Rules: each party is a process of its own (``redislink run``), so that the program is the same,
+unchanged, as between organisations; each has its own key, made for this run; they meet at an
+embedded broker, sealed. No process outlives the command.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from redislink.cli.errors import ExitCode, Verbose, say
+from redislink.cluster import ClusterSpec
+from redislink.errors import ConfigError
+from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.trial import write_trial
+
+TIME_IS_UP: Final = 124
+GRACE: Final = 5.0
+"""Seconds that the others get to end by themselves once one party has failed."""
+_POLL: Final = 0.05
+_COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "red")
+
+
+def simulate(
+    program: Annotated[
+        str, typer.Argument(metavar="PROGRAM", help="Python file that every party runs.")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ARGS",
+            help="Handed to the program; {party} in them stands for the party's name.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Cluster file, of which keys and broker are not looked at; else "
+            "REDISLINK_CLUSTER_FILE.",
+            show_default=False,
+        ),
+    ] = None,
+    parties: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            help="Instead of a cluster file: alice, bob, carol, … with the devices SP0 of all and "
+            "PSI0 of the first two. 3 if there is no file either.",
+            show_default=False,
+        ),
+    ] = None,
+    own: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            metavar="'PARTY ARGS'",
+            help="Further arguments of one party, in one word; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="When to end what still runs.")
+    ] = 600.0,
+    verbose: Verbose = False,
+) -> None:
+    """Run PROGRAM as all parties at once, on this machine, with their outputs merged.
+
+    The program is that of `redislink run`, unchanged. Keys and an embedded broker are made for the
+    run; nothing needs to be set up.
+
+        redislink simulate --for "alice --wealth 3" --for "bob --wealth 5" millionaire.py
+    """
+    spec = _cluster(cluster, parties)
+    if not Path(program).is_file():
+        raise ConfigError(f"program {program}: there is no such file: check the path")
+    commands = _commands(spec, program, arguments or [], own or [])
+    signal.signal(signal.SIGTERM, _interrupt)
+    raise SystemExit(_run(spec, commands, timeout))
+
+
+def _cluster(path: Path | None, parties: int | None) -> ClusterSpec:
+    from redislink.simulator import simulated_cluster  # loads numpy
+
+    if path is not None and parties is not None:
+        raise ConfigError("give --cluster or --parties, not both")
+    if parties is not None:
+        return simulated_cluster(parties)
+    return simulated_cluster(path or RedisLinkSettings.load().cluster_file or 3)
+
+
+def _commands(
+    spec: ClusterSpec, program: str, arguments: list[str], own: list[str]
+) -> dict[str, list[str]]:
+    """Program and arguments, by party."""
+    commands = {
+        party: [program, *(argument.replace("{party}", party) for argument in arguments)]
+        for party in spec.party_names
+    }
+    for words in own:
+        try:
+            party, *more = shlex.split(words)
+        except ValueError as error:
+            raise ConfigError(f"--for {words!r}: {error}: mend the quotes") from None
+        if party not in commands:
+            raise ConfigError(
+                f"--for {words!r}: begins with no party: the parties are {', '.join(commands)}"
+            )
+        commands[party] += more
+    return commands
+
+
+def _run(spec: ClusterSpec, commands: dict[str, list[str]], timeout: float) -> int:
+    """Start broker and parties, wait for them; returns the exit code."""
+    from redislink.broker import EmbeddedBroker  # loads the server binary's package
+
+    with ExitStack() as stack:
+        broker = stack.enter_context(EmbeddedBroker(password=secrets.token_urlsafe(32)))
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="redislink-simulate-"))
+        keys = {party: Path(directory, party, "identity.key") for party in commands}
+        cluster = Path(directory, "cluster.yaml")
+        content = spec.model_dump(mode="json", exclude={"broker"}, exclude_none=True)
+        write_trial(content | {"security": "sealed"}, cluster, keys, "of redislink simulate")
+        output = _Output(commands)
+        processes: dict[str, subprocess.Popen[str]] = {}
+        for party, command in commands.items():
+            processes[party] = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "redislink", "run"),
+                    *("--cluster", str(cluster), "--party", party),
+                    *("--identity", str(keys[party]), *command),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "REDISLINK_BROKER_URL": broker.url,
+                    "REDISLINK_LINK_MODE": LinkMode.CHANNELS.value,
+                    "REDISLINK_PSK_DIR": str(keys[party].parent),  # holds none
+                },
+            )
+            stack.callback(_end, processes[party])
+            output.follow(party, processes[party])
+        in_time = _wait(list(processes.values()), timeout)
+        by_themselves = [code for p in processes.values() if (code := p.poll()) is not None]
+        for process in processes.values():
+            _end(process)
+        output.finish()
+    if not in_time:
+        say(f"time is up after {timeout:g} s")
+        return TIME_IS_UP
+    return _worst(by_themselves)
+
+
+def _worst(codes: list[int]) -> int:
+    """Of the party that failed by itself, rather than of one whose peer failed."""
+    shell = [code if code >= 0 else 128 - code for code in codes]
+    return max((code for code in shell if code != ExitCode.PEER), default=0) or max(shell)
+
+
+class _Output:
+    """The parties' lines, each with the party before it."""
+
+    def __init__(self, parties: dict[str, list[str]]) -> None:
+        self._console = Console(soft_wrap=True, highlight=False, emoji=False)
+        self._width = max(map(len, parties))
+        self._styles = {
+            party: _COLOURS[number % len(_COLOURS)] for number, party in enumerate(parties)
+        }
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def follow(self, party: str, process: subprocess.Popen[str]) -> None:
+        """Print a process's output, line by line, until it ends."""
+        thread = threading.Thread(target=self._print_lines, args=(party, process), daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def finish(self) -> None:
+        """Return once all is printed; a child that a party left behind may keep its output open."""
+        for thread in self._threads:
+            thread.join(GRACE)
+
+    def _print_lines(self, party: str, process: subprocess.Popen[str]) -> None:
+        if process.stdout is None:
+            return
+        prefix = (f"{party:<{self._width}} | ", self._styles[party])
+        with process.stdout as lines:
+            for line in lines:
+                with self._lock:
+                    self._console.print(Text.assemble(prefix, Text.from_ansi(line.rstrip("\n"))))
+
+
+def _wait(processes: list[subprocess.Popen[str]], timeout: float) -> bool:
+    """Return once all have ended, or `GRACE` after one failed; False if time was up first."""
+    deadline = time.monotonic() + timeout
+    give_up: float | None = None
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if give_up is None and any(process.poll() for process in processes):
+            give_up = now + GRACE
+        if give_up is not None and now > give_up:
+            return True
+        if now > deadline:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

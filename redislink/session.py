@@ -1,0 +1,394 @@
+"""`Session`: one program that every party runs.
+
+Rules:
+- Every party makes the same calls of the session and its devices in the same order, also those
+  in which it takes no part. What differs is found and named (`redislink.steps`).
+- An exception that leaves the session's ``with`` block ends the session for all, at once.
+- Nothing here imports spu or jax before a device or an intersection is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from redislink.broker import Broker
+from redislink.cluster import ClusterSpec
+from redislink.communicator import Communicator, RedisCommunicator
+from redislink.endpoint import Endpoint, EndpointStats, connect
+from redislink.errors import (
+    EndpointClosed,
+    LoadFailed,
+    PeerError,
+    RedisLinkError,
+    UsageError,
+)
+from redislink.identity import Identity
+from redislink.rendezvous import Progress
+from redislink.settings import RedisLinkSettings
+from redislink.steps import Failure, Silence, Steps
+
+if TYPE_CHECKING:
+    from redislink.spu.device import SpuDevice
+    from redislink.spu.link import LinkCommunicator
+
+MakeLink = Callable[[str, Sequence[str]], "LinkCommunicator"]
+"""From the name of a device, or of a link of an intersection, and its members."""
+
+NAMESPACE: Final = "session"
+_REPORT_INTERVAL: Final = 10
+_progress_logger = logging.getLogger("redislink.progress")
+_simulated: ContextVar[Session | None] = ContextVar("redislink_simulated", default=None)
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_open_lock = threading.Lock()
+
+
+class Session:
+    """This party's part in a session. Made by `Session.join`; a context manager.
+
+    Calls come from one thread at a time; `SpuDevice.spawn` is for more. What may be called from
+    any thread: `communicator`, `abort`, `stats`.
+
+    Attributes:
+        cluster: what the cluster file says.
+        party: name of this party.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        user_communicator: Communicator,
+        cluster: ClusterSpec,
+        make_link: MakeLink,
+        close_timeout: float,
+    ) -> None:
+        """Not for users: `join` is, and `over` for an endpoint that is there already."""
+        self.cluster = cluster
+        self.party = communicator.party
+        self._communicator = communicator
+        self._user_communicator = user_communicator
+        self._make_link = make_link
+        self._close_timeout = close_timeout
+        self._failure = Failure(communicator.abort)
+        self._steps = Steps(communicator.sub("main"), self._failure)
+        self._silence = Silence(communicator)
+        self._devices: dict[str, SpuDevice] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+        with _open_lock:
+            _open_sessions.add(self)
+
+    @classmethod
+    def join(
+        cls,
+        cluster: ClusterSpec | str | Path | None = None,
+        party: str | None = None,
+        settings: RedisLinkSettings | None = None,
+        *,
+        on_progress: Progress | None = None,
+        broker: Broker | None = None,
+        identity: Identity | None = None,
+    ) -> Session:
+        """Join: returns once every pair of parties has said hello.
+
+        Under ``redislink run`` and ``redislink simulate`` no argument is needed. In a program
+        that a `Simulator` runs, arguments are not looked at: it gives the simulated session.
+
+        Args:
+            cluster: the cluster, or the path of its file; None takes ``REDISLINK_CLUSTER_FILE``.
+            party: who this process is; None takes ``REDISLINK_PARTY``.
+            settings: None reads the environment and ``.env``.
+            on_progress: called about once a second while parties are missing, with their names
+                and the seconds waited. None says it to the logger ``redislink.progress``, at
+                first and then every ten seconds.
+            broker: None takes the one that the settings or the cluster file name.
+            identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
+
+        Raises:
+            ConfigError, BrokerError, PartyTaken, ClusterMismatch, HandshakeTimeout: as
+                `redislink.connect`.
+        """
+        simulated = _simulated.get()
+        if simulated is not None:
+            return simulated
+        return cls.over(
+            connect(
+                cluster,
+                party,
+                settings,
+                on_progress=on_progress or _log_missing,
+                broker=broker,
+                identity=identity,
+            )
+        )
+
+    @classmethod
+    def over(cls, endpoint: Endpoint) -> Session:
+        """A session over an endpoint that is there already; closing it closes the endpoint."""
+
+        def make_link(name: str, members: Sequence[str]) -> LinkCommunicator:
+            from redislink.spu.link import create_link, link_parties
+
+            if name in endpoint.cluster.devices:
+                return create_link(name, endpoint)
+            return link_parties(name, members, endpoint)
+
+        return cls(
+            RedisCommunicator(endpoint, NAMESPACE),
+            RedisCommunicator(endpoint),
+            endpoint.cluster,
+            make_link,
+            endpoint.settings.close_timeout,
+        )
+
+    # -- what it is --------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Of the session, in the cluster file."""
+        return self.cluster.session
+
+    @property
+    def rank(self) -> int:
+        """Of this party."""
+        return self._communicator.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of parties."""
+        return self._communicator.world_size
+
+    @property
+    def party_names(self) -> tuple[str, ...]:
+        """Of all parties, in rank order."""
+        return self._communicator.party_names
+
+    @property
+    def communicator(self) -> Communicator:
+        """For the program's own messages; they never meet those of the session."""
+        return self._user_communicator
+
+    def stats(self) -> EndpointStats:
+        """What passed through so far: messages, bytes, resends."""
+        return self._communicator.stats()
+
+    # -- collective calls --------------------------------------------------------------------
+
+    def spu(self, name: str) -> SpuDevice:
+        """An SPU device of the cluster file; its link is made when it is first used.
+
+        Raises:
+            ConfigError: no such device.
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        spec = self.cluster.device(name)
+        with self._steps.step(f"spu({name})", spec.members):
+            return self._device(name)
+
+    def ensure_spu_env(self, *names: str) -> None:
+        """Make link and runtime of devices now, all at the same time, instead of on first use.
+
+        Args:
+            names: of devices; none takes all of the cluster file.
+
+        Raises:
+            ConfigError: no such device.
+            LinkError: a link cannot be made.
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        wanted = names or tuple(self.cluster.devices)
+        members = {member for name in wanted for member in self.cluster.device(name).members}
+        with self._steps.step(f"ensure_spu_env({', '.join(wanted)})", tuple(members)):
+            devices = [self._device(name) for name in wanted]
+            if devices:
+                with ThreadPoolExecutor(len(devices)) as pool:
+                    for made in [pool.submit(device.ensure) for device in devices]:
+                        made.result()
+
+    def psi(
+        self,
+        table: Any,
+        keys: str | Sequence[str],
+        columns: str | Sequence[str] | None = None,
+        *,
+        parties: Sequence[str],
+        protocol: str = "RR22",
+    ) -> dict[str, Any] | None:
+        """Private set intersection between two parties: which rows have keys that both have.
+
+        Both learn which of their own keys the other has too, and how many rows it has.
+
+        Args:
+            table: this party's: a dict of columns (lists or arrays of one length), the path of
+                a CSV file, or a function that gives either; not looked at elsewhere.
+            keys: the column, or columns, by which rows are matched, in this party's table; text
+                or integers, each there once. They may have other names at the other party.
+            columns: which of its own columns this party wants; None takes all.
+            parties: the two.
+            protocol: ``RR22`` (fast), ``KKRT`` or ``ECDH`` (least traffic).
+
+        Returns:
+            At the two, their own columns with the rows in common, in the same order at both
+            (that of the keys as text); None elsewhere.
+
+        Raises:
+            ValueError, OSError: this party's table is not right; the other gets LoadFailed.
+            UsageError: parties or protocol are not valid.
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        from redislink.spu import intersection
+
+        pair = self._check_pair(parties)
+        if protocol not in intersection.PROTOCOLS:
+            raise UsageError(
+                f"{self.party}: psi has no protocol {protocol!r:.40}: use one of "
+                f"{', '.join(intersection.PROTOCOLS)}"
+            )
+        own_keys = (keys,) if isinstance(keys, str) else tuple(keys)
+        wanted = (columns,) if isinstance(columns, str) else columns
+        call = f"psi({protocol}, {len(own_keys)} keys; {', '.join(pair)})"
+        with self._steps.step(call, pair):
+            if self.party not in pair:
+                return None
+            (peer,) = (party for party in pair if party != self.party)
+            failed: Exception | None = None
+            try:
+                own = intersection.read_table(table)
+                rows = intersection.keys_of(own, own_keys)
+                chosen = intersection.pick_columns(own, wanted)
+            except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
+                failed = error
+            if failed is not None:
+                self._steps.tell_failure([peer], type(failed).__name__)
+                with suppress(PeerError):  # which would hide this party's own error
+                    self._steps.recv(peer)
+            else:
+                self._steps.send(peer, None)
+                theirs = self._steps.recv(peer)
+                if isinstance(theirs, str):
+                    raise LoadFailed(peer, call, theirs)
+                if theirs is not None:
+                    raise self._steps.not_understood(peer)
+                name = f"@psi.{'-'.join(str(self.cluster.rank(party)) for party in pair)}"
+                with self._make_link(name, pair) as link:
+                    found = intersection.intersect(link.context, rows, protocol)
+                return intersection.pick_rows(chosen, found)
+        raise failed
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def abort(self, reason: str) -> None:
+        """Tell every peer that this party's run has failed, and leave. From any thread.
+
+        Args:
+            reason: one line; it is shown to the peers, so it must hold no data.
+        """
+        with self._lock:
+            self._closed = True
+        self._failure.set(
+            EndpointClosed(f"{self.party}: the session was aborted here: {reason}"), reason
+        )
+        self._leave_steps()
+
+    def close(self) -> None:
+        """Leave in good order: wait, for ``close_timeout`` at most, until the others come to
+        the end too, then until they have all that was sent. Later calls raise EndpointClosed.
+        Safe to call twice.
+
+        Raises:
+            ProgramDiverged: another party calls something else instead.
+            PeerAborted: the run of another has failed.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        try:
+            if self._steps.usable:
+                spawned = b"".join(self._devices[n].spawned_digest() for n in sorted(self._devices))
+                self._steps.finish(self._close_timeout, spawned)
+        except RedisLinkError as error:
+            self._failure.set(error)
+            raise
+        finally:
+            self._leave_steps()
+            try:
+                if self._failure.error is None:
+                    for device in self._devices.values():
+                        device.close()
+            finally:
+                self._communicator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, RedisLinkError):
+            self.abort(str(error))
+        else:
+            # Its text might hold data of this party; its type does not.
+            said = getattr(error, "told_to_peers", f"{type(error).__name__} in its program")
+            self.abort(str(said))
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"open, at step {self._steps.number}"
+        return f"<Session {self.name} at {self.party} (rank {self.rank}), {state}>"
+
+    # -- shared ------------------------------------------------------------------------------
+
+    def _device(self, name: str) -> SpuDevice:
+        from redislink.spu.device import SpuDevice, Surroundings
+
+        if name not in self._devices:
+            spec = self.cluster.device(name)
+            members = tuple(self.party_names[rank] for rank in self.cluster.mask(name))
+            at = Surroundings(
+                self._communicator.sub("devices").sub(name),
+                self._failure,
+                lambda device: self._make_link(device, members),
+                self._silence,
+            )
+            self._devices[name] = SpuDevice(name, spec, members, self._steps, at)
+        return self._devices[name]
+
+    def _check_pair(self, parties: Sequence[str]) -> tuple[str, ...]:
+        for party in parties:
+            if party not in self.party_names:
+                raise UsageError(
+                    f"{self.party}: psi between {party!r:.80}, which is not a party: use two of "
+                    f"{', '.join(self.party_names)}"
+                )
+        if isinstance(parties, str) or len(set(parties)) != 2 or len(parties) != 2:
+            raise UsageError(f"{self.party}: psi is between two parties: name two in parties=")
+        return tuple(sorted(parties, key=self.cluster.rank))
+
+    def _leave_steps(self) -> None:
+        for device in self._devices.values():
+            device.leave()
+        self._steps.leave()
+
+
+def open_sessions() -> list[Session]:
+    """The sessions of this process that are open."""
+    with _open_lock:
+        return [session for session in _open_sessions if not session._closed]
+
+
+def _log_missing(missing: list[str], waited_seconds: float) -> None:
+    if round(waited_seconds) % _REPORT_INTERVAL == 1:
+        _progress_logger.info("waiting for %s to join", ", ".join(missing))

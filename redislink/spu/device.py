@@ -1,0 +1,845 @@
+"""`SpuDevice`: an SPU as one party of a session sees it, whether it is a member or not.
+
+Rules:
+- Every call is a step that all parties make, in the same order (`redislink.steps`).
+- In the clear a value is only at its owner, and at those to whom it is revealed. What is in
+  between are `SpuArray` handles: shape and dtype, which every party knows.
+- What a function closes over, static arguments, and arguments that are plain numbers or arrays
+  are public: they are compiled in, or given to SPU as public. They must be equal everywhere;
+  digests of them go to the other parties.
+- A run sends nothing of its own. That all ran the same is proved by the next message of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NoReturn
+
+import jax
+import numpy as np
+import spu
+from numpy.typing import NDArray
+from spu import libspu
+from spu.utils import frontend
+
+from redislink.cluster import DeviceSpec
+from redislink.communicator import Communicator
+from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
+from redislink.spu.link import LinkCommunicator, runtime_config
+from redislink.steps import Failure, Silence, Steps
+
+Array = NDArray[Any]
+Function = Callable[..., Any]
+
+_DATA_TYPES: Final = {
+    "bool": libspu.DataType.DT_I1,
+    "int8": libspu.DataType.DT_I8,
+    "uint8": libspu.DataType.DT_U8,
+    "int16": libspu.DataType.DT_I16,
+    "uint16": libspu.DataType.DT_U16,
+    "int32": libspu.DataType.DT_I32,
+    "uint32": libspu.DataType.DT_U32,
+    "int64": libspu.DataType.DT_I64,
+    "uint64": libspu.DataType.DT_U64,
+    "float16": libspu.DataType.DT_F16,
+    "float32": libspu.DataType.DT_F32,
+    "float64": libspu.DataType.DT_F64,
+}
+_MOST_DIMENSIONS: Final = 32
+_MOST_SIZE: Final = 1 << 40
+_LARGE: Final = 1 << 20
+"""Bytes from which on peers are told before the GIL is held for sharing or reconstructing."""
+_MOST_CODES: Final = 256
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+
+# SPU's compiler caches in a dict without a lock, and in a simulator the parties are threads.
+# They share what is compiled: the same function for the same arguments gives the same code.
+_compile_lock = threading.Lock()
+_codes: OrderedDict[Hashable, bytes] = OrderedDict()
+
+
+class _NoValue:
+    """Raises wherever a value would be needed."""
+
+    __slots__ = ()
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise NotRevealed(self._why())
+
+    def _why(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    __hash__ = object.__hash__
+    __eq__ = __ne__ = _refuse
+    __array__ = __float__ = __int__ = __bool__ = __index__ = __complex__ = _refuse
+    __iter__ = __len__ = __getitem__ = __contains__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __matmul__ = _refuse
+    __rmatmul__ = __truediv__ = __rtruediv__ = __neg__ = __pow__ = __mod__ = __abs__ = _refuse
+    __and__ = __or__ = __xor__ = __invert__ = __floordiv__ = __rpow__ = _refuse
+
+
+class SpuArray(_NoValue):
+    """A handle: an array that lives on an SPU device as shares. Made by `SpuDevice`.
+
+    Attributes:
+        device: name of the device.
+        shape, dtype: as numpy has them; known to every party.
+    """
+
+    __slots__ = ("__weakref__", "_home", "_names", "device", "dtype", "shape")
+
+    def __init__(self, home: SpuDevice, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """Not for users: `SpuDevice.private` and `SpuDevice.run` are."""
+        self._home = home
+        self._names: dict[SpuDevice, str] = {}
+        self.device = home.name
+        self.shape = shape
+        self.dtype = dtype
+
+    def _why(self) -> str:
+        return (
+            f"a value of {_short(self)} lives on {self.device} as shares and is not known here: "
+            f"compute with it by run(), or reveal() it"
+        )
+
+    def __repr__(self) -> str:
+        return f"<SpuArray {_short(self)} on {self.device}>"
+
+
+class Withheld(_NoValue):
+    """What `SpuDevice.reveal` gives to those that do not get the value.
+
+    Attributes:
+        to: names of the parties that got it.
+        shape, dtype: of the value.
+    """
+
+    __slots__ = ("dtype", "shape", "to")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], to: tuple[str, ...]) -> None:
+        """Not for users: `SpuDevice.reveal` is."""
+        self.shape = shape
+        self.dtype = dtype
+        self.to = to
+
+    def _why(self) -> str:
+        return (
+            f"a value of {_short(self)} was revealed to {', '.join(self.to)} only: use it there, "
+            "or add this party to reveal(to=…)"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Withheld {_short(self)}, revealed to {', '.join(self.to)}>"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a device needs of its session.
+
+    Attributes:
+        communicator: of this party; each chain of steps takes a namespace beneath it.
+        failure: of the session.
+        make_link: makes this party's end of the device's link; all members call it at once.
+        silence: peers do not take silence within it for death.
+    """
+
+    communicator: Communicator
+    failure: Failure
+    make_link: Callable[[str], LinkCommunicator]
+    silence: Silence
+
+
+@dataclass(frozen=True, eq=False)
+class _Compiled:
+    """A function for arguments of certain shapes; ``code`` is empty at those outside."""
+
+    code: bytes
+    digest: bytes
+    out_tree: Any
+    out_shapes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+
+
+@dataclass
+class _Members:
+    """What only a member has: its end of the link, and SPU."""
+
+    context: Any
+    runtime: spu.Runtime
+    link: LinkCommunicator | None
+    """None on a spawned device, whose link is that of its parent."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the runtime is used: spawned devices copy variables from other threads."""
+
+
+class SpuDevice:
+    """One SPU device. Made by ``session.spu(name)``; all parties make the same calls.
+
+    Attributes:
+        name: in the cluster file; with ``~1`` and so on behind it for a spawned one.
+        members: names of the parties that compute, in rank order.
+        is_member: True if this party is one of them.
+    """
+
+    def __init__(
+        self, name: str, spec: DeviceSpec, members: tuple[str, ...], steps: Steps, at: Surroundings
+    ) -> None:
+        """Not for users: `redislink.Session.spu` is."""
+        self.name = name
+        self.members = members
+        self._me = at.communicator.party
+        self.is_member = self._me in members
+        self._spec = spec
+        self._steps = steps
+        self._at = at
+        self._config = runtime_config(spec)
+        self._io = spu.Io(len(members), self._config)
+        self._cache: OrderedDict[Hashable, _Compiled] = OrderedDict()
+        self._own: _Members | None = None
+        self._own_lock = threading.Lock()
+        self._parent: SpuDevice | None = None
+        self._spawned: list[SpuDevice] = []
+        self._spawn_count = 0
+        self._variable = 0
+        self._garbage: deque[str] = deque()
+
+    # -- what users call ---------------------------------------------------------------------
+
+    def private(self, load: Any, owner: str) -> Any:
+        """Put a value on the device as secret shares, one for each member.
+
+        Args:
+            load: called without arguments, at the owner only; gives an array, a number, or a
+                pytree of them in dicts, lists and tuples. At the owner it may be the value
+                itself; what the others pass is not looked at.
+            owner: the party that has the value, a member or not.
+
+        Returns:
+            The handle, `SpuArray`; for a pytree, the same with handles as leaves.
+
+        Raises:
+            LoadFailed: ``load`` raised, or gave what SPU cannot take. At every party but the
+                owner, which raises the error itself; the session can go on.
+            UsageError: ``owner`` is not a party.
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        self._check_party(owner, "owner")
+        call = f"{self.name}.private(owner={owner})"
+        with self._steps.step(call, {*self.members, owner}):
+            if owner != self._me:
+                return self._receive_private(owner, call)
+            try:
+                loaded = self._load(load)
+            except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
+                failed = error
+                self._steps.tell_failure(self._others(), ["failed", type(error).__name__])
+            else:
+                return self._send_private(*loaded)
+        raise failed
+
+    def run(self, function: Function, static_argnums: int | Sequence[int] = ()) -> Function:
+        """A function of JAX arrays, to be computed on the device: ``run(f)(x, y)``.
+
+        It is compiled once per shapes and static arguments, as by ``jax.jit``: keep one function
+        object for many calls. What it is called with may be handles of this device, plain
+        numbers and arrays (public, equal at all parties), and pytrees of both.
+
+        Args:
+            function: may be called with shapes only, to be compiled.
+            static_argnums: places of arguments that are not arrays; hashable, public, and equal
+                at all parties.
+
+        Returns:
+            A function that gives what ``function`` does, with handles (`SpuArray`) for arrays.
+            It raises what JAX raises while it traces ``function`` (at every party, before
+            anything is sent), UsageError for an argument that is of another device or was not
+            revealed, and ProgramDiverged and PeerError as every call of a session.
+        """
+        static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+
+        def compute(*arguments: Any, **named: Any) -> Any:
+            return self._compute(function, static, arguments, named)
+
+        compute.__name__ = compute.__qualname__ = f"{self.name}.run({_name(function)})"
+        return compute
+
+    def reveal(self, value: Any, to: str | Sequence[str]) -> Any:
+        """Reconstruct a value at some parties.
+
+        Args:
+            value: a handle, or a pytree of handles.
+            to: who learns it, members or not; at least one.
+
+        Returns:
+            At the parties in ``to`` the value, a numpy array or a pytree of arrays; elsewhere
+            the same with `Withheld` in their places.
+
+        Raises:
+            UsageError: ``to`` is empty or names what is not a party, or ``value`` is not a
+                handle of this device.
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        receivers = (to,) if isinstance(to, str) else tuple(dict.fromkeys(to))
+        if not receivers:
+            raise UsageError(
+                f"{self._me}: {self.name}.reveal to nobody: name at least one party in to="
+            )
+        for party in receivers:
+            self._check_party(party, "to")
+        handles, tree = jax.tree_util.tree_flatten(value)
+        for handle in handles:
+            self._check_handle(handle, "reveal")
+        names = ", ".join(_short(handle) for handle in handles)
+        call = f"{self.name}.reveal({names}; to={', '.join(receivers)})"
+        with self._steps.step(call, {*self.members, *receivers}, str(tree).encode()):
+            mine = self._own_shares(handles)
+            if mine is not None:
+                body = [[share.meta, list(share.share_chunks)] for share in mine]
+                for party in receivers:
+                    if party != self._me:
+                        self._steps.send(party, body)
+            if self._me not in receivers:
+                values: list[Any] = [Withheld(h.shape, h.dtype, receivers) for h in handles]
+            else:
+                values = self._reconstruct(handles, mine)
+            return jax.tree_util.tree_unflatten(tree, values)
+
+    def spawn(self) -> SpuDevice:
+        """A device of the same members with a link of its own, for runs at the same time.
+
+        Calls of one session come in one order. To compute in several threads, spawn a device
+        for each before they start; each has an order of its own. Handles of this device may be
+        used there: their shares are copied, once, while this device does not run.
+
+        Raises:
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        with self._steps.step(f"{self.name}.spawn()", self.members):
+            self._spawn_count += 1
+            name = f"{self.name}~{self._spawn_count}"
+            place = self._at.communicator.sub(str(self._spawn_count))
+            steps = Steps(place, self._at.failure, name)
+            child = SpuDevice(
+                name, self._spec, self.members, steps, replace(self._at, communicator=place)
+            )
+            child._parent = self
+            if self.is_member:
+                own = self._ensure()
+                with own.lock:
+                    context = own.context.spawn()
+                    child._own = _Members(context, spu.Runtime(context, self._config), None)
+            self._spawned.append(child)
+            return child
+
+    def __repr__(self) -> str:
+        return f"<SpuDevice {self.name} of {', '.join(self.members)}, at {self._me}>"
+
+    # -- for the session ---------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Make link and runtime, if this party is a member and they are not there yet."""
+        if self.is_member:
+            self._ensure()
+
+    def spawned_digest(self) -> bytes:
+        """Of the calls of all devices spawned from this one."""
+        return b"".join(child._steps.digest + child.spawned_digest() for child in self._spawned)
+
+    def leave(self) -> None:
+        """Stop the chains of the devices spawned from this one."""
+        for child in self._spawned:
+            child.leave()
+            child._steps.leave()
+
+    def close(self) -> None:
+        """Close the link."""
+        if self._own is not None and self._own.link is not None:
+            self._own.link.close()
+
+    # -- private -----------------------------------------------------------------------------
+
+    def _load(self, load: Any) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
+        """Containers, leaves, and for each leaf every member's share."""
+        leaves: list[Array] = []
+        tree = _take_apart(load() if callable(load) else load, leaves)
+        return tree, leaves, [self._make_shares(x, libspu.Visibility.VIS_SECRET) for x in leaves]
+
+    def _others(self) -> list[str]:
+        return [party for party in self._at.communicator.party_names if party != self._me]
+
+    def _send_private(
+        self, tree: Any, leaves: list[Array], shares: list[list[libspu.Share]]
+    ) -> Any:
+        told = [[list(leaf.shape), leaf.dtype.name] for leaf in leaves]
+        for party in self._others():
+            theirs = None
+            if party in self.members:
+                rank = self.members.index(party)
+                theirs = [[of_all[rank].meta, list(of_all[rank].share_chunks)] for of_all in shares]
+            self._steps.send(party, ["value", tree, told, theirs])
+        mine = []
+        if self.is_member:
+            mine = [of_all[self.members.index(self._me)] for of_all in shares]
+        return self._keep(tree, [(leaf.shape, leaf.dtype) for leaf in leaves], mine)
+
+    def _receive_private(self, owner: str, call: str) -> Any:
+        match self._steps.recv(owner):
+            case ["failed", str(kind)]:
+                raise LoadFailed(owner, call, kind)
+            case ["value", tree, list(told), theirs] if _count(tree) == len(told):
+                shapes = [self._shape_untrusted(owner, entry) for entry in told]
+                if not self.is_member:
+                    return self._keep(tree, shapes, [])
+                kinds = [self._kind_of_private(dtype) for _, dtype in shapes]
+                mine = self._shares_untrusted(owner, theirs, shapes, kinds)
+                return self._keep(tree, shapes, mine)
+        raise self._steps.not_understood(owner)
+
+    def _keep(self, tree: Any, shapes: Sequence[Any], mine: Sequence[libspu.Share]) -> Any:
+        handles = [SpuArray(self, shape, dtype) for shape, dtype in shapes]
+        if self.is_member:
+            own = self._ensure()
+            with own.lock:
+                self._sweep(own)
+                for handle, share in zip(handles, mine, strict=True):
+                    own.runtime.set_var(self._name_of(handle), share)
+        return _fill(tree, handles)
+
+    def _shape_untrusted(self, peer: str, entry: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        match entry:
+            case [list(dims), str(name)] if name in _DATA_TYPES and len(dims) <= _MOST_DIMENSIONS:
+                size = 1
+                for dim in dims:
+                    if type(dim) is not int or not 0 <= dim <= _MOST_SIZE:
+                        raise self._steps.not_understood(peer)
+                    size *= dim
+                if size <= _MOST_SIZE:
+                    return tuple(dims), np.dtype(name)
+        raise self._steps.not_understood(peer)
+
+    def _shares_untrusted(
+        self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[_Kind | None]
+    ) -> list[libspu.Share]:
+        """Shares of arrays of these shapes and kinds; PeerError if they are not."""
+        if not isinstance(body, list) or len(body) != len(shapes):
+            raise self._steps.not_understood(peer)
+        return [
+            self._share_untrusted(peer, packed, shape, dtype, kind)
+            for packed, (shape, dtype), kind in zip(body, shapes, kinds, strict=True)
+        ]
+
+    def _kind_of_private(self, dtype: np.dtype[Any]) -> _Kind:
+        """Of what `private` shares: SPU here makes it as SPU at the owner does."""
+        (share, *_) = self._io.make_shares(np.zeros((), dtype), libspu.Visibility.VIS_SECRET)
+        return _kind(share.meta)
+
+    def _share_untrusted(
+        self,
+        peer: str,
+        packed: Any,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        kind: _Kind | None,
+    ) -> libspu.Share:
+        match packed:
+            case [bytes(meta), list(chunks)] if all(type(chunk) is bytes for chunk in chunks):
+                parsed, share = libspu.ValueMeta(), libspu.Share()
+                if (
+                    parsed.ParseFromString(meta)
+                    and tuple(parsed.shape.dims) == shape
+                    and parsed.data_type == _DATA_TYPES[dtype.name]
+                    and kind in (None, _kind(meta))
+                    and _are_whole(chunks)
+                ):
+                    share.meta, share.share_chunks = meta, chunks
+                    return share
+        raise self._steps.not_understood(peer)
+
+    def _make_shares(self, value: Array, visibility: libspu.Visibility) -> list[libspu.Share]:
+        with self._large(value.nbytes):
+            shares: list[libspu.Share] = self._io.make_shares(value, visibility)
+        return shares
+
+    # -- run ---------------------------------------------------------------------------------
+
+    def _compute(
+        self,
+        function: Function,
+        static: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> Any:
+        places = {place + len(arguments) if place < 0 else place for place in static}
+        if not places <= set(range(len(arguments))):
+            raise UsageError(
+                f"{self._me}: {self.name}.run({_name(function)}): static_argnums {static} for "
+                f"{len(arguments)} arguments: name places that are given"
+            )
+        fixed = tuple((place, arguments[place]) for place in sorted(places))
+        traced = [a for place, a in enumerate(arguments) if place not in places]
+        leaves, tree = jax.tree_util.tree_flatten((traced, named))
+        leaves = [self._argument(leaf) for leaf in leaves]
+        handles = [leaf if isinstance(leaf, SpuArray) else None for leaf in leaves]
+        shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
+        key = (
+            function,
+            tuple((place, type(value), value) for place, value in fixed),  # 1 is not True
+            tree,
+            shapes,
+            tuple(handle is not None for handle in handles),
+        )
+        try:
+            compiled = self._cache.get(key)
+        except TypeError as error:
+            raise UsageError(
+                f"{self._me}: {self.name}.run({_name(function)}): a static argument is not "
+                f"hashable ({error}): take it out of static_argnums, or give a tuple"
+            ) from None
+        if compiled is None:
+            flat = _flatten(function, len(arguments), fixed, tree)
+            compiled = self._compile(flat, leaves, handles, key)
+            _remember(self._cache, key, compiled)
+        public = [leaf for leaf in leaves if not isinstance(leaf, SpuArray)]
+        detail = hashlib.sha256(compiled.digest)
+        for value in public:
+            detail.update(value.tobytes())
+        call = f"{self.name}.run({_name(function)})({', '.join(map(_short, leaves))})"
+        with self._steps.step(call, self.members, detail.digest()):
+            outputs = [SpuArray(self, shape, dtype) for shape, dtype in compiled.out_shapes]
+            if self.is_member:
+                self._run_as_member(_name(function), compiled, leaves, outputs)
+            return jax.tree_util.tree_unflatten(compiled.out_tree, outputs)
+
+    def _argument(self, leaf: Any) -> SpuArray | Array:
+        if isinstance(leaf, SpuArray):
+            self._check_handle(leaf, "run")
+            return leaf
+        if isinstance(leaf, Withheld):
+            raise NotRevealed(f"{self._me}: an argument of {self.name}.run: {leaf._why()}")
+        return _as_array(leaf)
+
+    def _compile(
+        self,
+        flat: Function,
+        leaves: list[Any],
+        handles: list[SpuArray | None],
+        key: Hashable,
+    ) -> _Compiled:
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        # Without this, JAX would cut 64-bit values to 32 bits.
+        wide = any(leaf.dtype.itemsize == 8 for leaf in leaves) or jax.config.jax_enable_x64
+        with self._at.silence(), _compile_lock, jax.enable_x64(wide):
+            try:
+                traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+            except Exception as error:
+                given = ", ".join(map(_short, leaves))
+                error.add_note(f"{self._me}: in {self.name}.run({flat.__name__}) with ({given})")
+                raise
+            digest = hashlib.sha256(_ADDRESS.sub("", str(traced)).encode())
+            for constant in traced.consts:
+                digest.update(_short(np.asarray(constant)).encode())
+                digest.update(np.asarray(constant).tobytes())
+            outputs, out_tree = jax.tree_util.tree_flatten(out)
+            code = b""
+            if self.is_member:
+                # With what was traced: what the function closes over may have changed.
+                place = (key, wide, digest.digest())
+                code = _codes.get(place) or self._lower(flat, shapes, handles)
+                _remember(_codes, place, code)
+        return _Compiled(
+            code,
+            digest.digest() + str(out_tree).encode(),
+            out_tree,
+            tuple((tuple(o.shape), np.dtype(o.dtype)) for o in outputs),
+        )
+
+    def _lower(self, flat: Function, shapes: list[Any], handles: list[SpuArray | None]) -> bytes:
+        executable, _ = frontend.compile(
+            frontend.Kind.JAX,
+            flat,
+            shapes,
+            {},
+            [f"i{number}" for number in range(len(shapes))],
+            [
+                libspu.Visibility.VIS_PUBLIC if handle is None else libspu.Visibility.VIS_SECRET
+                for handle in handles
+            ],
+            lambda outputs: [f"o{number}" for number in range(len(outputs))],
+        )
+        code: bytes = executable.code
+        return code
+
+    def _run_as_member(
+        self, name: str, compiled: _Compiled, leaves: list[Any], outputs: list[SpuArray]
+    ) -> None:
+        own = self._ensure()
+        relative = self.members.index(self._me)
+        for leaf in leaves:
+            if isinstance(leaf, SpuArray):
+                self._bring(leaf, own)
+        with own.lock:
+            self._sweep(own)
+            inputs, passing = [], []
+            for leaf in leaves:
+                if isinstance(leaf, SpuArray):
+                    inputs.append(leaf._names[self])
+                    continue
+                share = self._make_shares(leaf, libspu.Visibility.VIS_PUBLIC)[relative]
+                passing.append(self._next_name())
+                own.runtime.set_var(passing[-1], share)
+                inputs.append(passing[-1])
+            executable = libspu.Executable(
+                name=name,
+                input_names=inputs,
+                output_names=[self._name_of(output) for output in outputs],
+                code=compiled.code,
+            )
+            own.runtime.run(executable)
+            for variable in passing:
+                own.runtime.del_var(variable)
+
+    # -- reveal ------------------------------------------------------------------------------
+
+    def _own_shares(self, handles: list[SpuArray]) -> list[libspu.Share] | None:
+        if not self.is_member:
+            return None
+        own = self._ensure()
+        for handle in handles:
+            self._bring(handle, own)
+        with own.lock, self._large(sum(h.size * h.dtype.itemsize for h in handles)):
+            return [own.runtime.get_var(handle._names[self]) for handle in handles]
+
+    def _reconstruct(self, handles: list[SpuArray], mine: list[libspu.Share] | None) -> list[Array]:
+        shapes = [(handle.shape, handle.dtype) for handle in handles]
+        kinds: list[_Kind | None] = [None] * len(handles)
+        if mine is not None:
+            kinds = [_kind(share.meta) for share in mine]
+        shares = []
+        for member in self.members:
+            if mine is not None and member == self._me:
+                shares.append(mine)
+                continue
+            theirs = self._shares_untrusted(member, self._steps.recv(member), shapes, kinds)
+            kinds = [_kind(share.meta) for share in theirs]
+            shares.append(theirs)
+        values = []
+        for pieces, (shape, dtype) in zip(zip(*shares, strict=True), shapes, strict=True):
+            with self._large(int(np.prod(shape)) * dtype.itemsize):
+                try:
+                    value = self._io.reconstruct(list(pieces))
+                except RuntimeError as error:
+                    raise ConfigError(
+                        f"{self._me}: the shares of {self.name} do not fit together: check that "
+                        "all members run the same version of spu"
+                    ) from error
+            values.append(np.asarray(value).reshape(shape).astype(dtype, copy=False))
+        return values
+
+    # -- shared ------------------------------------------------------------------------------
+
+    def _ensure(self) -> _Members:
+        with self._own_lock:
+            if self._own is None:
+                link = self._at.make_link(self.name)
+                runtime = spu.Runtime(link.context, self._config)
+                self._own = _Members(link.context, runtime, link)
+            return self._own
+
+    def _check_party(self, party: object, what: str) -> None:
+        names = self._at.communicator.party_names
+        if party not in names:
+            raise UsageError(
+                f"{self._me}: {what}={party!r:.80} is not a party: use one of {', '.join(names)}"
+            )
+
+    def _check_handle(self, handle: object, call: str) -> None:
+        if not isinstance(handle, SpuArray):
+            raise UsageError(
+                f"{self._me}: {self.name}.{call} takes handles, not {type(handle).__name__}: put "
+                "values on the device with private() first"
+            )
+        if handle._home is not self and handle._home is not self._parent:
+            raise UsageError(
+                f"{self._me}: {self.name}.{call} got {handle!r}: it lives on another device or is "
+                f"of another session; reveal it, and put it on {self.name} with private()"
+            )
+
+    def _bring(self, handle: SpuArray, own: _Members) -> None:
+        """See to it that a parent's variable is here too."""
+        if self in handle._names:
+            return
+        home = handle._home
+        if home._own is None or home not in handle._names:
+            raise UsageError(f"{self._me}: {handle!r} was never computed: an earlier call failed")
+        if home is self:
+            return
+        with home._own.lock:
+            share = home._own.runtime.get_var(handle._names[home])
+        with own.lock:
+            own.runtime.set_var(self._name_of(handle), share)
+
+    def _next_name(self) -> str:
+        self._variable += 1
+        return f"v{self._variable}"
+
+    def _name_of(self, handle: SpuArray) -> str:
+        """Give the handle a variable here, that goes when the handle does."""
+        name = handle._names[self] = self._next_name()
+        weakref.finalize(handle, self._garbage.append, name).atexit = False
+        return name
+
+    def _sweep(self, own: _Members) -> None:
+        """Free the variables whose handles are gone; under the lock.
+
+        Not when they go: that can be in any thread, at any moment.
+        """
+        while self._garbage:
+            # One whose run failed was never there.
+            with contextlib.suppress(RuntimeError, IndexError):
+                own.runtime.del_var(self._garbage.popleft())
+
+    def _large(self, size: int) -> contextlib.AbstractContextManager[None]:
+        return self._at.silence() if size >= _LARGE else contextlib.nullcontext()
+
+
+_Kind = tuple[str, Any]
+"""Storage type and visibility of a share, by which SPU interprets its bytes."""
+
+
+def _kind(meta: bytes) -> _Kind:
+    parsed = libspu.ValueMeta()
+    parsed.ParseFromString(meta)
+    return str(parsed.storage_type), parsed.visibility
+
+
+def _are_whole(chunks: Sequence[bytes]) -> bool:
+    """True if chunks follow on each other and hold what they say.
+
+    SPU copies a chunk's content without looking at its length: one that is too long would
+    overwrite memory.
+    """
+    end, total = 0, None
+    for packed in chunks:
+        chunk = libspu.ValueChunk()
+        if not chunk.ParseFromString(packed) or chunk.chunk_offset != end:
+            return False
+        end += len(chunk.content)
+        total = chunk.total_bytes if total is None else total
+        if chunk.total_bytes != total:
+            return False
+    return end == (total or 0)
+
+
+def _short(value: Any) -> str:
+    """Such as ``f32[3,2]``."""
+    kind = {"f": "f", "i": "i", "u": "u", "b": "bool"}.get(value.dtype.kind, value.dtype.name)
+    bits = "" if value.dtype.kind == "b" else str(value.dtype.itemsize * 8)
+    return f"{kind}{bits}[{','.join(map(str, value.shape))}]"
+
+
+def _remember(cache: OrderedDict[Hashable, Any], key: Hashable, value: Any) -> None:
+    """Put it in as the newest; the oldest go."""
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > _MOST_CODES:
+        cache.popitem(last=False)
+
+
+def _name(function: Function) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _flatten(
+    function: Function, count: int, fixed: tuple[tuple[int, Any], ...], tree: Any
+) -> Function:
+    """``function`` as one of arrays alone."""
+
+    def flat(*leaves: Any) -> Any:
+        traced, named = jax.tree_util.tree_unflatten(tree, leaves)
+        given, rest = dict(fixed), iter(traced)
+        arguments = [given[place] if place in given else next(rest) for place in range(count)]
+        return function(*arguments, **named)
+
+    flat.__name__ = _name(function)
+    return flat
+
+
+def _as_array(value: Any) -> Array:
+    """As numpy, with JAX's types for Python's numbers: 32 bits if they fit."""
+    if type(value) is bool:
+        return np.asarray(value)
+    if type(value) is int:
+        return np.asarray(value, np.int32 if -(2**31) <= value < 2**31 else np.int64)
+    if type(value) is float:
+        return np.asarray(value, np.float32)
+    array = np.asarray(value)
+    if array.dtype.name not in _DATA_TYPES:
+        raise UsageError(
+            f"SPU has no type for {type(value).__name__} (dtype {array.dtype.name}): give numbers "
+            f"of {', '.join(_DATA_TYPES)}"
+        )
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _take_apart(value: Any, leaves: list[Array]) -> Any:
+    """The containers of a pytree, with the numbers of its leaves in their places."""
+    if value is None:
+        return None
+    if type(value) is dict:
+        if not all(type(key) in (str, int) for key in value):
+            raise UsageError("a dict for private() has keys that are not str or int: rename them")
+        return {key: _take_apart(value[key], leaves) for key in value}
+    if type(value) in (list, tuple):
+        return type(value)(_take_apart(part, leaves) for part in value)
+    leaves.append(_as_array(value))
+    return len(leaves) - 1
+
+
+def _count(tree: Any) -> int:
+    """Leaves of what `_take_apart` gave, by a peer; -1 if they are not numbered 0, 1, ….
+
+    ``tree`` is a decoded value, so its depth is bounded.
+    """
+    found: list[Any] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, dict):
+            for part in node.values():
+                visit(part)
+        elif isinstance(node, list | tuple):
+            for part in node:
+                visit(part)
+        elif node is not None:
+            found.append(node)
+
+    visit(tree)
+    in_order = all(type(f) is int and f == number for number, f in enumerate(found))
+    return len(found) if in_order else -1
+
+
+def _fill(tree: Any, leaves: Sequence[Any]) -> Any:
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        return {key: _fill(part, leaves) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_fill(part, leaves) for part in tree)
+    return leaves[tree]

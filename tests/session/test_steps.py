@@ -1,0 +1,226 @@
+"""The chain of steps by itself: what travels, what is compared, what is told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from redislink import PeerError, ProgramDiverged, RecvTimeout, ThreadCommunicator
+from redislink import steps as steps_module
+from redislink.steps import Failure, Silence, Steps
+from tests.conftest import in_thread, run_parties
+
+NAMES = ("alice", "bob", "carol")
+
+
+_made: list[Steps] = []
+
+
+def _chains(recv_timeout: float = 5.0) -> list[Steps]:
+    chains = [
+        Steps(communicator, Failure(communicator.abort))
+        for communicator in ThreadCommunicator.make(NAMES, recv_timeout=recv_timeout)
+    ]
+    _made.extend(chains)
+    return chains
+
+
+@pytest.fixture(autouse=True)
+def _all_leave() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().leave()
+    left = [t.name for t in threading.enumerate() if t.name.startswith("redislink-steps")]
+    assert not left
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(steps_module, "_TICK", 0.02)
+    monkeypatch.setattr(steps_module, "_FIRST_REPORT", 0.1)
+
+
+def _finish(*chains: Steps) -> None:
+    run_parties(*(lambda chain=chain: chain.finish(5) for chain in chains))
+
+
+def test_a_message_tells_all_steps_since_the_last_one() -> None:
+    alice, bob, carol = chains = _chains()
+    for number in range(5):
+        for chain in chains:
+            with chain.step(f"call {number}", NAMES):
+                pass
+    for body in ("a", "b"):
+        for chain in chains:
+            with chain.step(f"send {body}", NAMES):
+                if chain is alice:
+                    chain.send("bob", body)
+                elif chain is bob:
+                    message = (
+                        alice._communicator.party,
+                        bob._communicator.peek_message("alice", "step"),
+                    )
+                    first, entries, _ = message[1]
+                    assert (first, len(entries)) == ((1, 6) if body == "a" else (7, 1))
+                    assert bob.recv("alice") == body
+    assert alice.digest == bob.digest == carol.digest
+    _finish(*chains)
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 63, 64, 200])
+def test_the_first_step_that_differs_is_named(steps_before: int) -> None:
+    alice, bob, _ = _chains()
+    for chain in (alice, bob):
+        for number in range(steps_before):
+            with chain.step(f"same {number}", NAMES):
+                pass
+        with chain.step("other" if chain is bob else "one", NAMES):
+            pass
+        for number in range(3):
+            with chain.step(f"later {number}", NAMES):
+                if number == 2 and chain is alice:
+                    chain.send("bob", None)
+                elif number == 2:
+                    with pytest.raises(ProgramDiverged) as caught:
+                        chain.recv("alice")
+                    raised = str(caught.value)
+    assert raised.startswith(f"programs diverge at step {steps_before + 1}")
+    assert "bob called other, alice called one: run the same program" in raised
+
+
+def test_a_step_that_differs_long_ago_is_told_as_such() -> None:
+    alice, bob, _ = _chains()
+    for chain in (alice, bob):
+        with chain.step("other" if chain is bob else "one", NAMES):
+            pass
+        for number in range(100):
+            with chain.step(f"later {number}", NAMES):
+                if number == 99 and chain is alice:
+                    chain.send("bob", None)
+                elif number == 99:
+                    with pytest.raises(ProgramDiverged, match=r"at step 38 \(or before\)"):
+                        chain.recv("alice")
+
+
+def test_details_count_and_are_not_told() -> None:
+    alice, bob, _ = _chains()
+    with alice.step("call", NAMES, b"secret-ish"):
+        alice.send("bob", None)
+    message = bob._communicator.peek_message("alice", "step")
+    assert b"secret-ish" not in repr(message).encode()
+    with bob.step("call", NAMES, b"other"), pytest.raises(ProgramDiverged, match="in functions"):
+        bob.recv("alice")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None, 5, [], b"raw", [1, [], None], [0, [[b"d", "t"]], None], [1, [[b"d"]], None],
+        [1, [["d", "t"]], None], [True, 5, None], ["1", [[b"d", "t"]], None],
+        [1, [[b"d", "t"]] * 65, None], [1, [[b"d", "t"]]], {"a": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_step_is_refused(message: Any) -> None:
+    alice, bob, _ = _chains()
+    alice._communicator.send("bob", "step", message)
+    with (
+        pytest.raises(PeerError, match="alice sent something in call that is not understood"),
+        bob.step("call", NAMES),
+    ):
+        bob.recv("alice")
+
+
+def test_a_status_that_is_none_is_no_divergence(quick: None) -> None:
+    alice, bob, _ = _chains(recv_timeout=0.3)
+    alice._communicator.send("bob", "status", "nonsense")
+    with pytest.raises(RecvTimeout), bob.step("call", NAMES):
+        bob.recv("alice")
+
+
+def test_two_that_wait_for_each_other_hear_of_it(quick: None) -> None:
+    alice, bob, carol = _chains(recv_timeout=20)
+
+    def wait(chain: Steps, text: str, peer: str) -> Callable[[], None]:
+        def work() -> None:
+            with chain.step(text, NAMES):
+                chain.recv(peer)
+
+        return work
+
+    threads = [
+        in_thread(wait(alice, "from bob", "bob")),
+        in_thread(wait(bob, "from alice", "alice")),
+        in_thread(wait(carol, "from bob", "bob")),
+    ]
+    for thread, outcome in threads:
+        thread.join(10)
+        assert isinstance(outcome[0], ProgramDiverged), outcome
+        assert "from bob" in str(outcome[0])
+        assert "from alice" in str(outcome[0])
+
+
+def test_steps_that_last_are_reported(quick: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "redislink.progress")
+    alice, bob, carol = chains = _chains()
+    told = threading.Event()
+
+    class Listen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting for bob" in record.getMessage():
+                told.set()
+
+    listen = Listen()
+    logging.getLogger("redislink.progress").addHandler(listen)
+    try:
+        with bob.step("share(bob)", NAMES), carol.step("share(bob)", NAMES):
+            pass
+
+        def wait() -> Any:
+            with alice.step("share(bob)", NAMES):
+                return alice.recv("bob")
+
+        thread, outcome = in_thread(wait)
+        assert told.wait(10)
+        bob.send("alice", 5)
+        thread.join(10)
+        assert outcome == [5]
+    finally:
+        logging.getLogger("redislink.progress").removeHandler(listen)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("alice: ")]
+    assert said[0].startswith("alice: step 1, share(bob): 0 s so far, waiting for bob (")
+    _finish(*chains)
+
+
+def test_one_that_does_not_come_to_the_end_is_not_waited_for() -> None:
+    alice, bob, carol = _chains()
+    run_parties(lambda: alice.finish(0.2), lambda: carol.finish(0.2))
+    bob.finish(5)
+
+
+def test_a_silence_of_several_threads_ends_with_the_last() -> None:
+    said: list[str] = []
+
+    class Told:
+        @contextlib.contextmanager
+        def announce_silence(self) -> Iterator[None]:
+            said.append("silent")
+            yield
+            said.append("back")
+
+    silence = Silence(Told())  # type: ignore[arg-type]
+    with contextlib.ExitStack() as first:
+        first.enter_context(silence())
+        second = silence()
+        second.__enter__()
+        first.close()
+        assert said == ["silent"]
+        second.__exit__(None, None, None)
+    assert said == ["silent", "back"]
+    with silence():
+        assert said == ["silent", "back", "silent"]
