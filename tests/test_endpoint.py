@@ -132,6 +132,27 @@ class TestMessages:
 
         run_parties(*(lambda f=f, t=t: f(t) for t in tags for f in (ping, pong)))
 
+    def test_a_message_that_another_thread_took_in_is_handed_over_at_once(self, valkey):
+        alice, bob = join(make_cluster(valkey.url, 2), blpop_timeout=20)
+        with alice, bob:
+            delivery = bob._peers["alice"].delivery
+            waits = delivery._waits
+            threads = [in_thread(lambda: bob.recv("alice", "t")) for _ in range(2)]
+            wait_until(lambda: "t" in waits and waits["t"].threads == 2, 10)
+            # The second comes first: whoever pops it must leave it to the next who is served.
+            push, held = alice._outbox.push, []
+            alice._outbox.push = lambda *args, **options: held.append((args, options))
+            for number in range(2):
+                alice.send("bob", "t", b"%d" % number)
+            alice._outbox.push = push
+            (first, _), (second, _) = held
+            push(*second)
+            wait_until(lambda: "t" in delivery.kept, 10)
+            push(*first)
+            for thread, _ in threads:
+                thread.join(5)
+            assert sorted(outcome[0] for _, outcome in threads) == [b"0", b"1"]
+
     def test_a_mark_travels_with_its_message(self, pair):
         alice, bob = pair
         alice.send("bob", "t", b"raw")
