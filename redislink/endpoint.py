@@ -222,7 +222,7 @@ class Endpoint:
                 ),
                 Delivery(peer, timing, now),
                 handshake.codec(peer),
-                lambda name_of: Lanes(inbox, depth, self._blpop_slice, name_of),
+                lambda name_of: Lanes(inbox, depth, self._blpop_slice, claim.round_trip, name_of),
             )
             for peer in rendezvous.peers
         }

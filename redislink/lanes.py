@@ -20,8 +20,7 @@ from redislink.errors import BrokerError, EndpointClosed
 from redislink.protocol.lookahead import Family, LookAhead
 
 _MAX_LANES: Final = 16
-_STUCK_SECONDS: Final = 0.2
-"""How long a lane may wait for a tag that nobody receives before one that somebody does."""
+_LEAST_PATIENCE: Final = 0.002
 
 
 class Lane:
@@ -41,14 +40,23 @@ class Lanes:
     """The lanes for what one peer sends. Thread-safe."""
 
     def __init__(
-        self, inbox: Inbox, depth: int, blpop_seconds: float, name_of: Callable[[str], bytes]
+        self,
+        inbox: Inbox,
+        depth: int,
+        blpop_seconds: float,
+        round_trip: float,
+        name_of: Callable[[str], bytes],
     ) -> None:
-        """Args: tags to foresee (0: none), how long one BLPOP waits, gives a tag's list."""
+        """Args: tags to foresee (0: none), seconds that one BLPOP waits, seconds to the broker
+        and back, what gives a tag's list."""
         self._inbox = inbox
         self.depth = depth
         """How many tags are foreseen; 0: none."""
         self._few = depth // 2
         self._seconds = blpop_seconds
+        # How long a tag that nobody receives may stand before one that somebody does: yacl's
+        # operations share a counter, so that the next tag of a family often never comes.
+        self._patience = max(_LEAST_PATIENCE, 2 * round_trip)
         self._name_of = name_of
         self._lookahead = LookAhead()
         self._lock = threading.Lock()
@@ -77,7 +85,7 @@ class Lanes:
         head, name = lane.posted[0]
         try:
             element = lane.wait.read_posted(
-                name, self._seconds if head == tag else None, _STUCK_SECONDS
+                name, self._seconds if head == tag else None, self._patience
             )
         except TimeoutError:
             self._abandon_mine(lane)

@@ -41,14 +41,6 @@ def check_is_ok(printed: str) -> dict[str, Any]:
     return told
 
 
-def test_json_over_the_embedded_broker(redislink: Run) -> None:
-    result = redislink("demo", "--json")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\n") == 1
-    told = check_is_ok(result.stdout)
-    assert re.fullmatch(r"redis://127\.0\.0\.1:\d+/0", told["broker"])
-
-
 def test_json_over_another_broker_hides_its_password(redislink: Run) -> None:
     with EmbeddedBroker(password="s3cret") as broker:
         result = redislink("demo", "--json", "--broker", broker.url)

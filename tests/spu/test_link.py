@@ -94,7 +94,11 @@ def over_mode(broker_url):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("broker_url", "device"),
+    [("fakeredis", "ABY3"), *(("valkey", device) for device in DEVICES)],
+    indirect=["broker_url"],
+)
 def test_the_modes_agree(over_mode, device):
     outputs = {mode: over_mode(device, mode) for mode in LinkMode}
     expected = program(X, Y)

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import logistic_regression as lr  # noqa: E402 - found only now
-from psi import private_scratch  # noqa: E402
 
 import redislink  # noqa: E402
+from redislink.spu import private_scratch  # noqa: E402
 from tests.support.ledger import Ledger, checksum  # noqa: E402
 
 
@@ -51,8 +51,8 @@ def main() -> None:
         ledger = Ledger(endpoint)
         report({"event": "joined"})
         joined = time.monotonic()
-        with endpoint:
-            model = lr.main(endpoint, options.data, report)
+        with redislink.Session.over(endpoint) as session:
+            model = lr.main(session, options.data, report)
             trained = time.monotonic()
         result["seconds"] = trained - joined
         result["close_seconds"] = time.monotonic() - trained

@@ -76,7 +76,7 @@ def test_each_fault_happens_and_every_message_comes_once(broker_url: str, fault:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [3, 6])
+@pytest.mark.parametrize("seed", [3])
 def test_all_faults_together(broker_url: str, seed: int) -> None:
     broker = play(broker_url, Faults(**CHANCES), seed, parties=3)
     assert set(broker.injected) >= set(CHANCES) - {"flush"}
