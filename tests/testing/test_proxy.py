@@ -64,6 +64,15 @@ def is_closed(client: socket.socket) -> bool:
         return False
 
 
+def ends_at_once(proxy: Proxy) -> bool:
+    """True if a new connection ends without a word, be it while it is still being dialled."""
+    try:
+        with dial(proxy) as client:
+            return is_closed(client)
+    except ConnectionError:
+        return True
+
+
 def ask(client: socket.socket, data: bytes) -> bytes:
     got = bytearray()
 
@@ -172,15 +181,14 @@ def test_rate_bounds_all_connections_together(proxy: Proxy) -> None:
 def test_a_server_that_is_away(echo: EchoServer) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        with Proxy(nobody.getsockname()[1]) as proxy, dial(proxy) as client:
-            assert is_closed(client)
+        with Proxy(nobody.getsockname()[1]) as proxy:
+            assert ends_at_once(proxy)
 
 
 def test_connections_are_bounded(echo: EchoServer) -> None:
     with Proxy(echo.server_address[1], max_connections=1) as proxy, dial(proxy) as first:
         assert ask(first, b"x") == b"x"
-        with dial(proxy) as second:
-            assert is_closed(second)
+        assert ends_at_once(proxy)
 
 
 def test_only_this_machine_reaches_it_and_all_ends_with_it(echo: EchoServer) -> None:
