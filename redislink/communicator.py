@@ -37,6 +37,7 @@ from redislink.errors import (
     SendTimeout,
     UsageError,
     ValueDecodeError,
+    reason_for_peers,
 )
 from redislink.protocol import keys
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
@@ -247,11 +248,8 @@ class Communicator(ABC):
     ) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, RedisLinkError):
-            self.abort(str(error))
         else:
-            # Its text might hold data of this party; its type does not.
-            self.abort(f"{type(error).__name__} in its program")
+            self.abort(reason_for_peers(error))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.party} (rank {self.rank}), {self.namespace}>"

@@ -46,6 +46,7 @@ from redislink.errors import (
     RedisLinkError,
     SendTimeout,
     UsageError,
+    reason_for_peers,
 )
 from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
@@ -277,9 +278,7 @@ class Endpoint:
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: after `close`.
         """
-        peer = self._peers.get(dst) if type(dst) is str else None
-        if peer is None:
-            peer = self._peer(dst)
+        peer = self._peer(dst)
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise PayloadTypeError(
@@ -348,9 +347,7 @@ class Endpoint:
 
         Raises: as `recv`.
         """
-        peer = self._peers.get(src) if type(src) is str else None
-        if peer is None:
-            peer = self._peer(src)
+        peer = self._peer(src)
         name = peer.in_prefix + keys.encode_tag(tag).encode()
         limit = self.settings.recv_timeout if timeout is None else timeout
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
@@ -414,9 +411,7 @@ class Endpoint:
                 lanes.foresee(tag)
             return message
         finally:
-            wait.purpose = None
-            if wait.registered:
-                self._end_wait(wait, delivery, tag)
+            self._end_wait(wait, delivery, tag)
             self._inbox.release(wait)
 
     def has_message(self, src: Party, tag: str) -> bool:
@@ -612,11 +607,8 @@ class Endpoint:
     ) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, RedisLinkError):
-            self.abort(str(error))
         else:
-            # Its text might hold data of this party; its type does not.
-            self.abort(f"{type(error).__name__} in its program")
+            self.abort(reason_for_peers(error))
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else "open"
@@ -729,25 +721,33 @@ class Endpoint:
         except BrokerError as error:
             self._stopped.wait(self._give_up_or_pause(error))
         finally:
-            wait.purpose = None
-            if wait.registered:
-                self._end_wait(wait, delivery, tag)
+            self._end_wait(wait, delivery, tag)
             lane.lock.release()
         return message
 
     def _end_wait(self, wait: Wait, delivery: Delivery, tag: str) -> None:
-        wait.purpose = None
+        wait.purpose = None  # before the check: see `_register`
         if wait.registered:
-            wait.registered = False
             with self._lock:
-                delivery.unwait(tag)
+                if wait.registered:
+                    wait.registered = False
+                    delivery.unwait(tag)
 
     def _register(self, wait: Wait) -> None:
-        """From now on the peer is probed for what this receive waits for."""
-        if wait.purpose is not None and not wait.registered:
-            name, tag, since = wait.purpose
-            self._peers[name].delivery.wait(tag, since)
-            wait.registered = True
+        """From now on the peer is probed for what this receive waits for; called with the lock.
+
+        The control thread calls it for receives of other threads, which may end meanwhile.
+        """
+        purpose = wait.purpose
+        if purpose is None or wait.registered:
+            return
+        name, tag, since = purpose
+        delivery = self._peers[name].delivery
+        delivery.wait(tag, since)
+        wait.registered = True
+        if wait.purpose is not purpose:  # it ended, perhaps without having seen that
+            wait.registered = False
+            delivery.unwait(tag)
 
     def _open(self, peer: _Peer, name: bytes, element: Buffer) -> tuple[Frame, bytes] | None:
         """The frame and body of a list element; None if the peer has not sent it so."""

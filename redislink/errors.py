@@ -128,6 +128,17 @@ def one_line(text: str) -> str:
     )
 
 
+def reason_for_peers(error: BaseException) -> str:
+    """What the peers are told when this error ends a party's part.
+
+    The text of an error that is not ours might hold data of this party; its type does not. An
+    error that is made to end a program says it in an attribute ``told_to_peers``.
+    """
+    if isinstance(error, RedisLinkError):
+        return str(error)
+    return str(getattr(error, "told_to_peers", f"{type(error).__name__} in its program"))
+
+
 class _NamedPeerError(PeerError):
     """A PeerError that knows which peer it is about."""
 

@@ -30,6 +30,7 @@ from redislink.errors import (
     PeerError,
     RedisLinkError,
     UsageError,
+    reason_for_peers,
 )
 from redislink.identity import Identity
 from redislink.rendezvous import Progress
@@ -338,12 +339,8 @@ class Session:
     ) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, RedisLinkError):
-            self.abort(str(error))
         else:
-            # Its text might hold data of this party; its type does not.
-            said = getattr(error, "told_to_peers", f"{type(error).__name__} in its program")
-            self.abort(str(said))
+            self.abort(reason_for_peers(error))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"open, at step {self._steps.number}"

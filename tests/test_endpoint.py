@@ -153,6 +153,25 @@ class TestMessages:
                 thread.join(5)
             assert sorted(outcome[0] for _, outcome in threads) == [b"0", b"1"]
 
+    def test_a_receive_that_ends_while_it_is_registered_is_probed_for_no_more(self, pair):
+        class EndingWait:
+            """Of a receive in another thread, that ends after the first look at it."""
+
+            registered = False
+            looks = 0
+
+            @property
+            def purpose(self):
+                self.looks += 1
+                return ("bob", "t", 0.0) if self.looks == 1 else None
+
+        alice, _ = pair
+        wait = EndingWait()
+        with alice._lock:
+            alice._register(wait)
+        assert not wait.registered
+        assert "t" not in alice._peers["bob"].delivery._waits
+
     def test_a_mark_travels_with_its_message(self, pair):
         alice, bob = pair
         alice.send("bob", "t", b"raw")
