@@ -10,7 +10,7 @@ Rules (each is a trap that was seen, see docs/broker.md):
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -101,17 +101,7 @@ class BrokerConnection:
             BrokerUnreachable: no reply in time, or the connection broke; it is closed now.
             BrokerError: the broker's own error reply; the connection stays usable.
         """
-        try:
-            reply = self._wire.read(timeout)
-        except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "waiting for a reply") from None
-        except BaseException:
-            self.close()
-            raise
-        if type(reply) is ErrorReply:
-            raise translate_error_reply(self._label, reply.text)
-        return reply
+        return self._reply("a reply", self._wire.read, timeout)
 
     def pop(self, name: bytes, timeout: float, margin: float) -> Any:
         """BLPOP of one list: the element, or None if none came in ``timeout`` seconds.
@@ -121,31 +111,11 @@ class BrokerConnection:
 
         Raises: as `write` and `read`. A reply that is no answer to this is returned.
         """
-        try:
-            reply = self._wire.pop(name, timeout, timeout + margin)
-        except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "waiting for a message") from None
-        except BaseException:
-            self.close()
-            raise
-        if type(reply) is ErrorReply:
-            raise translate_error_reply(self._label, reply.text)
-        return reply
+        return self._reply("a message", self._wire.pop, name, timeout, timeout + margin)
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
         """As `pop`, for a BLPOP that was written before; ``timeout`` in seconds for the reply."""
-        try:
-            reply = self._wire.read_popped(name, timeout)
-        except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "waiting for a message") from None
-        except BaseException:
-            self.close()
-            raise
-        if type(reply) is ErrorReply:
-            raise translate_error_reply(self._label, reply.text)
-        return reply
+        return self._reply("a message", self._wire.read_popped, name, timeout)
 
     def read_integers(self) -> int:
         """Take the integer replies that have arrived whole; returns how many they were."""
@@ -187,6 +157,20 @@ class BrokerConnection:
         """Close; never raises."""
         self.usable = False
         self._wire.close()
+
+    def _reply(self, what: str, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What a way of reading gives; after any failure the connection is closed."""
+        try:
+            reply = read(*arguments)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, f"waiting for {what}") from None
+        except BaseException:
+            self.close()
+            raise
+        if type(reply) is ErrorReply:
+            raise translate_error_reply(self._label, reply.text)
+        return reply
 
 
 class Broker:

@@ -100,13 +100,9 @@ class Wait:
             if self._interrupted:
                 raise Interrupted
             element = connection.pop(name, timeout, self._margin)
-            if element is None:
-                if self._interrupted:
-                    raise Interrupted
-                return None
-            if type(element) is bytes or type(element) is memoryview:
-                return element
-            raise _nonsense(self._broker.label)
+            if element is None and self._interrupted:
+                raise Interrupted
+            return _element_untrusted(element, self._broker.label)
         except BaseException:
             self.disconnect()  # also where it may be answering the wrong question
             if self._was_interrupted():
@@ -148,9 +144,7 @@ class Wait:
             raise TimeoutError
         try:
             element = connection.read_popped(name, (blpop_timeout or 0.0) + self._margin)
-            if element is None or type(element) is bytes or type(element) is memoryview:
-                return element
-            raise _nonsense(self._broker.label)
+            return _element_untrusted(element, self._broker.label)
         except BaseException:
             self.disconnect()
             if self._was_interrupted():
@@ -254,6 +248,12 @@ class Inbox:
                 self._idle.pop().disconnect()
             except IndexError:
                 return
+
+
+def _element_untrusted(reply: Any, label: str) -> Buffer | None:
+    if reply is None or type(reply) is bytes or type(reply) is memoryview:
+        return reply
+    raise _nonsense(label)
 
 
 def _popped_untrusted(reply: Any, names: Sequence[bytes], label: str) -> tuple[bytes, Buffer]:

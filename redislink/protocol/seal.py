@@ -111,7 +111,7 @@ class SealedCodec(Codec):
     ) -> tuple[bytes, bytes | memoryview]:
         if type(frame) is Data:
             header = encode_header(frame)
-            nonce = frame.seq.to_bytes(12, "big")
+            nonce = _nonce(frame.seq)
             if _LARGE <= len(body) <= _LARGEST_KEPT:
                 scratch = self._scratch_of(len(body) + SEAL_BYTES)
                 self._data_out.encrypt_into(nonce, body, name + header, scratch)
@@ -141,11 +141,7 @@ class SealedCodec(Codec):
         header = element[:body_at]
         body = element[body_at:] if len(element) < _SMALL else memoryview(element)[body_at:]
         if type(frame) is Data:
-            try:
-                nonce = frame.seq.to_bytes(12, "big")
-                return frame, self._data_in.decrypt(nonce, body, name + header)
-            except InvalidTag:
-                raise _does_not_open() from None
+            return frame, _open(self._data_in, frame.seq, body, name + header)
         if not isinstance(frame, Sealed):
             raise SealError(f"a {frame.kind.name} frame that is not sealed")
         inner = _open(self._control_in, frame.number, body, name + header)
@@ -193,8 +189,4 @@ def _open(key: AESGCM, number: int, sealed: BytesLike, authenticated: bytes) -> 
     try:
         return key.decrypt(_nonce(number), sealed, authenticated)
     except InvalidTag:
-        raise _does_not_open() from None
-
-
-def _does_not_open() -> SealError:
-    return SealError("a frame that does not open: it was changed, moved or made up")
+        raise SealError("a frame that does not open: it was changed, moved or made up") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -93,10 +92,7 @@ def test_it_ends_with_its_parent() -> None:
         process = net._process
         assert process.stdin is not None
         process.stdin.close()
-        deadline = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert process.poll() == 0
+        assert process.wait(10) == 0
 
 
 def _send_and_end(connection: socket.socket, data: bytes) -> None:

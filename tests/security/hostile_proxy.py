@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from tests.security.hostile_broker import Attacker, Pushed
+from tests.support.loop_thread import LoopThread
 
 HOST: Final = "127.0.0.1"
 _LIMIT: Final = 1 << 22
-_START_TIMEOUT: Final = 10.0
 _TICK: Final = 0.02
 
 Twist = Callable[[Sequence[bytes], bytes], bytes | None]
 """(command, true reply) to the reply that the client gets; None gives it none at all."""
 
 
-class HostileProxy:
+class HostileProxy(LoopThread):
     """Takes connections, and passes commands and replies on, or something else instead.
 
     Usage::
@@ -48,10 +46,7 @@ class HostileProxy:
         self.drip = 0.0
         self._upstream_port = upstream_port
         self._seen: list[bytes] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: asyncio.Event | None = None
-        self._listens = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hostile-proxy", daemon=True)
+        super().__init__("hostile-proxy")
 
     @property
     def url(self) -> str:
@@ -61,35 +56,14 @@ class HostileProxy:
         """Everything that passed, in both directions."""
         return b"".join(self._seen)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        if not self._listens.wait(_START_TIMEOUT):
-            raise TimeoutError("the hostile proxy did not listen")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._loop is not None
-        assert self._end is not None
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+    async def _serve(self, end: asyncio.Event) -> None:
         self._own = await asyncio.open_connection(HOST, self._upstream_port, limit=_LIMIT)
         self._own_lock = asyncio.Lock()
         server = await asyncio.start_server(self._take, HOST, 0, limit=_LIMIT)
         self.port = server.sockets[0].getsockname()[1]
         self._listens.set()
         ticking = asyncio.ensure_future(self._tick())
-        await self._end.wait()
+        await end.wait()
         ticking.cancel()
         server.close()
         self._own[1].close()

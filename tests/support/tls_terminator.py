@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from urllib.parse import quote
 
 import trustme
 
+from tests.support.loop_thread import LoopThread
+
 HOST: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
-_START_TIMEOUT: Final = 10.0
 
 
-class TlsTerminator:
+class TlsTerminator(LoopThread):
     """Takes TLS connections, and passes what is in them on to a plain port, both ways.
 
     Usage::
@@ -67,42 +66,18 @@ class TlsTerminator:
         self.connections = 0
         self._upstream_port = upstream_port
         self._room = max_connections
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: asyncio.Event | None = None
-        self._listens = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tls-terminator", daemon=True)
+        super().__init__("tls-terminator")
 
     def url(self, password: str | None = None, user: str = "") -> str:
         """The ``rediss://`` URL of the server behind it."""
         credentials = f"{user}:{quote(password, safe='')}@" if password else ""
         return f"rediss://{credentials}{HOST}:{self.port}/0"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        if not self._listens.wait(_START_TIMEOUT):
-            raise TimeoutError(f"the TLS terminator did not listen within {_START_TIMEOUT:g} s")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._loop is not None
-        assert self._end is not None
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+    async def _serve(self, end: asyncio.Event) -> None:
         server = await asyncio.start_server(self._take, HOST, 0, ssl=self._context)
         self.port = server.sockets[0].getsockname()[1]
         self._listens.set()
-        await self._end.wait()
+        await end.wait()
         server.close()
         # asyncio.run cancels the connections that are left, and each closes itself then.
 
