@@ -52,7 +52,7 @@ from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, DeliveryStats, Leftover, Push, Timing
-from redislink.protocol.frame import BytesLike, Encoding, Frame
+from redislink.protocol.frame import BytesLike, Encoding, Frame, Whole
 from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.seal import Codec, StaleError
 from redislink.protocol.states import State
@@ -124,11 +124,11 @@ class _Peer:
         self.control_in = self.in_prefix + keys.CONTROL_TAG.encode()
 
     def in_list(self, tag: str) -> bytes:
-        return self.in_prefix + keys.encode_tag(tag).encode()
+        return self.in_prefix + keys.encode_tag(tag)
 
     def out_list(self, tag: str | None) -> bytes:
-        encoded = keys.CONTROL_TAG if tag is None else keys.encode_tag(tag)
-        return self.out_prefix + encoded.encode()
+        encoded = keys.CONTROL_TAG.encode() if tag is None else keys.encode_tag(tag)
+        return self.out_prefix + encoded
 
 
 class SendHandle:
@@ -206,6 +206,7 @@ class Endpoint:
         self._rendezvous = rendezvous
         self._outage = outage
         self._blpop_slice = broker.blpop_slice(settings.blpop_timeout)
+        self._first_slice = min(_FIRST_PROBE, self._blpop_slice)
         timing = Timing(
             window_bytes=settings.window_bytes,
             chunk_bytes=settings.chunk_bytes,
@@ -279,6 +280,20 @@ class Endpoint:
             EndpointClosed: after `close`.
         """
         peer = self._peer(dst)
+        return SendHandle(self, peer, tag, self._send(peer, tag, data, encoding))
+
+    def post(self, dst: Party, tag: str, data: bytes) -> int:
+        """As `send`, for a channel that sends very many: the message's number, not a handle.
+
+        `handle` makes one of it.
+        """
+        return self._send(self._by_name_or_rank[dst], tag, data, Encoding.RAW)
+
+    def handle(self, dst: Party, tag: str, number: int) -> SendHandle:
+        """The handle of a message that `post` has sent."""
+        return SendHandle(self, self._peer(dst), tag, number)
+
+    def _send(self, peer: _Peer, tag: str, data: BytesLike, encoding: Encoding) -> int:
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise PayloadTypeError(
@@ -286,26 +301,25 @@ class Endpoint:
                     f"{type(data).__name__}, not bytes: encode it first"
                 )
             data = bytes(data)
-        name = peer.out_prefix + keys.encode_tag(tag).encode()  # checks the tag too
-        delivery, pushes = peer.delivery, None
+        name = peer.out_prefix + keys.encode_tag(tag)  # checks the tag too
+        delivery = peer.delivery
         with self._lock:
             if self._closing or self._failure is not None:
                 self._check_usable()
-            push = delivery.send_at_once(tag, data, encoding, hand_out=True)
-            if push is None:
-                seq = delivery.send(tag, data, time.monotonic(), encoding)
+            chunk = delivery.send_at_once(tag, data, encoding)
+            if chunk is None:
+                number = delivery.send(tag, data, time.monotonic(), encoding)
                 pushes = delivery.pushes()
-            else:
-                seq = delivery.last_seq
-        if push is not None:
-            self._outbox.push(
-                name, peer.codec.encode_parts(name, push.frame, data), (delivery, push)
-            )
-            if self._outbox.error is not None:
-                self._mend_outbox()
-        elif pushes:
+        if chunk is None:
             self._push(peer, pushes)
-        return SendHandle(self, peer, tag, seq)
+            return number
+        number = chunk.seq
+        element = peer.codec.encode_whole(name, number, encoding, chunk.acked, data)
+        outbox = self._outbox
+        outbox.push(name, element, (delivery, chunk))
+        if outbox.error is not None:
+            self._mend_outbox()
+        return number
 
     def flush(self) -> None:
         """Wait until the broker has what was sent and the window admits.
@@ -348,7 +362,7 @@ class Endpoint:
         Raises: as `recv`.
         """
         peer = self._peer(src)
-        name = peer.in_prefix + keys.encode_tag(tag).encode()
+        name = peer.in_prefix + keys.encode_tag(tag)
         limit = self.settings.recv_timeout if timeout is None else timeout
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
         if lanes.depth and (lane := lanes.lane_of(tag)) is not None:
@@ -356,7 +370,7 @@ class Endpoint:
             if foreseen is not None:
                 lanes.go_on(lane)
                 return foreseen
-        slice_, probed = min(_FIRST_PROBE, self._blpop_slice), False
+        slice_, probed = self._first_slice, False
         wait = self._inbox.acquire()
         # Before the check: whoever ends the session sets the failure, then looks for waits.
         wait.purpose = (peer.name, tag, started)
@@ -369,11 +383,13 @@ class Endpoint:
                     message = delivery.take(tag)
             left = limit
             while message is None:
-                if left <= 0:
-                    self._raise_timeout(peer, tag, limit)
-                opened = None
+                if left < slice_:
+                    if left <= 0:
+                        self._raise_timeout(peer, tag, limit)
+                    slice_ = max(0.001, left)
+                whole = opened = None
                 try:
-                    element = wait.pop_one(name, max(0.001, min(left, slice_)))
+                    element = wait.pop_one(name, slice_)
                 except (Interrupted, BrokerError) as error:
                     element = None
                     self._pop_failed(peer, tag, left, wait, error)
@@ -382,12 +398,16 @@ class Endpoint:
                         self._outage.ended()
                     if element is not None:
                         try:
-                            opened = peer.codec.decode_untrusted(name, element)
+                            whole = peer.codec.decode_whole_untrusted(name, element)
+                            if whole is None:
+                                opened = peer.codec.decode_untrusted(name, element)
                         except FrameError as error:
                             self._not_opened_by(peer, error)
                 with self._lock:
                     now = time.monotonic()
-                    if opened is not None:
+                    if whole is not None:
+                        message = self._take_whole(peer, tag, whole, now)
+                    elif opened is not None:
                         message = self._take_data(peer, tag, opened, now, take=True)
                     else:
                         if element is None and not probed and now - started >= _FIRST_PROBE:
@@ -403,7 +423,7 @@ class Endpoint:
                             delivery.check_can_receive(tag, now)
                     elif tag in delivery.kept and delivery.peek(tag) is not None:
                         self._wake_another(peer, tag, wait)
-                    pushes = delivery.pushes() if delivery.has_pushes else None
+                    pushes = delivery.pushes() if delivery.unpushed else None
                 if pushes:
                     self._push(peer, pushes)
                 left = started + limit - now
@@ -710,7 +730,7 @@ class Endpoint:
                         message = self._take_data(peer, came, opened, now, take=came == tag)
                     if came != tag:
                         message = delivery.take(tag)
-                    pushes = delivery.pushes() if delivery.has_pushes else None
+                    pushes = delivery.pushes() if delivery.unpushed else None
                 if pushes:
                     self._push(peer, pushes)
                 if came == tag:
@@ -769,6 +789,19 @@ class Endpoint:
         except FrameError as error:
             self._not_a_frame_of(peer, error)
             return peer.delivery.take(tag) if take else None
+        if self._sleepers:
+            self._changed.notify_all()
+        return message
+
+    def _take_whole(
+        self, peer: _Peer, tag: str, whole: Whole, now: float
+    ) -> tuple[bytes, Encoding] | None:
+        """As `_take_data`, of a message that the codec knew for a whole one, and ``take``."""
+        try:
+            message = peer.delivery.receive_whole(tag, whole, now)
+        except FrameError as error:
+            self._not_a_frame_of(peer, error)
+            return peer.delivery.take(tag)
         if self._sleepers:
             self._changed.notify_all()
         return message

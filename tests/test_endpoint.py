@@ -380,7 +380,7 @@ class TestConnect:
     def test_junk_in_a_data_list_is_skipped(self, pair, broker_url):
         alice, bob = pair
         connection = Broker(broker_url).open()
-        name = alice._peers["bob"].out_prefix + keys.encode_tag("t").encode()
+        name = alice._peers["bob"].out_prefix + keys.encode_tag("t")
         for junk in (b"", b"junk", b"\1\xff\xff"):
             connection.execute(b"RPUSH", name, junk, timeout=5)
         alice.send("bob", "t", b"good")

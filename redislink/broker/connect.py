@@ -111,7 +111,18 @@ class BrokerConnection:
 
         Raises: as `write` and `read`. A reply that is no answer to this is returned.
         """
-        return self._reply("a message", self._wire.pop, name, timeout, timeout + margin)
+        # As `_reply`, which would cost this, every message's way, a tenth more.
+        try:
+            reply = self._wire.pop(name, timeout, timeout + margin)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "waiting for a message") from None
+        except BaseException:
+            self.close()
+            raise
+        if type(reply) is ErrorReply:
+            raise translate_error_reply(self._label, reply.text)
+        return reply
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
         """As `pop`, for a BLPOP that was written before; ``timeout`` in seconds for the reply."""

@@ -100,6 +100,8 @@ class Wait:
             if self._interrupted:
                 raise Interrupted
             element = connection.pop(name, timeout, self._margin)
+            if type(element) is bytes:  # nearly always
+                return element
             if element is None and self._interrupted:
                 raise Interrupted
             return _element_untrusted(element, self._broker.label)

@@ -12,6 +12,7 @@ went wrong is out of step, and its owner closes it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import select
 import socket
@@ -40,6 +41,10 @@ _MAX_PIECES: Final = 512
 _MAX_DEPTH: Final = 8
 """No command used here answers with arrays in arrays in arrays."""
 _CRLF: Final = b"\r\n"
+_RPUSH: Final = b"*3\r\n$5\r\nRPUSH\r\n"
+_BLPOP: Final = b"*3\r\n$5\r\nBLPOP\r\n"
+_PEXPIRE: Final = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n"
+"""Begins with the end of the element before it."""
 _INTEGERS: Final = re.compile(rb"(?::[0-9]+\r\n)+").match
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
 
@@ -123,32 +128,26 @@ def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, clear: bo
     """
     head, body = element
     key = b"$%d\r\n%b\r\n" % (len(name), name)
-    cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
     size = len(head) + len(body)
-    ttl = b"%d" % ttl_ms
-    if size < LARGE:
-        body = bytes(body)
-        return [
-            b"%b*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b%b\r\n*3\r\n$7\r\nPEXPIRE\r\n%b$%d\r\n%b\r\n"
-            % (cleared, key, size, head, body, key, len(ttl), ttl)
-        ]
-    first = b"%b*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b" % (cleared, key, size, head)
-    last = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n%b$%d\r\n%b\r\n" % (key, len(ttl), ttl)
-    return [first, body, last]
+    ttl = _pack_int(ttl_ms)
+    if size < LARGE and not clear:  # nearly always
+        line = b"$%d\r\n" % size
+        return [b"".join((_RPUSH, key, line, head, body, _PEXPIRE, key, ttl))]
+    cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
+    first = b"%b%b%b$%d\r\n%b" % (cleared, _RPUSH, key, size, head)
+    last = b"%b%b%b" % (_PEXPIRE, key, ttl)
+    return [b"".join((first, body, last))] if size < LARGE else [first, body, last]
+
+
+@functools.lru_cache(maxsize=16)
+def _pack_int(number: int) -> bytes:
+    text = b"%d" % number
+    return b"$%d\r\n%b\r\n" % (len(text), text)
 
 
 def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
     """BLPOP; owes one reply."""
-    timeout = b"%.3f" % seconds
-    if len(names) == 1:
-        name = names[0]
-        return b"*3\r\n$5\r\nBLPOP\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-            len(name),
-            name,
-            len(timeout),
-            timeout,
-        )
-    return pack([b"BLPOP", *names, timeout])
+    return pack([b"BLPOP", *names, b"%.3f" % seconds])
 
 
 class SocketWire:
@@ -166,6 +165,9 @@ class SocketWire:
         self._large = bytearray()
         """Kept for the next large bulk: fresh pages cost more than what is read into them."""
         self._start = self._end = 0
+        self._popped_for = -1.0
+        self._packed_seconds = b""
+        """``_popped_for`` as the last argument of a BLPOP, but for its ``$``."""
         if self._tls:
             self._socket.settimeout(timeout)
         else:
@@ -198,8 +200,11 @@ class SocketWire:
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
         key = b"$%d\r\n%b\r\n$" % (len(name), name)
-        wait = b"%.3f" % seconds
-        self._socket.sendall(b"*3\r\n$5\r\nBLPOP\r\n%b%d\r\n%b\r\n" % (key, len(wait), wait))
+        if seconds != self._popped_for:
+            text = b"%.3f" % seconds
+            self._packed_seconds = b"%d\r\n%b\r\n" % (len(text), text)
+            self._popped_for = seconds
+        self._socket.sendall(_BLPOP + key + self._packed_seconds)
         return self._read_popped(name, key, timeout)
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
@@ -209,20 +214,23 @@ class SocketWire:
         if timeout != self._timeout:
             self._set_timeout(timeout)
         if self._start == self._end:
-            self._start, self._end = 0, self._receive_into(self._view)
-        buffer, start, end = self._buffer, self._start, self._end
-        if buffer.startswith(b"*2\r\n" + key, start, end):
-            start += 4 + len(key)
-            found = buffer.find(_CRLF, start, end)
-            if found > 0:
-                size = _length(buffer[start:found])
-                start = found + 2
-                if 0 <= size <= end - start - 2:  # nearly always
-                    self._start = start + size + 2
-                    return bytes(self._view[start : start + size])
-                self._start = start
-                return self._read_bulk(size)
-        return element_of(self._parse(), name)  # it came in pieces, or is something else
+            try:
+                came = self._socket.recv(_BUFFER_BYTES)
+            except BlockingIOError:
+                raise _timed_out() from None
+            # Nearly always this is the reply, whole, and nothing else: then no more is needed.
+            head = b"*2\r\n" + key
+            if came.startswith(head):
+                begin = len(head)
+                found = came.find(_CRLF, begin)
+                element = came[found + 2 : -2]
+                if came[begin:found] == b"%d" % len(element):
+                    return element
+            if not came:
+                raise _ended()
+            self._start, self._end = 0, len(came)
+            self._view[: len(came)] = came
+        return element_of(self._parse(), name)
 
     def read_integers(self) -> int:
         whole = _INTEGERS(self._buffer, self._start, self._end)
@@ -243,7 +251,7 @@ class SocketWire:
             self._end = 0
             return False
         if not self._end:
-            raise WireError("connection closed by the broker")
+            raise _ended()
         return True
 
     def wait_readable(self, seconds: float) -> bool:
@@ -336,11 +344,20 @@ class SocketWire:
     def _receive_into(self, view: memoryview) -> int:
         try:
             count = self._socket.recv_into(view)
-        except BlockingIOError:  # how a kernel timeout shows
-            raise TimeoutError("timed out") from None
+        except BlockingIOError:
+            raise _timed_out() from None
         if not count:
-            raise WireError("connection closed by the broker")
+            raise _ended()
         return count
+
+
+def _timed_out() -> TimeoutError:
+    """For the BlockingIOError in which a kernel timeout shows."""
+    return TimeoutError("timed out")
+
+
+def _ended() -> WireError:
+    return WireError("connection closed by the broker")
 
 
 # How redis-py's classes of error replies began on the wire, where they strip that.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from redislink.errors import (
@@ -44,7 +44,7 @@ from redislink.protocol.frame import (
     Frame,
     Heartbeat,
     Probe,
-    whole_message,
+    Whole,
 )
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, Event, State
@@ -55,6 +55,8 @@ _LONGEST_SILENCE: Final = 86_400.0
 _MOST_DOUBLINGS: Final = 4
 _LONG_AGO: Final = float("-inf")
 _OPEN, _CLOSING, _CLOSED, _FAILED = State.OPEN, State.CLOSING, State.CLOSED, State.FAILED
+_RAW: Final = Encoding.RAW
+_new: Final = object.__new__  # a class called as usual costs five times as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +87,32 @@ class Timing:
         return self.window_bytes // 4
 
 
-@dataclass(eq=False)
 class Push:
     """One frame to append to a list.
 
     Attributes:
         tag: of the data list; None is the control list.
+        body: what follows the frame's header.
         clear: remove what the list holds first, as it is all sent again.
     """
 
-    tag: str | None
-    frame: Frame
-    body: bytes | memoryview = field(default=b"", repr=False)
+    tag: str | None = None
+    body: bytes | memoryview = b""
     clear: bool = False
+
+    @property
+    def frame(self) -> Frame:
+        """The frame; always the same one."""
+        raise NotImplementedError
+
+
+class _ControlPush(Push):
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+
+    @property
+    def frame(self) -> Frame:
+        return self._frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +136,8 @@ class _Chunk(Push):
     """A DATA frame, from `Delivery.send` until it is acked.
 
     Attributes:
+        seq, part, parts, previous, encoding, acked: as in `Data`. The frame itself is made
+            only for those that ask: most messages go the short way, which needs none.
         account: where it counts while it may be on the broker; None while it is not.
         confirmed_at: when the broker said that it has it.
         queued: it stands in the queue.
@@ -131,8 +148,12 @@ class _Chunk(Push):
 
     # Defaults on the class: most chunks never need another value, and every message makes one.
     tag: str
-    frame: Data
-    clear: bool = False
+    seq: int
+    part: int = 0
+    parts: int = 1
+    previous: int = 0
+    encoding: Encoding = Encoding.RAW
+    acked: int = 0
     account: _Account | None = None
     confirmed_at: float | None = None
     queued: bool = False
@@ -140,10 +161,9 @@ class _Chunk(Push):
     refused: bool = False
     times_lost: int = 0
 
-    def __init__(self, tag: str, frame: Data, body: bytes | memoryview) -> None:
-        self.tag = tag
-        self.frame = frame
-        self.body = body
+    @property
+    def frame(self) -> Data:
+        return Data(self.seq, self.part, self.parts, self.previous, self.encoding, self.acked)
 
     @property
     def size(self) -> int:
@@ -152,7 +172,7 @@ class _Chunk(Push):
     @property
     def message(self) -> int:
         """The number of the last chunk of its message."""
-        return self.frame.seq - self.frame.part + self.frame.parts - 1
+        return self.seq - self.part + self.parts - 1
 
 
 @dataclass(slots=True)
@@ -190,7 +210,8 @@ class Delivery:
         self._ack_bytes = timing.ack_bytes
         self._chunk_bytes = timing.chunk_bytes
         self._ack_delay = timing.ack_delay
-        self._out: list[Push | Leftover] = []
+        self.unpushed: list[Push | Leftover] = []
+        """What `pushes` will give."""
         # Sending.
         self._last_seq = 0
         self._queue: list[int] = []  # a heap: what was lost goes before what was never pushed
@@ -238,51 +259,56 @@ class Delivery:
             UsageError: it is too large, or this party has left.
             PeerError: the conversation is over.
         """
-        if self.send_at_once(tag, body, encoding) is None:
-            self.check_can_send()
-            self._send_in_turn(tag, body, encoding)
-            self._push_ahead(now)
-            self.stats.messages_sent += 1
-            self.stats.bytes_sent += len(body)
+        chunk = self.send_at_once(tag, body, encoding)
+        if chunk is not None:
+            self.unpushed.append(chunk)
+            return self._last_seq
+        self.check_can_send()
+        self._send_in_turn(tag, body, encoding)
+        self._push_ahead(now)
+        self.stats.messages_sent += 1
+        self.stats.bytes_sent += len(body)
         return self._last_seq
 
     def send_at_once(
-        self, tag: str, body: bytes, encoding: Encoding = Encoding.RAW, *, hand_out: bool = False
-    ) -> Push | None:
+        self, tag: str, body: bytes, encoding: Encoding = Encoding.RAW
+    ) -> _Chunk | None:
         """As `send`, if the message is one chunk that nothing holds up, as nearly all are.
 
-        Args:
-            hand_out: the caller pushes what this returns, instead of `pushes` giving it.
-
         Returns:
-            None if it is not so: nothing was done.
+            What the caller is to push; its ``seq`` is the message's number. None if the message
+            is to go the long way: nothing was done.
         """
-        size = len(body) + _FRAME_OVERHEAD
+        length = len(body)
         ahead = self._ahead
+        in_flight = ahead.bytes + length + _FRAME_OVERHEAD
         if (
             self.state is not _OPEN
-            or self._out
+            or self.unpushed
             or self._queue
             or tag in self._by_tag
             or self._paused_until != _LONG_AGO
-            or len(body) > self._chunk_bytes
-            or (ahead.bytes and ahead.bytes + size > self._window)
+            or length > self._chunk_bytes
+            or (in_flight > self._window and ahead.bytes)
         ):
             return None
-        # A hint only, as the peer may take this frame late: the ack stays due.
-        ack = None if self._ack_due is None else self._received.ack_state()
         seq = self._last_seq = self._last_seq + 1
-        chunk = _Chunk(tag, whole_message(seq, encoding, ack), body)
+        chunk: _Chunk = _new(_Chunk)
+        chunk.tag = tag
+        chunk.seq = seq
+        chunk.body = body
         chunk.account = ahead
         chunk.launched = True
-        ahead.bytes += size
+        # A hint only, as the peer may take this frame late: the ack stays due.
+        chunk.acked = self._received.cumulative
+        if encoding is not _RAW:
+            chunk.encoding = encoding
+        ahead.bytes = in_flight
         self._unacked[seq] = chunk
         self._by_tag[tag] = {seq: chunk}
-        if not hand_out:
-            self._out.append(chunk)
         stats = self.stats
         stats.messages_sent += 1
-        stats.bytes_sent += len(body)
+        stats.bytes_sent += length
         return chunk
 
     def check_can_send(self) -> None:
@@ -319,20 +345,10 @@ class Delivery:
         """Of these, the bytes that may be on the broker."""
         return self._ahead.bytes + self._asked_for.bytes
 
-    @property
-    def last_seq(self) -> int:
-        """Number of the last chunk that was sent; 0 before the first."""
-        return self._last_seq
-
-    @property
-    def has_pushes(self) -> bool:
-        """True if `pushes` would give any."""
-        return bool(self._out)
-
     def pushes(self) -> list[Push | Leftover]:
         """What to do on the broker now; each is given once."""
-        out, self._out = self._out, []
-        return out
+        pushes, self.unpushed = self.unpushed, []
+        return pushes
 
     def confirm(self, push: Push, now: float) -> None:
         """The broker has taken this push."""
@@ -349,7 +365,7 @@ class Delivery:
             self._shrink_window()
         self._paused_until = now + self._timing.refused_pause
         if isinstance(push, _Chunk):
-            if push.account is not None and push.frame.seq in self._unacked:
+            if push.account is not None and push.seq in self._unacked:
                 self._land(push)
                 push.refused = True
                 self._enqueue(push)
@@ -396,43 +412,61 @@ class Delivery:
         """
         if type(frame) is not Data:
             raise FrameError(f"a {frame.kind.name} frame on a data list")
-        if self.state is _FAILED or self.state is _CLOSED:
-            return self.take(tag) if take else None
-        ack = frame.ack
-        if ack is not None:
-            self._check_ack(ack)
-        message = None
-        if frame.seq != self._received.cumulative + 1 and frame.seq in self._received:
-            self.stats.duplicates_dropped += 1
-        else:
-            if (
-                take and frame.parts == 1 and not frame.previous and tag not in self.kept
-            ):  # nearly always: nothing to put together or to keep
-                self._received.add(frame.seq)
-                message = (body, frame.encoding)
-                stats = self.stats
-                stats.messages_received += 1
-                stats.bytes_received += len(body)
+        if self.state is not _FAILED and self.state is not _CLOSED:
+            self._check_acked(frame.acked)
+            if frame.seq in self._received:
+                self.stats.duplicates_dropped += 1
             else:
                 self._reassembly.add(tag, frame, body, self._received)
-            self._unreported_bytes += len(body) + _FRAME_OVERHEAD
-            if self._waits and (wait := self._waits.get(tag)) is not None:
-                wait.next_probe = now + self._timing.probe_interval
-                wait.not_sent_at = _LONG_AGO
+                self._count_data(tag, len(body), now)
+            self._heard_data(frame.acked, now)
+        return self.take(tag) if take else None
+
+    def receive_whole(self, tag: str, whole: Whole, now: float) -> tuple[bytes, Encoding] | None:
+        """`receive_data` of what a codec found to be a whole message, and `take`.
+
+        The short way for nearly every message: there is nothing to put together or to keep.
+
+        Raises:
+            FrameError: as `receive_data`.
+        """
+        seq, encoding, acked, body = whole
+        if (
+            tag in self.kept
+            or self.state is not _OPEN
+            or acked > self._last_seq
+            or not self._received.add(seq)
+        ):
+            frame = Data(seq, encoding=encoding, acked=acked)
+            return self.receive_data(tag, frame, body, now, take=True)
+        length = len(body)
+        stats = self.stats
+        stats.messages_received += 1
+        stats.bytes_received += length
+        self._count_data(tag, length, now)
+        self._heard_data(acked, now)
+        return body, encoding
+
+    def _count_data(self, tag: str, length: int, now: float) -> None:
+        """A DATA frame came that had not come before."""
+        self._unreported_bytes += length + _FRAME_OVERHEAD
+        if self._waits and (wait := self._waits.get(tag)) is not None:
+            wait.next_probe = now + self._timing.probe_interval
+            wait.not_sent_at = _LONG_AGO
+
+    def _heard_data(self, acked: int, now: float) -> None:
+        """A DATA frame came, perhaps again."""
         if self._ack_due is None:  # else it is due earlier
             self._ack_due = now + self._ack_delay
         self.last_heard = self._last_listened = now
         self._silent_for = 0.0
-        if ack is not None and (ack.ranges or ack.cumulative > self._acked_cumulative):
-            self._take_ack(ack, now)
+        if acked > self._acked_cumulative:
+            self._take_acked(acked, now)
         # One ack answers one request for prompt acks; a sender that still waits asks again.
         if self._ack_eagerly or self._unreported_bytes >= self._ack_bytes:
             self._push_ack()
         if self.state is _CLOSING:
             self._finish_if_done()
-        if take and message is None:
-            return self.take(tag)
-        return message
 
     def receive_control(self, frame: Frame, now: float) -> None:
         """Take in what came off the control list.
@@ -623,12 +657,14 @@ class Delivery:
     def _send_in_turn(self, tag: str, body: bytes, encoding: Encoding) -> None:
         bodies = list(chunking.split(body, self._timing.chunk_bytes))
         mine = self._by_tag.setdefault(tag, {})
-        newest = mine[next(reversed(mine))].frame if mine else None
+        newest = mine[next(reversed(mine))] if mine else None
         previous = newest.seq - newest.part if newest is not None else 0
         for part, chunk_body in enumerate(bodies):
             self._last_seq += 1
-            frame = Data(self._last_seq, part, len(bodies), previous, encoding)
-            chunk = _Chunk(tag, frame, chunk_body)
+            chunk = _Chunk()
+            chunk.tag, chunk.body, chunk.encoding = tag, chunk_body, encoding
+            chunk.seq, chunk.part, chunk.parts = self._last_seq, part, len(bodies)
+            chunk.previous = previous
             self._unacked[self._last_seq] = mine[self._last_seq] = chunk
             self._enqueue(chunk)
         if len(bodies) > 1:
@@ -639,7 +675,7 @@ class Delivery:
             self._chunks_left.setdefault(chunk.message, 1)  # never acked from now on
         for tag, chunks in self._by_tag.items():
             if any(chunk.launched for chunk in chunks.values()):
-                self._out.append(Leftover(tag))
+                self.unpushed.append(Leftover(tag))
         self._queue.clear()
         self._unacked.clear()
         self._by_tag.clear()
@@ -654,20 +690,28 @@ class Delivery:
         self._silent_for = 0.0
 
     def _check_ack(self, ack: AckState) -> None:
-        if (ack.ranges[-1][1] if ack.ranges else ack.cumulative) > self._last_seq:
+        self._check_acked(ack.ranges[-1][1] if ack.ranges else ack.cumulative)
+
+    def _check_acked(self, highest: int) -> None:
+        if highest > self._last_seq:
             raise FrameError("an ack for frames that were never sent")
 
     def _take_ack(self, ack: AckState, now: float) -> None:
         before = len(self._unacked)
-        if ack.cumulative > self._acked_cumulative:
-            for seq in range(self._acked_cumulative + 1, ack.cumulative + 1):
-                self._acked(seq, now)
-            self._acked_cumulative = ack.cumulative
         for first, last in ack.ranges:
             for seq in self._numbers_unacked(first, last):
                 self._acked(seq, now)
         if self._queue and len(self._unacked) < before:
             self._pump(now)
+        self._take_acked(ack.cumulative, now)
+
+    def _take_acked(self, cumulative: int, now: float) -> None:
+        if cumulative > self._acked_cumulative:
+            for seq in range(self._acked_cumulative + 1, cumulative + 1):
+                self._acked(seq, now)
+            self._acked_cumulative = cumulative
+            if self._queue:
+                self._pump(now)
 
     def _numbers_unacked(self, first: int, last: int) -> Iterable[int]:
         if last - first > len(self._unacked):
@@ -684,7 +728,7 @@ class Delivery:
             chunk.account = None
         if self._window < self._timing.window_bytes:
             self._grow_window(size)
-        if chunk.frame.parts > 1:
+        if chunk.parts > 1:
             self._chunks_left[chunk.message] -= 1
             if not self._chunks_left[chunk.message]:
                 del self._chunks_left[chunk.message]
@@ -702,7 +746,7 @@ class Delivery:
             self._to_clear.discard(tag)
         if tag in self._pushed_twice:
             self._pushed_twice.discard(tag)
-            self._out.append(Leftover(tag))
+            self.unpushed.append(Leftover(tag))
 
     def _take_probe(self, probe: Probe, now: float) -> None:
         if probe.answer:
@@ -760,7 +804,7 @@ class Delivery:
         flying = [chunk for chunk in self._by_tag[tag].values() if chunk.account is not None]
         for chunk in flying:
             chunk.times_lost += lost
-        self._out.append(Leftover(tag))
+        self.unpushed.append(Leftover(tag))
         self._to_clear.discard(tag)
         self._resend(flying)
 
@@ -775,7 +819,7 @@ class Delivery:
     def _enqueue(self, chunk: _Chunk) -> None:
         if not chunk.queued:
             chunk.queued = True
-            heapq.heappush(self._queue, chunk.frame.seq)
+            heapq.heappush(self._queue, chunk.seq)
 
     def _pump(self, now: float) -> None:
         """Hand out what the windows admit; tags that the peer waits for first."""
@@ -809,15 +853,12 @@ class Delivery:
     def _launch(self, chunk: _Chunk, account: _Account) -> None:
         chunk.account = account
         account.bytes += chunk.size
-        if not chunk.launched and self._ack_due is not None:
-            # A hint only, as the peer may take this frame late: the ack stays due.
-            f = chunk.frame
-            ack = self._received.ack_state()
-            chunk.frame = Data(f.seq, f.part, f.parts, f.previous, f.encoding, ack)
-        chunk.launched = True
+        if not chunk.launched:
+            chunk.acked = self._received.cumulative
+            chunk.launched = True
         chunk.clear = chunk.tag in self._to_clear
         self._to_clear.discard(chunk.tag)
-        self._out.append(chunk)
+        self.unpushed.append(chunk)
 
     def _land(self, chunk: _Chunk) -> None:
         """The chunk is no longer on the broker, as far as the windows go."""
@@ -854,7 +895,7 @@ class Delivery:
         self._ack_eagerly = False
 
     def _push_control(self, frame: Frame) -> None:
-        self._out.append(Push(None, frame))
+        self.unpushed.append(_ControlPush(frame))
 
     def _push_heartbeat(self, now: float) -> None:
         self._next_heartbeat = now + self._timing.heartbeat_interval

@@ -5,10 +5,12 @@
     offset  size  field
     0       1     version (PROTOCOL_VERSION)
     1       2     header length H, little endian, at most MAX_HEADER_BYTES
-    3       H     header: a msgpack array, [kind, field, ...], see the classes below
+    3       H     header: of DATA in a fixed layout, see `_DATA`; of every other kind a msgpack
+                  array, [kind, field, ...], see the classes below
     3+H     rest  body: raw bytes, only in the kinds that have one
 
-The body stands outside msgpack, so that a large one is never copied into a header and back.
+The body stands outside the header, so that a large one is never copied into it and back. DATA has
+a layout of its own because it is every message's: msgpack costs three times as much.
 
 Rules:
 - Frames are validated on construction, so that what this party sends is always legal.
@@ -20,7 +22,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -28,19 +29,23 @@ import msgpack
 
 from redislink.errors import FrameError
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_HEADER_BYTES: Final = 4096
 MAX_ACK_RANGES: Final = 64
 MAX_PARTS: Final = 1 << 20
 MAX_REASON_CHARS: Final = 500
 MAX_TAG_CHARS: Final = 512
 _MAX_NUMBER: Final = (1 << 63) - 1
-# One call of it is one step for the interpreter, so threads may share it.
-_pack: Final = msgpack.Packer(autoreset=True).pack
-_unpack: Final = msgpack.unpackb
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
 _PREFIX_BYTES: Final = 3
+# Version, H, kind, encoding, part, parts, seq, previous, acked: little endian, without gaps.
+_DATA: Final = struct.Struct("<BHBBIIqqq")
+_PACK_DATA: Final = _DATA.pack
+_UNPACK_DATA: Final = _DATA.unpack_from
+DATA_HEADER_BYTES: Final = _DATA.size
+"""Where the body of a DATA frame begins."""
+_DATA_H: Final = DATA_HEADER_BYTES - _PREFIX_BYTES
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -102,13 +107,6 @@ class AckState:
     ranges: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if (
-            self.ranges == ()
-            and type(self.ranges) is tuple
-            and type(self.cumulative) is int
-            and 0 <= self.cumulative <= _MAX_NUMBER
-        ):
-            return  # nearly always
         _number(self.cumulative, "cumulative ack")
         if type(self.ranges) is not tuple or len(self.ranges) > MAX_ACK_RANGES:
             raise FrameError(f"an ack has more than {MAX_ACK_RANGES} ranges")
@@ -128,9 +126,6 @@ class AckState:
     def from_wire_untrusted(cls, value: Any) -> AckState:
         if type(value) is not list or len(value) != 2 or type(value[1]) is not list:
             raise FrameError("an ack is not a pair of a number and a list")
-        number, ranges = value
-        if not ranges and type(number) is int and 0 <= number <= _MAX_NUMBER:  # nearly always
-            return up_to(number)
         if any(type(span) is not list for span in value[1]):
             raise FrameError("an ack range is not a pair of numbers")
         return cls(value[0], tuple(tuple(span) for span in value[1]))
@@ -177,7 +172,7 @@ class Data:
         previous: ``seq`` of the first chunk of the message before this one on the same tag,
             while that is not acked; 0 otherwise. Keeps a tag's messages in order.
         encoding: what the message is.
-        ack: what this sender has received from the peer, piggybacked; None says nothing.
+        acked: every number up to this one has come from the peer; 0 says nothing.
     """
 
     kind: ClassVar[Kind] = Kind.DATA
@@ -187,26 +182,16 @@ class Data:
     parts: int = 1
     previous: int = 0
     encoding: Encoding = Encoding.RAW
-    ack: AckState | None = None
+    acked: int = 0
 
     def __post_init__(self) -> None:
-        if (  # nearly always, and once for each message: the rules below, all at once
-            type(self.seq) is type(self.part) is type(self.parts) is type(self.previous) is int
-            and 0 <= self.part < self.parts <= MAX_PARTS
-            and 0 <= self.previous < self.seq - self.part
-            and self.seq <= _MAX_NUMBER
-            and type(self.encoding) is Encoding
-            and (self.ack is None or type(self.ack) is AckState)
-        ):
-            return
         _number(self.parts, "number of chunks", 1, MAX_PARTS)
         _number(self.part, "chunk index", 0, self.parts - 1)
         _number(self.seq, "frame number", self.part + 1)
         _number(self.previous, "number of the previous message", 0, self.seq - self.part - 1)
         if type(self.encoding) is not Encoding:
             raise FrameError("encoding is neither raw nor value")
-        if self.ack is not None and type(self.ack) is not AckState:
-            raise FrameError("ack is not an AckState")
+        _number(self.acked, "acked number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,77 +303,69 @@ class Sealed:
         _number(self.number, "number of a sealed frame", 1)
 
 
-# Construction without validation, where each message passes and the values are legal as they are.
-_RAW: Final = Encoding.RAW
-_new: Final = object.__new__
-
-
-def _setter(cls: type, name: str) -> Callable[[Any, Any], None]:
-    """Sets a field of a frozen dataclass with slots."""
-    setter: Callable[[Any, Any], None] = getattr(cls, name).__set__
-    return setter
-
-
-_set_seq, _set_part, _set_parts = (_setter(Data, n) for n in ("seq", "part", "parts"))
-_set_previous, _set_encoding = _setter(Data, "previous"), _setter(Data, "encoding")
-_set_ack = _setter(Data, "ack")
-_set_cumulative, _set_ranges = _setter(AckState, "cumulative"), _setter(AckState, "ranges")
-
-
-def whole_message(seq: int, encoding: Encoding, ack: AckState | None) -> Data:
-    """``Data(seq, 0, 1, 0, encoding, ack)``, from legal values."""
-    frame = _new(Data)
-    _set_seq(frame, seq)
-    _set_part(frame, 0)
-    _set_parts(frame, 1)
-    _set_previous(frame, 0)
-    _set_encoding(frame, encoding)
-    _set_ack(frame, ack)
-    return frame
-
-
-def up_to(cumulative: int) -> AckState:
-    """``AckState(cumulative)``, from a legal number."""
-    state = _new(AckState)
-    _set_cumulative(state, cumulative)
-    _set_ranges(state, ())
-    return state
-
-
+Whole = tuple[int, Encoding, int, bytes]
+"""(seq, encoding, acked, body) of a `Data` that is a whole message, ``parts`` 1, ``previous`` 0."""
 Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed
 _FrameT = TypeVar("_FrameT", bound=Frame)
 
 _CLASSES: Final[dict[int, type[Frame]]] = {
     int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed)
 }
+_DATA_KIND: Final = int(Kind.DATA)
+_ENCODINGS: Final = tuple(Encoding)
 _FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.values()}
 
 
 def encode_header(frame: Frame) -> bytes:
     """All of the frame's bytes but its body, which is to follow them unchanged."""
-    if type(frame) is Data:  # nearly always
-        f, ack = frame, frame.ack
-        header: bytes = _pack(
-            (
-                2,
-                f.seq,
-                f.part,
-                f.parts,
-                f.previous,
-                f.encoding,
-                ack and (ack.cumulative, ack.ranges),
-            )
+    if type(frame) is Data:
+        return _PACK_DATA(
+            PROTOCOL_VERSION,
+            _DATA_H,
+            _DATA_KIND,
+            frame.encoding,
+            frame.part,
+            frame.parts,
+            frame.seq,
+            frame.previous,
+            frame.acked,
         )
-    else:
-        values: list[Any] = [int(frame.kind)]
-        for name in _FIELDS[type(frame)]:
-            value = getattr(frame, name)
-            values.append(value.to_wire() if type(value) is AckState else value)
-        header = msgpack.packb(values)
+    values: list[Any] = [int(frame.kind)]
+    for name in _FIELDS[type(frame)]:
+        value = getattr(frame, name)
+        values.append(value.to_wire() if type(value) is AckState else value)
+    header: bytes = msgpack.packb(values)
     size = len(header)
     if size > MAX_HEADER_BYTES:
         raise FrameError(f"a header of {size} bytes is over {MAX_HEADER_BYTES}")
     return _PREFIX(PROTOCOL_VERSION, size) + header
+
+
+def encode_whole_header(seq: int, encoding: Encoding, acked: int) -> bytes:
+    """``encode_header(Data(seq, encoding=encoding, acked=acked))``, from legal values."""
+    return _PACK_DATA(PROTOCOL_VERSION, _DATA_H, _DATA_KIND, encoding, 0, 1, seq, 0, acked)
+
+
+def decode_whole_header_untrusted(element: BytesLike) -> tuple[int, Encoding, int] | None:
+    """What `encode_whole_header` was given; None if that has not made this header.
+
+    Nearly every message is one chunk and follows no other of its tag: this is the short way
+    for those. The body begins at `DATA_HEADER_BYTES`.
+    """
+    if len(element) < DATA_HEADER_BYTES:
+        return None
+    version, size, kind, encoding, part, parts, seq, previous, acked = _UNPACK_DATA(element)
+    if (
+        parts == 1
+        and part == previous == 0
+        and seq > 0 <= acked
+        and encoding < 2
+        and kind == _DATA_KIND
+        and size == _DATA_H
+        and version == PROTOCOL_VERSION
+    ):
+        return seq, _ENCODINGS[encoding], acked
+    return None
 
 
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:
@@ -430,24 +407,17 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
     header_end = _PREFIX_BYTES + header_bytes
     if header_end > len(element):
         raise FrameError("a frame that ends inside its header")
+    if header_bytes and element[_PREFIX_BYTES] == _DATA_KIND:
+        if header_bytes != _DATA_H:
+            raise FrameError(f"a DATA header of {header_bytes} bytes")
+        _, _, _, encoding, part, parts, seq, previous, acked = _UNPACK_DATA(element)
+        if encoding >= len(_ENCODINGS):
+            raise FrameError("encoding is neither raw nor value")
+        return Data(seq, part, parts, previous, _ENCODINGS[encoding], acked), header_end
     try:
-        values = _unpack(element[_PREFIX_BYTES:header_end])
+        values = msgpack.unpackb(element[_PREFIX_BYTES:header_end])
     except Exception as error:  # noqa: BLE001 - msgpack documents no closed set for hostile input
         raise FrameError(f"a header that is not msgpack ({type(error).__name__})") from None
-    if type(values) is list and len(values) == 7 and values[0] == 2:
-        kind, seq, part, parts, previous, encoding, ack = values
-        if (  # DATA of one chunk, which nearly every frame is: as in `_from_values_untrusted`
-            part == 0
-            and parts == 1
-            and previous == 0
-            and encoding == 0
-            and type(kind) is type(part) is type(parts) is type(previous) is type(encoding) is int
-            and type(seq) is int
-            and 0 < seq <= _MAX_NUMBER
-        ):
-            if ack is not None:
-                ack = AckState.from_wire_untrusted(ack)
-            return whole_message(seq, _RAW, ack), header_end
     frame = _from_values_untrusted(values)
     if not frame.has_body and header_end != len(element):
         raise FrameError(f"a {frame.kind.name} frame with a body")
@@ -458,7 +428,7 @@ def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
         raise FrameError("a header that is not an array that begins with a kind")
     cls = _CLASSES.get(values[0])
-    if cls is None:
+    if cls is None or cls is Data:
         raise FrameError(f"unknown frame kind {values[0]}")
     names = _FIELDS[cls]
     if len(values) != len(names) + 1:
@@ -466,11 +436,4 @@ def _from_values_untrusted(values: Any) -> Frame:
     arguments = dict(zip(names, values[1:], strict=True))
     if arguments.get("ack") is not None:
         arguments["ack"] = AckState.from_wire_untrusted(arguments["ack"])
-    if cls is Data:
-        try:
-            if type(arguments["encoding"]) is not int:
-                raise ValueError
-            arguments["encoding"] = Encoding(arguments["encoding"])
-        except ValueError:
-            raise FrameError("encoding is neither raw nor value") from None
     return cls(**arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from redislink.protocol.frame import MAX_ACK_RANGES, AckState, up_to
+from redislink.protocol.frame import MAX_ACK_RANGES, AckState
 
 
 class ReceivedNumbers:
@@ -55,7 +55,7 @@ class ReceivedNumbers:
         call gives the next ones in turn, always with the highest, which is the newest.
         """
         if not self._starts:
-            return up_to(self.cumulative)  # nearly always
+            return AckState(self.cumulative)
         places = list(range(len(self._starts)))
         if len(places) > MAX_ACK_RANGES:
             highest = places[-1]

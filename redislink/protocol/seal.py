@@ -18,6 +18,7 @@ Rules:
 from __future__ import annotations
 
 import itertools
+import struct
 import threading
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -27,14 +28,19 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from redislink.errors import FrameError, SealError
 from redislink.protocol.frame import (
+    DATA_HEADER_BYTES,
     BytesLike,
     Data,
+    Encoding,
     Frame,
     Sealed,
+    Whole,
     decode_header_untrusted,
     decode_untrusted,
+    decode_whole_header_untrusted,
     encode,
     encode_header,
+    encode_whole_header,
 )
 
 _LARGE: Final = 64 << 10
@@ -58,6 +64,12 @@ class Codec(Protocol):
         """
         ...
 
+    def encode_whole(
+        self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
+    ) -> tuple[bytes, bytes | memoryview]:
+        """`encode_parts` of ``Data(seq, encoding=encoding, acked=acked)``: the short way."""
+        ...
+
     def encode(self, name: bytes, frame: Frame, body: bytes | memoryview) -> bytes:
         """The element as one."""
         return b"".join(self.encode_parts(name, frame, body))
@@ -70,6 +82,14 @@ class Codec(Protocol):
         """
         ...
 
+    def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
+        """What `encode_whole` was given to make this element; None if it was not made so.
+
+        Raises:
+            FrameError: as `decode_untrusted`.
+        """
+        ...
+
 
 class PlainCodec(Codec):
     """Elements in the clear: the broker can read and change everything."""
@@ -79,9 +99,18 @@ class PlainCodec(Codec):
     ) -> tuple[bytes, bytes | memoryview]:
         return encode_header(frame), body
 
+    def encode_whole(
+        self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
+    ) -> tuple[bytes, bytes | memoryview]:
+        return encode_whole_header(seq, encoding, acked), body
+
     def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
         frame, body = decode_untrusted(element)
         return frame, bytes(body)
+
+    def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
+        whole = decode_whole_header_untrusted(element)
+        return whole and (*whole, bytes(memoryview(element)[DATA_HEADER_BYTES:]))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -110,17 +139,29 @@ class SealedCodec(Codec):
         self, name: bytes, frame: Frame, body: bytes | memoryview
     ) -> tuple[bytes, bytes | memoryview]:
         if type(frame) is Data:
-            header = encode_header(frame)
-            nonce = _nonce(frame.seq)
-            if _LARGE <= len(body) <= _LARGEST_KEPT:
-                scratch = self._scratch_of(len(body) + SEAL_BYTES)
-                self._data_out.encrypt_into(nonce, body, name + header, scratch)
-                return header, scratch
-            return header, self._data_out.encrypt(nonce, body, name + header)
+            return self._seal_data(name, encode_header(frame), frame.seq, body)
         number = next(self._control_numbers)
         header = encode_header(Sealed(number))
-        sealed = self._control_out.encrypt(_nonce(number), encode(frame, body), name + header)
+        sealed = self._control_out.encrypt(_nonce(0, number), encode(frame, body), name + header)
         return header, sealed
+
+    def encode_whole(
+        self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
+    ) -> tuple[bytes, bytes | memoryview]:
+        header = encode_whole_header(seq, encoding, acked)
+        if len(body) < _LARGE:
+            return header, self._data_out.encrypt(_nonce(0, seq), body, name + header)
+        return self._seal_data(name, header, seq, body)
+
+    def _seal_data(
+        self, name: bytes, header: bytes, seq: int, body: bytes | memoryview
+    ) -> tuple[bytes, bytes | memoryview]:
+        nonce = _nonce(0, seq)
+        if _LARGE <= len(body) <= _LARGEST_KEPT:
+            scratch = self._scratch_of(len(body) + SEAL_BYTES)
+            self._data_out.encrypt_into(nonce, body, name + header, scratch)
+            return header, scratch
+        return header, self._data_out.encrypt(nonce, body, name + header)
 
     def _scratch_of(self, size: int) -> memoryview:
         """Memory of this thread's own: fresh pages for each large body cost more than sealing."""
@@ -149,6 +190,21 @@ class SealedCodec(Codec):
             raise StaleError("a control frame that came before")
         frame, body = decode_untrusted(inner)
         return frame, bytes(body)
+
+    def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
+        """As `Codec.decode_whole_untrusted`.
+
+        Raises:
+            SealError: as `decode_untrusted`.
+        """
+        whole = decode_whole_header_untrusted(element)
+        if whole is None:
+            return None
+        seq, encoding, acked = whole
+        header = element[:DATA_HEADER_BYTES]
+        small = len(element) < _SMALL
+        body = element[DATA_HEADER_BYTES:] if small else memoryview(element)[DATA_HEADER_BYTES:]
+        return seq, encoding, acked, _open(self._data_in, seq, body, name + header)
 
 
 class StaleError(FrameError):
@@ -181,12 +237,12 @@ class ReplayWindow:
         return True
 
 
-def _nonce(number: int) -> bytes:
-    return number.to_bytes(12, "big")
+_nonce: Final = struct.Struct(">IQ").pack
+"""12 bytes: (0, number)."""
 
 
 def _open(key: AESGCM, number: int, sealed: BytesLike, authenticated: bytes) -> bytes:
     try:
-        return key.decrypt(_nonce(number), sealed, authenticated)
+        return key.decrypt(_nonce(0, number), sealed, authenticated)
     except InvalidTag:
         raise SealError("a frame that does not open: it was changed, moved or made up") from None

@@ -38,7 +38,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._chunk_parallel_send_size = 0
         self._unconsumed: deque[SendHandle] = deque()
         self._throttle_lock = threading.Lock()
-        self._last_sent: SendHandle | None = None
+        self._last_sent: tuple[str, int] | None = None
+        """Tag and number of the last message."""
         self._aborted = False
 
     def Send(self, key: str, value: bytes) -> None:
@@ -50,7 +51,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         """Send without waiting for anybody."""
         if self._aborted:
             self._check_not_aborted()
-        self._last_sent = self._endpoint.send(self._peer, self._namespace + key, value)
+        tag = self._namespace + key
+        self._last_sent = tag, self._endpoint.post(self._peer, tag, value)
 
     def SendAsyncThrottled(self, key: str, value: bytes) -> None:
         """Send, but first wait while the peer has a full window of such messages to take.
@@ -63,8 +65,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             if self._throttle_window:
                 self._wait_for_window()
             self.SendAsync(key, value)
-            if self._throttle_window and self._last_sent is not None:
-                self._unconsumed.append(self._last_sent)
+            if self._throttle_window and (handle := self._last_handle()) is not None:
+                self._unconsumed.append(handle)
 
     def Recv(self, key: str) -> bytes:
         """The message with this key; waits for it.
@@ -93,9 +95,9 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
 
         Bounded by ``close_timeout``: what is not taken by then is left to the endpoint.
         """
-        if not self._aborted and self._last_sent is not None:
+        if not self._aborted and (handle := self._last_handle()) is not None:
             with contextlib.suppress(SendTimeout, PeerClosed):
-                self._last_sent.wait(self._endpoint.settings.close_timeout)
+                handle.wait(self._endpoint.settings.close_timeout)
 
     def Abort(self) -> None:
         """End local waiters with RecvCancelled; nothing is sent or received afterwards."""
@@ -131,6 +133,10 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             raise RecvCancelled(
                 f"{self._endpoint.party}: the link to {self._peer} was aborted: make a new one"
             )
+
+    def _last_handle(self) -> SendHandle | None:
+        last = self._last_sent
+        return None if last is None else self._endpoint.handle(self._peer, *last)
 
     def _window_has_room(self) -> bool:
         unconsumed = self._unconsumed

@@ -55,8 +55,8 @@ def data_frames(draw) -> Data:
     seq = part + draw(st.one_of(st.integers(1, 10), st.integers(1, 1 << 60)))
     previous = draw(st.one_of(st.just(0), st.integers(0, seq - part - 1)))
     parts = part + draw(st.integers(1, 3))
-    ack = draw(st.one_of(st.none(), ack_states()))
-    return Data(seq, part, parts, previous, draw(st.sampled_from(Encoding)), ack)
+    acked = draw(ack_states()).cumulative
+    return Data(seq, part, parts, previous, draw(st.sampled_from(Encoding)), acked)
 
 
 CONTROL_FRAMES = st.one_of(
@@ -92,6 +92,11 @@ class OneDelivery(RuleBasedStateMachine):
     def receive_data(self, tag, frame, size):
         self._receive(lambda: self.delivery.receive_data(tag, frame, bytes(size), self.now))
 
+    @rule(tag=TAGS, seq=st.integers(1, 30), acked=NUMBERS, size=SIZES)
+    def receive_whole(self, tag, seq, acked, size):
+        whole = (seq, Encoding.RAW, acked, bytes(size))
+        self._receive(lambda: self.delivery.receive_whole(tag, whole, self.now))
+
     @rule(frame=CONTROL_FRAMES)
     def receive_control(self, frame):
         self._receive(lambda: self.delivery.receive_control(frame, self.now))
@@ -126,7 +131,7 @@ class OneDelivery(RuleBasedStateMachine):
             d.in_flight_bytes,
             d._received.cumulative,
             list(d._received._starts),
-            len(d._out),
+            len(d.unpushed),
         )
 
     @rule(tag=TAGS)

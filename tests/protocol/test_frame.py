@@ -1,8 +1,10 @@
 """The frame codec: one table drives encoder and decoder; any bytes give a frame or FrameError."""
 
+import struct
+
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redislink.errors import FrameError
@@ -10,6 +12,8 @@ from redislink.protocol import frame as f
 
 NO_ACK = f.AckState(0)
 SOME_ACK = f.AckState(5, ((7, 9), (11, 11)))
+TOP = (1 << 63) - 1
+VERSION = bytes([f.PROTOCOL_VERSION])
 DIGEST, INSTANCE = bytes(range(32)), b"instance"
 
 FRAMES = {
@@ -20,7 +24,9 @@ FRAMES = {
     "hello, sealed, step 3": (f.Hello(DIGEST, INSTANCE, INSTANCE, sealed=True, step=3), b"k" * 32),
     "data": (f.Data(1), b"payload"),
     "empty data": (f.Data(1), b""),
-    "last chunk of a value": (f.Data(12, 2, 3, 4, f.Encoding.VALUE, SOME_ACK), b"\0" * 1000),
+    "whole message with an ack": (f.Data(7, encoding=f.Encoding.VALUE, acked=6), b"payload"),
+    "highest numbers": (f.Data(TOP, 1, 2, TOP - 2, acked=TOP), b"x"),
+    "last chunk of a value": (f.Data(12, 2, 3, 4, f.Encoding.VALUE, 5), b"\0" * 1000),
     "ack": (f.Ack(SOME_ACK), b""),
     "probe": (f.Probe("root:P2P-7:0->1", SOME_ACK), b""),
     "probe answered": (f.Probe("t", NO_ACK, answer=True), b""),
@@ -28,7 +34,7 @@ FRAMES = {
     "abort": (f.Abort("ValueError: no such column: 'age'"), b""),
     "fin": (f.Fin(12, SOME_ACK), b""),
     "sealed": (f.Sealed(1), b"\0ciphertext\xff"),
-    "sealed, highest": (f.Sealed((1 << 63) - 1), b"x" * 16),
+    "sealed, highest": (f.Sealed(TOP), b"x" * 16),
 }
 CASES = [pytest.param(*case, id=name) for name, case in FRAMES.items()]
 
@@ -88,7 +94,7 @@ json_like = st.recursive(
 def test_any_msgpack_header(kind, values, body):
     header = msgpack.packb([kind, *values], use_bin_type=True, unicode_errors="surrogatepass")
     if len(header) <= f.MAX_HEADER_BYTES:
-        _decode_or_frame_error(b"\1" + len(header).to_bytes(2, "little") + header + body)
+        _decode_or_frame_error(VERSION + len(header).to_bytes(2, "little") + header + body)
 
 
 def _decode_or_frame_error(element):
@@ -108,21 +114,17 @@ def _decode_or_frame_error(element):
         [99],
         ["DATA"],
         {"kind": 2},
-        [2, 1, 0, 1, 0, 0],
-        [2, 1, 0, 1, 0, 0, None, None],
-        [2, 0, 0, 1, 0, 0, None],
-        [2, True, 0, 1, 0, 0, None],
-        [2, 1, 1, 1, 0, 0, None],
-        [2, 1, 0, 0, 0, 0, None],
-        [2, 1, 0, 1, 1, 0, None],
-        [2, 1, 0, 1, 0, 2, None],
-        [2, 1, 0, 1, 0, True, None],
-        [2, 1, 0, 1, 0, 0, [1]],
-        [2, 1, 0, 1, 0, 0, [1, [[2, 3]]]],
-        [2, 1, 0, 1, 0, 0, [1, [[4, 3]]]],
-        [2, 1, 0, 1, 0, 0, [1, [[3, 4], [5, 6]]]],
-        [2, 1, 0, 1, 0, 0, [1, [[3, 4, 5]]]],
-        [3, None],
+        [2, 1, 0, 1, 0, 0, 0],
+        2,
+        [3, None, False],
+        [3, [1], False],
+        [3, [-1, []], False],
+        [3, [True, []], False],
+        [3, [1, [[2, 3]]], False],
+        [3, [1, [[4, 3]]], False],
+        [3, [1, [[3, 4], [5, 6]]], False],
+        [3, [1, [[3, 4, 5]]], False],
+        [3, [1, []], 0],
         [6, "x" * 501],
         [6, b"bytes"],
         [1, b"short", INSTANCE, b"", False, 0],
@@ -147,7 +149,7 @@ def _decode_or_frame_error(element):
 def test_illegal_headers_are_refused(header):
     packed = msgpack.packb(header, use_bin_type=True)
     with pytest.raises(FrameError):
-        f.decode_untrusted(b"\1" + len(packed).to_bytes(2, "little") + packed)
+        f.decode_untrusted(VERSION + len(packed).to_bytes(2, "little") + packed)
 
 
 def test_another_protocol_version_says_what_to_do():
@@ -157,7 +159,7 @@ def test_another_protocol_version_says_what_to_do():
 
 def test_a_header_over_the_limit_is_refused_before_it_is_parsed():
     with pytest.raises(FrameError, match="over 4096"):
-        f.decode_untrusted(b"\1\xff\xff" + b"\xc0" * 70_000)
+        f.decode_untrusted(VERSION + b"\xff\xff" + b"\xc0" * 70_000)
 
 
 def test_illegal_frames_cannot_be_made():
@@ -177,7 +179,40 @@ def test_illegal_frames_cannot_be_made():
 
 
 def test_the_widest_ack_fits_a_header():
-    top = (1 << 63) - 1
-    ranges = tuple((top - 4 * i - 2, top - 4 * i - 1) for i in reversed(range(64)))
-    frame = f.Data(top, 2, 3, 1, f.Encoding.VALUE, f.AckState(1, ranges))
+    ranges = tuple((TOP - 4 * i - 2, TOP - 4 * i - 1) for i in reversed(range(64)))
+    frame = f.Probe("t" * f.MAX_TAG_CHARS, f.AckState(1, ranges))
     assert f.decode_untrusted(f.encode(frame)) == (frame, b"")
+
+
+NUMBERS = st.one_of(st.integers(0, 3), st.integers(-(1 << 63), TOP))
+DATA_HEADERS = st.builds(
+    struct.Struct("<BHBBIIqqq").pack,
+    st.one_of(st.just(f.PROTOCOL_VERSION), st.integers(0, 255)),
+    st.one_of(st.just(f.DATA_HEADER_BYTES - 3), st.integers(0, 65_535)),
+    st.one_of(st.just(2), st.integers(0, 255)),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    NUMBERS,
+    NUMBERS,
+    NUMBERS,
+)
+
+
+@settings(max_examples=1000)
+@given(header=DATA_HEADERS, end=st.integers(0, 45))
+def test_the_short_way_for_whole_messages_is_the_long_way(header, end):
+    """Hostile headers too: it takes those, and only those, that the long way gives as whole."""
+    element = (header + b"12345678")[:end]
+    whole = f.decode_whole_header_untrusted(element)
+    try:
+        frame, _ = f.decode_untrusted(element)
+    except FrameError:
+        assert whole is None
+        return
+    if type(frame) is f.Data and (frame.part, frame.parts, frame.previous) == (0, 1, 0):
+        assert whole == (frame.seq, frame.encoding, frame.acked)
+        assert type(whole[1]) is f.Encoding
+        assert f.encode_whole_header(*whole) == f.encode_header(frame) == element[:37]
+    else:
+        assert whole is None

@@ -26,7 +26,7 @@ from redislink.protocol.seal import (
 NAME = keys.data_list("s", "bob", "alice", "0123456789abcdef", "t")
 CONTROL = keys.control_list("s", "bob", "alice", "0123456789abcdef")
 ACK = f.AckState(3, ((5, 6),))
-DATA = f.Data(7, 1, 3, 2, f.Encoding.RAW, ACK)
+DATA = f.Data(7, 1, 3, 2, f.Encoding.RAW, 5)
 CONTROLS = [
     f.Ack(ACK),
     f.Probe("t", ACK),
@@ -435,4 +435,4 @@ def test_the_recorder_can_fail():
     with pytest.raises(AssertionError, match="two contents"):
         alice.encode(NAME, f.Data(1), b"two")
     with pytest.raises(AssertionError, match="two contents"):
-        alice.encode(NAME, f.Data(1, ack=ACK), b"one")
+        alice.encode(NAME, f.Data(1, acked=ACK.cumulative), b"one")

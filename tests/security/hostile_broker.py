@@ -192,8 +192,8 @@ class Attacker:
     def _reflect(self, name: bytes, element: bytes) -> list[Pushed]:
         session, dst, src, epoch, tag = keys.parse_list_untrusted(name)
         prefix = keys.inbox_prefix(session, src, dst, epoch)
-        encoded = tag if tag.startswith("!") else keys.encode_tag(tag)
-        return [(prefix + encoded.encode(), element)]
+        encoded = tag.encode() if tag.startswith("!") else keys.encode_tag(tag)
+        return [(prefix + encoded, element)]
 
     # -- on its own ------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Attacker:
         if not names:
             return []
         name, seq = self._rng.choice(names), self._rng.randint(1, 40)
-        header = encode_header(Data(seq, ack=AckState(seq)))
+        header = encode_header(Data(seq, acked=seq))
         sealed = header + _seal(self._rng, seq, b"a forged payload", name + header)
         return [(name, self._rng.choice([sealed, header + b"a forged payload"]))]
 

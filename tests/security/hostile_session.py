@@ -97,8 +97,8 @@ class Peer:
     to_confirm: list[Push] = field(default_factory=list)
 
     def out_list(self, tag: str | None) -> bytes:
-        encoded = keys.CONTROL_TAG if tag is None else keys.encode_tag(tag)
-        return self.out_prefix + encoded.encode()
+        encoded = keys.CONTROL_TAG.encode() if tag is None else keys.encode_tag(tag)
+        return self.out_prefix + encoded
 
 
 class Party:
@@ -235,7 +235,7 @@ class Party:
                     self._refuse(peer)
 
     def _take_data(self, peer: Peer, tag: str, messages: deque[bytes]) -> None:
-        name = peer.in_prefix + keys.encode_tag(tag).encode()
+        name = peer.in_prefix + keys.encode_tag(tag)
         empty = False
         for _ in range(200):
             message = peer.delivery.take(tag)

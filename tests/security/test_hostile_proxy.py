@@ -121,7 +121,7 @@ class TestTampered:
     def flood(self, proxy, endpoint, src, tag="t"):
         """What a broker does that puts its own elements onto a list."""
         prefix = endpoint._peers[src].in_prefix
-        name = prefix + (tag if tag.startswith("!") else keys.encode_tag(tag)).encode()
+        name = prefix + (tag.encode() if tag.startswith("!") else keys.encode_tag(tag))
         connection = endpoint._broker.open()
         connection.execute(b"RPUSH", name, *[b"x" * 40] * 20, timeout=5)
         connection.close()
