@@ -511,13 +511,7 @@ class World:
         party = thread.party
         message = delivery.take(step.tag)
         if message is not None:
-            if thread.waits:
-                delivery.unwait(step.tag)
-                thread.waits = False
-            expected = self._expected[step.peer, party.name, step.tag].popleft()
-            self._log("%s has %s from %s", party.name, step.tag, step.peer)
-            self._check(message[0] == expected, f"{party.name}: wrong message, tag {step.tag}")
-            self._next_step(thread)
+            self._received(thread, message[0])
             return
         try:
             delivery.check_can_receive(step.tag, self.now)
@@ -533,6 +527,17 @@ class World:
         self.broker.waiters[key] = (thread, thread.attempt)
         self._at(self.now + _BLPOP_SECONDS, party, self._blpop_ends, key, thread, thread.attempt)
         self._serve(key)
+
+    def _received(self, thread: Thread, body: bytes) -> None:
+        """The first step of a program, a receive, has its message."""
+        party, step = thread.party, thread.steps[0]
+        if thread.waits:
+            party.deliveries[step.peer].unwait(step.tag)
+            thread.waits = False
+        expected = self._expected[step.peer, party.name, step.tag].popleft()
+        self._log("%s has %s from %s", party.name, step.tag, step.peer)
+        self._check(body == expected, f"{party.name}: wrong message, tag {step.tag}")
+        self._next_step(thread)
 
     def _blpop_ends(self, key: ListKey, thread: Thread, attempt: int) -> None:
         if self.broker.waiters.get(key) == (thread, attempt):
@@ -561,12 +566,21 @@ class World:
         if party.is_closing:
             return
         delivery = party.deliveries[peer]
+        message = None
         if element is not None:
-            delivery.receive_data(tag, element.frame, element.body, self.now)
+            frame = element.frame
+            if isinstance(frame, Data) and frame.parts == 1 and not frame.previous:
+                whole = (frame.seq, frame.encoding, frame.acked, element.body)
+                message = delivery.receive_whole(tag, whole, self.now)
+            else:
+                delivery.receive_data(tag, frame, element.body, self.now)
         elif self.rng.random() < 0.5:
             delivery.probe_soon(tag, self.now)
         self._settle(party, peer)
-        self._advance(thread)
+        if message is not None:
+            self._received(thread, message[0])
+        else:
+            self._advance(thread)
 
     def _listen(self, party: Party) -> None:
         """What the control thread does while nothing comes."""
