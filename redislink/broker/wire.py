@@ -147,7 +147,17 @@ def _pack_int(number: int) -> bytes:
 
 def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
     """BLPOP; owes one reply."""
-    return pack([b"BLPOP", *names, b"%.3f" % seconds])
+    timeout = b"%.3f" % seconds
+    if len(names) == 1:
+        name = names[0]
+        return b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            _BLPOP,
+            len(name),
+            name,
+            len(timeout),
+            timeout,
+        )
+    return pack([b"BLPOP", *names, timeout])
 
 
 class SocketWire:

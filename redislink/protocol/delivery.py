@@ -722,9 +722,10 @@ class Delivery:
         chunk = self._unacked.pop(seq, None)
         if chunk is None:
             return
-        size = chunk.size
-        if chunk.account is not None:
-            chunk.account.bytes -= size
+        size = len(chunk.body) + _FRAME_OVERHEAD
+        account = chunk.account
+        if account is not None:
+            account.bytes -= size
             chunk.account = None
         if self._window < self._timing.window_bytes:
             self._grow_window(size)
