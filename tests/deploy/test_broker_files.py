@@ -57,6 +57,21 @@ def test_the_template_is_what_redislink_acl_writes() -> None:
     )
 
 
+def test_the_guide_makes_an_administrator(tmp_path: Path) -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    (commands,) = (b for b in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "password=" in b)
+    done = subprocess.run(
+        ["bash", "-ec", commands + 'printf %s "$password"'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = (tmp_path / "users.acl").read_text()
+    assert made == ADMIN.format(hash=acl.hash_rule(done.stdout))
+    assert len(done.stdout) > 40
+
+
 # -- certificates ----------------------------------------------------------------------------------
 
 
