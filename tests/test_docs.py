@@ -32,7 +32,10 @@ from tests.spu.test_link import free_addresses
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+    for path in [
+        *(*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")),
+        *ROOT.glob("deploy/managed/*.md"),
+    ]
 )
 _FENCED = re.compile(r"(?:<!-- ([^>]*) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
