@@ -107,6 +107,7 @@ class Examination:
         self.case = case
         self.seen = Seen()
         self.epoch = secrets.token_hex(8)
+        self.longest_wait = min(case.settings.reply_timeout, REPLY_SECONDS)
         self._ends_at = time.monotonic() + seconds
         self._check_ends_at = self._ends_at
         self._broker: Broker | None = None
@@ -123,11 +124,8 @@ class Examination:
             ConfigError: there is no URL, or it cannot be used.
         """
         if self._broker is None:
-            settings = self.case.settings
-            patience = min(settings.reply_timeout, REPLY_SECONDS)
-            self._broker = Broker.from_settings(
-                settings.model_copy(update={"reply_timeout": patience}), self.case.spec.broker
-            )
+            patient = self.case.settings.model_copy(update={"reply_timeout": self.longest_wait})
+            self._broker = Broker.from_settings(patient, self.case.spec.broker)
         return self._broker
 
     @property
@@ -187,15 +185,15 @@ class Examination:
         """Seconds that the check may still take."""
         return max(0.0, self._check_ends_at - time.monotonic())
 
-    def patience(self, longest: float = REPLY_SECONDS) -> float:
-        """Seconds to wait for the next thing.
+    def patience(self, parts: int = 1) -> float:
+        """Seconds to wait for the next of so many things that together may take one wait.
 
         Raises:
             NotTried: none is left.
         """
         if self.left < _LEAST_SECONDS:
             raise NotTried("the time is up")
-        return min(longest, self.left)
+        return min(self.longest_wait / parts, self.left)
 
     # -- commands --------------------------------------------------------------------------------
 

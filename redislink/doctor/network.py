@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from redislink.broker.wire import pack
-from redislink.doctor.examination import REPLY_SECONDS, Address, Examination, loopback
+from redislink.doctor.examination import Address, Examination, loopback
 from redislink.doctor.finding import Blame, Verdict, failed, failed_with, passed, warned
 from redislink.errors import BrokerAuthError, BrokerPermissionError, BrokerUnreachable, one_line
 
@@ -35,6 +35,10 @@ _EXPIRED: Final = 10
 _NOT_YET_VALID: Final = 9
 _WRONG_NAME: Final = (62, 64)
 """OpenSSL's X509_V_ERR_… for a host name and for an IP address that is not in the certificate."""
+
+
+class _ClosedAfterHandshake(ConnectionError):
+    """How the refusal of our certificate also shows: in TLS 1.3 it comes late, or gets lost."""
 
 
 # -- name resolution and TCP ----------------------------------------------------------------------
@@ -97,7 +101,7 @@ def tcp(exam: Examination) -> Verdict | None:
     for address, infos in exam.seen.resolved.items():
         for info in infos:
             try:
-                with _dial(info, exam.patience(REPLY_SECONDS / len(infos))):
+                with _dial(info, exam.patience(len(infos))):
                     exam.seen.reached[address] = info
                     break
             except OSError as error:
@@ -283,9 +287,13 @@ def _handshake(
         context.wrap_socket(dialled, server_hostname=address.host) as secured,
     ):
         shown = secured.getpeercert(binary_form=True) or b""
-        secured.sendall(pack((b"PING",)))
-        if not secured.recv(1):
-            raise ConnectionError("closed after the handshake")
+        try:
+            secured.sendall(pack((b"PING",)))
+            answered = secured.recv(1)
+        except ConnectionError:
+            answered = b""
+        if not answered:
+            raise _ClosedAfterHandshake
         yield secured, x509.load_der_x509_certificate(shown)
 
 
@@ -329,10 +337,10 @@ def _certificate_shown(
 
 def _no_tls(address: Address, error: Exception) -> Verdict:
     text = one_line(getattr(error, "reason", None) or str(error))
-    if _about_our_certificate(error):
+    if isinstance(error, _ClosedAfterHandshake) or _about_our_certificate(error):
         return failed(
-            f"{address}: the broker wants a certificate of this party, and takes not what it got "
-            f"({text})",
+            f"{address}: the broker wants another certificate of this party, or one at all "
+            f"({text or 'it closed the connection after the handshake'})",
             "set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to a certificate that the "
             "broker's CA signed, and its key",
             Blame.OURS,
@@ -358,7 +366,10 @@ def login(exam: Examination) -> Verdict:
     except BrokerAuthError as error:
         return failed_with(error, Blame.BROKER)
     except BrokerUnreachable as error:
-        if not exam.uses_tls and any(map(_speaks_tls, exam.seen.reached.values())):
+        if not exam.uses_tls and any(
+            _speaks_tls(info, min(_SNIFF_SECONDS, exam.longest_wait))
+            for info in exam.seen.reached.values()
+        ):
             return failed(
                 f"broker {exam.broker.label}: it speaks TLS on this port",
                 "write rediss:// in the URL, and set REDISLINK_BROKER_TLS_CA",
@@ -372,12 +383,12 @@ def login(exam: Examination) -> Verdict:
     return passed(f"as user {exam.user}")
 
 
-def _speaks_tls(info: tuple[Any, ...]) -> bool:
+def _speaks_tls(info: tuple[Any, ...], seconds: float) -> bool:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        with _dial(info, _SNIFF_SECONDS) as dialled, context.wrap_socket(dialled):
+        with _dial(info, seconds) as dialled, context.wrap_socket(dialled):
             return True
     except OSError as error:
         return _about_our_certificate(error)  # then it has spoken TLS
