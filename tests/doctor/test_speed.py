@@ -45,7 +45,7 @@ def test_a_far_broker(one_server: EmbeddedBroker) -> None:
 
 @pytest.mark.slow
 def test_a_narrow_line(one_server: EmbeddedBroker) -> None:
-    rate = 200e3
+    rate = 800e3
     with Proxy(one_server.port, rate=rate) as proxy:
         exam = examination(proxy.url())
         speed.round_trip(exam)
@@ -56,8 +56,10 @@ def test_a_narrow_line(one_server: EmbeddedBroker) -> None:
     assert verdict.level is Level.WARN
     found = re.match(r"([\d.]+) MB/s to the broker, ([\d.]+) MB/s from it: slow", verdict.text)
     assert found
-    for measured in found.groups():
-        assert rate / 2 < float(measured) * 1e6 < rate * 3
+    up, down = (float(measured) * 1e6 for measured in found.groups())
+    # The proxy lets 64 KiB through at once, so the answer begins late and ends early.
+    assert rate / 4 < up < rate * 1.2
+    assert rate / 4 < down < rate * 4
     assert "what narrows the line" in verdict.remedy
 
 
