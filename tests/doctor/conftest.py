@@ -12,7 +12,7 @@ import pytest
 
 from redislink import ClusterSpec, RedisLinkSettings
 from redislink.broker import Broker, EmbeddedBroker, acl
-from redislink.doctor import Case, Finding, Level, Report, examine
+from redislink.doctor import Case, Finding, Level, Report, examine, speed
 from tests.conftest import IDENTITIES, make_cluster
 from tests.support.servers import KINDS, Admin, make_server
 
@@ -98,11 +98,12 @@ def key_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def doctor(key_files: dict[str, Path]) -> Ask:
+def doctor(key_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Ask:
     """``doctor(url, party="alice", spec=…, clock=…, **settings)``: what it finds.
 
-    Nothing that it says may hold a password of the URL.
+    Nothing that it says may hold a password of the URL. Its echoes are small, to be quick.
     """
+    monkeypatch.setattr(speed, "_SIZES", speed._SIZES[:1])
 
     def ask(
         url: str | None,
