@@ -16,6 +16,7 @@ from redislink.cli.acl import acl
 from redislink.cli.bench import bench
 from redislink.cli.broker import broker
 from redislink.cli.demo import demo
+from redislink.cli.doctor import doctor
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
@@ -55,6 +56,7 @@ app.command(epilog=_EPILOG)(keygen)
 app.command("fingerprint", epilog=_EPILOG)(show_fingerprints)
 app.command(epilog=_EPILOG)(broker)
 app.command(epilog=_EPILOG)(acl)
+app.command(epilog=_EPILOG)(doctor)
 app.command(epilog=_EPILOG)(bench)
 app.command(epilog=_EPILOG)(version)
 

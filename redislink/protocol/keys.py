@@ -23,6 +23,7 @@ PREFIX: Final = "rl"
 HELLO_TAG: Final = "!hello"
 CONTROL_TAG: Final = "!control"
 CLAIM_TAG: Final = "!claim"
+DOCTOR_TAG: Final = "!doctor"
 NO_EPOCH: Final = "0"
 """Stands where the epoch stands in lists that outlive a run: hello and claim."""
 
@@ -34,7 +35,7 @@ _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
 _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/-]|%[0-9A-F]{2})*", re.ASCII)
 _SAFE: Final = ">,/"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
-_CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG})
+_CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG})
 
 
 def check_name(name: str, what: str) -> str:
@@ -124,6 +125,11 @@ def hello_list(session: str, dst: str, src: str) -> bytes:
 def claim_key(session: str, party: str) -> bytes:
     """Name of the string key with which one process claims to be ``party``."""
     return inbox_prefix(session, party, party, NO_EPOCH) + CLAIM_TAG.encode()
+
+
+def doctor_list(session: str, dst: str, src: str, epoch: str = NO_EPOCH) -> bytes:
+    """Name of a list that ``redislink doctor`` of ``src`` tries things on, or leaves a note in."""
+    return inbox_prefix(session, dst, src, epoch) + DOCTOR_TAG.encode()
 
 
 def parse_list_untrusted(name: bytes) -> tuple[str, str, str, str, str]:

@@ -23,7 +23,7 @@ from redislink.errors import (
 from tests.cli.conftest import Run
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
-COMMANDS += ["bench", "version"]
+COMMANDS += ["doctor", "bench", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -44,6 +44,7 @@ def spaced(text: str) -> str:
         (["acl"], ["--cluster", "--apply", "--password-file", "--out", "--passwords", "--db"]),
         (["broker"], ["--port", "--password", "--password-file", "--verbose"]),
         (["bench"], ["--cluster", "--party", "--identity", "--seconds", "--json", "--verbose"]),
+        (["doctor"], ["--cluster", "--party", "--identity", "--json", "--verbose"]),
         (["version"], ["--json"]),
     ],
 )

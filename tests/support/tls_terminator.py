@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -41,6 +43,9 @@ class TlsTerminator(LoopThread):
         *,
         max_connections: int = 64,
         client_cert_required: bool = False,
+        names: Sequence[str] = ("localhost", HOST),
+        not_after: datetime | None = None,
+        client_not_after: datetime | None = None,
     ) -> None:
         """Args:
         upstream_port: of the plain server on 127.0.0.1.
@@ -48,16 +53,19 @@ class TlsTerminator(LoopThread):
         max_connections: at a time.
         client_cert_required: ask clients for a certificate of the same CA, as `client_cert_file`
             and `client_key_file` are.
+        names: hosts and addresses in the server's certificate.
+        not_after: when the server's certificate ends.
+        client_not_after: when the client's does.
         """
         ca = trustme.CA()
         self.ca_file = directory / "ca.pem"
         ca.cert_pem.write_to_path(str(self.ca_file))
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        ca.issue_cert("localhost", HOST).configure_cert(self._context)
+        ca.issue_cert(*names, not_after=not_after).configure_cert(self._context)
         if client_cert_required:
             ca.configure_trust(self._context)
             self._context.verify_mode = ssl.CERT_REQUIRED
-        client = ca.issue_cert("party@example.org")
+        client = ca.issue_cert("party@example.org", not_after=client_not_after)
         self.client_cert_file = directory / "client-cert.pem"
         self.client_key_file = directory / "client-key.pem"
         client.cert_chain_pems[0].write_to_path(str(self.client_cert_file))

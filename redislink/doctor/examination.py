@@ -1,0 +1,290 @@
+"""`Examination`: what the checks share.
+
+Rules:
+- Commands go through `ask` and `ask_all`, which bound every wait by the time that is left.
+- Each command names whose inbox its key is in, so that it can go where that inbox is.
+- `key` gives the only lists that a check may write or remove: with the tag of the doctor and an
+  epoch of this examination, which no session has. `docs/broker.md` has the other two, the notes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from cryptography.x509 import Certificate
+
+from redislink.broker import Broker
+from redislink.broker.connect import BrokerConnection
+from redislink.cluster import ClusterSpec
+from redislink.errors import (
+    BrokerBusy,
+    BrokerError,
+    BrokerPermissionError,
+    BrokerRefused,
+)
+from redislink.protocol import keys
+from redislink.settings import RedisLinkSettings
+
+REPLY_SECONDS: Final = 3.0
+"""The longest wait for a connection, and for a reply."""
+LEFTOVER_MS: Final = 5000
+"""After which a list of the doctor's is gone, if it could not be removed."""
+_LEAST_SECONDS: Final = 0.05
+_PORTS: Final = {"sentinel": 26379}
+
+Argument = bytes | int | str
+Ask = tuple[str, tuple[Argument, ...]]
+"""Whose inbox the key is in, and a command."""
+
+
+class NotTried(Exception):
+    """This check cannot say anything; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Who asks, about what.
+
+    Attributes:
+        settings: of this party.
+        spec: the cluster file's content.
+        party: who asks.
+        clock: the time of day, in seconds since 1970.
+    """
+
+    settings: RedisLinkSettings
+    spec: ClusterSpec
+    party: str
+    clock: Callable[[], float] = time.time
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """All other parties, in rank order."""
+        return tuple(name for name in self.spec.party_names if name != self.party)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server of the broker's listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a check found out and later ones need.
+
+    Attributes:
+        resolved: socket addresses, by address in the URL.
+        reached: the addresses that took a TCP connection.
+        certificates: that the servers showed in TLS, by address.
+        round_trip: seconds to the broker and back, the shortest seen.
+        rate: bytes per second to the broker; 0 if that was not measured.
+    """
+
+    resolved: dict[Address, list[tuple[Any, ...]]] = field(default_factory=dict)
+    reached: dict[Address, tuple[Any, ...]] = field(default_factory=dict)
+    certificates: dict[Address, Certificate] = field(default_factory=dict)
+    round_trip: float = 0.0
+    rate: float = 0.0
+
+
+class Examination:
+    """One run of the doctor; `close` at the end."""
+
+    def __init__(self, case: Case, seconds: float) -> None:
+        """Args: who asks, and how long everything may take."""
+        self.case = case
+        self.seen = Seen()
+        self.epoch = secrets.token_hex(8)
+        self.longest_wait = min(case.settings.reply_timeout, REPLY_SECONDS)
+        self._ends_at = time.monotonic() + seconds
+        self._check_ends_at = self._ends_at
+        self._broker: Broker | None = None
+        self._connection: BrokerConnection | None = None
+        self._info: dict[str, dict[str, str] | None] = {}
+
+    # -- the broker ------------------------------------------------------------------------------
+
+    @property
+    def broker(self) -> Broker:
+        """How to reach the broker, with the doctor's patience.
+
+        Raises:
+            ConfigError: there is no URL, or it cannot be used.
+        """
+        if self._broker is None:
+            patient = self.case.settings.model_copy(update={"reply_timeout": self.longest_wait})
+            self._broker = Broker.from_settings(patient, self.case.spec.broker)
+        return self._broker
+
+    @property
+    def url(self) -> str:
+        """The broker's URL, with the password: not for messages."""
+        own = self.case.settings.broker_url
+        return own.get_secret_value() if own else self.case.spec.broker or ""
+
+    @property
+    def scheme(self) -> str:
+        """How the URL begins, as ``rediss``."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def uses_tls(self) -> bool:
+        """True if connections are TLS."""
+        return self.scheme.startswith("rediss")
+
+    @property
+    def user(self) -> str:
+        """The Redis user that this party logs in as."""
+        return unquote(urlsplit(self.url).username or "default")
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What stands behind the ``?`` of the URL, which wins over settings."""
+        return {name: values[-1] for name, values in parse_qs(urlsplit(self.url).query).items()}
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Hosts and ports in the URL; none for brokers that have no network address."""
+        if not self.scheme.startswith("redis"):
+            return []
+        default = _PORTS.get(self.scheme.partition("+")[2], 6379)
+        found = []
+        for part in urlsplit(self.url).netloc.rpartition("@")[2].split(","):
+            parts = urlsplit(f"//{part}")
+            if parts.hostname:
+                found.append(Address(parts.hostname, parts.port or default))
+        return found
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def begin_check(self, seconds: float) -> None:
+        """From now on the time that is left is that of a check that may take so long.
+
+        Raises:
+            NotTried: the examination's time is up.
+        """
+        now = time.monotonic()
+        self._check_ends_at = min(self._ends_at, now + seconds)
+        if now >= self._ends_at:
+            raise NotTried("the time is up")
+
+    @property
+    def left(self) -> float:
+        """Seconds that the check may still take."""
+        return max(0.0, self._check_ends_at - time.monotonic())
+
+    def patience(self, parts: int = 1) -> float:
+        """Seconds to wait for the next of so many things that together may take one wait.
+
+        Raises:
+            NotTried: none is left.
+        """
+        if self.left < _LEAST_SECONDS:
+            raise NotTried("the time is up")
+        return min(self.longest_wait / parts, self.left)
+
+    # -- commands --------------------------------------------------------------------------------
+
+    def key(self, dst: str, src: str) -> bytes:
+        """A list of the doctor's, of this examination alone."""
+        return keys.doctor_list(self.case.spec.session, dst, src, self.epoch)
+
+    def connection(self, _inbox: str) -> BrokerConnection:
+        """The connection to where this party's inbox is: one server has them all.
+
+        Raises: as `Broker.open`.
+        """
+        if self._connection is None or not self._connection.usable:
+            self._connection = self.broker.open()
+        return self._connection
+
+    def ask_all(self, asks: Sequence[Ask]) -> list[Any]:
+        """The reply to each command; where the broker refused one, the error it gave.
+
+        Raises:
+            BrokerUnreachable, BrokerAuthError: as their names say.
+            NotTried: the time is up.
+        """
+        self.patience()
+        lines = [self.connection(inbox) for inbox, _ in asks]
+        try:
+            for line in dict.fromkeys(lines):
+                pairs = zip(asks, lines, strict=True)
+                line.send([command for (_, command), at in pairs if at is line])
+            return [self._read(line) for line in lines]
+        except BaseException:
+            for line in lines:
+                line.close()  # replies are still to come: out of step
+            raise
+
+    def ask(self, inbox: str, *command: Argument) -> Any:
+        """The reply to one command.
+
+        Raises:
+            BrokerError: it was refused, or the broker is out of reach.
+            NotTried: the time is up.
+        """
+        (reply,) = self.ask_all([(inbox, command)])
+        if isinstance(reply, BrokerError):
+            raise reply
+        return reply
+
+    def _read(self, line: BrokerConnection) -> Any:
+        try:
+            reply = line.read(self.patience())
+        except (BrokerPermissionError, BrokerRefused, BrokerBusy) as error:
+            return error
+        return bytes(reply) if isinstance(reply, memoryview) else reply
+
+    def info(self, section: str) -> dict[str, str] | None:
+        """``INFO section``; None if this user may not look."""
+        if section not in self._info:
+            try:
+                text = bytes(self.ask(self.case.party, b"INFO", section)).decode(errors="replace")
+            except (BrokerPermissionError, BrokerRefused, TypeError):
+                self._info[section] = None
+            else:
+                pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+                self._info[section] = {name: value.strip() for name, _, value in pairs}
+        return self._info[section]
+
+    def config(self, name: str) -> str | None:
+        """A setting of the server's; None if this user may not look, or it has none such."""
+        try:
+            reply = self.ask(self.case.party, b"CONFIG", b"GET", name)
+        except (BrokerPermissionError, BrokerRefused):
+            return None
+        if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], bytes):
+            return None
+        return reply[1].decode(errors="replace")
+
+    def close(self) -> None:
+        """Close the connection; never raises."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def loopback(sockaddr: tuple[Any, ...]) -> bool:
+    """True if this socket address is of this machine."""
+    host = str(sockaddr[0])
+    return host == "::1" or (host.startswith("127.") and _is_ipv4(host))
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True
