@@ -38,6 +38,7 @@ def test_no_application_tag_reaches_a_list_of_the_transport(session, dst, src, e
         keys.hello_list(session, dst, src),
         keys.control_list(session, dst, src, epoch),
         keys.claim_key(session, dst),
+        keys.status_key(session, dst),
     }
     assert keys.data_list(session, dst, src, epoch, tag) not in reserved
     for name in reserved:
@@ -86,6 +87,7 @@ def test_an_inbox_lies_in_one_cluster_slot():
             keys.control_list("s", "bob", "carol", "1" * 16),
             keys.hello_list("s", "bob", "alice"),
             keys.claim_key("s", "bob"),
+            keys.status_key("s", "bob"),
         )
     }
     assert slots == {b"s:bob"}
