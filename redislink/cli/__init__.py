@@ -19,7 +19,9 @@ from redislink.cli.demo import demo
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
+from redislink.cli.sessions import inspect, purge, sessions
 from redislink.cli.simulate import simulate
+from redislink.cli.top import top
 from redislink.cli.version import version
 from redislink.errors import RedisLinkError
 
@@ -56,6 +58,10 @@ app.command("fingerprint", epilog=_EPILOG)(show_fingerprints)
 app.command(epilog=_EPILOG)(broker)
 app.command(epilog=_EPILOG)(acl)
 app.command(epilog=_EPILOG)(bench)
+app.command(epilog=_EPILOG)(top)
+app.command(epilog=_EPILOG)(sessions)
+app.command(epilog=_EPILOG)(inspect)
+app.command(epilog=_EPILOG)(purge)
 app.command(epilog=_EPILOG)(version)
 
 
