@@ -14,11 +14,9 @@ import typer
 from redislink.broker import Broker
 from redislink.broker import acl as broker_acl
 from redislink.cli.errors import Verbose, say
-from redislink.cli.onlooker import broker_as
-from redislink.cluster import load_cluster
-from redislink.errors import BrokerError, ConfigError
+from redislink.cli.onlooker import broker_as, cluster_of
+from redislink.errors import BrokerError
 from redislink.secret_files import write_private
-from redislink.settings import RedisLinkSettings
 
 
 def acl(
@@ -89,10 +87,7 @@ def acl(
     Prints each party's user, password and rules: for the console of a service without ACL SETUSER,
     paste those. Needs Redis 7 or Valkey.
     """
-    path = cluster or RedisLinkSettings.load().cluster_file
-    if path is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
-    spec = load_cluster(path)
+    spec = cluster_of(cluster)
     broker = None if apply is None else broker_as(apply, password_file)
     number = broker_acl.database(spec.broker or "") if database is None else database
     users = broker_acl.party_users(spec.session, spec.party_names, number)

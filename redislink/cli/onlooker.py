@@ -15,6 +15,7 @@ from redislink.broker.survey import Survey
 from redislink.cli.broker import first_line
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
+from redislink.errors import ConfigError
 from redislink.settings import RedisLinkSettings
 
 BrokerOption = Annotated[
@@ -53,13 +54,23 @@ def broker_as(url: str, password_file: Path | None) -> Broker:
     return Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
 
 
-def look_at(
-    cluster: Path | None, broker: str | None, password_file: Path | None
-) -> tuple[Survey, ClusterSpec | None]:
-    """The broker that the options or settings name, and the cluster file if there is one.
+def cluster_of(cluster: Path | None) -> ClusterSpec:
+    """What the cluster file says that the option or the setting names.
 
     Raises:
-        ConfigError: no broker is named, or something named is not right.
+        ConfigError: neither names one, or it is not right.
+    """
+    path = cluster or RedisLinkSettings.load().cluster_file
+    if path is None:
+        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    return load_cluster(path)
+
+
+def look_at(cluster: Path | None, broker: str | None, password_file: Path | None) -> Survey:
+    """The broker that the options, the settings or the cluster file name.
+
+    Raises:
+        ConfigError: none of them names one, or something named is not right.
     """
     settings = RedisLinkSettings.load()
     path = cluster or settings.cluster_file
@@ -69,8 +80,8 @@ def look_at(
     if broker is None and spec is not None:
         broker = spec.broker
     if broker is None:
-        return Survey(Broker.from_settings(settings, None)), spec  # says that there is none
-    return Survey(broker_as(broker, password_file)), spec
+        return Survey(Broker.from_settings(settings, None))  # says that there is none
+    return Survey(broker_as(broker, password_file))
 
 
 def say_refused(refused: Iterable[str]) -> None:

@@ -49,7 +49,7 @@ def sessions(
     verbose: Verbose = False,
 ) -> None:
     """Show the sessions on a broker: parties, who is up, what lies there."""
-    survey, _ = look_at(cluster, broker, password_file)
+    survey = look_at(cluster, broker, password_file)
     try:
         views = sessions_of(survey.keys())
     finally:
@@ -86,7 +86,7 @@ def inspect(
     """Show a session's keys: lists, how long they are, their memory, when they expire."""
     check_name(session, "session")
     source, destination = _pair(pair)
-    survey, _ = look_at(cluster, broker, password_file)
+    survey = look_at(cluster, broker, password_file)
     try:
         found = sorted(
             (
@@ -136,7 +136,7 @@ def purge(
         raise ConfigError("give the name of a SESSION, or --expired")
     if session is not None:
         check_name(session, "session")
-    survey, _ = look_at(cluster, broker, password_file)
+    survey = look_at(cluster, broker, password_file)
     try:
         found = _removable(survey, session)
         views = sessions_of(found)

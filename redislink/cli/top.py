@@ -20,6 +20,7 @@ from redislink.cli.onlooker import (
     BrokerOption,
     JsonOption,
     PasswordFileOption,
+    cluster_of,
     count,
     duration,
     look_at,
@@ -27,7 +28,7 @@ from redislink.cli.onlooker import (
     size,
 )
 from redislink.cli.who import ClusterOption
-from redislink.errors import BrokerError, ConfigError, one_line
+from redislink.errors import BrokerError, one_line
 from redislink.protocol.status import Waiting
 from redislink.watch import PairView, PartyView, Reading, Watch
 
@@ -57,9 +58,8 @@ def top(
     It takes no part and needs no key: it reads names, sizes and times on the broker, and what each
     party says of itself there (REDISLINK_STATUS). Ctrl-C ends it.
     """
-    survey, spec = look_at(cluster, broker, password_file)
-    if spec is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    spec = cluster_of(cluster)
+    survey = look_at(cluster, broker, password_file)
     watch = Watch(survey, spec.session, spec.party_names)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     try:
