@@ -56,6 +56,15 @@ from redislink.protocol.frame import BytesLike, Encoding, Frame, Whole
 from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.seal import Codec, StaleError
 from redislink.protocol.states import State
+from redislink.protocol.status import (
+    JOINING,
+    MAX_WAITS,
+    MISSING,
+    PartyStatus,
+    PeerStatus,
+    Waiting,
+    encode_status,
+)
 from redislink.rendezvous import Progress, Rendezvous
 from redislink.security import make_handshake
 from redislink.settings import RedisLinkSettings
@@ -563,6 +572,27 @@ class Endpoint:
                 for f in fields(DeliveryStats)
             }
             return EndpointStats(**totals, reconnects=self._reconnects)
+
+    def _status(self) -> PartyStatus:
+        """What this party tells whoever watches the session (`redislink top`)."""
+        claim = self._claim
+        with self._lock:
+            now = time.monotonic()
+            peers = {name: _status_of(p.delivery, now) for name, p in self._peers.items()}
+            state = "failed" if self._failure else "closing" if self._closing else "open"
+            reconnects = self._reconnects
+        # Of another thread's waits: each may end between two looks at it.
+        purposes = (wait.purpose for wait in self._inbox.waits())
+        waits = sorted(purpose[::-1] for purpose in purposes if purpose is not None)
+        return PartyStatus(
+            claim.instance,
+            state,
+            now - claim.since,
+            claim.last_round_trip,
+            reconnects,
+            peers,
+            tuple(Waiting(p, tag, max(0.0, now - t)) for t, tag, p in waits[:MAX_WAITS]),
+        )
 
     def abort(self, reason: str) -> None:
         """Tell every peer that this party's run has failed, and leave.
@@ -1124,6 +1154,9 @@ def connect(
     claim.acquire(outage)
     outbox, inbox = Outbox(broker, settings.list_ttl), Inbox(broker, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
+    status_key = keys.status_key(spec.session, name)
+    if settings.status:
+        claim.publish(status_key, lambda: encode_status(_status_before_meeting(claim, rendezvous)))
     try:
         rendezvous.meet(broker, settings.connect_timeout, outage, on_progress)
     except BaseException:
@@ -1131,7 +1164,40 @@ def connect(
         outbox.close()
         claim.release()
         raise
-    return Endpoint(spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage)
+    endpoint = Endpoint(spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage)
+    if settings.status:
+        claim.publish(status_key, lambda: encode_status(endpoint._status()))
+    return endpoint
+
+
+def _status_of(delivery: Delivery, now: float) -> PeerStatus:
+    stats = delivery.stats
+    return PeerStatus(
+        delivery.state.value,
+        stats.messages_sent,
+        stats.bytes_sent,
+        stats.messages_received,
+        stats.bytes_received,
+        stats.frames_resent,
+        stats.duplicates_dropped,
+        stats.probes_sent,
+        stats.frames_refused,
+        delivery.in_flight_bytes,
+        max(0.0, now - delivery.last_heard),
+    )
+
+
+def _status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartyStatus:
+    """What a party tells while it waits for the others to join."""
+    missing = set(rendezvous.handshake.missing)
+    return PartyStatus(
+        claim.instance,
+        JOINING,
+        time.monotonic() - claim.since,
+        claim.last_round_trip,
+        0,
+        {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
+    )
 
 
 def _lookahead_depth(settings: RedisLinkSettings, broker: Broker, round_trip: float) -> int:

@@ -111,6 +111,11 @@ class RedisLinkSettings(BaseSettings):
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )
+    status: bool = Field(
+        default=True,
+        description="Whether this party tells the broker once a second how it is doing (counts, "
+        "times, tags that it waits for), for redislink top.",
+    )
 
     @field_validator("broker_tls_ca", "broker_tls_cert", "broker_tls_key")
     @classmethod

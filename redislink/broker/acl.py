@@ -1,8 +1,11 @@
 """Redis users with least privilege: a party pushes only as itself and pops only its own inbox.
 
+An operator, who watches a session and clears up after it, has a user that reads no message.
+
 Rules:
-- A command is granted only on the keys where a party uses it, with the permission that it needs
-  there (`PUSH`, `POP`, `CLAIM`); no other command is granted at all.
+- A command is granted only on the keys where it is used, with the permission that it needs there
+  (a party: `PUSH`, `POP`, `CLAIM`, `STATUS`; an operator: `FIND`, `WATCH`, `SAID`, `PURGE`); no
+  other command is granted at all.
 - A pattern is a fixed text and one ``*`` at its end. Names hold nothing that a glob gives a
   meaning, and the text ends with the ``:`` after a name, so that it fits that name alone.
 - Passwords are made here, from the operating system's randomness; the server gets their SHA-256.
@@ -34,6 +37,16 @@ POP: Final = ("blpop", "lpop", "del")
 """Commands on the lists of the party's own inbox (``%RW~``)."""
 CLAIM: Final = ("set", "get", "pttl", "pexpire", "del")
 """Commands on the party's own claim, one key (``%RW~``)."""
+STATUS: Final = ("set",)
+"""Commands on the party's own status, one key; it only writes (``%W~``)."""
+FIND: Final = ("scan",)
+"""An operator's, on no key: finds the names of all keys in the database."""
+WATCH: Final = ("type", "llen", "pttl", "memory|usage")
+"""An operator's on all keys of the session; none of them gives an element (``%R~``)."""
+SAID: Final = ("get",)
+"""An operator's on each party's claim and status (``%R~``)."""
+PURGE: Final = ("unlink", "del")
+"""An operator's on all keys of the session (``%W~``)."""
 
 _PASSWORD_BYTES: Final = 32
 _WHAT: Final = "password file"
@@ -41,10 +54,10 @@ _WHAT: Final = "password file"
 
 @dataclass(frozen=True, slots=True)
 class PartyUser:
-    """The Redis user of one party.
+    """The Redis user of one party, or of an operator.
 
     Attributes:
-        party: its name in the cluster file.
+        party: its name in the cluster file; or the operator's.
         name: of the user; two sessions on one broker never share a user.
         rules: for ``ACL SETUSER``, in order, without the password.
     """
@@ -68,6 +81,33 @@ def party_users(session: str, parties: Sequence[str], number: int = 0) -> list[P
     ]
 
 
+def operator_user(
+    session: str, parties: Sequence[str], operator: str, number: int = 0
+) -> PartyUser:
+    """The user of somebody who watches a session and purges it, and reads no message of it.
+
+    Args:
+        session: its name.
+        parties: names of all parties.
+        operator: what to call it; no party's name.
+        number: of the database, see `database`.
+
+    Raises:
+        ConfigError: the name is not valid, or a party's.
+    """
+    if keys.check_name(operator, "operator") in parties:
+        raise ConfigError(f"operator {operator!r} is a party of the session: take another name")
+    every = keys.session_prefix(session).decode()
+    said = [key(session, party) for party in parties for key in (keys.claim_key, keys.status_key)]
+    rules = ["resetchannels", "-@all", *_allow((*ANSWERS, *FIND))]
+    rules += [f"%R~{every}*", *_allow(WATCH)]
+    if number:
+        rules.append(f"+select|{number}")
+    rules.append(f"({' '.join([*(f'%R~{key.decode()}' for key in said), *_allow(SAID)])})")
+    rules.append(f"({' '.join([f'%W~{every}*', *_allow(PURGE)])})")
+    return PartyUser(operator, f"{session}~{operator}", tuple(rules))
+
+
 def _rules(session: str, me: str, parties: Sequence[str], number: int) -> Iterator[str]:
     yield from ("resetchannels", "-@all", *_allow(ANSWERS))
     for peer in parties:
@@ -80,6 +120,8 @@ def _rules(session: str, me: str, parties: Sequence[str], number: int) -> Iterat
     yield f"({' '.join([inbox, *_allow(POP)])})"
     claim = f"%RW~{keys.claim_key(session, me).decode()}"
     yield f"({' '.join([claim, *_allow(CLAIM)])})"
+    status = f"%W~{keys.status_key(session, me).decode()}"
+    yield f"({' '.join([status, *_allow(STATUS)])})"
 
 
 def _allow(commands: Iterable[str]) -> list[str]:

@@ -5,6 +5,9 @@ thread renews it; when the process dies it lapses. A second process sees either 
 claim is being renewed (somebody lives: `PartyTaken`), or that it lapses (nobody does).
 The broker is not trusted with this: two runs that both got past it are told apart by their
 instances in the handshake.
+
+The same thread, on the same connection, also writes what the party says of itself
+(`protocol.status`). That is for onlookers alone: whatever happens to it, the claim is renewed.
 """
 
 from __future__ import annotations
@@ -12,14 +15,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.outage import Outage
-from redislink.errors import BrokerError, BrokerRefused, PartyTaken
+from redislink.errors import BrokerError, BrokerPermissionError, BrokerRefused, PartyTaken
 
 _LEASE_MS: Final = 6000
-_RENEW_SECONDS: Final = 1.5
+_RENEW_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.25
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
@@ -39,8 +43,15 @@ class PartyClaim:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
+        self._status: tuple[bytes, Callable[[], bytes]] | None = None
+        self._may_publish = True
+        self.instance = instance.hex()
+        self.since = time.monotonic()
+        """When this run began."""
         self.round_trip = float("inf")
         """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
+        self.last_round_trip = float("inf")
+        """The same, as it was when the claim was last renewed."""
 
     def acquire(self, outage: Outage) -> None:
         """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse.
@@ -87,6 +98,17 @@ class PartyClaim:
         self._thread = threading.Thread(target=self._renew, name="redislink-claim", daemon=True)
         self._thread.start()
 
+    def publish(self, key: bytes, snapshot: Callable[[], bytes]) -> None:
+        """From now on write a status beside the claim, about once a second.
+
+        Ends by itself, with a line in the debug log, where this party's user may not write it.
+
+        Args:
+            key: to write to; it expires with the claim.
+            snapshot: gives what to write; called in the claim's thread.
+        """
+        self._status = (key, snapshot)
+
     def release(self, timeout: float | None = None) -> None:
         """Give the claim up, if it is still ours; never raises.
 
@@ -105,7 +127,8 @@ class PartyClaim:
             return
         try:
             if connection.execute(b"GET", self._key, timeout=longest) == self._instance:
-                connection.execute(b"DEL", self._key, timeout=longest)
+                mine = [self._key] if self._status is None else [self._key, self._status[0]]
+                connection.execute(b"DEL", *mine, timeout=longest)
         except BrokerError:
             _logger.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
@@ -116,6 +139,7 @@ class PartyClaim:
                 started = time.monotonic()
                 self._call(connection, b"PTTL", self._key)
                 self.round_trip = min(self.round_trip, time.monotonic() - started)
+                self.last_round_trip = self.round_trip
 
     def _set(self, connection: BrokerConnection) -> bool:
         reply = self._call(connection, b"SET", self._key, self._instance, b"PX", _LEASE_MS, b"NX")
@@ -128,12 +152,32 @@ class PartyClaim:
                 connection = self._connection
                 if connection is None or not connection.usable:
                     connection = self._connection = self._broker.open()
-                if self._call(connection, b"GET", self._key) == self._instance:
+                started = time.monotonic()
+                holder = self._call(connection, b"GET", self._key)
+                self.last_round_trip = time.monotonic() - started
+                if holder == self._instance:
                     self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
                 elif not self._set(connection):
                     _logger.error("%s now also runs in another process: end one", self._who)
+                    continue
+                self._publish(connection)
             except BrokerError as error:
                 _logger.debug("claim not renewed: %s", error)
+
+    def _publish(self, connection: BrokerConnection) -> None:
+        if self._status is None or not self._may_publish:
+            return
+        key, snapshot = self._status
+        try:
+            self._call(connection, b"SET", key, snapshot(), b"PX", _LEASE_MS)
+        except BrokerPermissionError as error:
+            self._may_publish = False  # a user of an older redislink acl
+            _logger.debug("%s: publishes no status: %s", self._who, error)
+        except BrokerError as error:
+            _logger.debug("%s: status not published: %s", self._who, error)
+        except Exception as error:  # noqa: BLE001 - see the top: the claim must live on
+            self._may_publish = False
+            _logger.debug("%s: publishes no status: %s", self._who, type(error).__name__)
 
     def _call(self, connection: BrokerConnection, *command: bytes | int) -> Any:
         return connection.execute(*command, timeout=self._broker.timeout)

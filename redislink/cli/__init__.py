@@ -20,7 +20,9 @@ from redislink.cli.doctor import doctor
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
+from redislink.cli.sessions import inspect, purge, sessions
 from redislink.cli.simulate import simulate
+from redislink.cli.top import top
 from redislink.cli.version import version
 from redislink.errors import RedisLinkError
 
@@ -58,6 +60,10 @@ app.command(epilog=_EPILOG)(broker)
 app.command(epilog=_EPILOG)(acl)
 app.command(epilog=_EPILOG)(doctor)
 app.command(epilog=_EPILOG)(bench)
+app.command(epilog=_EPILOG)(top)
+app.command(epilog=_EPILOG)(sessions)
+app.command(epilog=_EPILOG)(inspect)
+app.command(epilog=_EPILOG)(purge)
 app.command(epilog=_EPILOG)(version)
 
 

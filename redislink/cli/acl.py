@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 import typer
 
 from redislink.broker import Broker
 from redislink.broker import acl as broker_acl
-from redislink.cli.broker import first_line
 from redislink.cli.errors import Verbose, say
-from redislink.cluster import load_cluster
-from redislink.errors import BrokerError, ConfigError
+from redislink.cli.onlooker import broker_as, cluster_of
+from redislink.errors import BrokerError
 from redislink.secret_files import write_private
-from redislink.settings import RedisLinkSettings
 
 
 def acl(
@@ -63,6 +60,15 @@ def acl(
             show_default=False,
         ),
     ] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make a user NAME as well, that may watch the session (redislink top) and purge "
+            "it, but read no message.",
+            show_default=False,
+        ),
+    ] = None,
     database: Annotated[
         int | None,
         typer.Option(
@@ -81,20 +87,17 @@ def acl(
     Prints each party's user, password and rules: for the console of a service without ACL SETUSER,
     paste those. Needs Redis 7 or Valkey.
     """
-    path = cluster or RedisLinkSettings.load().cluster_file
-    if path is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
-    spec = load_cluster(path)
-    broker = None if apply is None else _admin(apply, password_file)
-    users = broker_acl.party_users(
-        spec.session,
-        spec.party_names,
-        broker_acl.database(spec.broker or "") if database is None else database,
-    )
+    spec = cluster_of(cluster)
+    broker = None if apply is None else broker_as(apply, password_file)
+    number = broker_acl.database(spec.broker or "") if database is None else database
+    users = broker_acl.party_users(spec.session, spec.party_names, number)
+    if operator is not None:
+        users.append(broker_acl.operator_user(spec.session, spec.party_names, operator, number))
+    names = [user.party for user in users]
     if passwords is None:
-        secrets = {party: broker_acl.make_password() for party in spec.party_names}
+        secrets = {name: broker_acl.make_password() for name in names}
     else:
-        secrets = broker_acl.keep_passwords(passwords, spec.party_names)
+        secrets = broker_acl.keep_passwords(passwords, names)
     if out is not None:
         write_private(out, broker_acl.acl_file(users, secrets), "ACL file")
     if broker is not None:  # last: from then on the passwords are needed, and must be told
@@ -105,15 +108,6 @@ def acl(
         typer.echo(f"  password  {_told(passwords, user.party, secrets[user.party])}")
         typer.echo(f"  rules     {' '.join(user.rules)}")
     _say_what_next(broker, out)
-
-
-def _admin(url: str, password_file: Path | None) -> Broker:
-    broker = Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
-    if password_file is None:
-        return broker
-    user = unquote(urlsplit(url).username or "default")
-    url = broker_acl.party_url(url, user, first_line(password_file))
-    return Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
 
 
 def _told(directory: Path | None, party: str, password: str) -> str:

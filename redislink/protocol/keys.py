@@ -24,8 +24,9 @@ HELLO_TAG: Final = "!hello"
 CONTROL_TAG: Final = "!control"
 CLAIM_TAG: Final = "!claim"
 DOCTOR_TAG: Final = "!doctor"
+STATUS_TAG: Final = "!status"
 NO_EPOCH: Final = "0"
-"""Stands where the epoch stands in lists that outlive a run: hello and claim."""
+"""Stands where the epoch stands in keys that have none: hello, claim and status."""
 
 MAX_TAG_BYTES: Final = 512
 """Longest tag, in UTF-8 bytes before encoding. yacl's grow by about 4 per ``spawn``."""
@@ -35,7 +36,7 @@ _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
 _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/-]|%[0-9A-F]{2})*", re.ASCII)
 _SAFE: Final = ">,/"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
-_CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG})
+_CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG})
 
 
 def check_name(name: str, what: str) -> str:
@@ -88,11 +89,14 @@ def decode_tag_untrusted(encoded: str) -> str:
     return tag
 
 
+def session_prefix(session: str) -> bytes:
+    """All that stands before the receiver in the names of a session's keys, and of no other's."""
+    return f"{PREFIX}:{{{check_name(session, 'session')}:".encode()
+
+
 def party_prefix(session: str, dst: str) -> bytes:
     """All that stands before the sender in the names of ``dst``'s lists: its whole inbox."""
-    check_name(session, "session")
-    check_name(dst, "party")
-    return f"{PREFIX}:{{{session}:{dst}}}:".encode()
+    return session_prefix(session) + f"{check_name(dst, 'party')}}}:".encode()
 
 
 def sender_prefix(session: str, dst: str, src: str) -> bytes:
@@ -132,8 +136,13 @@ def doctor_list(session: str, dst: str, src: str, epoch: str = NO_EPOCH) -> byte
     return inbox_prefix(session, dst, src, epoch) + DOCTOR_TAG.encode()
 
 
+def status_key(session: str, party: str) -> bytes:
+    """Name of the string key with which ``party`` says how it is doing, see `protocol.status`."""
+    return inbox_prefix(session, party, party, NO_EPOCH) + STATUS_TAG.encode()
+
+
 def parse_list_untrusted(name: bytes) -> tuple[str, str, str, str, str]:
-    """Take a list's name apart: (session, dst, src, epoch, tag).
+    """Take a key's name apart: (session, dst, src, epoch, tag).
 
     Tags of the transport's own lists come back with their ``!``.
 

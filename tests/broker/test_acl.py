@@ -1,12 +1,15 @@
 """One Redis user per party, on real servers: what a party needs is let through, nothing else."""
 
+import logging
 import secrets
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from redislink import BrokerAuthError, BrokerPermissionError, ConfigError, PartyTaken
-from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker import Broker, EmbeddedBroker, acl, claim
 from redislink.protocol import keys
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 
@@ -102,6 +105,9 @@ def forbidden(me):
     # Its own inbox is for the others to push onto, and its claim alone is a string.
     yield "push to itself", (b"RPUSH", data(me, peer), b"x")
     yield "set a list", (b"SET", data(peer, me), b"x")
+    yield "set another's status", (b"SET", keys.status_key(SESSION, peer), b"x", b"PX", 6000)
+    yield "read a status", (b"GET", keys.status_key(SESSION, peer))
+    yield "read its own status", (b"GET", keys.status_key(SESSION, me))
     yield "set a list of its own", (b"SET", data(me, peer), b"x")
     yield "read by another command", (b"GET", data(me, peer))
     for words in (
@@ -196,7 +202,7 @@ def test_no_other_command_is_granted(real_server, urls):
             if b"no permissions to run" not in said and command[0].lower() != b"ping":
                 assert b"no permissions to access" in said, "but not on a key like this"
                 known.add(command[0].decode())
-        assert known == {*acl.PUSH, *acl.POP, *acl.CLAIM}
+        assert known == {*acl.PUSH, *acl.POP, *acl.CLAIM, *acl.STATUS}
     admin.close()
 
 
@@ -231,7 +237,8 @@ def test_a_session_needs_no_more_and_no_less(real_server):
     stats = admin.execute(b"INFO", b"commandstats", timeout=5).decode()
     used = {line.partition(":")[0].removeprefix("cmdstat_") for line in stats.split()[2:]}
     admins = {"acl|log", "config|resetstat", "info"}
-    assert used - admins == {*acl.ANSWERS, *acl.PUSH, *acl.POP, *acl.CLAIM, "auth"}
+    party = {*acl.ANSWERS, *acl.PUSH, *acl.POP, *acl.CLAIM, *acl.STATUS}
+    assert used - admins == {*party, "auth"}
     admin.close()
 
 
@@ -239,6 +246,131 @@ def test_a_user_of_one_session_is_none_of_another(real_server, urls):
     cluster = make_cluster(real_server.url)
     with pytest.raises(BrokerPermissionError, match="permission denied"):
         connect_as(cluster, "alice", quick_settings(broker_url=urls["alice"]))
+
+
+OPERATOR = "watcher"
+
+
+@pytest.fixture(scope="module")
+def operator_url(real_server):
+    user = acl.operator_user(SESSION, NAMES, OPERATOR)
+    acl.apply_users(Broker(real_server.url), [user], {OPERATOR: "pw"})
+    return acl.party_url(real_server.url, user.name, "pw")
+
+
+def test_an_operator_watches_and_purges(real_server, operator_url):
+    name = data("alice", "bob")
+    run(real_server.url, b"RPUSH", name, b"secret")
+    for party in NAMES:
+        for key in (keys.claim_key(SESSION, party), keys.status_key(SESSION, party)):
+            run(real_server.url, b"SET", key, b"said")
+            assert run(operator_url, b"GET", key) == b"said"
+    assert name in run(operator_url, b"SCAN", 0, b"COUNT", 10_000)[1]
+    assert run(operator_url, b"TYPE", name) == b"list"
+    assert run(operator_url, b"LLEN", name) == 1
+    assert run(operator_url, b"PTTL", name) == -1
+    assert run(operator_url, b"MEMORY", b"USAGE", name) > 0
+    assert run(operator_url, b"UNLINK", name) == 1
+    assert run(operator_url, b"DEL", name) == 0
+    run(real_server.url, b"FLUSHALL")
+
+
+def test_an_operator_reads_no_message_and_changes_nothing_else(real_server, operator_url):
+    mine, others = data("alice", "bob"), data("alice", "bob", "other")
+    for name in (mine, others):
+        run(real_server.url, b"RPUSH", name, b"secret")
+    connection = Broker(operator_url).open()
+    for command in (
+        *((words, name) for name in (mine, others) for words in (b"LPOP", b"GET", b"DUMP")),
+        (b"LRANGE", mine, 0, -1),
+        (b"LINDEX", mine, 0),
+        (b"BLPOP", mine, 0.01),
+        (b"LMOVE", mine, others, b"LEFT", b"RIGHT"),
+        (b"COPY", mine, keys.claim_key(SESSION, "alice")),
+        (b"RENAME", mine, keys.claim_key(SESSION, "alice")),
+        (b"SORT", mine),
+        (b"RPUSH", mine, b"x"),
+        (b"PEXPIRE", mine, 1),
+        (b"SET", keys.claim_key(SESSION, "alice"), b"x"),
+        (b"SET", keys.status_key(SESSION, "alice"), b"x"),
+        (b"LLEN", others),
+        (b"TYPE", others),
+        (b"UNLINK", others),
+        (b"DEL", mine, others),
+        (b"UNLINK", b"rl"),
+        (b"UNLINK", f"rl:{{{SESSION}".encode()),
+        (b"UNLINK", f"rl:{{{SESSION}X:alice}}:bob:0:t".encode()),
+        (b"MEMORY", b"DOCTOR"),
+        (b"FLUSHALL",),
+        (b"KEYS", b"*"),
+        (b"EVAL", b"return 1", 0),
+        (b"CONFIG", b"GET", b"*"),
+        (b"MONITOR",),
+    ):
+        with pytest.raises(BrokerPermissionError, match="permission denied"):
+            raise AssertionError(f"{command}: {connection.execute(*command, timeout=5)}")
+    connection.close()
+    for name in (mine, others):
+        assert run(real_server.url, b"LRANGE", name, 0, -1) == [b"secret"]
+    run(real_server.url, b"FLUSHALL")
+
+
+@pytest.mark.parametrize("name", ["alice", "", "a b", "~x"])
+def test_an_operator_has_a_name_of_its_own(name):
+    with pytest.raises(ConfigError):
+        acl.operator_user(SESSION, NAMES, name)
+
+
+class Records(logging.Handler):
+    """What the library says at any level."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.mark.slow
+def test_users_made_before_there_was_a_status_go_on_working(real_server, monkeypatch):
+    cluster = make_cluster(real_server.url, 2)
+    names = cluster.party_names
+    older = [
+        replace(user, rules=tuple(rule for rule in user.rules if "!status" not in rule))
+        for user in acl.party_users(cluster.session, names)
+    ]
+    acl.apply_users(Broker(real_server.url), older, dict.fromkeys(names, "pw"))
+    urls = {u.party: acl.party_url(real_server.url, u.name, "pw") for u in older}
+    monkeypatch.setattr(claim, "_RENEW_SECONDS", 0.01)
+    logger, records = logging.getLogger("redislink"), Records()
+    logger.addHandler(records)
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        endpoints = run_parties(
+            *(lambda n=n: connect_as(cluster, n, quick_settings(broker_url=urls[n])) for n in names)
+        )
+        alice, bob = endpoints
+        for number in range(20):  # over many times that the claims are renewed
+            alice.send("bob", f"t{number}", b"x")
+            assert bob.recv("alice", f"t{number}") == b"x"
+            last = claim_of(real_server, cluster)
+            give_up = time.monotonic() + 5
+            while claim_of(real_server, cluster) <= last and time.monotonic() < give_up:
+                time.sleep(0.001)
+        run_parties(*(endpoint.close for endpoint in endpoints))
+    finally:
+        logger.removeHandler(records)
+        logger.setLevel(level)
+    said = [line for line in records.lines if "publishes no status" in line]
+    assert len(said) == len(names), said
+    assert not run(real_server.url, b"EXISTS", keys.claim_key(cluster.session, "alice"))
+
+
+def claim_of(server, cluster):
+    """What is left of alice's claim (ms); it grows when the claim is renewed."""
+    return run(server.url, b"PTTL", keys.claim_key(cluster.session, "alice"))
 
 
 def test_one_party_cannot_run_as_another(real_server):
@@ -382,9 +514,13 @@ def test_no_two_users_have_the_same_name():
 
 def test_the_documentation_has_every_command():
     text = (Path(__file__).parents[2] / "docs" / "broker.md").read_text()
-    for command in {*acl.PUSH, *acl.POP, *acl.CLAIM}:
+    for command in {*acl.PUSH, *acl.POP, *acl.CLAIM, *acl.STATUS}:
         assert f"| `{command.upper()}` |" in text
+    for command in {*acl.FIND, *acl.WATCH, *acl.SAID, *acl.PURGE}:
+        assert f"| `{command.upper().replace('|', ' ')}` |" in text
     for rule in acl.party_users("SESSION", ("ME", "PEER"))[0].rules:
+        assert rule in text
+    for rule in acl.operator_user("SESSION", ("A", "B"), "NAME").rules:
         assert rule in text
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from redislink import BrokerUnreachable
 from redislink.broker import Broker
+from redislink.broker import claim as claim_module
 from redislink.broker.claim import PartyClaim
 from redislink.broker.connect import BrokerConnection
 from redislink.broker.outage import Outage
@@ -73,3 +75,78 @@ def test_a_broker_that_is_not_reached_is_an_error_soon() -> None:
         claim_through(broker).acquire(Outage("alice", 600))
     assert 1 < broker.cuts < 10
     assert time.monotonic() - started < 5
+
+
+STATUS = b"status"
+
+
+def value_of(broker: Broker, *command: bytes | int | str) -> Any:
+    connection = broker.open()
+    try:
+        return connection.execute(*command, timeout=5)
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim's thread wakes a hundred times as often."""
+    monkeypatch.setattr(claim_module, "_RENEW_SECONDS", 0.01)
+
+
+def test_a_status_is_written_again_and_again_and_goes_with_the_claim(quick: None) -> None:
+    broker = CuttingBroker(set())
+    claim = claim_through(broker)
+    numbers = itertools.count()
+    claim.acquire(Outage("alice", 10))
+    try:
+        claim.publish(STATUS, lambda: b"%d" % next(numbers))
+        wait_for(lambda: (value_of(broker, "GET", STATUS) or b"0") >= b"2")
+        assert 0 < value_of(broker, "PTTL", STATUS) <= 6000
+        assert claim.last_round_trip > 0
+        assert value_of(broker, "GET", b"claim") == claim.instance.encode()
+    finally:
+        claim.release()
+    assert value_of(broker, "EXISTS", STATUS, b"claim") == 0
+
+
+def test_a_snapshot_that_fails_does_not_end_the_claim(quick: None) -> None:
+    broker = CuttingBroker(set())
+    claim = claim_through(broker)
+    claim.acquire(Outage("alice", 10))
+    calls = []
+
+    def snapshot() -> bytes:
+        calls.append(1)
+        raise RuntimeError("of ours")
+
+    try:
+        claim.publish(STATUS, snapshot)
+        wait_for(lambda: bool(calls))
+        value_of(broker, "PEXPIRE", b"claim", 1000)
+        wait_for(lambda: value_of(broker, "PTTL", b"claim") > 1000)
+        assert len(calls) == 1, "and is not asked again"
+        assert value_of(broker, "EXISTS", STATUS) == 0
+    finally:
+        claim.release()
+
+
+def test_a_status_of_another_run_is_not_removed(quick: None) -> None:
+    broker = CuttingBroker(set())
+    claim = claim_through(broker)
+    claim.acquire(Outage("alice", 10))
+    claim.publish(STATUS, lambda: b"mine")
+    wait_for(lambda: value_of(broker, "GET", STATUS) == b"mine")
+    claim._stop.set()
+    claim._thread.join()  # type: ignore[union-attr]
+    for key in (b"claim", STATUS):
+        value_of(broker, "SET", key, b"another's")
+    claim.release()
+    assert value_of(broker, "GET", STATUS) == b"another's"

@@ -107,6 +107,27 @@ def test_the_database_comes_from_the_cluster_file_or_the_option(
     assert "+select" not in call("acl", "--cluster", path, "--db", "0")[1]
 
 
+def test_an_operators_user(
+    call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    words = ("acl", "--cluster", write_cluster(), "--operator", "watcher")
+    code, out, err = call(*words, "--passwords", "passwords", "--apply", server.url)
+    assert code == 0, err
+    told = printed(out)
+    assert tuple(told) == (*NAMES, "watcher")
+    assert told["watcher"]["user"] == "cli~watcher"
+    password = (tmp_path / "passwords" / "watcher.password").read_text().strip()
+    connection = Broker(acl.party_url(server.url, "cli~watcher", password)).open()
+    inbox = keys.hello_list("cli", *NAMES)
+    assert connection.execute(b"LLEN", inbox, timeout=5) == 0
+    with pytest.raises(BrokerPermissionError):
+        connection.execute(b"LPOP", inbox, timeout=5)
+    connection.close()
+    code, out, err = call(*words[:-1], "alice")
+    assert (code, out) == (2, "")
+    assert "is a party of the session: take another name" in err
+
+
 def test_what_goes_wrong(
     call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path
 ) -> None:

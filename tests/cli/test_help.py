@@ -23,7 +23,7 @@ from redislink.errors import (
 from tests.cli.conftest import Run
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
-COMMANDS += ["doctor", "bench", "version"]
+COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -42,6 +42,11 @@ def spaced(text: str) -> str:
         (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
         (["fingerprint"], ["--identity", "--cluster", "--json", "--verbose"]),
         (["acl"], ["--cluster", "--apply", "--password-file", "--out", "--passwords", "--db"]),
+        (["acl"], ["--operator"]),
+        (["top"], ["--cluster", "--broker", "--password-file", "--once", "--every", "--json"]),
+        (["sessions"], ["--broker", "--password-file", "--cluster", "--json", "--verbose"]),
+        (["inspect"], ["SESSION", "--pair", "--frames", "--broker", "--json", "--verbose"]),
+        (["purge"], ["SESSION", "--expired", "--force", "--yes", "--broker", "--verbose"]),
         (["broker"], ["--port", "--password", "--password-file", "--verbose"]),
         (["bench"], ["--cluster", "--party", "--identity", "--seconds", "--json", "--verbose"]),
         (["doctor"], ["--cluster", "--party", "--identity", "--json", "--verbose"]),

@@ -39,6 +39,7 @@ def test_no_application_tag_reaches_a_list_of_the_transport(session, dst, src, e
         keys.control_list(session, dst, src, epoch),
         keys.claim_key(session, dst),
         keys.doctor_list(session, dst, src, epoch),
+        keys.status_key(session, dst),
     }
     assert keys.data_list(session, dst, src, epoch, tag) not in reserved
     for name in reserved:
@@ -88,6 +89,7 @@ def test_an_inbox_lies_in_one_cluster_slot():
             keys.hello_list("s", "bob", "alice"),
             keys.claim_key("s", "bob"),
             keys.doctor_list("s", "bob", "alice", "2" * 16),
+            keys.status_key("s", "bob"),
         )
     }
     assert slots == {b"s:bob"}

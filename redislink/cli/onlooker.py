@@ -1,0 +1,131 @@
+"""What the commands for operators share: which broker, as whom, and how they write numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+import typer
+
+from redislink.broker import Broker
+from redislink.broker import acl as broker_acl
+from redislink.broker.survey import Survey
+from redislink.cli.broker import first_line
+from redislink.cli.errors import say
+from redislink.cluster import ClusterSpec, load_cluster
+from redislink.errors import ConfigError
+from redislink.settings import RedisLinkSettings
+
+BrokerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--broker",
+        metavar="URL",
+        help="The broker, with an operator's or admin's user; else REDISLINK_BROKER_URL, else the "
+        "cluster file's.",
+        show_default=False,
+    ),
+]
+PasswordFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        help="File whose first line is the password of that URL's user.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no table.")]
+
+
+def broker_as(url: str, password_file: Path | None) -> Broker:
+    """The broker at ``url``, as its user, with the password of a file if there is one.
+
+    Raises:
+        ConfigError: URL or file are not right.
+    """
+    broker = Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
+    if password_file is None:
+        return broker
+    user = unquote(urlsplit(url).username or "default")
+    url = broker_acl.party_url(url, user, first_line(password_file))
+    return Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
+
+
+def cluster_of(cluster: Path | None) -> ClusterSpec:
+    """What the cluster file says that the option or the setting names.
+
+    Raises:
+        ConfigError: neither names one, or it is not right.
+    """
+    path = cluster or RedisLinkSettings.load().cluster_file
+    if path is None:
+        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    return load_cluster(path)
+
+
+def look_at(cluster: Path | None, broker: str | None, password_file: Path | None) -> Survey:
+    """The broker that the options, the settings or the cluster file name.
+
+    Raises:
+        ConfigError: none of them names one, or something named is not right.
+    """
+    settings = RedisLinkSettings.load()
+    path = cluster or settings.cluster_file
+    spec = None if path is None else load_cluster(path)
+    if broker is None and settings.broker_url is not None:
+        broker = settings.broker_url.get_secret_value()
+    if broker is None and spec is not None:
+        broker = spec.broker
+    if broker is None:
+        return Survey(Broker.from_settings(settings, None))  # says that there is none
+    return Survey(broker_as(broker, password_file))
+
+
+def say_refused(refused: Iterable[str]) -> None:
+    """On stderr, what this user may not see."""
+    if text := refused_text(refused):
+        say(text)
+
+
+def refused_text(refused: Iterable[str]) -> str:
+    """What is missing, and how to get it; empty if nothing is."""
+    names = ", ".join(sorted(refused))
+    if not names:
+        return ""
+    return (
+        f"this user may not run {names} on all that is here, so some is not known: come as an "
+        "admin, or as a user that redislink acl --operator NAME makes for the session"
+    )
+
+
+def count(value: int | None) -> str:
+    """A number, or that it is not known."""
+    return "?" if value is None else f"{value:,}".replace(",", " ")
+
+
+def size(value: float | None) -> str:
+    """Bytes as people read them."""
+    if value is None:
+        return "?"
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= unit:
+            return f"{value / unit:.1f} {name}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them."""
+    if seconds is None:
+        return "?"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds) // 60
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d"

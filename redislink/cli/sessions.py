@@ -1,0 +1,266 @@
+"""``redislink sessions``, ``inspect`` and ``purge``: what lies on a broker, and clearing it away.
+
+Rules: nothing that is not the session's own is removed, and nothing without having been shown
+and confirmed; what a message says is never read, let alone shown.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from redislink.broker.survey import Key, Survey
+from redislink.cli.errors import Verbose, say
+from redislink.cli.onlooker import (
+    BrokerOption,
+    JsonOption,
+    PasswordFileOption,
+    count,
+    duration,
+    look_at,
+    say_refused,
+    size,
+)
+from redislink.cli.who import ClusterOption
+from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken, one_line
+from redislink.protocol.keys import check_name
+from redislink.watch import SessionView, sessions_of, total
+
+_WIDTH: Final = 120
+_SHOWN_ELEMENTS: Final = 10
+_SessionArgument = Annotated[
+    str, typer.Argument(metavar="SESSION", help="Name of the session.", show_default=False)
+]
+
+
+def sessions(
+    broker: BrokerOption = None,
+    password_file: PasswordFileOption = None,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the sessions on a broker: parties, who is up, what lies there."""
+    survey = look_at(cluster, broker, password_file)
+    try:
+        views = sessions_of(survey.keys())
+    finally:
+        survey.close()
+    if as_json:
+        refused = sorted(survey.refused)
+        found = {"broker": survey.label, "sessions": list(map(asdict, views)), "refused": refused}
+        typer.echo(json.dumps(found))
+        return
+    _show_sessions(views, f"sessions at {survey.label}")
+    say_refused(survey.refused)
+
+
+def inspect(
+    session: _SessionArgument,
+    pair: Annotated[
+        str | None,
+        typer.Option(metavar="SRC:DST", help="Only what goes from SRC to DST.", show_default=False),
+    ] = None,
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames",
+            help=f"Also show kind and size of the first {_SHOWN_ELEMENTS} elements of each list. "
+            "They come here with their bodies, which are dropped.",
+        ),
+    ] = False,
+    broker: BrokerOption = None,
+    password_file: PasswordFileOption = None,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show a session's keys: lists, how long they are, their memory, when they expire."""
+    check_name(session, "session")
+    source, destination = _pair(pair)
+    survey = look_at(cluster, broker, password_file)
+    try:
+        found = sorted(
+            (
+                key
+                for key in survey.keys(session)
+                if source in (None, key.src) and destination in (None, key.dst)
+            ),
+            key=lambda key: key.name,
+        )
+        shown = [_as_dict(key) for key in found]
+        for key, row in zip(found, shown, strict=True):
+            if frames and key.is_ours and key.depth is not None:
+                row["elements"] = [asdict(e) for e in survey.elements(key, _SHOWN_ELEMENTS)]
+    finally:
+        survey.close()
+    if as_json:
+        refused = sorted(survey.refused)
+        typer.echo(json.dumps({"session": session, "keys": shown, "refused": refused}))
+        return
+    _show_keys(shown, f"session {session} at {survey.label}")
+    say_refused(survey.refused)
+
+
+def purge(
+    session: Annotated[
+        str | None,
+        typer.Argument(metavar="[SESSION]", help="Name of the session.", show_default=False),
+    ] = None,
+    expired: Annotated[
+        bool, typer.Option("--expired", help="Every session that no party runs, instead of one.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a session that parties run: it then fails.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    broker: BrokerOption = None,
+    password_file: PasswordFileOption = None,
+    cluster: ClusterOption = None,
+    verbose: Verbose = False,
+) -> None:
+    """Remove what a session has left on the broker, after showing it and asking.
+
+    Removes keys that redislink made for this session, and no others. They would also go by
+    themselves, REDISLINK_LIST_TTL seconds after the last push.
+    """
+    if (session is None) == (not expired):
+        raise ConfigError("give the name of a SESSION, or --expired")
+    if session is not None:
+        check_name(session, "session")
+    survey = look_at(cluster, broker, password_file)
+    try:
+        found = _removable(survey, session)
+        views = sessions_of(found)
+        if expired:
+            views = [view for view in views if not view.up]
+        if not views:
+            say(f"broker {survey.label}: nothing to remove")
+            return
+        _refuse_live(views, force)
+        _show_sessions(views, f"to remove from {survey.label}")
+        if not yes and not _confirmed(views):
+            say("nothing removed")
+            raise typer.Abort
+        for view in views:
+            _remove(survey, view.name, force)
+    finally:
+        survey.close()
+
+
+def _removable(survey: Survey, session: str | None) -> list[Key]:
+    found = survey.keys(session)
+    if "TYPE" in survey.refused and not any(key.kind for key in found):
+        raise BrokerPermissionError(
+            f"broker {survey.label}: this user may not run TYPE, without which nothing is removed: "
+            "come as an admin, or as a user that redislink acl --operator NAME makes"
+        )
+    if others := sum(not key.is_ours for key in found):
+        say(f"broker {survey.label}: {others} keys that are not redislink's stay as they are")
+    return [key for key in found if key.is_ours]
+
+
+def _refuse_live(views: Iterable[SessionView], force: bool) -> None:
+    for view in views:
+        if view.up and not force:
+            raise PartyTaken(
+                f"session {view.name!r} is run by {', '.join(view.up)}: end them first, or let it "
+                "fail with --force"
+            )
+
+
+def _confirmed(views: Sequence[SessionView]) -> bool:
+    names = ", ".join(view.name for view in views)
+    keys_and = f"{len(views)} sessions ({names})" if len(views) > 1 else f"session {names}"
+    return typer.confirm(f"Remove all of {keys_and}?", default=False, err=True)
+
+
+def _remove(survey: Survey, session: str, force: bool) -> None:
+    """What is there now: a party may have come while the question stood."""
+    found = _removable(survey, session)
+    _refuse_live(sessions_of(found), force)
+    removed = survey.remove(session, found)
+    say(f"session {session}: removed {removed} keys")
+
+
+def _pair(text: str | None) -> tuple[str | None, str | None]:
+    if text is None:
+        return None, None
+    source, colon, destination = text.partition(":")
+    if not colon:
+        raise ConfigError(f"--pair {text!r:.80}: write SRC:DST, the names of two parties")
+    return check_name(source, "party"), check_name(destination, "party")
+
+
+def _as_dict(key: Key) -> dict[str, Any]:
+    row = asdict(key)
+    del row["value"]  # `top` shows what it says
+    return row | {"name": key.name.decode("ascii", "replace"), "ours": key.is_ours}
+
+
+def _show_sessions(views: Sequence[SessionView], title: str) -> None:
+    table = Table(title=Text(title))
+    for heading in ("session", "parties", "up"):
+        table.add_column(heading)
+    for heading in ("for", "lists", "messages", "memory", "gone in"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for view in views:
+        table.add_row(
+            Text(view.name),
+            Text(", ".join(view.parties)),
+            Text(", ".join(view.up) or "nobody"),
+            duration(view.running_seconds) if view.up else "",
+            count(view.lists),
+            count(view.messages),
+            size(view.memory_bytes),
+            "" if view.up else duration(view.expires_seconds),
+        )
+    _console().print(table)
+
+
+def _show_keys(rows: Sequence[dict[str, Any]], title: str) -> None:
+    messages = total(row["depth"] for row in rows if not row["tag"].startswith("!"))
+    memory = total(row["memory_bytes"] for row in rows)
+    caption = f"{len(rows)} keys, {count(messages)} messages, {size(memory)}"
+    table = Table(title=Text(title), caption=Text(caption))
+    for heading in ("from → to", "epoch"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("tag", overflow="fold")
+    for heading in ("elements", "memory", "expires in"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        tag = one_line(row["tag"])
+        if not row["ours"]:
+            tag += f" (not redislink's: a {one_line(row['kind']) or 'key of unknown type'})"
+        table.add_row(
+            Text(f"{row['src']} → {row['dst']}"),
+            Text(row["epoch"]),
+            Text(tag),
+            "" if row["tag"] in ("!claim", "!status") else count(row["depth"]),
+            size(row["memory_bytes"]),
+            duration(row["expires_seconds"]),
+        )
+        for number, element in enumerate(row.get("elements", ())):
+            table.add_row("", "", Text(f"  {number}: {_element_text(element)}", "dim"))
+    _console().print(table)
+
+
+def _element_text(element: dict[str, Any]) -> str:
+    text = f"{element['kind'] or 'no frame of ours'}, {size(element['size_bytes'])}"
+    if element["number"] is not None:
+        text += f", number {element['number']}"
+    if element["parts"] > 1:
+        text += f", chunk {element['part'] + 1} of {element['parts']}"
+    return text
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _WIDTH)
