@@ -10,18 +10,34 @@ from typing import Any
 
 import pytest
 
-from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
+from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect, rendezvous
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.identity import Identity, format_public_key
 
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 
 _sessions = itertools.count()
+TOGETHER = ("tests/broker_real/test_training.py",)
+"""Modules whose tests share a run that takes long: one worker of pytest-xdist gets all of one."""
 DEVICES = {
     "ABY3": {"kind": "SPU", "members": ["alice", "bob", "carol"], "config": {"protocol": "ABY3"}},
     "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},
     "CHEETAH": {"kind": "SPU", "members": ["bob", "carol"], "config": {"protocol": "CHEETAH"}},
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each test goes to the worker that is free; those of `TOGETHER` go first, as one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByTest(LoadScopeScheduling):
+        # `--dist loadgroup` would be this, but its mark is lost on pytest 9.2.
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module in TOGETHER else nodeid
+
+    return ByTest(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +105,13 @@ def connect_as(
     """`connect` with the party's own identity."""
     settings = settings or quick_settings()
     return connect(cluster, name, settings, identity=IDENTITIES.get(name), **options)
+
+
+@pytest.fixture
+def brisk_hellos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hellos follow each other five times as fast, and so does what depends on their number."""
+    monkeypatch.setattr(rendezvous, "_HELLO_INTERVAL", rendezvous._HELLO_INTERVAL / 5)
+    monkeypatch.setattr(rendezvous, "_LINGER", rendezvous._LINGER / 5)
 
 
 @pytest.fixture

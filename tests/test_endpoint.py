@@ -330,6 +330,7 @@ class TestConnect:
         with pytest.raises(HandshakeTimeout, match=r"alice: waited 0\.2 s .*for bob, carol"):
             connect_as(cluster, "alice", settings)
 
+    @pytest.mark.usefixtures("brisk_hellos")
     def test_a_differing_cluster_file_is_refused_at_both_sides(self, broker_url):
         devices = {
             "SP0": {"kind": "SPU", "members": ["alice", "bob"], "config": {"protocol": "SEMI2K"}}

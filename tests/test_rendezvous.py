@@ -10,6 +10,7 @@ from redislink.protocol import sealed_handshake
 from tests.conftest import connect_as, in_thread, make_cluster, quick_settings
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.slow
 def test_differing_pre_shared_keys_do_not_wait_for_the_timeout(broker_url, tmp_path, monkeypatch):
     monkeypatch.setattr(sealed_handshake, "_UNOPENED_SECONDS", 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from redislink.broker import EmbeddedBroker
 from redislink.cli import main
 from redislink.identity import format_public_key
 from tests.conftest import IDENTITIES
+from tests.support.forking import ForkedCommand
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -45,29 +47,55 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     A party that the words name has its own key, unless the test gives another or "".
     """
+    with starting(tmp_path, _forked) as start_one:
+        yield start_one
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Start]:
+    """As ``start``, by ``python -m redislink``: for what begins before the command is parsed."""
+    with starting(tmp_path, _spawned) as start_one:
+        yield start_one
+
+
+def _forked(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    return ForkedCommand(words, cwd=cwd, env=env)
+
+
+def _spawned(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "redislink", *words],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def starting(
+    directory: Path, begin: Callable[[list[str], Path, dict[str, str]], subprocess.Popen[str]]
+) -> Iterator[Start]:
+    """What starts commands in a directory; none of them outlives the block."""
     processes: list[subprocess.Popen[str]] = []
 
     def start_one(*words: str | Path, **settings: str) -> subprocess.Popen[str]:
         party = words[words.index("--party") + 1] if "--party" in words else settings.get("party")
         if party in IDENTITIES:
-            settings = {"identity_file": str(key_file(tmp_path, str(party)))} | settings
+            settings = {"identity_file": str(key_file(directory, str(party)))} | settings
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "redislink", *map(str, words)],
-            cwd=tmp_path,
-            env=inherited | {f"REDISLINK_{k.upper()}": v for k, v in settings.items()},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
+        environment = inherited | {f"REDISLINK_{k.upper()}": v for k, v in settings.items()}
+        processes.append(begin([*map(str, words)], directory, environment))
+        return processes[-1]
 
-    yield start_one
-    for process in processes:
-        process.kill()
-        process.communicate()
+    try:
+        yield start_one
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture

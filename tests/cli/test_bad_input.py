@@ -51,8 +51,9 @@ def test_bad_cluster_file(
     check_one_line(result, 2, *words)
 
 
-def test_cluster_file_that_is_not_there(redislink: Run, write_program: Write) -> None:
-    result = redislink("run", "--cluster", "none.yaml", "--party", "alice", write_program(JOIN))
+def test_cluster_file_that_is_not_there(spawn: Start, write_program: Write) -> None:
+    words = ("run", "--cluster", "none.yaml", "--party", "alice", write_program(JOIN))
+    result = ended(spawn(*words))
     check_one_line(result, 2, "none.yaml: No such file", "check the path")
 
 
@@ -169,7 +170,7 @@ def test_peer_that_does_not_come(
 
 @pytest.mark.slow
 def test_data_that_is_not_bytes(
-    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
+    spawn: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
 ) -> None:
     program = write_program(
         """
@@ -181,7 +182,7 @@ def test_data_that_is_not_bytes(
     )
     path = write_cluster(CLUSTER | {"session": "not-bytes"})
     alice, bob = (
-        start("run", "--cluster", path, "--party", name, program, broker_url=broker.url)
+        spawn("run", "--cluster", path, "--party", name, program, broker_url=broker.url)
         for name in NAMES
     )
     check_one_line(ended(alice), 1, "alice: ", "str, not bytes", "encode it first")

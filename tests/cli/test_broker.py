@@ -22,8 +22,8 @@ def ping(url: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_serves_until_it_is_told_to_stop(start: Start, how: signal.Signals) -> None:
-    process = start("broker", "--port", "0")
+def test_serves_until_it_is_told_to_stop(spawn: Start, how: signal.Signals) -> None:
+    process = spawn("broker", "--port", "0")
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     assert ping(url) == b"PONG"

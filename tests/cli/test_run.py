@@ -24,12 +24,12 @@ TELL = """
 
 
 def test_arguments_after_the_program_are_untouched(
-    redislink: Run, write_cluster: Write, write_program: Write, tmp_path: Path
+    spawn: Start, write_cluster: Write, write_program: Write, tmp_path: Path
 ) -> None:
     program = write_program(TELL)
     arguments = ["--data", "x y", "--party", "bob", "--help", "-v", "--", "-h", "", "ü"]
     cluster = write_cluster()
-    result = redislink("run", "--cluster", cluster, "--party", "alice", program, *arguments)
+    result = ended(spawn("run", "--cluster", cluster, "--party", "alice", program, *arguments))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {
         "argv": [str(program), *arguments],
@@ -89,7 +89,7 @@ def test_a_program_that_cannot_be_parsed(
 
 
 def test_interrupt(
-    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
+    spawn: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
 ) -> None:
     program = write_program(
         """
@@ -99,7 +99,7 @@ def test_interrupt(
         """
     )
     words = ("run", "--cluster", write_cluster(), "--party", "alice", program)
-    process = start(*words, broker_url=broker.url)
+    process = spawn(*words, broker_url=broker.url)
     assert process.stdout is not None
     assert process.stdout.readline() == "starts\n"
     process.send_signal(signal.SIGINT)
@@ -108,7 +108,7 @@ def test_interrupt(
 
 
 def test_sigterm_before_the_session(
-    start: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
+    spawn: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
 ) -> None:
     program = write_program(
         """
@@ -117,7 +117,7 @@ def test_sigterm_before_the_session(
         """
     )
     words = ("run", "--cluster", write_cluster(), "--party", "alice", program)
-    process = start(*words, broker_url=broker.url)
+    process = spawn(*words, broker_url=broker.url)
     assert process.stderr is not None
     assert process.stderr.readline() == "redislink: alice: waiting for bob to join\n"
     process.send_signal(signal.SIGTERM)

@@ -93,13 +93,13 @@ def test_another_partys_key(together: Together, tmp_path: Path) -> None:
     bobs = str(key_file(tmp_path, "bob"))
     cluster = in_session("swapped-files")
     alice, bob = together(
-        {"identity_file": bobs, "cluster": cluster}, {"cluster": cluster}, connect_timeout="4"
+        {"identity_file": bobs, "cluster": cluster}, {"cluster": cluster}, connect_timeout="1"
     )
     check_one_line(
         *(alice, 2, "alice: this identity (SHA256:", "but that of 'bob'"),
         *("set REDISLINK_IDENTITY_FILE to alice's",),
     )
-    check_one_line(bob, 4, "bob: waited 4 s", "for alice to join session 'swapped-files'")
+    check_one_line(bob, 4, "bob: waited 1 s", "for alice to join session 'swapped-files'")
 
 
 @pytest.mark.slow

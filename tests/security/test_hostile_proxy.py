@@ -275,7 +275,7 @@ class TestReplies:
         self.twist_pops(proxy, lambda _, __: reply)
         bob.send("alice", "t", b"so that the pop is answered at once")
         with pytest.raises((BrokerError, RecvTimeout)):
-            alice.recv("bob", "t", timeout=2)
+            alice.recv("bob", "t", timeout=1)
 
     def test_an_error_reply_cannot_steer_a_terminal(self, pair, proxy):
         alice, bob = pair
@@ -342,12 +342,13 @@ def test_nonsense_from_the_first_reply_on_is_a_named_error(proxy, seed):
         connect_as(make_cluster(proxy.url, 2), "alice", settings)
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["truncate", "extend"])
 def test_changed_hellos_end_in_a_timeout_that_names_who_is_missing(proxy, kind):
     attack(proxy, (kind,), 1.0)
     cluster = make_cluster(proxy.url, 2)
-    settings = quick_settings(connect_timeout=1.5)
+    settings = quick_settings(connect_timeout=0.6)
     sides = [in_thread(lambda n=n: connect_as(cluster, n, settings)) for n in cluster.party_names]
     for (thread, outcome), peer in zip(sides, ("bob", "alice"), strict=True):
         thread.join(20)

@@ -105,9 +105,9 @@ def test_without_security_the_same_check_finds_all(valkey, sent):
 
 
 def logistic_regression(x, y):
-    """Ten steps of gradient descent."""
+    """Five steps of gradient descent."""
     weights = jnp.zeros(x.shape[1])
-    for _ in range(10):
+    for _ in range(5):
         predicted = 1 / (1 + jnp.exp(-(x @ weights)))
         weights = weights - 0.5 * x.T @ (predicted - y) / x.shape[0]
     return weights

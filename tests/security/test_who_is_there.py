@@ -38,6 +38,7 @@ def exchange(one, other):
     assert one.recv(other.party, "t") == b"back"
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.slow
 @pytest.mark.parametrize("sealed_side", ["alice", "bob"])
 def test_sealed_and_none_refuse_each_other_at_both_sides(broker_url, sealed_side):
@@ -53,6 +54,7 @@ def test_sealed_and_none_refuse_each_other_at_both_sides(broker_url, sealed_side
         assert f"security {theirs}, this party with {mine}: give both the same" in str(error)
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.slow
 def test_another_public_key_in_one_cluster_file_is_a_differing_file(broker_url):
     cluster = make_cluster(broker_url, 2)
@@ -65,6 +67,7 @@ def test_another_public_key_in_one_cluster_file_is_a_differing_file(broker_url):
     assert "different cluster file" in str(errors[0])
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.slow
 @pytest.mark.parametrize("both", [True, False])
 def test_pre_shared_keys_that_differ_are_named_at_both_sides(broker_url, tmp_path, both):
@@ -77,7 +80,7 @@ def test_pre_shared_keys_that_differ_are_named_at_both_sides(broker_url, tmp_pat
             write_secret(directory / f"{peer}.psk", bytes([rank]) * 32, "", "psk")
     cluster = make_cluster(broker_url, 2)
     errors = outcomes(
-        *(connecting(cluster, n, psk_dir=directories[n], connect_timeout=3) for n in directories)
+        *(connecting(cluster, n, psk_dir=directories[n], connect_timeout=1) for n in directories)
     )
     for error in errors:
         assert isinstance(error, HandshakeTimeout)
@@ -93,6 +96,7 @@ def test_pre_shared_keys_that_agree(broker_url, tmp_path):
     run_parties(*(endpoint.close for endpoint in endpoints))
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.slow
 @pytest.mark.parametrize("restarted", ["alice", "bob"])
 def test_a_party_that_starts_anew_while_others_wait_is_simply_met_again(broker_url, restarted):

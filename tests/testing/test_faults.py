@@ -210,6 +210,7 @@ class TestOneFault:
         connection.close()
 
 
+@pytest.mark.usefixtures("brisk_hellos")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.slow
 def test_hellos_that_are_lost_are_said_again(seed: int) -> None:
