@@ -22,6 +22,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, cast
@@ -30,7 +31,7 @@ from redislink.broker import Broker, Inbox, Outbox
 from redislink.broker.claim import PartyClaim
 from redislink.broker.inbox import Interrupted, Wait
 from redislink.broker.outage import Outage
-from redislink.broker.wire import Buffer
+from redislink.broker.wire import LARGE, Buffer
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import (
     BrokerError,
@@ -566,8 +567,9 @@ class Endpoint:
     def close(self) -> None:
         """Leave the session: wait until the peers have what was sent, and say so to them.
 
-        Takes at most ``close_timeout`` seconds; blocked calls end with EndpointClosed. Safe
-        to call twice. What is not delivered by then is logged, and expires on the broker.
+        Takes at most ``close_timeout`` seconds from when the line to the broker has taken, or
+        stopped taking, what waits for it; blocked calls end with EndpointClosed. Safe to call
+        twice. What is not delivered by then is logged, and expires on the broker.
         """
         with self._lock:
             if self._closing:
@@ -580,7 +582,14 @@ class Endpoint:
                 work.append((peer, peer.delivery.pushes()))
         for peer, pushes in work:
             self._push(peer, pushes)
-        deadline = time.monotonic() + self.settings.close_timeout
+        closed_at, outbox = time.monotonic(), self._outbox
+        with self._changed:
+            while outbox.is_behind and self._failure is None:
+                silent_for = time.monotonic() - max(closed_at, outbox.moved_at)
+                if silent_for >= self.settings.close_timeout:
+                    break
+                self._changed.wait(_UNREAD_CONTROL_WAIT)
+        deadline = max(closed_at, outbox.moved_at) + self.settings.close_timeout
         with self._changed:
             while (left := deadline - time.monotonic()) > 0:
                 if self._failure is not None or not self._unfinished():
@@ -639,18 +648,27 @@ class Endpoint:
         """Write what a delivery wants written; broken outboxes are mended in the background."""
         if not pushes:
             return
+        outbox, large_before = self._outbox, False
         try:
             for push in pushes:
                 name = peer.out_list(push.tag)
                 if isinstance(push, Leftover):
-                    self._outbox.delete(name)
+                    outbox.delete(name)
                     continue
                 if self._closing and push.tag is None:
                     self._last_words.append((peer, push))
-                element = peer.codec.encode_parts(name, push.frame, push.body)
-                ttl = _CONTROL_TTL if push.tag is None else None
-                token = (peer.delivery, push)
-                self._outbox.push(name, element, token, clear=push.clear, ttl=ttl)
+                token, encode = (peer.delivery, push), peer.codec.encode_parts
+                if large_before and len(push.body) >= LARGE:
+                    # Its fellow chunks fill the line: sealed and written when they are through.
+                    later = partial(encode, name, push.frame, push.body)
+                    outbox.push_later(name, later, token, clear=push.clear)
+                    continue
+                large_before = len(push.body) >= LARGE
+                element = encode(name, push.frame, push.body)
+                if push.tag is None:
+                    outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
+                else:
+                    outbox.push(name, element, token, clear=push.clear)
         except EndpointClosed:
             return  # a late ack, while another thread closes
         if self._outbox.error is not None:
