@@ -137,11 +137,11 @@ def test_heartbeats_are_heard_while_a_line_is_full(valkey: EmbeddedBroker) -> No
     """Carol waits for alice, whose line to the broker is full with what bob gets for seconds."""
     with (
         Proxy(valkey.port) as proxy,
-        parties(valkey, proxy, 3, peer_timeout=1.5, chunk_bytes=MB // 4) as (ends, _),
+        parties(valkey, proxy, 3, peer_timeout=2.5, chunk_bytes=MB // 4) as (ends, _),
     ):
         alice, bob, carol = ends
         proxy.rate = 3e6
-        alice.send("bob", "bulk", BULK[: 12 * MB])
+        alice.send("bob", "bulk", BULK[: 14 * MB])
         assert alice._outbox.is_behind
 
         def then() -> bytes:
@@ -150,7 +150,7 @@ def test_heartbeats_are_heard_while_a_line_is_full(valkey: EmbeddedBroker) -> No
             return received
 
         received, after = run_parties(then, lambda: carol.recv("alice", "after"))
-        assert received == BULK[: 12 * MB]
+        assert received == BULK[: 14 * MB]
         assert after == b"after"
         assert alice.stats().reconnects == 0
 
