@@ -358,6 +358,7 @@ class Endpoint:
                 lanes.go_on(lane)
                 return foreseen
         slice_, probed = min(_FIRST_PROBE, self._blpop_slice), False
+        missing = 0  # chunks of the message, once one has come
         wait = self._inbox.acquire()
         # Before the check: whoever ends the session sets the failure, then looks for waits.
         wait.purpose = (peer.name, tag, started)
@@ -374,7 +375,10 @@ class Endpoint:
                     self._raise_timeout(peer, tag, limit)
                 opened = None
                 try:
-                    element = wait.pop_one(name, max(0.001, min(left, slice_)))
+                    if missing:
+                        element = wait.pop_of_many(name, max(0.001, min(left, slice_)), missing)
+                    else:
+                        element = wait.pop_one(name, max(0.001, min(left, slice_)))
                 except (Interrupted, BrokerError) as error:
                     element = None
                     self._pop_failed(peer, tag, left, wait, error)
@@ -390,6 +394,8 @@ class Endpoint:
                     now = time.monotonic()
                     if opened is not None:
                         message = self._take_data(peer, tag, opened, now, take=True)
+                        if message is None and not self._broker.in_process:
+                            missing = delivery.missing(tag)
                     else:
                         if element is None and not probed and now - started >= _FIRST_PROBE:
                             slice_, probed = self._blpop_slice, True
@@ -412,6 +418,8 @@ class Endpoint:
                 lanes.foresee(tag)
             return message
         finally:
+            if missing:
+                wait.end_many()
             self._end_wait(wait, delivery, tag)
             self._inbox.release(wait)
 
