@@ -22,6 +22,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, cast
@@ -30,7 +31,7 @@ from redislink.broker import Broker, Inbox, Outbox
 from redislink.broker.claim import PartyClaim
 from redislink.broker.inbox import Interrupted, Wait
 from redislink.broker.outage import Outage
-from redislink.broker.wire import Buffer
+from redislink.broker.wire import LARGE, Buffer
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import (
     BrokerError,
@@ -380,6 +381,7 @@ class Endpoint:
                 lanes.go_on(lane)
                 return foreseen
         slice_, probed = self._first_slice, False
+        missing = 0  # chunks of the message, once one has come
         wait = self._inbox.acquire()
         # Before the check: whoever ends the session sets the failure, then looks for waits.
         wait.purpose = (peer.name, tag, started)
@@ -398,7 +400,10 @@ class Endpoint:
                     slice_ = max(0.001, left)
                 whole = opened = None
                 try:
-                    element = wait.pop_one(name, slice_)
+                    if missing:
+                        element = wait.pop_of_many(name, slice_, missing)
+                    else:
+                        element = wait.pop_one(name, slice_)
                 except (Interrupted, BrokerError) as error:
                     element = None
                     self._pop_failed(peer, tag, left, wait, error)
@@ -418,6 +423,8 @@ class Endpoint:
                         message = self._take_whole(peer, tag, whole, now)
                     elif opened is not None:
                         message = self._take_data(peer, tag, opened, now, take=True)
+                        if message is None and not self._broker.in_process:
+                            missing = delivery.missing(tag)
                     else:
                         if element is None and not probed and now - started >= _FIRST_PROBE:
                             slice_, probed = self._blpop_slice, True
@@ -440,6 +447,8 @@ class Endpoint:
                 lanes.foresee(tag)
             return message
         finally:
+            if missing:
+                wait.end_many()
             self._end_wait(wait, delivery, tag)
             self._inbox.release(wait)
 
@@ -616,8 +625,9 @@ class Endpoint:
     def close(self) -> None:
         """Leave the session: wait until the peers have what was sent, and say so to them.
 
-        Takes at most ``close_timeout`` seconds; blocked calls end with EndpointClosed. Safe
-        to call twice. What is not delivered by then is logged, and expires on the broker.
+        Takes at most ``close_timeout`` seconds from when the line to the broker has taken, or
+        stopped taking, what waits for it; blocked calls end with EndpointClosed. Safe to call
+        twice. What is not delivered by then is logged, and expires on the broker.
         """
         with self._lock:
             if self._closing:
@@ -630,7 +640,14 @@ class Endpoint:
                 work.append((peer, peer.delivery.pushes()))
         for peer, pushes in work:
             self._push(peer, pushes)
-        deadline = time.monotonic() + self.settings.close_timeout
+        closed_at, outbox = time.monotonic(), self._outbox
+        with self._changed:
+            while outbox.is_behind and self._failure is None:
+                silent_for = time.monotonic() - max(closed_at, outbox.moved_at)
+                if silent_for >= self.settings.close_timeout:
+                    break
+                self._changed.wait(_UNREAD_CONTROL_WAIT)
+        deadline = max(closed_at, outbox.moved_at) + self.settings.close_timeout
         with self._changed:
             while (left := deadline - time.monotonic()) > 0:
                 if self._failure is not None or not self._unfinished():
@@ -689,18 +706,27 @@ class Endpoint:
         """Write what a delivery wants written; broken outboxes are mended in the background."""
         if not pushes:
             return
+        outbox, large_before = self._outbox, False
         try:
             for push in pushes:
                 name = peer.out_list(push.tag)
                 if isinstance(push, Leftover):
-                    self._outbox.delete(name)
+                    outbox.delete(name)
                     continue
                 if self._closing and push.tag is None:
                     self._last_words.append((peer, push))
-                element = peer.codec.encode_parts(name, push.frame, push.body)
-                ttl = _CONTROL_TTL if push.tag is None else None
-                token = (peer.delivery, push)
-                self._outbox.push(name, element, token, clear=push.clear, ttl=ttl)
+                token, encode = (peer.delivery, push), peer.codec.encode_parts
+                if large_before and len(push.body) >= LARGE:
+                    # Its fellow chunks fill the line: sealed and written when they are through.
+                    later = partial(encode, name, push.frame, push.body)
+                    outbox.push_later(name, later, token, clear=push.clear)
+                    continue
+                large_before = len(push.body) >= LARGE
+                element = encode(name, push.frame, push.body)
+                if push.tag is None:
+                    outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
+                else:
+                    outbox.push(name, element, token, clear=push.clear)
         except EndpointClosed:
             return  # a late ack, while another thread closes
         if self._outbox.error is not None:

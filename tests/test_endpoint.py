@@ -61,6 +61,27 @@ class TestMessages:
             alice.send("bob", "t", str(i).encode())
         assert [int(bob.recv("alice", "t")) for _ in range(200)] == list(range(200))
 
+    def test_messages_of_many_chunks_follow_each_other(self, broker_url, mesh):
+        alice, bob = mesh(broker_url, 2, chunk_bytes=1024)
+        messages = [bytes([n]) * (1024 * n + 10) for n in range(1, 20)]
+        for message in messages:
+            alice.send("bob", "t", message)
+        assert [bob.recv("alice", "t") for _ in messages] == messages
+        assert alice.stats().frames_resent == 0
+        assert bob.stats().probes_sent == 0
+
+    @pytest.mark.slow
+    def test_threads_that_receive_chunks_of_one_tag_lose_nothing(self, broker_url, mesh):
+        alice, bob = mesh(broker_url, 2, chunk_bytes=1024)
+        messages = [bytes([n]) * 10_000 for n in range(12)]
+        receives = [lambda: [bob.recv("alice", "t") for _ in range(4)] for _ in range(3)]
+        threads = [in_thread(receive) for receive in receives]
+        for message in messages:
+            alice.send("bob", "t", message)
+        for thread, _ in threads:
+            thread.join(20)
+        assert sorted(m for _, outcome in threads for m in outcome[0]) == messages
+
     def test_tags_do_not_wait_for_each_other(self, pair):
         alice, bob = pair
         for tag in "abc":

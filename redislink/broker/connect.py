@@ -9,6 +9,7 @@ Rules (each is a trap that was seen, see docs/broker.md):
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -19,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from redislink.broker.wire import (
+    NOT_YET,
     Buffer,
     ErrorReply,
     LibraryWire,
@@ -91,6 +93,43 @@ class BrokerConnection:
             self.close()
             raise
 
+    def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
+        """As `write`, but leaves what the connection does not take soon.
+
+        Args:
+            wait: for room, as long as `be_patient` said; False does not wait at all.
+
+        Returns:
+            What is left: it must be the next that is written.
+
+        Raises:
+            BrokerUnreachable: the connection broke; it is closed now.
+        """
+        try:
+            return self._wire.write_some(pieces, wait=wait)
+        except _FAILURES as error:
+            self.close()
+            raise _translate_failure(self._label, error, "sending") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def be_patient(self, seconds: float) -> None:
+        """How long `write_some` may wait; `write` is not to be used from now on."""
+        self._wire.be_patient(seconds)
+
+    def keep_unsent_low(self, low: bool) -> None:
+        """While True, little is written ahead of what the network takes."""
+        self._wire.keep_unsent_low(low)
+
+    def wait_movable(self, seconds: float, *, writes: bool) -> None:
+        """Return when there is something to read or, if ``writes``, room to write, or it broke.
+
+        May be called while another thread uses the connection.
+        """
+        with contextlib.suppress(*_FAILURES):  # whoever uses it next is told
+            self._wire.wait_movable(seconds, writes=writes)
+
     def read(self, timeout: float) -> Any:
         """The next reply, waiting at most ``timeout`` seconds; error replies are raised.
 
@@ -131,6 +170,16 @@ class BrokerConnection:
     def read_integers(self) -> int:
         """Take the integer replies that have arrived whole; returns how many they were."""
         return self._wire.read_integers()
+
+    def read_now(self) -> bool:
+        """Take the next reply, a line, if all of it has arrived; error replies are raised.
+
+        Returns:
+            False if it has not.
+
+        Raises: as `read`.
+        """
+        return self._reply("a reply", self._wire.read_now) is not NOT_YET
 
     def readable(self) -> bool:
         """True if a reply can be read without waiting for it to begin.

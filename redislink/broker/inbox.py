@@ -20,6 +20,8 @@ from redislink.errors import BrokerRefused, EndpointClosed
 
 _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
+_AHEAD: Final = 2
+"""BLPOPs under way at once for the chunks of one message."""
 
 
 class Interrupted(Exception):
@@ -41,6 +43,7 @@ class Wait:
         "_interrupted",
         "_margin",
         "_on_open",
+        "_posted",
         "cancelled",
         "purpose",
         "registered",
@@ -53,6 +56,7 @@ class Wait:
         self._margin = min(_LONGEST_MARGIN, broker.timeout)
         self._connection: BrokerConnection | None = None
         self._interrupted = False
+        self._posted = 0
         self.purpose: tuple[str, str, float] | None = None
         self.cancelled = False
         self.registered = False
@@ -110,6 +114,40 @@ class Wait:
             if self._was_interrupted():
                 raise Interrupted from None
             raise
+
+    def pop_of_many(self, name: bytes, timeout: float, count: int) -> Buffer | None:
+        """As `pop_one`, of a list onto which so many elements come one after another.
+
+        The BLPOP for the next is under way already when this returns, so that the line does not
+        lie idle for a round trip. `end_many` ends that.
+        """
+        connection = self._connection
+        try:
+            if connection is None:
+                connection = self._open()
+            if self._interrupted:
+                raise Interrupted
+            more = min(count, _AHEAD) - self._posted
+            if more > 0:
+                connection.write((pack_blpop((name,), timeout) * more,))
+                self._posted += more
+            if not connection.wait_readable(timeout):
+                return None
+            element = connection.read_popped(name, self._margin)
+            self._posted -= 1
+            if element is None and self._interrupted:
+                raise Interrupted
+            return _element_untrusted(element, self._broker.label)
+        except BaseException:
+            self.disconnect()
+            if self._was_interrupted():
+                raise Interrupted from None
+            raise
+
+    def end_many(self) -> None:
+        """No more is to be read of what `pop_of_many` asked for."""
+        if self._posted:
+            self.disconnect()
 
     def post(self, names: Sequence[bytes], timeout: float) -> None:
         """Send a BLPOP for each of these lists ahead; each owes one `read_posted`.
@@ -192,6 +230,7 @@ class Wait:
     def disconnect(self) -> None:
         """Close the connection; the next pop opens one."""
         connection, self._connection = self._connection, None
+        self._posted = 0
         if connection is not None:
             connection.close()
 

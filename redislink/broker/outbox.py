@@ -3,6 +3,9 @@
 Rules:
 - A write goes out in one piece and returns; its replies are read off after some more writes
   and by `collect`, which says of each push whether the broker had room for it.
+- What the connection does not take soon goes to a `Backlog`, and all that comes after it too; a
+  thread writes that, reads replies meanwhile, and ends with it. Nobody else waits for a line.
+- Nobody waits for the network while holding the lock, but for `_PATIENCE` at most.
 - Nothing here is sent twice. When the connection breaks, the outbox drops what is written
   until `reconnect`; what was under way then is for delivery to send again.
 - One lock; writes from several threads go out in some order, each whole.
@@ -10,20 +13,34 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from redislink.broker.backlog import Backlog, Waiting, lasting
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.wire import Buffer, pack, pack_push
-from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
+from redislink.errors import (
+    BrokerBusy,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnreachable,
+    EndpointClosed,
+)
 
-_MAX_UNREAD: Final = 500
+_PATIENCE: Final = 0.01
+"""Seconds that a write may wait for room. On one machine a chunk is gone sooner than a thread
+could have taken over."""
+_LONGEST_WAIT: Final = 0.05
+"""Seconds between looks at what another thread may have done."""
 _READ_FROM: Final = 16
 """Writes that owe replies, from which on the replies are looked for: a system call each time."""
 _IDLE_SECONDS: Final = 0.05
+_JOIN_SECONDS: Final = 5.0
+_logger = logging.getLogger("redislink")
 
 
 class Outbox:
@@ -34,12 +51,19 @@ class Outbox:
         self._broker = broker
         self._ttl_ms = ttl * 1000
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
+        """Signalled when the backlog got shorter, or is no more."""
+        self._backlog: Backlog | None = None
+        self._writer: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
         self._unread: deque[tuple[int, object]] = deque()
         self._read_of_first = 0
         """Replies to the earliest of them that were read."""
         self._first_refused = False
-        self._unread_since = 0.0
+        self._answers = 0
+        """Writes whose replies have all been read, ever."""
+        self._moved_at = 0.0
+        """See `moved_at`."""
         self._answered: list[tuple[object, bool]] = []
         self._written_at = 0.0
         self._error: BrokerError | None = BrokerUnreachable(
@@ -54,8 +78,18 @@ class Outbox:
 
     @property
     def has_unread(self) -> bool:
-        """True while the broker owes replies."""
-        return bool(self._unread)
+        """True while the broker owes replies, or writes wait."""
+        return bool(self._unread) or self._backlog is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """True while writes wait, as the connection does not take them so fast."""
+        return self._backlog is not None
+
+    @property
+    def moved_at(self) -> float:
+        """When the broker last answered or took something that had to wait; monotonic seconds."""
+        return self._moved_at
 
     def push(
         self,
@@ -65,6 +99,7 @@ class Outbox:
         *,
         clear: bool = False,
         ttl: int | None = None,
+        urgent: bool = False,
     ) -> None:
         """Append an element to a list; returns at once.
 
@@ -73,20 +108,60 @@ class Outbox:
             token: comes out of `collect` when the broker has answered.
             clear: empty the list first.
             ttl: seconds that the list lives, if not as usual.
+            urgent: before all that waits already, but for what is urgent too.
 
         Raises:
             EndpointClosed: after `close`.
         """
         ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
-        self._write(pack_push(name, element, ttl_ms, clear), 3 if clear else 2, token)
+        replies = 3 if clear else 2
+        pieces = pack_push(name, element, ttl_ms, clear)
+        self._write(pieces, replies, token, None if urgent else name)
 
-    def delete(self, *names: bytes) -> None:
-        """Remove lists; returns at once.
+    def push_later(
+        self,
+        name: bytes,
+        encode: Callable[[], tuple[bytes, Buffer]],
+        token: object = None,
+        *,
+        clear: bool = False,
+    ) -> None:
+        """As `push`, in another thread: for what takes long to encode, and long on the way.
+
+        Args:
+            encode: gives the element, when its turn has come; it may not be called at all.
 
         Raises:
             EndpointClosed: after `close`.
         """
-        self._write([pack((b"DEL", *names))], 1, None)
+        if self._broker.in_process:
+            self.push(name, encode(), token, clear=clear)
+            return
+        waiting = Waiting(
+            lambda: pack_push(name, encode(), self._ttl_ms, clear), 3 if clear else 2, token
+        )
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                self._check_open()
+                return
+            try:
+                backlog = self._backlog or self._start_writer(connection, ())
+                backlog.add(name, waiting)
+            except BrokerError as error:
+                self._break(error)
+
+    def delete(self, *names: bytes) -> None:
+        """Remove lists, and what waits to be pushed onto them; returns at once.
+
+        Raises:
+            EndpointClosed: after `close`.
+        """
+        if self._backlog is not None:
+            with self._lock:
+                for name in names if self._backlog is not None else ():
+                    self._backlog.drop(name)
+        self._write([pack((b"DEL", *names))], 1, None, names[0])
 
     def collect(self) -> list[tuple[object, bool]]:
         """(token, taken) of each push that the broker has answered since the last call.
@@ -98,37 +173,56 @@ class Outbox:
             if connection is not None and not self._closed:
                 try:
                     self._read_ready(connection)
-                    overdue = time.monotonic() - self._unread_since > self._broker.timeout
-                    if self._unread and overdue:
-                        # Not read with a timeout: it would hold up every sender as long again.
-                        raise BrokerUnreachable(
-                            f"broker {self._broker.label}: no reply for {self._broker.timeout:g} s"
-                        )
+                    # Not read with a timeout: it would hold up every sender as long again.
+                    self._check_moves()
                 except BrokerError as error:
                     self._break(error)
             answered, self._answered = self._answered, []
         return answered
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the broker has answered everything; False if the connection broke.
+        """Wait until the broker has answered all that was pushed; False if the connection broke.
 
         Args:
             timeout: seconds for all of it, after which the connection counts as broken; None
-                allows ``reply_timeout`` for each reply.
+                allows ``reply_timeout`` from each reply to the next.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            connection = self._connection
+            connection, backlog = self._connection, self._backlog
             if connection is None:
                 return False
-            try:
-                while self._unread:
-                    left = None if deadline is None else max(0.001, deadline - time.monotonic())
-                    self._read_one(connection, left)
-            except BrokerError as error:
-                self._break(error)
-                return False
-            return True
+            last = backlog.next_number if backlog is not None else 0
+        answers: int | None = None
+        while True:
+            with self._lock:
+                if self._connection is not connection:
+                    return False
+                try:
+                    self._read_ready(connection)
+                    self._check_moves()
+                    if answers is None and (
+                        backlog is None
+                        or self._backlog is not backlog
+                        or not backlog.holds_before(last)
+                    ):
+                        answers = self._answers + len(self._unread)
+                    if answers is not None and self._answers >= answers:
+                        return True
+                    left = _LONGEST_WAIT
+                    if deadline is not None:
+                        left = min(left, deadline - time.monotonic())
+                    if left <= 0:
+                        raise BrokerUnreachable(
+                            f"broker {self._broker.label}: not all was answered in {timeout:g} s"
+                        )
+                except BrokerError as error:
+                    self._break(error)
+                    return False
+                if self._backlog is not None:
+                    self._moved.wait(left)
+                    continue
+            connection.wait_movable(left, writes=False)
 
     def reconnect(self) -> None:
         """Open the connection, or a new one after it broke.
@@ -141,6 +235,7 @@ class Outbox:
             if self._closed:
                 connection.close()
                 return
+            connection.be_patient(_PATIENCE)
             self._connection = connection
             self._error = None
 
@@ -151,36 +246,122 @@ class Outbox:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+            self._backlog = None
+            self._moved.notify_all()
+            writer = self._writer
+        if writer is not None:
+            writer.join(_JOIN_SECONDS)  # its wait ends with the connection
 
-    def _write(self, pieces: Sequence[Buffer], replies: int, token: object) -> None:
+    def _write(
+        self, pieces: Sequence[Buffer], replies: int, token: object, name: bytes | None
+    ) -> None:
+        """Args: of which list it is; None is urgent."""
         with self._lock:
             connection = self._connection
             if connection is None:
-                if self._closed:
-                    raise EndpointClosed(
-                        "the endpoint is closed: open one with redislink.connect()"
-                    )
+                self._check_open()
+                return
+            if self._backlog is not None:
+                kept = lasting(pieces)
+                self._backlog.add(name, Waiting(lambda: kept, replies, token))
                 return
             try:
                 idle_since, self._written_at = self._written_at, time.monotonic()
                 if self._written_at - idle_since >= _IDLE_SECONDS:
                     self._check_alive(connection)
-                connection.write(pieces)
+                rest = connection.write_some(pieces)
                 if not self._unread:
-                    self._unread_since = self._written_at
+                    self._moved_at = self._written_at
                 self._unread.append((replies, token))
-                if len(self._unread) >= _READ_FROM:
+                if rest:
+                    self._start_writer(connection, lasting(rest))
+                elif len(self._unread) >= _READ_FROM:
                     # After the write, which somebody waits for, and not before it.
                     self._read_ready(connection)
-                    while len(self._unread) > _MAX_UNREAD:
-                        self._read_one(connection)
             except BrokerError as error:
                 self._break(error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EndpointClosed("the endpoint is closed: open one with redislink.connect()")
+
+    def _start_writer(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Backlog:
+        backlog = Backlog(rest)
+        connection.keep_unsent_low(True)
+        writer = threading.Thread(
+            target=self._run_writer,
+            args=(connection, backlog),
+            name="redislink-writer",
+            daemon=True,
+        )
+        try:
+            writer.start()
+        except RuntimeError as error:  # no more threads: what is half written cannot go on
+            raise BrokerUnreachable(
+                f"broker {self._broker.label}: no thread to write on ({error})"
+            ) from None
+        self._moved_at = time.monotonic()
+        self._backlog, self._writer = backlog, writer
+        return backlog
+
+    def _run_writer(self, connection: BrokerConnection, backlog: Backlog) -> None:
+        try:
+            self._work_off(connection, backlog)
+        except Exception as error:
+            _logger.exception("the thread that writes to the broker broke")
+            with self._lock:
+                if self._backlog is backlog:
+                    self._break(
+                        BrokerRefused(
+                            f"broker {self._broker.label}: internal error, "
+                            f"{type(error).__name__} while writing: please report it, with the log"
+                        )
+                    )
+
+    def _work_off(self, connection: BrokerConnection, backlog: Backlog) -> None:
+        """Write all that waits; returns when nothing does, or the connection broke."""
+        rest, taken = backlog.rest, None
+        while True:
+            with self._lock:
+                if self._backlog is not backlog:
+                    return
+                try:
+                    if taken is not None:
+                        self._unread.append((taken.replies, taken.token))
+                        backlog.begun()
+                    rest = self._write_on(connection, rest)
+                except BrokerError as error:
+                    self._break(error)
+                    return
+                taken = None if rest else backlog.take()
+                if not rest and taken is None:
+                    connection.keep_unsent_low(False)
+                    self._backlog = None
+                self._moved.notify_all()
+            if rest:
+                connection.wait_movable(_LONGEST_WAIT, writes=True)
+            elif taken is None:
+                return
+            else:
+                rest = taken.pack()  # without the lock, as it seals
+
+    def _write_on(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Write what there is room for, and read what there is; returns what is left."""
+        before = sum(map(len, rest))
+        if rest:
+            rest = connection.write_some(rest, wait=False)
+        if sum(map(len, rest)) < before:
+            self._moved_at = self._written_at = time.monotonic()
+        self._check_alive(connection)
+        self._check_moves()
+        return rest
 
     def _break(self, error: BrokerError) -> None:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+        self._backlog = None
+        self._moved.notify_all()
         self._unread.clear()
         self._read_of_first = 0
         self._first_refused = False
@@ -193,35 +374,34 @@ class Outbox:
             connection.read(self._broker.timeout)  # raises: nothing was asked
             raise BrokerUnreachable(f"broker {self._broker.label}: it said something unasked")
 
+    def _check_moves(self) -> None:
+        """Notice a broker that neither takes nor answers anything for too long."""
+        timeout = self._broker.timeout
+        owes = self._unread or self._backlog is not None
+        if owes and time.monotonic() - self._moved_at > timeout:
+            raise BrokerUnreachable(
+                f"broker {self._broker.label}: it took and answered nothing for {timeout:g} s"
+            )
+
     def _read_ready(self, connection: BrokerConnection) -> None:
+        """Take the replies that are here, without waiting for the rest of one."""
         while self._unread and connection.readable():
-            integers = connection.read_integers()
-            if not integers:
-                self._read_one(connection)
-                continue
-            self._unread_since = time.monotonic()
-            integers += self._read_of_first
-            while self._unread and integers >= self._unread[0][0]:
-                replies, token = self._unread.popleft()
-                integers -= replies
+            replies = connection.read_integers()
+            if not replies:
+                try:
+                    if not connection.read_now():
+                        return
+                except BrokerBusy:
+                    self._first_refused = True
+                replies = 1
+            self._moved_at = time.monotonic()
+            replies += self._read_of_first
+            owed = len(self._unread)
+            while self._unread and replies >= self._unread[0][0]:
+                needed, token = self._unread.popleft()
+                replies -= needed
                 if token is not None:
                     self._answered.append((token, not self._first_refused))
                 self._first_refused = False
-            self._read_of_first = integers
-
-    def _read_one(self, connection: BrokerConnection, timeout: float | None = None) -> None:
-        """Read all that the broker still owes to the earliest write."""
-        longest = self._broker.timeout if timeout is None else min(timeout, self._broker.timeout)
-        replies, token = self._unread[0]
-        while self._read_of_first < replies:
-            try:
-                connection.read(longest)
-            except BrokerBusy:
-                self._first_refused = True
-            self._read_of_first += 1
-        self._unread.popleft()
-        self._unread_since = time.monotonic()
-        if token is not None:
-            self._answered.append((token, not self._first_refused))
-        self._read_of_first = 0
-        self._first_refused = False
+            self._answers += owed - len(self._unread)
+            self._read_of_first = replies

@@ -19,6 +19,7 @@ import socket
 import ssl
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
@@ -38,6 +39,14 @@ _LARGEST_KEPT: Final = 4 << 20
 _LEAST_RATE: Final = 16 << 10
 """Bytes per second at which a large bulk must come: a broker that drips holds nobody up."""
 _MAX_PIECES: Final = 512
+_TLS_STEP: Final = 64 << 10
+"""Bytes per call where TLS does not say how many of them went out."""
+_UNSENT: Final = 128 << 10
+_TCP_NOTSENT_LOWAT: Final = 25  # of linux/tcp.h; the socket module has no name for it in 3.11
+_WOULD_BLOCK: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_IN_PROCESS_WAIT: Final = 0.001
+_WHOLE_SOON: Final = 1.0
+"""Seconds in which a reply that has begun is there, in process."""
 _MAX_DEPTH: Final = 8
 """No command used here answers with arrays in arrays in arrays."""
 _CRLF: Final = b"\r\n"
@@ -62,11 +71,37 @@ class ErrorReply:
         self.text = text
 
 
+NOT_YET: Final = object()
+"""What stands for a reply that has not arrived whole."""
+
+
 class Wire(Protocol):
     """What a `BrokerConnection` needs of a connection."""
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Send these bytes."""
+        ...
+
+    def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
+        """Send of these bytes what the connection takes, waiting for room if it may, not for long.
+
+        Returns:
+            The rest, to be sent before anything else; as good for as long as ``pieces`` are.
+        """
+        ...
+
+    def be_patient(self, seconds: float) -> None:
+        """How long `write_some` may wait; `write` is not to be used from now on."""
+        ...
+
+    def keep_unsent_low(self, low: bool) -> None:
+        """Whether the kernel shall take little more than it can send: what is written later
+        than that comes first then.
+        """
+        ...
+
+    def wait_movable(self, seconds: float, *, writes: bool) -> None:
+        """Until a reply begins to arrive or, if ``writes``, there is room; or so many seconds."""
         ...
 
     def read(self, timeout: float) -> Reply:
@@ -93,6 +128,10 @@ class Wire(Protocol):
         Returns:
             How many they were.
         """
+        ...
+
+    def read_now(self) -> Reply:
+        """The next reply, a line, if all of it is here; else `NOT_YET`. `readable` was True."""
         ...
 
     def readable(self) -> bool:
@@ -169,7 +208,7 @@ class SocketWire:
         self._socket: socket.socket = connection._get_socket()
         self._tls = isinstance(self._socket, ssl.SSLSocket)
         self._timeout = 0.0
-        self._write_timeout = timeout
+        self._write_timeout = self._patience = timeout
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._large = bytearray()
@@ -202,6 +241,50 @@ class SocketWire:
                 sent -= len(left.pop(0))
             if sent:
                 left[0] = left[0][sent:]
+
+    def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
+        if self._tls:
+            return self._write_some_tls(pieces, wait)
+        flags = 0 if wait else socket.MSG_DONTWAIT  # at 0 the kernel waits for SO_SNDTIMEO
+        try:
+            if len(pieces) == 1:
+                sent = self._socket.send(pieces[0], flags)
+                return () if sent == len(pieces[0]) else _after(pieces, sent)
+            return _after(pieces, self._socket.sendmsg(pieces[:_MAX_PIECES], (), flags))
+        except BlockingIOError:
+            return pieces
+
+    def _write_some_tls(self, pieces: Sequence[Buffer], wait: bool) -> Sequence[Buffer]:
+        give_up = time.monotonic() + self._patience
+        self._set_timeout(self._patience if wait else 0.0)
+        left = deque(_joined(pieces))
+        while left:
+            step = memoryview(left[0])[:_TLS_STEP]
+            try:
+                # All of it or nothing; then the same bytes again, as part of them is on its way.
+                self._socket.send(step)
+            except _WOULD_BLOCK:
+                return list(left)
+            if len(step) == len(left[0]):
+                left.popleft()
+            else:
+                left[0] = memoryview(left[0])[len(step) :]
+            if left and wait and time.monotonic() > give_up:
+                return list(left)
+        return ()
+
+    def be_patient(self, seconds: float) -> None:
+        self._patience = seconds
+        if not self._tls:
+            self._set_kernel_timeout(socket.SO_SNDTIMEO, seconds)
+
+    def keep_unsent_low(self, low: bool) -> None:
+        with contextlib.suppress(OSError):  # not TCP
+            self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if low else 0)
+
+    def wait_movable(self, seconds: float, *, writes: bool) -> None:
+        if not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
+            _poll(self._socket, seconds, select.POLLIN | (select.POLLOUT if writes else 0))
 
     def read(self, timeout: float) -> Reply:
         if timeout != self._timeout:
@@ -249,20 +332,32 @@ class SocketWire:
         self._start = whole.end()
         return self._buffer.count(b":", whole.start(), whole.end())
 
+    def read_now(self) -> Reply:
+        if self._buffer.find(_CRLF, self._start, self._end) < 0:
+            self._make_room()
+            self._end += self._receive_now(self._view[self._end :])
+            if self._buffer.find(_CRLF, self._start, self._end) < 0:
+                return NOT_YET
+        return self._parse()
+
     def readable(self) -> bool:
-        if self._start < self._end:
-            return True
-        if isinstance(self._socket, ssl.SSLSocket):
-            return bool(self._socket.pending()) or _poll(self._socket, 0)
-        self._start = 0
+        if self._start == self._end:
+            self._start, self._end = 0, self._receive_now(self._view)
+        return self._start < self._end
+
+    def _receive_now(self, view: memoryview) -> int:
+        """How many bytes were there to be read; 0 if none are yet."""
         try:
-            self._end = self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._end = 0
-            return False
-        if not self._end:
+            if self._tls:
+                self._set_timeout(0.0)
+                count = self._socket.recv_into(view)
+            else:
+                count = self._socket.recv_into(view, 0, socket.MSG_DONTWAIT)
+        except _WOULD_BLOCK:
+            return 0
+        if not count:
             raise _ended()
-        return True
+        return count
 
     def wait_readable(self, seconds: float) -> bool:
         if self._start < self._end:
@@ -343,13 +438,16 @@ class SocketWire:
         if self._start == self._end:
             self._start, self._end = 0, self._receive_into(self._view)
             return
+        self._make_room()
+        self._end += self._receive_into(self._view[self._end :])
+
+    def _make_room(self) -> None:
         if self._start and self._end > _BUFFER_BYTES // 2:
             held = self._end - self._start
             self._view[:held] = self._buffer[self._start : self._end]
             self._start, self._end = 0, held
         if self._end == _BUFFER_BYTES:
             raise WireError("the broker sent a line without an end")
-        self._end += self._receive_into(self._view[self._end :])
 
     def _receive_into(self, view: memoryview) -> int:
         try:
@@ -393,6 +491,25 @@ class LibraryWire:
     def write(self, pieces: Sequence[Buffer]) -> None:
         self._connection.send_packed_command([b"".join(pieces)], check_health=False)
 
+    def write_some(
+        self,
+        pieces: Sequence[Buffer],
+        *,
+        wait: bool = True,  # noqa: ARG002 - nothing is full in process
+    ) -> Sequence[Buffer]:
+        self.write(pieces)
+        return ()
+
+    def be_patient(self, seconds: float) -> None:
+        """Nothing waits in process."""
+
+    def keep_unsent_low(self, low: bool) -> None:
+        """No kernel takes part."""
+
+    def wait_movable(self, seconds: float, *, writes: bool) -> None:
+        if not writes:  # not `can_read`, which opens the connection again if it was closed
+            time.sleep(min(seconds, _IN_PROCESS_WAIT))
+
     def read(self, timeout: float) -> Reply:
         try:
             return self._connection.read_response(disable_decoding=True, timeout=timeout)
@@ -408,6 +525,9 @@ class LibraryWire:
 
     def read_integers(self) -> int:
         return 0  # it does not say what it has read
+
+    def read_now(self) -> Reply:
+        return self.read(_WHOLE_SOON)
 
     def readable(self) -> bool:
         return bool(self._connection.can_read(0))
@@ -430,10 +550,20 @@ def element_of(reply: Reply, name: bytes) -> Reply:
     return [reply] if isinstance(reply, bytes | memoryview) else reply
 
 
-def _poll(readable: socket.socket, seconds: float) -> bool:
+def _poll(which: socket.socket, seconds: float, events: int = select.POLLIN) -> bool:
     poll = select.poll()
-    poll.register(readable, select.POLLIN)
+    poll.register(which, events)
     return bool(poll.poll(seconds * 1000))
+
+
+def _after(pieces: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
+    """What is left of them when so many bytes are gone."""
+    for place, piece in enumerate(pieces):
+        if sent < len(piece):
+            rest = memoryview(piece)[sent:] if sent else piece
+            return [rest, *pieces[place + 1 :]]
+        sent -= len(piece)
+    return ()
 
 
 def _length(text: bytearray) -> int:

@@ -124,6 +124,14 @@ class Reassembly:
         entry = self.tags.get(tag)
         return entry.ready[0] if entry is not None and entry.ready else None
 
+    def missing(self, tag: str) -> int:
+        """How many chunks have not come of the first message of a tag that began to; else 0."""
+        entry = self.tags.get(tag)
+        if entry is None or not entry.partial:
+            return 0
+        partial = entry.partial[min(entry.partial)]
+        return partial.parts - len(partial.chunks)
+
     @staticmethod
     def _hand_out(entry: _Tag, first: int, received: ReceivedNumbers) -> None:
         """Make a message ready if it can be, and then those that waited for it, in order."""

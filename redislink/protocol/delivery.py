@@ -510,6 +510,10 @@ class Delivery:
         """As `take`, but the message stays."""
         return self._reassembly.peek(tag)
 
+    def missing(self, tag: str) -> int:
+        """How many more chunks the message has that comes with this tag; 0 before the first."""
+        return self._reassembly.missing(tag)
+
     def wait(self, tag: str, now: float) -> None:
         """A receive is blocked on this tag from now on: the peer will be probed for it."""
         wait = self._waits.get(tag)

@@ -267,6 +267,28 @@ class FaultyConnection(BrokerConnection):
             self._settle()
             self._broker.flush_session(flushed)
 
+    def write_some(
+        self,
+        pieces: Sequence[Buffer],
+        *,
+        wait: bool = True,  # noqa: ARG002 - as `BrokerConnection.write_some`
+    ) -> Sequence[Buffer]:
+        """As `write`: all of it, as what befalls a command befalls the whole."""
+        self.write(pieces)
+        return ()
+
+    def be_patient(self, seconds: float) -> None:
+        """Writes are whole, and wait."""
+
+    def keep_unsent_low(self, low: bool) -> None:
+        """As of the connection behind."""
+        self._inner.keep_unsent_low(low)
+
+    def wait_movable(self, seconds: float, *, writes: bool) -> None:
+        """Until there is something to read."""
+        if not writes and not self.readable():
+            self._inner.wait_movable(seconds, writes=False)
+
     def read(self, timeout: float) -> Any:
         """The next reply: the broker's, or the one that the fault makes."""
         if not self._owed:
@@ -295,6 +317,11 @@ class FaultyConnection(BrokerConnection):
     def read_integers(self) -> int:
         """None at once: each is read on its own, as faults may befall it."""
         return 0
+
+    def read_now(self) -> bool:
+        """As `read`: what has begun to arrive comes."""
+        self.read(self._broker.timeout)
+        return True
 
     def wait_readable(self, seconds: float) -> bool:
         """As `readable`, but waits for so long."""

@@ -12,13 +12,15 @@ import struct
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from socket import SO_LINGER, SOL_SOCKET
+from socket import SO_LINGER, SO_RCVBUF, SOL_SOCKET
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 HOST: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
 _CHUNKS_UNDER_WAY: Final = 512
+_RECEIVE_BUFFER: Final = 256 << 10
+"""Bytes that the kernel takes ahead; else it takes megabytes, which no line holds."""
 _AHEAD_OF_RATE: Final = 0.02
 """Seconds' worth of data that is read before the rate lets it go on."""
 _TIMEOUT: Final = 10.0
@@ -238,6 +240,7 @@ class Proxy:
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         server = await asyncio.start_server(self._take, HOST, 0)
+        server.sockets[0].setsockopt(SOL_SOCKET, SO_RCVBUF, _RECEIVE_BUFFER)
         self.port = server.sockets[0].getsockname()[1]
         self._listens.set()
         await self._end.wait()

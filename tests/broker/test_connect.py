@@ -204,3 +204,30 @@ def test_an_interrupted_pop_ends_at_once_and_its_connection_is_not_reused(valkey
     assert len(outcome) == 1
     Broker(valkey.url).open().execute(b"RPUSH", b"interrupted", b"x", timeout=5)
     assert wait.pop((b"interrupted",), 10) == (b"interrupted", b"x")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_many_elements_of_a_list_are_asked_for_ahead(valkey, size):
+    wait, connection = Inbox(Broker(valkey.url)).acquire(), Broker(valkey.url).open()
+    name, elements = b"many %d" % size, [bytes([n]) * size for n in range(5)]
+    connection.execute(b"RPUSH", name, *elements[:3], timeout=5)
+    assert [bytes(wait.pop_of_many(name, 10, 5 - n)) for n in range(3)] == elements[:3]
+    assert wait.pop_of_many(name, 0.01, 2) is None
+    connection.execute(b"RPUSH", name, *elements[3:], b"next", timeout=5)
+    assert bytes(wait.pop_of_many(name, 10, 2)) == elements[3]
+    assert connection.execute(b"LLEN", name, timeout=5) == 1, "both were asked for"
+    assert bytes(wait.pop_of_many(name, 10, 1)) == elements[4]
+    in_step = wait._connection
+    wait.end_many()
+    assert wait.pop_one(name, 10) == b"next"
+    assert wait._connection is in_step
+
+
+def test_an_interrupt_ends_a_pop_of_many(valkey):
+    wait = Inbox(Broker(valkey.url)).acquire()
+    assert wait.pop_of_many(b"interrupted many", 0.01, 3) is None
+    wait.interrupt()
+    with pytest.raises(Interrupted):
+        wait.pop_of_many(b"interrupted many", 10, 3)
+    Broker(valkey.url).open().execute(b"RPUSH", b"other", b"x", timeout=5)
+    assert wait.pop_one(b"other", 10) == b"x"

@@ -173,3 +173,20 @@ def test_what_waits_for_the_last_frame_comes_with_it():
     frames = [("t", Data(n, previous=n - 1), b"%d" % n) for n in range(1, 6)]
     reassembly, _ = feed(reversed(frames))
     assert take_all(reassembly, "t") == [b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_how_many_chunks_are_missing():
+    reassembly, received = Reassembly(), ReceivedNumbers()
+    assert reassembly.missing("t") == 0
+    first = frames_of("t", b"abcde", 1, first=1)
+    second = frames_of("t", b"fg", 1, first=6, previous=1)
+    for count, frame in enumerate(first[:-1], 1):
+        reassembly.add(*frame, received)
+        assert reassembly.missing("t") == 5 - count
+    reassembly.add(*second[0], received)
+    assert reassembly.missing("t") == 1, "of the message that comes first"
+    reassembly.add(*first[-1], received)
+    assert reassembly.missing("t") == 1, "of the second"
+    reassembly.add(*second[1], received)
+    assert reassembly.missing("t") == 0
+    assert take_all(reassembly, "t") == [b"abcde", b"fg"]

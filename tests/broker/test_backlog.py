@@ -1,0 +1,344 @@
+"""Pushes onto a line that takes nothing: they return, and all goes out in order once it does."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from redislink import BrokerUnreachable
+from redislink.broker import Outbox
+from redislink.broker.backlog import Backlog, Waiting, lasting
+from redislink.broker.connect import BrokerConnection
+from redislink.errors import EndpointClosed
+
+LARGE = 1 << 20  # more than a socket pair holds
+REPLY = b":1\r\n"
+
+
+class Line:
+    """A broker for an outbox, of which the test plays the server, and reads when it likes."""
+
+    in_process = False
+    label = "the test"
+
+    def __init__(self, timeout: float = 10.0) -> None:
+        self.timeout = timeout
+        self.server = self._client = socket.socket()
+        self._unread = b""
+
+    def open_answering(self) -> BrokerConnection:
+        self._close_both()
+        self.server, self._client = socket.socketpair()
+        self.server.settimeout(10)
+        self._unread = b""
+        return BrokerConnection(self.label, self, in_process=False, timeout=self.timeout)
+
+    def connect(self) -> None:
+        """As redis-py's connection, which has done so."""
+
+    def _get_socket(self) -> socket.socket:
+        return self._client
+
+    def disconnect(self) -> None:
+        if self._client.fileno() >= 0:
+            self._client.shutdown(socket.SHUT_RDWR)
+            self._client.close()
+
+    def _close_both(self) -> None:
+        self.server.close()
+        self._client.close()
+
+    def command(self) -> list[bytes]:
+        """The next command that comes."""
+        count = int(self._line()[1:])
+        return [self._exactly(int(self._line()[1:]) + 2)[:-2] for _ in range(count)]
+
+    def pushed(self, reply: bytes = REPLY + REPLY) -> tuple[bytes, bytes]:
+        """List and element of the next push, which is answered."""
+        verb, name, element = self.command()
+        assert verb == b"RPUSH"
+        assert self.command()[0] == b"PEXPIRE"
+        self.server.sendall(reply)
+        return name, element
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self._unread:
+            self._unread += self._more()
+        line, self._unread = self._unread.split(b"\r\n", 1)
+        return line
+
+    def _exactly(self, count: int) -> bytes:
+        pieces = [self._unread]
+        while (have := sum(map(len, pieces))) < count:
+            pieces.append(self._more())
+        whole = b"".join(pieces)
+        self._unread = whole[count:]
+        assert have >= count
+        return whole[:count]
+
+    def _more(self) -> bytes:
+        more = self.server.recv(1 << 16)
+        assert more, "the outbox has closed the connection"
+        return more
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    line = Line()
+    yield line
+    line._close_both()
+
+
+@pytest.fixture
+def outbox(line: Line) -> Iterator[Outbox]:
+    outbox = Outbox(line, ttl=60)  # type: ignore[arg-type]
+    outbox.reconnect()
+    yield outbox
+    outbox.close()
+    assert not [t for t in threading.enumerate() if t.name == "redislink-writer"]
+
+
+def body(number: int, size: int = LARGE) -> bytes:
+    return bytes([number]) * size
+
+
+def test_pushes_return_while_the_line_takes_nothing(line: Line, outbox: Outbox) -> None:
+    for number in range(8):
+        outbox.push(b"list", (b"head", body(number)), number)
+    assert outbox.is_behind
+    for number in range(8):
+        assert line.pushed() == (b"list", b"head" + body(number))
+    assert outbox.flush()
+    assert outbox.collect() == [(number, True) for number in range(8)]
+    assert not outbox.is_behind
+    outbox.push(b"list", (b"", b"small"))
+    assert line.pushed() == (b"list", b"small")
+
+
+def test_lists_take_turns_and_what_is_urgent_does_not_wait(line: Line, outbox: Outbox) -> None:
+    for number in range(3):
+        outbox.push(b"bulk", (b"", body(number)), number)
+    outbox.push(b"other", (b"", b"first"), "first")
+    outbox.push(b"other", (b"", b"second"), "second")
+    outbox.push(b"control", (b"", b"heartbeat"), "heartbeat", urgent=True)
+    outbox.push(b"control", (b"", b"ack"), "ack", urgent=True)
+    came = [line.pushed() for _ in range(7)]
+    assert came == [
+        (b"bulk", body(0)),  # had begun
+        (b"control", b"heartbeat"),
+        (b"control", b"ack"),
+        (b"bulk", body(1)),
+        (b"other", b"first"),
+        (b"bulk", body(2)),
+        (b"other", b"second"),
+    ]
+    assert outbox.flush()
+    tokens = [token for token, _ in outbox.collect()]
+    assert tokens == [0, "heartbeat", "ack", 1, "first", 2, "second"]
+
+
+def test_memory_that_changes_after_the_push_is_not_what_goes_out(
+    line: Line, outbox: Outbox
+) -> None:
+    scratch = bytearray(LARGE)
+    for number in range(4):
+        scratch[:] = body(number)
+        outbox.push(b"list", (b"", memoryview(scratch)))
+    scratch[:] = body(9)
+    assert [line.pushed()[1] for _ in range(4)] == [body(number) for number in range(4)]
+
+
+def test_what_is_pushed_later_is_encoded_in_its_turn(line: Line, outbox: Outbox) -> None:
+    threads, encoded = [], threading.Semaphore(0)
+
+    def encode(number: int) -> tuple[bytes, bytes]:
+        threads.append(threading.current_thread().name)
+        encoded.release()
+        return b"head", body(number)
+
+    for number in range(3):
+        outbox.push_later(b"list", lambda number=number: encode(number), number)
+    assert encoded.acquire(timeout=10)  # the first fills the line
+    assert not encoded.acquire(blocking=False)
+    for number in range(3):
+        assert line.pushed() == (b"list", b"head" + body(number))
+    assert threads == ["redislink-writer"] * 3
+    assert outbox.flush()
+    assert outbox.collect() == [(0, True), (1, True), (2, True)]
+
+
+def test_deleting_a_list_forgets_what_waits_for_it(line: Line, outbox: Outbox) -> None:
+    def never() -> tuple[bytes, bytes]:
+        raise AssertionError("encoded what was deleted")
+
+    outbox.push(b"bulk", (b"", body(0)), 0)
+    outbox.push_later(b"bulk", never, "dropped")
+    outbox.push(b"other", (b"", b"stays"), "stays")
+    outbox.delete(b"bulk")
+    assert line.pushed() == (b"bulk", body(0))
+    assert line.pushed() == (b"other", b"stays")
+    assert line.command() == [b"DEL", b"bulk"]
+    line.server.sendall(REPLY)
+    assert outbox.flush()
+    assert outbox.collect() == [(0, True), ("stays", True)]
+
+
+def test_replies_are_read_while_writing(line: Line, outbox: Outbox) -> None:
+    outbox.push(b"list", (b"", b"first"))
+    line.command(), line.command()
+    outbox.push(b"list", (b"", body(1)))
+    assert outbox.is_behind
+    with outbox._moved:
+        line.server.sendall(REPLY[:2])
+        assert not outbox._moved.wait_for(lambda: len(outbox._unread) < 2, 0.1), "half a reply"
+        line.server.sendall(REPLY[2:] + REPLY)
+        assert outbox._moved.wait_for(lambda: len(outbox._unread) < 2, 10)
+    assert line.pushed() == (b"list", body(1))
+
+
+def test_a_push_that_is_refused_in_a_backlog(line: Line, outbox: Outbox) -> None:
+    for number in range(3):
+        outbox.push(b"list", (b"", body(number)), number)
+    line.pushed()
+    line.pushed(b"-OOM command not allowed\r\n:0\r\n")
+    line.pushed()
+    assert outbox.flush()
+    assert outbox.collect() == [(0, True), (1, False), (2, True)]
+
+
+def test_a_line_that_takes_nothing_for_too_long_is_broken() -> None:
+    line = Line(timeout=0.2)
+    outbox = Outbox(line, ttl=60)  # type: ignore[arg-type]
+    outbox.reconnect()
+    for number in range(3):
+        outbox.push(b"list", (b"", body(number)), number)
+    assert outbox.is_behind
+    assert not outbox.flush()
+    assert isinstance(outbox.error, BrokerUnreachable)
+    assert "took and answered nothing for 0.2 s" in str(outbox.error)
+    assert not outbox.is_behind
+    outbox.push(b"list", (b"", b"dropped"), "dropped")
+    outbox.reconnect()
+    outbox.push(b"list", (b"", b"new"), "new")
+    assert line.pushed() == (b"list", b"new"), "nothing of the old connection"
+    assert outbox.flush()
+    assert outbox.collect() == [("new", True)]
+    outbox.close()
+    line._close_both()
+
+
+def test_a_slow_line_is_not_broken_as_long_as_it_takes_something() -> None:
+    line = Line(timeout=0.3)
+    outbox = Outbox(line, ttl=60)  # type: ignore[arg-type]
+    outbox.reconnect()
+    outbox.push(b"list", (b"", body(1)), 1)
+    pause = threading.Event()
+    taken = b""
+    for _ in range(8):  # 0.8 s for one element
+        taken += line.server.recv(1 << 16)
+        pause.wait(0.1)
+        outbox.collect()
+    assert outbox.error is None
+    line._unread = taken
+    assert line.pushed() == (b"list", body(1))
+    assert outbox.flush()
+    outbox.close()
+    line._close_both()
+
+
+def test_a_connection_that_ends_in_the_middle_of_a_backlog(line: Line, outbox: Outbox) -> None:
+    for number in range(3):
+        outbox.push(b"list", (b"", body(number)), number)
+    assert line.pushed() == (b"list", body(0))
+    line.server.close()
+    assert not outbox.flush()
+    assert isinstance(outbox.error, BrokerUnreachable)
+    outbox.reconnect()
+    outbox.push(b"list", (b"", b"new"))
+    assert line.pushed() == (b"list", b"new")
+
+
+def test_a_flush_waits_for_what_was_pushed_before_it_alone(line: Line, outbox: Outbox) -> None:
+    outbox.push(b"bulk", (b"", body(0)), 0)
+    outbox.push(b"bulk", (b"", body(1)), 1)
+    flushed: list[bool] = []
+    flushing = threading.Thread(target=lambda: flushed.append(outbox.flush()))
+    flushing.start()
+    pause = threading.Event()
+    while not outbox._moved._waiters:  # type: ignore[attr-defined]
+        assert not pause.wait(0.001)
+        assert flushing.is_alive()
+    line.pushed()
+    outbox.push(b"bulk", (b"", body(2)), 2)  # does not have to be through
+    line.pushed()
+    flushing.join(10)
+    assert flushed == [True]
+    assert outbox.is_behind
+    line.pushed()
+
+
+def test_a_flush_has_its_own_limit(line: Line, outbox: Outbox) -> None:
+    outbox.push(b"bulk", (b"", body(0)))
+    assert not outbox.flush(0.05)
+    assert "not all was answered in 0.05 s" in str(outbox.error)
+
+
+def test_closing_with_a_backlog_ends_the_writer(line: Line, outbox: Outbox) -> None:
+    outbox.push(b"bulk", (b"", body(0)))
+    assert outbox.is_behind
+    outbox.close()
+    assert not [t for t in threading.enumerate() if t.name == "redislink-writer"]
+    with pytest.raises(EndpointClosed):
+        outbox.push(b"bulk", (b"", b"x"))
+    with pytest.raises(EndpointClosed):
+        outbox.push_later(b"bulk", lambda: (b"", b"x"))
+
+
+def test_many_threads_push_whole_commands(line: Line, outbox: Outbox) -> None:
+    def push(thread: int) -> None:
+        for number in range(50):
+            size = LARGE // 4 if number % 10 == 0 else 10
+            outbox.push(b"%d" % thread, (b"%d " % number, body(thread, size)))
+
+    threads = [threading.Thread(target=push, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)  # the test reads nothing yet
+        assert not thread.is_alive()
+    came: dict[bytes, list[int]] = {}
+    for _ in range(200):
+        name, element = line.pushed()
+        number, _, rest = element.partition(b" ")
+        assert rest == body(int(name), len(rest))
+        came.setdefault(name, []).append(int(number))
+    assert came == {b"%d" % n: list(range(50)) for n in range(4)}
+    assert outbox.flush()
+
+
+def test_what_lasts_is_not_copied() -> None:
+    fixed, changing = b"x" * 10, bytearray(b"y" * 10)
+    view = memoryview(fixed)[2:]
+    kept = lasting([fixed, view, changing, memoryview(changing), memoryview(changing).toreadonly()])
+    assert kept[0] is fixed
+    assert kept[1] is view
+    changing[:] = b"z" * 10
+    assert kept[2:] == [b"y" * 10] * 3
+
+
+def test_a_backlog_knows_what_has_not_begun() -> None:
+    backlog = Backlog()
+    for name in (b"a", b"b", None):
+        backlog.add(name, Waiting(lambda: (), 1, name))
+    assert not backlog.holds_before(0)
+    assert backlog.holds_before(1)
+    order = []
+    while (waiting := backlog.take()) is not None:
+        assert backlog.holds_before(3)
+        order.append(waiting.token)
+        backlog.begun()
+    assert order == [None, b"a", b"b"]
+    assert not backlog.holds_before(3)
