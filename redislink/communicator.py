@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
-from redislink.endpoint import Endpoint, EndpointStats, Party
+from redislink.endpoint import Endpoint, Party
 from redislink.errors import (
     EndpointClosed,
     PeerAborted,
@@ -42,6 +42,7 @@ from redislink.errors import (
 from redislink.protocol import keys
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
+from redislink.stats import COUNTS, EndpointStats
 from redislink.values import decode_value_untrusted, encode_value
 
 DEFAULT_NAMESPACE: Final = "app"
@@ -563,8 +564,8 @@ class _ThreadParty:
         self.counts[f"bytes_{what}"] += size
 
     def stats(self) -> EndpointStats:
-        names = EndpointStats.__dataclass_fields__
-        return EndpointStats(**{name: self.counts.get(name, 0) for name in names})
+        counts = {name: self.counts.get(name, 0) for name in COUNTS}
+        return EndpointStats(**counts, reconnects=0, peers={})
 
 
 class _Hub:

@@ -21,7 +21,6 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Final, cast
@@ -51,7 +50,7 @@ from redislink.errors import (
 from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
 from redislink.protocol import keys
-from redislink.protocol.delivery import Delivery, DeliveryStats, Leftover, Push, Timing
+from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import BytesLike, Encoding, Frame
 from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.seal import Codec, StaleError
@@ -59,6 +58,7 @@ from redislink.protocol.states import State
 from redislink.rendezvous import Progress, Rendezvous
 from redislink.security import make_handshake
 from redislink.settings import RedisLinkSettings
+from redislink.stats import EndpointStats, PeerStats
 
 Party = str | int
 
@@ -77,31 +77,6 @@ _LEAST_TO_LEAVE: Final = 0.5
 _MOST_LAST_WORDS: Final = 64
 _OVER: Final = (State.CLOSED, State.FAILED)
 _logger = logging.getLogger("redislink")
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStats:
-    """What passed through an endpoint so far.
-
-    Attributes:
-        messages_sent, bytes_sent, messages_received, bytes_received: of the application;
-            bytes are of payloads.
-        frames_resent: pushed again because they may have been lost.
-        duplicates_dropped: frames that came again.
-        probes_sent: questions of a blocked receive to the peer.
-        frames_refused: pushes for which the broker had no memory.
-        reconnects: times that the connection for sending was opened anew.
-    """
-
-    messages_sent: int
-    bytes_sent: int
-    messages_received: int
-    bytes_received: int
-    frames_resent: int
-    duplicates_dropped: int
-    probes_sent: int
-    frames_refused: int
-    reconnects: int
 
 
 class _Peer:
@@ -536,13 +511,19 @@ class Endpoint:
             return self._link_numbers[device]
 
     def stats(self) -> EndpointStats:
-        """Counts so far, over all peers."""
+        """Counts so far, over all peers and for each, and how it stands with each now."""
+        waits: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        for wait in self._inbox.waits():
+            if (purpose := wait.purpose) is not None:  # it may have ended meanwhile
+                name, tag, since = purpose
+                waits[name].append((tag, since))
         with self._lock:
-            totals = {
-                f.name: sum(getattr(p.delivery.stats, f.name) for p in self._peers.values())
-                for f in fields(DeliveryStats)
+            now = time.monotonic()
+            peers = {
+                name: PeerStats.of(peer.delivery, waits[name], now)
+                for name, peer in self._peers.items()
             }
-            return EndpointStats(**totals, reconnects=self._reconnects)
+            return EndpointStats.of(peers, self._reconnects)
 
     def abort(self, reason: str) -> None:
         """Tell every peer that this party's run has failed, and leave.

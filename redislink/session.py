@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from redislink.broker import Broker
 from redislink.cluster import ClusterSpec
 from redislink.communicator import Communicator, RedisCommunicator
-from redislink.endpoint import Endpoint, EndpointStats, connect
+from redislink.endpoint import Endpoint, connect
 from redislink.errors import (
     EndpointClosed,
     LoadFailed,
@@ -35,6 +35,7 @@ from redislink.errors import (
 from redislink.identity import Identity
 from redislink.rendezvous import Progress
 from redislink.settings import RedisLinkSettings
+from redislink.stats import EndpointStats
 from redislink.steps import Failure, Silence, Steps
 
 if TYPE_CHECKING:
