@@ -49,6 +49,7 @@ from redislink.errors import (
 )
 from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
+from redislink.observers import Observers
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import BytesLike, Encoding, Frame
@@ -168,6 +169,7 @@ class Endpoint:
         claim: PartyClaim,
         rendezvous: Rendezvous,
         outage: Outage,
+        observers: Observers,
     ) -> None:
         """Not for users: `connect` is."""
         self.cluster = cluster
@@ -222,6 +224,8 @@ class Endpoint:
             target=self._run_control, name=f"redislink-control-{party}", daemon=True
         )
         self._control_thread.start()
+        self._observers = observers
+        observers.attach(self, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
 
     # -- what users see ----------------------------------------------------------------------
 
@@ -1026,6 +1030,7 @@ class Endpoint:
             peer.lanes.close()
         self._inbox.close()
         self._claim.release(left)
+        self._observers.close()
 
 
 def connect(
@@ -1068,8 +1073,13 @@ def connect(
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
     outage = Outage(name, settings.broker_timeout)
+    observers = Observers(settings, spec.session, name)
     claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who)
-    claim.acquire(outage)
+    try:
+        claim.acquire(outage)
+    except BaseException:
+        observers.close()
+        raise
     outbox, inbox = Outbox(broker, settings.list_ttl), Inbox(broker, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     try:
@@ -1078,8 +1088,11 @@ def connect(
         inbox.close()
         outbox.close()
         claim.release()
+        observers.close()
         raise
-    return Endpoint(spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage)
+    return Endpoint(
+        spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage, observers
+    )
 
 
 def _lookahead_depth(settings: RedisLinkSettings, broker: Broker, round_trip: float) -> int:

@@ -111,6 +111,16 @@ class RedisLinkSettings(BaseSettings):
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )
+    trace_dir: Path | None = Field(
+        default=None,
+        description="Directory for this party's timeline of the run, "
+        "SESSION.PARTY.trace.json; unset makes none.",
+    )
+    trace_limit: int = Field(
+        default=500_000,
+        ge=1,
+        description="Sends and receives after which the timeline ends; each takes about 200 bytes.",
+    )
 
     @field_validator("broker_tls_ca", "broker_tls_cert", "broker_tls_key")
     @classmethod

@@ -20,6 +20,7 @@ from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
 from redislink.cli.simulate import simulate
+from redislink.cli.trace import merge_files
 from redislink.cli.version import version
 from redislink.errors import RedisLinkError
 
@@ -43,6 +44,18 @@ def _root(context: typer.Context, verbose: Verbose = False) -> None:
         typer.echo(context.get_help())
 
 
+_trace = typer.Typer(
+    help="Timelines of a run: what REDISLINK_TRACE_DIR or redislink run --trace recorded.",
+    no_args_is_help=True,
+)
+
+
+@_trace.callback()
+def _trace_group() -> None:  # else a single command would stand for the group
+    pass
+
+
+_trace.command("merge", epilog=_EPILOG)(merge_files)
 app.command(epilog=_EPILOG)(demo)
 app.command(
     epilog=_EPILOG,
@@ -56,6 +69,7 @@ app.command("fingerprint", epilog=_EPILOG)(show_fingerprints)
 app.command(epilog=_EPILOG)(broker)
 app.command(epilog=_EPILOG)(acl)
 app.command(epilog=_EPILOG)(bench)
+app.add_typer(_trace, name="trace", epilog=_EPILOG)
 app.command(epilog=_EPILOG)(version)
 
 
