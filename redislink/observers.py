@@ -45,6 +45,19 @@ class Observers:
 
                 limit = settings.trace_limit
                 self._all.append(TraceRecorder(settings.trace_dir, session, party, limit))
+            push_url = settings.metrics_push_url
+            if settings.metrics_textfile is not None or push_url is not None:
+                from redislink.metrics import MetricsExporter
+
+                self._all.append(
+                    MetricsExporter(
+                        settings.metrics_textfile,
+                        None if push_url is None else push_url.get_secret_value(),
+                        settings.metrics_interval,
+                        session,
+                        party,
+                    )
+                )
         except BaseException:
             self.close()
             raise

@@ -111,15 +111,29 @@ class RedisLinkSettings(BaseSettings):
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )
+    metrics_textfile: Path | None = Field(
+        default=None,
+        description="File for the metrics of this party, that node_exporter's textfile collector "
+        "reads (*.prom); {session} and {party} in it stand for their names. Needs "
+        "redislink[metrics].",
+    )
+    metrics_push_url: SecretStr | None = Field(
+        default=None,
+        description="http:// or https:// URL of a Prometheus push gateway for them, with user and "
+        "password. Needs redislink[metrics].",
+    )
+    metrics_interval: float = Field(
+        default=15.0, ge=0.1, description="Seconds from one writing or pushing to the next."
+    )
     trace_dir: Path | None = Field(
         default=None,
         description="Directory for this party's timeline of the run, "
-        "SESSION.PARTY.trace.json; unset makes none.",
+        "SESSION.PARTY.trace.jsonl; unset makes none.",
     )
     trace_limit: int = Field(
         default=500_000,
         ge=1,
-        description="Sends and receives after which the timeline ends; each takes about 200 bytes.",
+        description="Sends and receives after which the timeline ends; each takes about 100 bytes.",
     )
 
     @field_validator("broker_tls_ca", "broker_tls_cert", "broker_tls_key")

@@ -13,15 +13,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from redislink.errors import ConfigError
 from redislink.trace.clocks import Alignment, align
-from redislink.trace.record import END, FORMAT, HEAD
+from redislink.trace.record import FIELDS, FORMAT, SEND, WAIT
 
 _SHORTEST_COMPUTE: Final = 10.0
 """Microseconds between two calls from which on the time between them is shown."""
-_ARROW_INSET: Final = 0.001
+_KINDS: Final = {SEND: "send", WAIT: "wait"}
 
 
 class Call(NamedTuple):
@@ -48,8 +48,10 @@ class PartyTrace:
     """What one file holds.
 
     Attributes:
+        parties: of the session, in rank order.
         epochs: what tells this run with each peer from others.
-        wall_ns: wall clock when the recording began.
+        monotonic_ns, wall_ns: both clocks when the recording began.
+        threads: names by number, from 1 on.
         is_whole: it has its end.
         cut_us: when it was cut, as it became too large.
     """
@@ -57,13 +59,19 @@ class PartyTrace:
     path: Path
     session: str
     party: str
-    rank: int
+    parties: list[str]
     epochs: dict[str, str]
+    monotonic_ns: int
     wall_ns: int
     calls: list[Call] = field(default_factory=list)
     threads: dict[int, str] = field(default_factory=dict)
     is_whole: bool = False
     cut_us: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """Of the party."""
+        return self.parties.index(self.party)
 
 
 @dataclass(frozen=True)
@@ -122,33 +130,95 @@ def read_trace(path: Path) -> PartyTrace:
         raise ConfigError(f"cannot read {path} ({error.strerror}): check the path") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is no trace file of redislink: it is not text") from None
-    trace: PartyTrace | None = None
+    reader = _Reader(path)
     for number, line in enumerate(lines, 1):
-        if line in ("[", "]"):
-            continue
         try:
-            event = json.loads(line.removesuffix(","))
-            if event["ph"] == "X":
-                if trace is not None:
-                    trace.calls.append(_call(event))
-            elif event["name"] == HEAD:
-                trace = _describe(path, event["args"])
-            elif trace is not None and event["name"] == "thread_name":
-                trace.threads[int(event["tid"])] = str(event["args"]["name"])
-            elif trace is not None and event["name"] == END:
-                trace.is_whole = True
-                cut = event["args"]["cut_us"]
-                trace.cut_us = None if cut is None else float(cut)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            if number == len(lines) and trace is not None:
+            reader.take(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+            if number == len(lines) > 1:
                 break  # the process was killed while it wrote this
             raise ConfigError(
                 f"{path}, line {number}: is not as redislink writes a trace: give the files of "
                 "REDISLINK_TRACE_DIR, one for each party"
             ) from None
-    if trace is None:
-        raise ConfigError(f"{path} is no trace file of redislink: it does not say of which party")
-    return trace
+    if reader.trace is None:
+        raise ConfigError(f"{path} is no trace file of redislink: it is empty")
+    return reader.trace
+
+
+class _Reader:
+    """Takes the values of a file's lines; raises anything but a RedisLinkError at a wrong one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trace: PartyTrace | None = None
+        self._thread_numbers: dict[int, int] = {}
+
+    def take(self, value: Any) -> None:
+        if self.trace is None:
+            self.trace = self._describe(value)
+        elif isinstance(value, list):
+            if len(value) % FIELDS:
+                raise ValueError("part of a call")
+            fields = [iter(value)] * FIELDS
+            self.trace.calls += [self._call(*call) for call in zip(*fields, strict=True)]
+        elif "thread" in value:
+            number = self._thread_numbers[int(value["thread"])] = len(self._thread_numbers) + 1
+            self.trace.threads[number] = str(value["name"])
+        else:
+            cut, self.trace.is_whole = value["cut_ns"], int(value["calls"]) >= 0
+            self.trace.cut_us = None if cut is None else self._time(cut)
+
+    def _describe(self, about: dict[str, Any]) -> PartyTrace:
+        if about["redislink_trace"] != FORMAT:
+            raise ValueError("another version")
+        trace = PartyTrace(
+            self._path,
+            str(about["session"]),
+            str(about["party"]),
+            [str(party) for party in about["parties"]],
+            {str(peer): str(epoch) for peer, epoch in about["epochs"].items()},
+            int(about["monotonic_ns"]),
+            int(about["wall_ns"]),
+        )
+        if trace.party not in trace.parties:
+            raise ValueError("no party")
+        return trace
+
+    def _call(
+        self,
+        kind: int,
+        began: int,
+        ended: int,
+        thread: int,
+        peer: int | str,
+        tag: str,
+        size: int,
+        result: int | str,
+    ) -> Call:
+        trace = cast("PartyTrace", self.trace)
+        if type(peer) is int and 0 <= peer < len(trace.parties):
+            peer = trace.parties[peer]
+        error, number = (result, 0) if isinstance(result, str) else ("", int(result))
+        start = self._time(began)
+        number_of = self._thread_numbers
+        return Call(
+            _KINDS[kind],
+            str(peer),
+            str(tag),
+            number_of.setdefault(int(thread), len(number_of) + 1),
+            start,
+            self._time(ended) - start,
+            int(size),
+            number,
+            error,
+        )
+
+    def _time(self, at: int) -> float:
+        """In microseconds since the recording began."""
+        if type(at) is not int or abs(at) >= 1 << 63:
+            raise ValueError("no time")
+        return (at - cast("PartyTrace", self.trace).monotonic_ns) / 1000
 
 
 def match_messages(traces: Sequence[PartyTrace]) -> Iterator[tuple[int, Call, int, Call]]:
@@ -174,48 +244,16 @@ def match_messages(traces: Sequence[PartyTrace]) -> Iterator[tuple[int, Call, in
             yield sender, send, places[peer], receive
 
 
-def _describe(path: Path, about: dict[str, Any]) -> PartyTrace:
-    if about["format"] != FORMAT:
-        raise ConfigError(f"{path} is of another version of redislink: merge it with that one")
-    epochs = {str(peer): str(epoch) for peer, epoch in about["epochs"].items()}
-    return PartyTrace(
-        path,
-        str(about["session"]),
-        str(about["party"]),
-        int(about["rank"]),
-        epochs,
-        int(about["wall_ns"]),
-    )
-
-
-def _call(event: dict[str, Any]) -> Call:
-    about = event["args"]
-    began, took = float(event["ts"]), float(event["dur"])
-    if not (math.isfinite(began) and math.isfinite(took)):
-        raise ValueError("no time")
-    return Call(
-        str(event["cat"]),
-        str(about["peer"]),
-        str(about["tag"]),
-        int(event["tid"]),
-        began,
-        took,
-        int(about["bytes"]),
-        int(about["number"]),
-        str(about.get("error", "")),
-    )
-
-
 def _check_one_run(traces: Sequence[PartyTrace]) -> None:
     by_party: dict[str, PartyTrace] = {}
     for trace in traces:
         other = by_party.setdefault(trace.party, trace)
         if other is not trace:
             raise ConfigError(f"{other.path} and {trace.path} are both of {trace.party}: give one")
-        if trace.session != traces[0].session:
+        if (trace.session, trace.parties) != (traces[0].session, traces[0].parties):
             raise ConfigError(
                 f"{traces[0].path} is of session {traces[0].session}, {trace.path} of "
-                f"{trace.session}: give the files of one"
+                f"{trace.session}, or their parties differ: give the files of one"
             )
     for trace in traces:
         for peer, epoch in trace.epochs.items():
@@ -277,10 +315,12 @@ def _events(
             yield _slice(trace, "compute", thread, began + shift, took)
         if trace.cut_us is not None:
             cut = {"ph": "i", "s": "p", "name": "the trace was cut here", "pid": trace.rank}
-            yield cut | {"tid": 0, "ts": round(trace.cut_us + shift, 3)}
+            yield cut | {"tid": 0, "ts": _ns(trace.cut_us + shift) / 1000}
     for number, (sender, send, receiver, receive) in enumerate(messages, 1):
-        left = send.began + shifts[sender]
-        came = max(left, receive.ended + shifts[receiver] - min(receive.took / 2, _ARROW_INSET))
+        left = _ns(send.began + shifts[sender])
+        began = _ns(receive.began + shifts[receiver])
+        # Within the slice, whose end does not belong to it.
+        came = max(left, began, _ns(receive.ended + shifts[receiver]) - 1)
         yield _arrow("s", number, traces[sender].rank, send.thread, left)
         yield _arrow("f", number, traces[receiver].rank, receive.thread, came) | {"bp": "e"}
 
@@ -302,8 +342,8 @@ def _slice(
         "name": kind if call is None else f"{kind} {call.tag}",
         "pid": trace.rank,
         "tid": thread,
-        "ts": round(began, 3),
-        "dur": round(took, 3),
+        "ts": _ns(began) / 1000,
+        "dur": (_ns(began + took) - _ns(began)) / 1000,
     }
     if call is None:
         return event
@@ -321,6 +361,11 @@ def _gaps(calls: Iterable[Call]) -> Iterator[tuple[int, float, float]]:
         ended[call.thread] = call.ended
 
 
-def _arrow(phase: str, number: int, pid: int, thread: int, at: float) -> dict[str, Any]:
+def _arrow(phase: str, number: int, pid: int, thread: int, at_ns: int) -> dict[str, Any]:
     event = {"ph": phase, "cat": "message", "name": "message", "id": number, "pid": pid}
-    return event | {"tid": thread, "ts": round(at, 3)}
+    return event | {"tid": thread, "ts": at_ns / 1000}
+
+
+def _ns(us: float) -> int:
+    """Whole nanoseconds, so that what ends where another begins does so in the file too."""
+    return round(us * 1000)

@@ -34,8 +34,8 @@ def test_merge(call: Call, tmp_path: Path) -> None:
 
 def test_cut_and_killed_parties_are_named(call: Call, tmp_path: Path) -> None:
     record(tmp_path / "traces", swap, trace_limit=2)
-    bob = tmp_path / "traces" / "traced.bob.trace.json"
-    bob.write_text(bob.read_text()[:-60])
+    bob = tmp_path / "traces" / "traced.bob.trace.jsonl"
+    bob.write_text(bob.read_text()[:-10])
     files = sorted((tmp_path / "traces").iterdir())
     code, out, _ = call("trace", "merge", *files, "--out", "run.json")
     assert code == 0
