@@ -83,6 +83,7 @@ class Communicator(ABC):
     tells every peer.
 
     Attributes:
+        session: name of the session; None between threads.
         party: name of this party.
         rank: its rank.
         party_names: of all parties, in rank order.
@@ -90,6 +91,7 @@ class Communicator(ABC):
             gets its messages.
     """
 
+    session: str | None = None
     party: str
     rank: int
     party_names: tuple[str, ...]
@@ -329,7 +331,7 @@ class RedisCommunicator(Communicator):
         self._endpoint = endpoint
         self._receiving = 0
         self._changed = threading.Condition()
-        self.party, self.rank = endpoint.party, endpoint.rank
+        self.session, self.party, self.rank = endpoint.session, endpoint.party, endpoint.rank
         self.party_names = tuple(endpoint.cluster.party_names)
 
     @property

@@ -15,7 +15,6 @@ the broker while holding it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import threading
 import time
@@ -49,6 +48,7 @@ from redislink.errors import (
 )
 from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
+from redislink.logs import PartyLogger
 from redislink.observers import Observers
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
@@ -77,7 +77,6 @@ _LEAST_TO_LEAVE: Final = 0.5
 """Seconds that each last thing may take when ``close_timeout`` is over."""
 _MOST_LAST_WORDS: Final = 64
 _OVER: Final = (State.CLOSED, State.FAILED)
-_logger = logging.getLogger("redislink")
 
 
 class _Peer:
@@ -176,6 +175,7 @@ class Endpoint:
         self.party = party
         self.settings = settings
         self.rank = cluster.rank(party)
+        self._log = PartyLogger(cluster.session, party)
         self._broker = broker
         self._outbox = outbox
         self._inbox = inbox
@@ -573,11 +573,12 @@ class Endpoint:
                 self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
             unfinished = self._unfinished() if self._failure is None else []
         for peer in unfinished:
-            _logger.warning(
+            self._log.warning(
                 "%s: closed without %s having taken everything (%d bytes left)",
                 self.party,
                 peer.name,
                 peer.delivery.unacked_bytes,
+                extra={"peer": peer.name},
             )
         self._leave(deadline)
 
@@ -768,7 +769,13 @@ class Endpoint:
 
     def _not_a_frame_of(self, peer: _Peer, error: FrameError) -> None:
         """Count what did not come from the peer; such a frame counts as never received."""
-        _logger.warning("%s: ignored an element from %s: %s", self.party, peer.name, error)
+        self._log.warning(
+            "%s: ignored an element from %s: %s",
+            self.party,
+            peer.name,
+            error,
+            extra={"peer": peer.name},
+        )
         with self._lock:
             self._not_opened += 1
             too_many = self._not_opened >= self.settings.tamper_limit
@@ -818,7 +825,7 @@ class Endpoint:
         with self._lock:
             if self._failure is None and not self._closing:
                 self._failure = failure
-                _logger.error("%s: the session has failed: %s", self.party, failure)
+                self._log.error("%s: the session has failed: %s", self.party, failure)
             self._wake_all()
 
     def _wake_all(self) -> None:
@@ -846,7 +853,7 @@ class Endpoint:
                 except BrokerError as again:
                     if self._failure is not None:
                         return
-                    _logger.debug("%s: not reconnected yet: %s", self.party, again)
+                    self._log.debug("%s: not reconnected yet: %s", self.party, again)
                     if not again.passes:
                         self._fail(again)
                         return
@@ -859,7 +866,7 @@ class Endpoint:
                 self._mending = False
 
     def _reconnected(self) -> None:
-        _logger.info("%s: reconnected to broker %s", self.party, self._broker.label)
+        self._log.info("%s: reconnected to broker %s", self.party, self._broker.label)
         with self._lock:
             self._reconnects += 1
             work = []
@@ -879,9 +886,9 @@ class Endpoint:
             self._serve_control()
         except RedisLinkError as error:
             self._fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged with its traceback
             # Without this thread nothing is healed any more, so nobody may wait on.
-            _logger.exception("%s: the control thread broke", self.party)
+            self._log.exception("%s: the control thread broke", self.party)
             self._fail(
                 RedisLinkError(
                     f"{self.party}: internal error, {type(error).__name__} in the control "
@@ -1061,7 +1068,7 @@ def connect(
         HandshakeTimeout: not every party came within ``connect_timeout``; names them.
     """
     settings = settings or RedisLinkSettings.load()
-    spec = _resolve_cluster(cluster, settings)
+    spec = resolve_cluster(cluster, settings)
     name = party or settings.party
     if name is None:
         raise ConfigError(
@@ -1074,7 +1081,8 @@ def connect(
     who = f"party {name!r} of session {spec.session!r}"
     outage = Outage(name, settings.broker_timeout)
     observers = Observers(settings, spec.session, name)
-    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who)
+    log = PartyLogger(spec.session, name)
+    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who, log)
     try:
         claim.acquire(outage)
     except BaseException:
@@ -1104,9 +1112,14 @@ def _lookahead_depth(settings: RedisLinkSettings, broker: Broker, round_trip: fl
     return _LOOKAHEAD_DEPTH if round_trip > _LOOKAHEAD_FROM else 0
 
 
-def _resolve_cluster(
+def resolve_cluster(
     cluster: ClusterSpec | str | Path | None, settings: RedisLinkSettings
 ) -> ClusterSpec:
+    """The cluster that `connect` is given, or that the settings name.
+
+    Raises:
+        ConfigError: there is none, or it is not valid.
+    """
     if isinstance(cluster, ClusterSpec):
         return cluster
     path = cluster if cluster is not None else settings.cluster_file

@@ -12,7 +12,6 @@ Names and meanings stand in ``docs/how-to/observe.md``, and a test compares.
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from redislink._version import __version__
 from redislink.errors import ConfigError
+from redislink.logs import PartyLogger
 from redislink.stats import EndpointStats, PeerStats
 
 try:
@@ -155,7 +155,7 @@ class MetricsExporter:
         """
         self._party = party
         self._interval = interval
-        self._log = logging.getLogger("redislink")
+        self._log = PartyLogger(session, party)
         self._grouping = {"session": session, "party": party}
         self._outlets: list[tuple[str, Callable[[CollectorRegistry], None]]] = []
         self._failing: set[str] = set()

@@ -27,6 +27,14 @@ class LinkMode(enum.StrEnum):
     """All parties are threads of one process."""
 
 
+class LogFormat(enum.StrEnum):
+    """How the command ``redislink`` logs to stderr."""
+
+    TEXT = "text"
+    JSON = "json"
+    """One object in each line, see `redislink.logs.JsonFormatter`."""
+
+
 class RedisLinkSettings(BaseSettings):
     """Settings of one party. Environment: ``REDISLINK_`` and the name in capitals."""
 
@@ -110,6 +118,10 @@ class RedisLinkSettings(BaseSettings):
     )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
+    )
+    log_format: LogFormat = Field(
+        default=LogFormat.TEXT,
+        description="text or json: what redislink's command line says on stderr, and how.",
     )
     metrics_textfile: Path | None = Field(
         default=None,

@@ -9,7 +9,6 @@ instances in the handshake.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import Any, Final
@@ -17,6 +16,7 @@ from typing import Any, Final
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.outage import Outage
 from redislink.errors import BrokerError, BrokerRefused, PartyTaken
+from redislink.logs import PartyLogger
 
 _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.5
@@ -24,14 +24,16 @@ _POLL_SECONDS: Final = 0.25
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
 _FIRST_TRIES: Final = 3
-_logger = logging.getLogger("redislink")
 
 
 class PartyClaim:
     """One run's claim to be a party; `acquire`, then `release`."""
 
-    def __init__(self, broker: Broker, key: bytes, instance: bytes, who: str) -> None:
-        """Args: key of the claim, 8-byte instance of this run, how to call it in messages."""
+    def __init__(
+        self, broker: Broker, key: bytes, instance: bytes, who: str, log: PartyLogger
+    ) -> None:
+        """Args: key of the claim, 8-byte instance of this run, how to call it in messages, log."""
+        self._log = log
         self._broker = broker
         self._key = key
         self._instance = instance.hex().encode()
@@ -107,7 +109,7 @@ class PartyClaim:
             if connection.execute(b"GET", self._key, timeout=longest) == self._instance:
                 connection.execute(b"DEL", self._key, timeout=longest)
         except BrokerError:
-            _logger.debug("%s: claim not released; it lapses by itself", self._who)
+            self._log.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
 
     def _measure(self, connection: BrokerConnection) -> None:
@@ -131,9 +133,9 @@ class PartyClaim:
                 if self._call(connection, b"GET", self._key) == self._instance:
                     self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
                 elif not self._set(connection):
-                    _logger.error("%s now also runs in another process: end one", self._who)
+                    self._log.error("%s now also runs in another process: end one", self._who)
             except BrokerError as error:
-                _logger.debug("claim not renewed: %s", error)
+                self._log.debug("claim not renewed: %s", error)
 
     def _call(self, connection: BrokerConnection, *command: bytes | int) -> Any:
         return connection.execute(*command, timeout=self._broker.timeout)

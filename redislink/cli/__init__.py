@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: instead of ``sys.argv[1:]``.
     """
+    errors.choose_log_format()
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="redislink", standalone_mode=False)

@@ -17,7 +17,6 @@ how it ended. It is not yet what Perfetto reads, as writing that costs five time
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from redislink.errors import ConfigError
+from redislink.logs import PartyLogger
 from redislink.protocol.frame import BytesLike, Encoding
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TraceRecorder:
                 f"{party}: cannot write the trace {self.path} ({error.strerror}): name a "
                 "directory that can be written (REDISLINK_TRACE_DIR)"
             ) from None
-        self._log = logging.getLogger("redislink")
+        self._log = PartyLogger(session, party)
         self._calls: list[int | str] = []  # flat, as garbage collection looks at every tuple
         self._threads: dict[int, str] = {}
         self._new_threads: list[int] = []

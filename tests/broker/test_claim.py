@@ -13,6 +13,7 @@ from redislink.broker import Broker
 from redislink.broker.claim import PartyClaim
 from redislink.broker.connect import BrokerConnection
 from redislink.broker.outage import Outage
+from redislink.logs import PartyLogger
 
 COMMANDS = 4
 """Three measurements of the round trip, and the SET."""
@@ -51,7 +52,7 @@ class CuttingBroker(Broker):
 
 
 def claim_through(broker: Broker) -> PartyClaim:
-    return PartyClaim(broker, b"claim", b"instance", "party 'alice'")
+    return PartyClaim(broker, b"claim", b"instance", "party 'alice'", PartyLogger("test", "alice"))
 
 
 @pytest.mark.parametrize("cut_at", range(1 + COMMANDS))
