@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import inspect
+import json
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from redislink import (
     load_cluster,
 )
 from redislink.cli import app
+from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from tests.conftest import IDENTITIES, connect_as, make_cluster, run_parties
 from tests.spu.test_link import free_addresses
@@ -185,6 +188,24 @@ def _with_keys(text: str) -> str:
 
     keys = (format_public_key(identity.public_key) for identity in IDENTITIES.values())
     return re.sub('"x25519:…"', lambda _: f'"{next(keys)}"', text)
+
+
+def test_logs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "docs/how-to/observe.md"
+    logger = logging.getLogger("redislink")
+    level, shown = logger.level, dict[str, Any]()
+    exec(_block(page, "logging"), shown)
+    try:
+        PartyLogger("trial", "alice").warning("told", extra={"peer": "bob"})
+    finally:
+        logger.removeHandler(shown["handler"])
+        logger.setLevel(level)
+    (example,) = (json.loads(text) for _, kind, text in _blocks(page) if kind == "json")
+    told = json.loads(capsys.readouterr().err)
+    assert list(told) == list(example)
+    assert {key: told[key] for key in ("level", "session", "party", "peer")} == {
+        key: example[key] for key in ("level", "session", "party", "peer")
+    }
 
 
 def test_unattended_runs() -> None:

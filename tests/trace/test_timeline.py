@@ -214,6 +214,31 @@ def test_a_trace_that_becomes_too_large_is_cut_and_says_so(
     assert sum(event["ph"] == "s" for event in events) > 10
 
 
+def test_calls_that_the_disk_does_not_keep_up_with_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("redislink.trace.record._MOST_PENDING", 50)
+    monkeypatch.setattr("redislink.trace.record._WRITE_INTERVAL", 60)
+    record(tmp_path / "traces")
+    assert caplog.text.count("allow more of them") == 3
+    for path in (tmp_path / "traces").iterdir():
+        trace = read_trace(path)
+        assert 50 < len(trace.calls) < 60
+        assert trace.cut_us is not None
+
+
+def test_a_full_disk_ends_the_trace_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "traces"
+    directory.mkdir()
+    (directory / "traced.alice.trace.jsonl").symlink_to("/dev/full")
+    record(directory)
+    assert "alice: the trace" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert len(read_trace(directory / "traced.bob.trace.jsonl").calls) == 320
+
+
 def test_off_the_endpoint_is_as_it_was_and_on_only_until_its_end(tmp_path: Path) -> None:
     cluster = make_cluster("fakeredis://off", 2)
     alice, bob = run_parties(
