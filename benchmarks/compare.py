@@ -25,13 +25,17 @@ def main() -> None:
     parser.add_argument(
         "--beside", action="append", default=[], choices=[t for t in ALL if t != REDISLINK]
     )
+    parser.add_argument("--only", choices=("link", "lr"), help="one of the two things measured")
     parser.add_argument("--runs", type=int, default=5, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = Bench(Path(scratch), minutes=30)
         revisions = bench.check_out(options.against)
-        records = bench.run(plan.against(revisions, options.runs, bench.prepared, options.beside))
+        sessions = plan.against(revisions, options.runs, bench.prepared, options.beside)
+        if options.only is not None:
+            sessions = [s for s in sessions if s.group == f"against-{options.only}"]
+        records = bench.run(sessions)
     results = Results(records)
     print(report.against_table(results) or "nothing was measured")
     for line in results.failures():

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 REDISLINK: Final = "redislink"
 REDISLINK_NONE: Final = "redislink-none"
+REDISLINK_TRACED: Final = "redislink-traced"
+"""As `REDISLINK`, and every party records its timeline meanwhile."""
 BRPC: Final = "brpc"
 MEM: Final = "mem"
 NAIVE: Final = "naive"
 MPLANG: Final = "mplang"
-ALL: Final = (REDISLINK, REDISLINK_NONE, BRPC, NAIVE, MPLANG, MEM)
-THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, NAIVE)
+ALL: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_TRACED, BRPC, NAIVE, MPLANG, MEM)
+THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_TRACED, NAIVE)
 LISTENING: Final = (BRPC, MPLANG)
 RECV_TIMEOUT: Final = 120.0
 
@@ -169,6 +172,7 @@ class _Mplang(Joined):
 _CLASSES: Final[dict[str, type[Joined]]] = {
     REDISLINK: _Redislink,
     REDISLINK_NONE: _Redislink,
+    REDISLINK_TRACED: _Redislink,
     BRPC: _Brpc,
     MEM: _Mem,
     NAIVE: _Naive,
@@ -205,11 +209,15 @@ def connect_endpoint(job: Job, rank: int, session: str) -> Any:
             for party, identity in zip(parties, identities, strict=True):
                 party["public_key"] = format_public_key(identity.public_key)
             options["identity"] = identities[rank]
+    observed = {}
+    if job["transport"] == REDISLINK_TRACED:
+        observed = {"trace_dir": Path("traces")}
     settings = redislink.RedisLinkSettings(
         _env_file=None,
         broker_url=job["broker_urls"][rank],
         connect_timeout=60,
         recv_timeout=RECV_TIMEOUT,
+        **observed,
     )
     return redislink.connect(redislink.ClusterSpec.parse(content), names[rank], settings, **options)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redislink._version import __version__
 from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
-from redislink.endpoint import Endpoint, EndpointStats, SendHandle, connect
+from redislink.endpoint import Endpoint, SendHandle, connect
 from redislink.errors import (
     BrokerAuthError,
     BrokerBusy,
@@ -46,6 +46,7 @@ from redislink.errors import (
     ValueDecodeError,
 )
 from redislink.settings import RedisLinkSettings
+from redislink.stats import EndpointStats, PeerStats
 
 if TYPE_CHECKING:
     from redislink.communicator import Communicator, RedisCommunicator, Request, ThreadCommunicator
@@ -109,6 +110,7 @@ __all__ = [
     "PeerError",
     "PeerLost",
     "PeerRestarted",
+    "PeerStats",
     "ProgramDiverged",
     "RecvCancelled",
     "RecvTimeout",

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
-from redislink.endpoint import Endpoint, EndpointStats, Party
+from redislink.endpoint import Endpoint, Party
 from redislink.errors import (
     EndpointClosed,
     PeerAborted,
@@ -42,6 +42,7 @@ from redislink.errors import (
 from redislink.protocol import keys
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
+from redislink.stats import COUNTS, EndpointStats
 from redislink.values import decode_value_untrusted, encode_value
 
 DEFAULT_NAMESPACE: Final = "app"
@@ -82,6 +83,7 @@ class Communicator(ABC):
     tells every peer.
 
     Attributes:
+        session: name of the session; None between threads.
         party: name of this party.
         rank: its rank.
         party_names: of all parties, in rank order.
@@ -89,6 +91,7 @@ class Communicator(ABC):
             gets its messages.
     """
 
+    session: str | None = None
     party: str
     rank: int
     party_names: tuple[str, ...]
@@ -328,7 +331,7 @@ class RedisCommunicator(Communicator):
         self._endpoint = endpoint
         self._receiving = 0
         self._changed = threading.Condition()
-        self.party, self.rank = endpoint.party, endpoint.rank
+        self.session, self.party, self.rank = endpoint.session, endpoint.party, endpoint.rank
         self.party_names = tuple(endpoint.cluster.party_names)
 
     @property
@@ -563,8 +566,8 @@ class _ThreadParty:
         self.counts[f"bytes_{what}"] += size
 
     def stats(self) -> EndpointStats:
-        names = EndpointStats.__dataclass_fields__
-        return EndpointStats(**{name: self.counts.get(name, 0) for name in names})
+        counts = {name: self.counts.get(name, 0) for name in COUNTS}
+        return EndpointStats(**counts, reconnects=0, peers={})
 
 
 class _Hub:

@@ -15,13 +15,11 @@ the broker while holding it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,8 +49,10 @@ from redislink.errors import (
 )
 from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
+from redislink.logs import PartyLogger
+from redislink.observers import Observers
 from redislink.protocol import keys
-from redislink.protocol.delivery import Delivery, DeliveryStats, Leftover, Push, Timing
+from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import BytesLike, Encoding, Frame, Whole
 from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.seal import Codec, StaleError
@@ -69,6 +69,7 @@ from redislink.protocol.status import (
 from redislink.rendezvous import Progress, Rendezvous
 from redislink.security import make_handshake
 from redislink.settings import RedisLinkSettings
+from redislink.stats import EndpointStats, PeerStats
 
 Party = str | int
 
@@ -86,32 +87,6 @@ _LEAST_TO_LEAVE: Final = 0.5
 """Seconds that each last thing may take when ``close_timeout`` is over."""
 _MOST_LAST_WORDS: Final = 64
 _OVER: Final = (State.CLOSED, State.FAILED)
-_logger = logging.getLogger("redislink")
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStats:
-    """What passed through an endpoint so far.
-
-    Attributes:
-        messages_sent, bytes_sent, messages_received, bytes_received: of the application;
-            bytes are of payloads.
-        frames_resent: pushed again because they may have been lost.
-        duplicates_dropped: frames that came again.
-        probes_sent: questions of a blocked receive to the peer.
-        frames_refused: pushes for which the broker had no memory.
-        reconnects: times that the connection for sending was opened anew.
-    """
-
-    messages_sent: int
-    bytes_sent: int
-    messages_received: int
-    bytes_received: int
-    frames_resent: int
-    duplicates_dropped: int
-    probes_sent: int
-    frames_refused: int
-    reconnects: int
 
 
 class _Peer:
@@ -203,12 +178,14 @@ class Endpoint:
         claim: PartyClaim,
         rendezvous: Rendezvous,
         outage: Outage,
+        observers: Observers,
     ) -> None:
         """Not for users: `connect` is."""
         self.cluster = cluster
         self.party = party
         self.settings = settings
         self.rank = cluster.rank(party)
+        self._log = PartyLogger(cluster.session, party)
         self._broker = broker
         self._outbox = outbox
         self._inbox = inbox
@@ -258,6 +235,8 @@ class Endpoint:
             target=self._run_control, name=f"redislink-control-{party}", daemon=True
         )
         self._control_thread.start()
+        self._observers = observers
+        observers.attach(self, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
 
     # -- what users see ----------------------------------------------------------------------
 
@@ -289,21 +268,20 @@ class Endpoint:
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: after `close`.
         """
-        peer = self._peer(dst)
-        return SendHandle(self, peer, tag, self._send(peer, tag, data, encoding))
-
-    def post(self, dst: Party, tag: str, data: bytes) -> int:
-        """As `send`, for a channel that sends very many: the message's number, not a handle.
-
-        `handle` makes one of it.
-        """
-        return self._send(self._by_name_or_rank[dst], tag, data, Encoding.RAW)
+        return self.handle(dst, tag, self.post(dst, tag, data, encoding))
 
     def handle(self, dst: Party, tag: str, number: int) -> SendHandle:
         """The handle of a message that `post` has sent."""
         return SendHandle(self, self._peer(dst), tag, number)
 
-    def _send(self, peer: _Peer, tag: str, data: BytesLike, encoding: Encoding) -> int:
+    def post(self, dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW) -> int:
+        """As `send`, but gives the message's number, of which `handle` makes a handle.
+
+        For channels: most of what they send needs no handle.
+
+        Raises: as `send`.
+        """
+        peer = self._peer(dst)
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise PayloadTypeError(
@@ -574,13 +552,19 @@ class Endpoint:
             return self._link_numbers[device]
 
     def stats(self) -> EndpointStats:
-        """Counts so far, over all peers."""
+        """Counts so far, over all peers and for each, and how it stands with each now."""
+        waits: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        for wait in self._inbox.waits():
+            if (purpose := wait.purpose) is not None:  # it may have ended meanwhile
+                name, tag, since = purpose
+                waits[name].append((tag, since))
         with self._lock:
-            totals = {
-                f.name: sum(getattr(p.delivery.stats, f.name) for p in self._peers.values())
-                for f in fields(DeliveryStats)
+            now = time.monotonic()
+            peers = {
+                name: PeerStats.of(peer.delivery, waits[name], now)
+                for name, peer in self._peers.items()
             }
-            return EndpointStats(**totals, reconnects=self._reconnects)
+            return EndpointStats.of(peers, self._reconnects)
 
     def _status(self) -> PartyStatus:
         """What this party tells whoever watches the session (`redislink top`)."""
@@ -655,11 +639,12 @@ class Endpoint:
                 self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
             unfinished = self._unfinished() if self._failure is None else []
         for peer in unfinished:
-            _logger.warning(
+            self._log.warning(
                 "%s: closed without %s having taken everything (%d bytes left)",
                 self.party,
                 peer.name,
                 peer.delivery.unacked_bytes,
+                extra={"peer": peer.name},
             )
         self._leave(deadline)
 
@@ -872,7 +857,13 @@ class Endpoint:
 
     def _not_a_frame_of(self, peer: _Peer, error: FrameError) -> None:
         """Count what did not come from the peer; such a frame counts as never received."""
-        _logger.warning("%s: ignored an element from %s: %s", self.party, peer.name, error)
+        self._log.warning(
+            "%s: ignored an element from %s: %s",
+            self.party,
+            peer.name,
+            error,
+            extra={"peer": peer.name},
+        )
         with self._lock:
             self._not_opened += 1
             too_many = self._not_opened >= self.settings.tamper_limit
@@ -922,7 +913,7 @@ class Endpoint:
         with self._lock:
             if self._failure is None and not self._closing:
                 self._failure = failure
-                _logger.error("%s: the session has failed: %s", self.party, failure)
+                self._log.error("%s: the session has failed: %s", self.party, failure)
             self._wake_all()
 
     def _wake_all(self) -> None:
@@ -950,7 +941,7 @@ class Endpoint:
                 except BrokerError as again:
                     if self._failure is not None:
                         return
-                    _logger.debug("%s: not reconnected yet: %s", self.party, again)
+                    self._log.debug("%s: not reconnected yet: %s", self.party, again)
                     if not again.passes:
                         self._fail(again)
                         return
@@ -963,7 +954,7 @@ class Endpoint:
                 self._mending = False
 
     def _reconnected(self) -> None:
-        _logger.info("%s: reconnected to broker %s", self.party, self._broker.label)
+        self._log.info("%s: reconnected to broker %s", self.party, self._broker.label)
         with self._lock:
             self._reconnects += 1
             work = []
@@ -983,9 +974,9 @@ class Endpoint:
             self._serve_control()
         except RedisLinkError as error:
             self._fail(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - logged with its traceback
             # Without this thread nothing is healed any more, so nobody may wait on.
-            _logger.exception("%s: the control thread broke", self.party)
+            self._log.exception("%s: the control thread broke", self.party)
             self._fail(
                 RedisLinkError(
                     f"{self.party}: internal error, {type(error).__name__} in the control "
@@ -1134,6 +1125,7 @@ class Endpoint:
             peer.lanes.close()
         self._inbox.close()
         self._claim.release(left)
+        self._observers.close()
 
 
 def connect(
@@ -1164,7 +1156,7 @@ def connect(
         HandshakeTimeout: not every party came within ``connect_timeout``; names them.
     """
     settings = settings or RedisLinkSettings.load()
-    spec = _resolve_cluster(cluster, settings)
+    spec = resolve_cluster(cluster, settings)
     name = party or settings.party
     if name is None:
         raise ConfigError(
@@ -1176,8 +1168,14 @@ def connect(
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
     outage = Outage(name, settings.broker_timeout)
-    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who)
-    claim.acquire(outage)
+    observers = Observers(settings, spec.session, name)
+    log = PartyLogger(spec.session, name)
+    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who, log)
+    try:
+        claim.acquire(outage)
+    except BaseException:
+        observers.close()
+        raise
     outbox, inbox = Outbox(broker, settings.list_ttl), Inbox(broker, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     status_key = keys.status_key(spec.session, name)
@@ -1189,8 +1187,11 @@ def connect(
         inbox.close()
         outbox.close()
         claim.release()
+        observers.close()
         raise
-    endpoint = Endpoint(spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage)
+    endpoint = Endpoint(
+        spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage, observers
+    )
     if settings.status:
         claim.publish(status_key, lambda: encode_status(endpoint._status()))
     return endpoint
@@ -1235,9 +1236,14 @@ def _lookahead_depth(settings: RedisLinkSettings, broker: Broker, round_trip: fl
     return _LOOKAHEAD_DEPTH if round_trip > _LOOKAHEAD_FROM else 0
 
 
-def _resolve_cluster(
+def resolve_cluster(
     cluster: ClusterSpec | str | Path | None, settings: RedisLinkSettings
 ) -> ClusterSpec:
+    """The cluster that `connect` is given, or that the settings name.
+
+    Raises:
+        ConfigError: there is none, or it is not valid.
+    """
     if isinstance(cluster, ClusterSpec):
         return cluster
     path = cluster if cluster is not None else settings.cluster_file

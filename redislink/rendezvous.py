@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from redislink.broker.outage import Outage
 from redislink.broker.wire import Buffer
 from redislink.cluster import ClusterSpec
 from redislink.errors import BrokerError, ClusterMismatch, FrameError, HandshakeTimeout
+from redislink.logs import PartyLogger
 from redislink.protocol import keys
 from redislink.protocol.frame import decode_untrusted, encode_header
 from redislink.protocol.handshake import Handshake, Message
@@ -24,7 +24,6 @@ _HELLO_INTERVAL: Final = 1.0
 _HELLO_TTL: Final = 60
 _LINGER: Final = 2.0
 """Seconds that hellos go on after a mismatch, so that the peer surely sees it too."""
-_logger = logging.getLogger("redislink")
 
 
 class Rendezvous:
@@ -35,6 +34,7 @@ class Rendezvous:
     ) -> None:
         self._spec = spec
         self._party = party
+        self._log = PartyLogger(spec.session, party)
         self._outbox = outbox
         self._inbox = inbox
         self.peers = [name for name in spec.party_names if name != party]
@@ -122,7 +122,13 @@ class Rendezvous:
             answer = self.handshake.receive_untrusted(peer, frame, bytes(body), time.monotonic())
         except FrameError as error:
             # Nothing to worry about: it may be of a dead run. What lasts becomes an error.
-            _logger.info("%s: ignored a hello from %s: %s", self._party, peer, error)
+            self._log.info(
+                "%s: ignored a hello from %s: %s",
+                self._party,
+                peer,
+                error,
+                extra={"peer": peer},
+            )
             return
         # A peer that goes on saying hello has not had our answer: the broker lost it.
         unanswered = time.monotonic() - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL

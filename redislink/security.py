@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 
 from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
 from redislink.identity import Identity, fingerprint, read_secret
+from redislink.logs import PartyLogger
 from redislink.protocol.handshake import Handshake, PlainHandshake
 from redislink.protocol.sealed_handshake import SealedHandshake
 from redislink.settings import RedisLinkSettings
-
-_logger = logging.getLogger("redislink")
 
 
 def make_handshake(
@@ -29,7 +27,7 @@ def make_handshake(
     """
     peers = [name for name in spec.party_names if name != party]
     if spec.security == "none":
-        _logger.warning(
+        PartyLogger(spec.session, party).warning(
             "%s: session %s has security none: the broker can read and change everything",
             party,
             spec.session,

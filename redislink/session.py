@@ -9,7 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from redislink.broker import Broker
 from redislink.cluster import ClusterSpec
 from redislink.communicator import Communicator, RedisCommunicator
-from redislink.endpoint import Endpoint, EndpointStats, connect
+from redislink.endpoint import Endpoint, connect, resolve_cluster
 from redislink.errors import (
     EndpointClosed,
     LoadFailed,
@@ -33,8 +32,10 @@ from redislink.errors import (
     reason_for_peers,
 )
 from redislink.identity import Identity
+from redislink.logs import PartyLogger
 from redislink.rendezvous import Progress
 from redislink.settings import RedisLinkSettings
+from redislink.stats import EndpointStats
 from redislink.steps import Failure, Silence, Steps
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ MakeLink = Callable[[str, Sequence[str]], "LinkCommunicator"]
 
 NAMESPACE: Final = "session"
 _REPORT_INTERVAL: Final = 10
-_progress_logger = logging.getLogger("redislink.progress")
 _simulated: ContextVar[Session | None] = ContextVar("redislink_simulated", default=None)
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _open_lock = threading.Lock()
@@ -120,12 +120,15 @@ class Session:
         simulated = _simulated.get()
         if simulated is not None:
             return simulated
+        settings = settings or RedisLinkSettings.load()
+        spec = resolve_cluster(cluster, settings)
+        party = party or settings.party
         return cls.over(
             connect(
-                cluster,
+                spec,
                 party,
                 settings,
-                on_progress=on_progress or _log_missing,
+                on_progress=on_progress or _log_missing(spec.session, party),
                 broker=broker,
                 identity=identity,
             )
@@ -386,6 +389,11 @@ def open_sessions() -> list[Session]:
         return [session for session in _open_sessions if not session._closed]
 
 
-def _log_missing(missing: list[str], waited_seconds: float) -> None:
-    if round(waited_seconds) % _REPORT_INTERVAL == 1:
-        _progress_logger.info("waiting for %s to join", ", ".join(missing))
+def _log_missing(session: str, party: str | None) -> Progress:
+    log = PartyLogger(session, party, "redislink.progress")
+
+    def say(missing: list[str], waited_seconds: float) -> None:
+        if round(waited_seconds) % _REPORT_INTERVAL == 1:
+            log.info("waiting for %s to join", ", ".join(missing))
+
+    return say

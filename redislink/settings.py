@@ -27,6 +27,14 @@ class LinkMode(enum.StrEnum):
     """All parties are threads of one process."""
 
 
+class LogFormat(enum.StrEnum):
+    """How the command ``redislink`` logs to stderr."""
+
+    TEXT = "text"
+    JSON = "json"
+    """One object in each line, see `redislink.logs.JsonFormatter`."""
+
+
 class RedisLinkSettings(BaseSettings):
     """Settings of one party. Environment: ``REDISLINK_`` and the name in capitals."""
 
@@ -115,6 +123,34 @@ class RedisLinkSettings(BaseSettings):
         default=True,
         description="Whether this party tells the broker once a second how it is doing (counts, "
         "times, tags that it waits for), for redislink top.",
+    )
+    log_format: LogFormat = Field(
+        default=LogFormat.TEXT,
+        description="text or json: what redislink's command line says on stderr, and how.",
+    )
+    metrics_textfile: Path | None = Field(
+        default=None,
+        description="File for the metrics of this party, that node_exporter's textfile collector "
+        "reads (*.prom); {session} and {party} in it stand for their names. Needs "
+        "redislink[metrics].",
+    )
+    metrics_push_url: SecretStr | None = Field(
+        default=None,
+        description="http:// or https:// URL of a Prometheus push gateway for them, with user and "
+        "password. Needs redislink[metrics].",
+    )
+    metrics_interval: float = Field(
+        default=15.0, ge=0.1, description="Seconds from one writing or pushing to the next."
+    )
+    trace_dir: Path | None = Field(
+        default=None,
+        description="Directory for this party's timeline of the run, "
+        "SESSION.PARTY.trace.jsonl; unset makes none.",
+    )
+    trace_limit: int = Field(
+        default=500_000,
+        ge=1,
+        description="Sends and receives after which the timeline ends; each takes about 100 bytes.",
     )
 
     @field_validator("broker_tls_ca", "broker_tls_cert", "broker_tls_key")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from redislink.errors import (
     UsageError,
     one_line,
 )
+from redislink.logs import PartyLogger
 
 _STEP_TAG: Final = "step"
 _STATUS_TAG: Final = "status"
@@ -49,7 +49,6 @@ _LOOK_INTERVAL: Final = 5.0
 """Seconds between looks while all steps are short."""
 _FIRST_REPORT: Final = 3.0
 _REPORT_INTERVAL: Final = 10.0
-_logger = logging.getLogger("redislink.progress")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +161,7 @@ class Steps:
         self._failure = failure
         self._chain = chain
         self._me = communicator.party
+        self._log = PartyLogger(communicator.session, self._me, "redislink.progress")
         self._peers = tuple(name for name in communicator.party_names if name != self._me)
         self._lock = threading.Lock()
         self._in_step = threading.Lock()
@@ -420,13 +420,13 @@ class Steps:
                 self._look()
             except RedisLinkError as error:
                 if self._failure.error is None:
-                    _logger.debug("%s: no more watching of steps: %s", self._me, error)
+                    self._log.debug("%s: no more watching of steps: %s", self._me, error)
                 return  # whoever is in a step gets the same
             if current is None or lasts < _FIRST_REPORT or next_report > (current.number, now):
                 continue
             next_report = (current.number, now + _REPORT_INTERVAL)
             progress = StepProgress(current.number, current.text, lasts, self._late(current))
-            _logger.info("%s: %s", self._me, progress)
+            self._log.info("%s: %s", self._me, progress)
 
     def _tell(self) -> None:
         """Tell every peer how far this party is, once per step at most."""

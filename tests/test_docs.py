@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import inspect
+import json
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from redislink import (
     load_cluster,
 )
 from redislink.cli import app
+from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from tests.conftest import IDENTITIES, connect_as, make_cluster, run_parties
 from tests.spu.test_link import free_addresses
@@ -190,6 +193,24 @@ def _with_keys(text: str) -> str:
     return re.sub('"x25519:…"', lambda _: f'"{next(keys)}"', text)
 
 
+def test_logs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "docs/how-to/observe.md"
+    logger = logging.getLogger("redislink")
+    level, shown = logger.level, dict[str, Any]()
+    exec(_block(page, "logging"), shown)
+    try:
+        PartyLogger("trial", "alice").warning("told", extra={"peer": "bob"})
+    finally:
+        logger.removeHandler(shown["handler"])
+        logger.setLevel(level)
+    (example,) = (json.loads(text) for _, kind, text in _blocks(page) if kind == "json")
+    told = json.loads(capsys.readouterr().err)
+    assert list(told) == list(example)
+    assert {key: told[key] for key in ("level", "session", "party", "peer")} == {
+        key: example[key] for key in ("level", "session", "party", "peer")
+    }
+
+
 def test_unattended_runs() -> None:
     page = "docs/how-to/run-unattended.md"
     unit = configparser.ConfigParser(interpolation=None)
@@ -226,6 +247,8 @@ def test_commands_and_their_options_are_there(page: str) -> None:
     for line in _shown_commands(page):
         _, name, *words = shlex.split(line)
         command = group.commands[name]
+        if hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         for word in words:
             if word.endswith(".py") or word == "PROGRAM":

@@ -12,7 +12,6 @@ The same thread, on the same connection, also writes what the party says of itse
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, Final
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.outage import Outage
 from redislink.errors import BrokerError, BrokerPermissionError, BrokerRefused, PartyTaken
+from redislink.logs import PartyLogger
 
 _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.0
@@ -28,14 +28,16 @@ _POLL_SECONDS: Final = 0.25
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
 _FIRST_TRIES: Final = 3
-_logger = logging.getLogger("redislink")
 
 
 class PartyClaim:
     """One run's claim to be a party; `acquire`, then `release`."""
 
-    def __init__(self, broker: Broker, key: bytes, instance: bytes, who: str) -> None:
-        """Args: key of the claim, 8-byte instance of this run, how to call it in messages."""
+    def __init__(
+        self, broker: Broker, key: bytes, instance: bytes, who: str, log: PartyLogger
+    ) -> None:
+        """Args: key of the claim, 8-byte instance of this run, how to call it in messages, log."""
+        self._log = log
         self._broker = broker
         self._key = key
         self._instance = instance.hex().encode()
@@ -130,7 +132,7 @@ class PartyClaim:
                 mine = [self._key] if self._status is None else [self._key, self._status[0]]
                 connection.execute(b"DEL", *mine, timeout=longest)
         except BrokerError:
-            _logger.debug("%s: claim not released; it lapses by itself", self._who)
+            self._log.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
 
     def _measure(self, connection: BrokerConnection) -> None:
@@ -158,11 +160,11 @@ class PartyClaim:
                 if holder == self._instance:
                     self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
                 elif not self._set(connection):
-                    _logger.error("%s now also runs in another process: end one", self._who)
+                    self._log.error("%s now also runs in another process: end one", self._who)
                     continue
                 self._publish(connection)
             except BrokerError as error:
-                _logger.debug("claim not renewed: %s", error)
+                self._log.debug("claim not renewed: %s", error)
 
     def _publish(self, connection: BrokerConnection) -> None:
         if self._status is None or not self._may_publish:
@@ -172,12 +174,12 @@ class PartyClaim:
             self._call(connection, b"SET", key, snapshot(), b"PX", _LEASE_MS)
         except BrokerPermissionError as error:
             self._may_publish = False  # a user of an older redislink acl
-            _logger.debug("%s: publishes no status: %s", self._who, error)
+            self._log.debug("%s: publishes no status: %s", self._who, error)
         except BrokerError as error:
-            _logger.debug("%s: status not published: %s", self._who, error)
+            self._log.debug("%s: status not published: %s", self._who, error)
         except Exception as error:  # noqa: BLE001 - see the top: the claim must live on
             self._may_publish = False
-            _logger.debug("%s: publishes no status: %s", self._who, type(error).__name__)
+            self._log.debug("%s: publishes no status: %s", self._who, type(error).__name__)
 
     def _call(self, connection: BrokerConnection, *command: bytes | int) -> Any:
         return connection.execute(*command, timeout=self._broker.timeout)

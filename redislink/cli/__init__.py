@@ -23,6 +23,7 @@ from redislink.cli.run import run
 from redislink.cli.sessions import inspect, purge, sessions
 from redislink.cli.simulate import simulate
 from redislink.cli.top import top
+from redislink.cli.trace import merge_files
 from redislink.cli.version import version
 from redislink.errors import RedisLinkError
 
@@ -46,6 +47,18 @@ def _root(context: typer.Context, verbose: Verbose = False) -> None:
         typer.echo(context.get_help())
 
 
+_trace = typer.Typer(
+    help="Timelines of a run: what REDISLINK_TRACE_DIR or redislink run --trace recorded.",
+    no_args_is_help=True,
+)
+
+
+@_trace.callback()
+def _trace_group() -> None:  # else a single command would stand for the group
+    pass
+
+
+_trace.command("merge", epilog=_EPILOG)(merge_files)
 app.command(epilog=_EPILOG)(demo)
 app.command(
     epilog=_EPILOG,
@@ -64,6 +77,7 @@ app.command(epilog=_EPILOG)(top)
 app.command(epilog=_EPILOG)(sessions)
 app.command(epilog=_EPILOG)(inspect)
 app.command(epilog=_EPILOG)(purge)
+app.add_typer(_trace, name="trace", epilog=_EPILOG)
 app.command(epilog=_EPILOG)(version)
 
 
@@ -73,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: instead of ``sys.argv[1:]``.
     """
+    errors.choose_log_format()
     command = typer.main.get_command(app)
     try:
         result = command.main(args=arguments, prog_name="redislink", standalone_mode=False)

@@ -27,6 +27,8 @@ from redislink.errors import (
     RedisLinkError,
     SecurityError,
 )
+from redislink.logs import JsonFormatter
+from redislink.settings import LogFormat, RedisLinkSettings
 
 
 class ExitCode(enum.IntEnum):
@@ -64,6 +66,23 @@ _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
 )
 
 _verbose = False
+_json = False
+
+
+def choose_log_format() -> None:
+    """Take note of ``REDISLINK_LOG_FORMAT``, before anything is said."""
+    global _json
+    try:
+        _json = RedisLinkSettings.load().log_format is LogFormat.JSON
+    except ConfigError:  # of any setting; whoever needs them says so
+        _json = False
+
+
+def _handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if _json else text)
+    return handler
 
 
 def _be_verbose(wanted: bool) -> bool:
@@ -71,10 +90,8 @@ def _be_verbose(wanted: bool) -> bool:
     global _verbose
     if wanted and not _verbose:
         _verbose = True
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         logger = logging.getLogger("redislink")
-        logger.addHandler(handler)
+        logger.addHandler(_handler())
         logger.setLevel(logging.DEBUG)
     return wanted
 
@@ -96,9 +113,21 @@ def exit_code(error: BaseException) -> ExitCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.PROGRAM)
 
 
-def say(message: str) -> None:
-    """One line on stderr, marked as ours."""
-    print(f"redislink: {' '.join(message.split())}", file=sys.stderr, flush=True)
+def say(message: str, *, party: str = "", level: int = logging.INFO) -> None:
+    """One line on stderr, marked as ours, or one JSON object.
+
+    Args:
+        party: whom it is of, where that is known; text has it in the message.
+        level: of ``logging``; text does not show it.
+    """
+    line = " ".join(message.split())
+    if _json:
+        fields = {"name": "redislink.cli", "levelno": level, "msg": line, "party": party or None}
+        record = logging.makeLogRecord(fields | {"levelname": logging.getLevelName(level)})
+        line = JsonFormatter().format(record)
+    else:
+        line = f"redislink: {line}"
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Lines(logging.Handler):
@@ -109,12 +138,19 @@ class _Lines(logging.Handler):
         self._party = party
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(with_party(record.getMessage(), self._party))
+        say(with_party(record.getMessage(), self._party), party=self._party)
 
 
 @contextlib.contextmanager
 def say_progress(party: str) -> Iterator[None]:
-    """Say on stderr for whom this party waits, and which of its steps last."""
+    """Say on stderr for whom this party waits, and which of its steps last.
+
+    As JSON, that and whatever else is logged from INFO on.
+    """
+    if _json:
+        with _log_as_json():
+            yield
+        return
     logger = logging.getLogger("redislink.progress")
     lines = _Lines(party)
     before = logger.level, logger.propagate
@@ -128,6 +164,23 @@ def say_progress(party: str) -> Iterator[None]:
         logger.level, logger.propagate = before
 
 
+@contextlib.contextmanager
+def _log_as_json() -> Iterator[None]:
+    if _verbose:  # has a handler already
+        yield
+        return
+    logger, handler = logging.getLogger("redislink"), _handler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # the program's own handlers would say it as text
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
 def with_party(message: str, party: str) -> str:
     """``message`` with the party before it, once."""
     return f"{party}: {message}" if party and not message.startswith(f"{party}: ") else message
@@ -137,7 +190,8 @@ def fail(error: RedisLinkError, party: str = "") -> NoReturn:
     """End the process with the line and the code of ``error``."""
     if _verbose:
         traceback.print_exception(error)
-    say(with_party(str(error) or type(error).__name__, party))
+    text = with_party(str(error) or type(error).__name__, party)
+    say(text, party=party, level=logging.ERROR)
     raise SystemExit(int(exit_code(error)))
 
 
@@ -145,7 +199,8 @@ def fail_usage(error: typer.TyperException) -> NoReturn:
     """End the process after a command line that cannot be parsed."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "redislink"
-    say(f"{error.format_message().rstrip('.')}: see {command} --help")
+    usage = f"{error.format_message().rstrip('.')}: see {command} --help"
+    say(usage, level=logging.ERROR)
     raise SystemExit(int(ExitCode.CONFIG))
 
 
@@ -155,7 +210,8 @@ def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
     traceback.print_exception(
         type(error), error, frames if _verbose else _from_file(frames, program)
     )
-    say(with_party(f"{program} failed with {type(error).__name__}: see above", party))
+    text = with_party(f"{program} failed with {type(error).__name__}: see above", party)
+    say(text, party=party, level=logging.ERROR)
     raise SystemExit(int(ExitCode.PROGRAM))
 
 
@@ -164,7 +220,7 @@ def fail_unexpected(error: Exception) -> NoReturn:
     if _verbose:
         traceback.print_exception(error)
     hint = "please report it" if _verbose else "run again with --verbose, and please report it"
-    say(f"internal error, {type(error).__name__}: {error}: {hint}")
+    say(f"internal error, {type(error).__name__}: {error}: {hint}", level=logging.ERROR)
     raise SystemExit(int(ExitCode.PROGRAM))
 
 

@@ -2,8 +2,8 @@
 
 Rules: what is wrong with cluster file or party is said before the program starts; the program
 sees the same world as under ``python PROGRAM ARGS``, plus ``REDISLINK_CLUSTER_FILE``,
-``REDISLINK_PARTY`` and, with ``--identity``, ``REDISLINK_IDENTITY_FILE``; its exit code is
-passed on. SIGTERM ends the session for all at once, with code 143, unless the program has a
+``REDISLINK_PARTY`` and what ``--identity`` and ``--trace`` stand for; its exit code is passed on.
+SIGTERM ends the session for all at once, with code 143, unless the program has a
 handler of its own.
 """
 
@@ -47,6 +47,15 @@ def run(
     cluster: ClusterOption = None,
     party: PartyOption = None,
     identity: IdentityOption = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="DIR",
+            help="Record a timeline there, for redislink trace merge; else REDISLINK_TRACE_DIR.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Run PROGRAM as one party; a bare redislink.Session.join() in it joins the session.
@@ -63,6 +72,8 @@ def run(
     if identity is not None:
         Identity.load(identity)  # what is wrong with it is said now
         os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
+    if trace is not None:
+        os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())
     _run_as_main(program, arguments or [], name)
 
 

@@ -7,7 +7,6 @@ port: the fallback), ``mem`` joins threads of one process.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -17,9 +16,8 @@ from spu import libspu
 from redislink.cluster import ClusterSpec, DeviceSpec
 from redislink.endpoint import Endpoint
 from redislink.errors import ConfigError, LinkError, RedisLinkError
+from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings
-
-_logger = logging.getLogger("redislink")
 
 
 class LinkCommunicator:
@@ -100,7 +98,7 @@ def create_link(
             f"party {party!r} is not a member of device {device!r}: only "
             f"{', '.join(spec.members)} make its link"
         )
-    chosen = _choose_mode(mode, settings, spec)
+    chosen = _choose_mode(mode, settings, spec, PartyLogger(cluster.session, party))
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     return _join(device, members, chosen, endpoint, cluster, party, settings)
 
@@ -117,7 +115,9 @@ def link_parties(name: str, members: Sequence[str], endpoint: Endpoint) -> LinkC
         ConfigError: no brpc address.
         LinkError: the link cannot be made in this mode.
     """
-    chosen = _choose_mode(None, endpoint.settings, None)
+    chosen = _choose_mode(
+        None, endpoint.settings, None, PartyLogger(endpoint.session, endpoint.party)
+    )
     ordered = sorted(members, key=endpoint.cluster.rank)
     return _join(
         name, ordered, chosen, endpoint, endpoint.cluster, endpoint.party, endpoint.settings
@@ -185,7 +185,10 @@ def runtime_config(device: DeviceSpec) -> Any:
 
 
 def _choose_mode(
-    mode: LinkMode | str | None, settings: RedisLinkSettings, spec: DeviceSpec | None
+    mode: LinkMode | str | None,
+    settings: RedisLinkSettings,
+    spec: DeviceSpec | None,
+    log: PartyLogger,
 ) -> LinkMode:
     try:
         chosen = LinkMode(mode) if mode is not None else settings.link_mode
@@ -197,7 +200,7 @@ def _choose_mode(
         by_file = spec is None or spec.config.use_redis_channel
         chosen = LinkMode.CHANNELS if by_file else LinkMode.BRPC
     if chosen is LinkMode.CHANNELS and not has_channels():
-        _logger.warning(
+        log.warning(
             "this spu (%s) has no IChannel: falling back to brpc, for which every member must "
             "listen; install spu>=0.10.0.dev20251211",
             getattr(libspu, "__version__", "version unknown"),

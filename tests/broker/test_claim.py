@@ -15,6 +15,7 @@ from redislink.broker import claim as claim_module
 from redislink.broker.claim import PartyClaim
 from redislink.broker.connect import BrokerConnection
 from redislink.broker.outage import Outage
+from redislink.logs import PartyLogger
 
 COMMANDS = 4
 """Three measurements of the round trip, and the SET."""
@@ -53,7 +54,7 @@ class CuttingBroker(Broker):
 
 
 def claim_through(broker: Broker) -> PartyClaim:
-    return PartyClaim(broker, b"claim", b"instance", "party 'alice'")
+    return PartyClaim(broker, b"claim", b"instance", "party 'alice'", PartyLogger("test", "alice"))
 
 
 @pytest.mark.parametrize("cut_at", range(1 + COMMANDS))

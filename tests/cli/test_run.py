@@ -199,3 +199,23 @@ def test_a_program_may_handle_sigterm_itself(
     process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert ended(process).returncode == 9
+
+
+def test_as_json_every_line_of_ours_is_an_object(
+    redislink: Run, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
+) -> None:
+    program = write_program("import redislink; redislink.Session.join()")
+    result = redislink(
+        *("run", "--cluster", write_cluster(), "--party", "alice", program),
+        broker_url=broker.url,
+        connect_timeout="1.5",
+        log_format="json",
+    )
+    assert result.returncode == 4
+    missing, failed = map(json.loads, result.stderr.splitlines())
+    assert missing["message"] == "waiting for bob to join"
+    assert (missing["level"], missing["session"], missing["party"]) == ("INFO", "cli", "alice")
+    assert failed["message"].startswith("alice: waited 1.5 s at broker")
+    assert (failed["level"], failed["party"]) == ("ERROR", "alice")
+    verbose = redislink("run", "-v", "none.py", log_format="json")
+    assert "no cluster file" in json.loads(verbose.stderr.splitlines()[-1])["message"]

@@ -1,0 +1,45 @@
+"""``redislink trace``: the timelines of the parties of a run, as one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redislink.cli.errors import Verbose
+
+
+def merge_files(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="One file of each party.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the timeline goes.")
+    ],
+    verbose: Verbose = False,
+) -> None:
+    """Put the parties' timelines on one time axis, with an arrow for each message.
+
+    Clocks are aligned by the messages themselves. Open the result at https://ui.perfetto.dev,
+    which keeps it in the browser, or in chrome://tracing.
+
+        redislink trace merge traces/*.trace.jsonl --out run.json
+    """
+    from redislink.trace.merge import merge
+
+    merged = merge(files, out)
+    typer.echo(f"{out}: {merged.messages} messages between {len(merged.traces)} parties")
+    clocks = zip(merged.traces, merged.alignment.offsets, merged.alignment.uncertainty, strict=True)
+    for party, offset, uncertainty in clocks:
+        known = f"± {uncertainty / 1e3:.3f} ms" if math.isfinite(uncertainty) else "by wall clock"
+        parts = [f"{len(party.calls)} calls", f"began at {offset / 1e3:.3f} ms {known}"]
+        if party.cut_us is not None:
+            parts.append(f"cut after {party.cut_us / 1e6:.3f} s (REDISLINK_TRACE_LIMIT)")
+        elif not party.is_whole:
+            parts.append("its end is missing: the process was killed, or still runs")
+        typer.echo(f"  {party.party}: {', '.join(parts)}")
+    if merged.alignment.contradiction:
+        typer.echo(
+            f"  clocks ran at different speeds: some messages seem to arrive up to "
+            f"{merged.alignment.contradiction / 1e3:.3f} ms before they were sent"
+        )

@@ -1,0 +1,57 @@
+"""Who a log record is of: `PartyLogger`; and records as JSON, for log collectors: `JsonFormatter`.
+
+Rules: a record of this package has the attributes ``session``, ``party`` and ``peer``, None
+where there is none; it never holds a payload, a key or a password.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+NAME: Final = "redislink"
+_FIELDS: Final = ("session", "party", "peer")
+
+
+class PartyLogger(logging.LoggerAdapter[logging.Logger]):
+    """The package's logger, for one party: ``log.info("…", extra={"peer": name})``."""
+
+    def __init__(self, session: str | None, party: str | None, name: str = NAME) -> None:
+        """Args: whose records; which logger they go to."""
+        super().__init__(
+            logging.getLogger(name), {"session": session, "party": party, "peer": None}
+        )
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add who it is; what the call gives as ``extra`` wins."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object in one line per record.
+
+    Keys: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, ``session``, ``party``,
+    ``peer`` (null where there is none); ``exception`` with the traceback, where there is one.
+    Other attributes of a record are left out. What is not ASCII is escaped, so that nothing in
+    a message can begin a line or colour a terminal.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        time = datetime.fromtimestamp(record.created, UTC)
+        entry: dict[str, Any] = {
+            "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {name: getattr(record, name, None) for name in _FIELDS}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
