@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, cast
 
-from redislink.broker import Broker, Inbox, Outbox
+from redislink.broker import AnyOutbox, Broker, Inbox, make_outbox
 from redislink.broker.claim import PartyClaim
 from redislink.broker.inbox import Interrupted, Wait
 from redislink.broker.outage import Outage
@@ -188,7 +188,7 @@ class Endpoint:
         party: str,
         settings: RedisLinkSettings,
         broker: Broker,
-        outbox: Outbox,
+        outbox: AnyOutbox,
         inbox: Inbox,
         claim: PartyClaim,
         rendezvous: Rendezvous,
@@ -1087,9 +1087,12 @@ def connect(
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
     outage = Outage(name, settings.broker_timeout)
-    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who)
+    inboxes = {party: keys.claim_key(spec.session, party) for party in spec.party_names}
+    home = broker.at(inboxes[name])
+    claim = PartyClaim(home, inboxes[name], instance, who)
     claim.acquire(outage)
-    outbox, inbox = Outbox(broker, settings.list_ttl), Inbox(broker, on_open=outage.ended)
+    outbox = make_outbox(broker, settings.list_ttl, inboxes.values())
+    inbox = Inbox(home, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     try:
         rendezvous.meet(broker, settings.connect_timeout, outage, on_progress)

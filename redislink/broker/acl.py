@@ -22,6 +22,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from redislink.broker.connect import Broker
+from redislink.broker.url import parse_url
 from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
 from redislink.protocol import keys
 from redislink.secret_files import read_private, write_private
@@ -34,6 +35,9 @@ POP: Final = ("blpop", "lpop", "del")
 """Commands on the lists of the party's own inbox (``%RW~``)."""
 CLAIM: Final = ("set", "get", "pttl", "pexpire", "del")
 """Commands on the party's own claim, one key (``%RW~``)."""
+
+FIND: Final = ("cluster|slots",)
+"""Sent to a Redis Cluster, on no key: which node has which inbox."""
 
 _PASSWORD_BYTES: Final = 32
 _WHAT: Final = "password file"
@@ -54,22 +58,30 @@ class PartyUser:
     rules: tuple[str, ...]
 
 
-def party_users(session: str, parties: Sequence[str], number: int = 0) -> list[PartyUser]:
+def party_users(
+    session: str, parties: Sequence[str], number: int = 0, *, cluster: bool = False
+) -> list[PartyUser]:
     """The users of a session, in the order of the parties.
 
     Args:
         session: its name.
         parties: names of all parties.
         number: of the database that they use, see `database`.
+        cluster: whether the broker is a Redis Cluster, see `is_cluster`.
     """
+    anywhere = (*ANSWERS, *FIND) if cluster else ANSWERS
     return [
-        PartyUser(party, f"{session}~{party}", tuple(_rules(session, party, parties, number)))
+        PartyUser(
+            party, f"{session}~{party}", tuple(_rules(session, party, parties, number, anywhere))
+        )
         for party in parties
     ]
 
 
-def _rules(session: str, me: str, parties: Sequence[str], number: int) -> Iterator[str]:
-    yield from ("resetchannels", "-@all", *_allow(ANSWERS))
+def _rules(
+    session: str, me: str, parties: Sequence[str], number: int, anywhere: Sequence[str]
+) -> Iterator[str]:
+    yield from ("resetchannels", "-@all", *_allow(anywhere))
     for peer in parties:
         if peer != me:
             yield f"%W~{keys.sender_prefix(session, peer, me).decode()}*"
@@ -143,14 +155,17 @@ def database(url: str) -> int:
     """The number of the database at the end of a broker's URL; 0 if there is none.
 
     Raises:
-        ConfigError: it is no URL.
+        ConfigError: it is no URL of a broker.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"broker URL: {error}: write redis://HOST:PORT/DB") from None
-    number = parts.path.strip("/")
-    return int(number) if parts.scheme != "unix" and number.isdecimal() else 0
+    return parse_url(url).database if url else 0
+
+
+def is_cluster(url: str) -> bool:
+    """True if a broker's URL is that of a Redis Cluster.
+
+    Raises: as `database`.
+    """
+    return bool(url) and parse_url(url).kind == "cluster"
 
 
 def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[str, str]) -> None:
@@ -196,6 +211,12 @@ def default_user_is_on(broker: Broker) -> bool:
 
 
 def _run_acl(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
+    """On every server of the broker, as none of them tells the others; the replies of the first."""
+    replies = [_run_acl_on(server, commands) for server in broker.servers()]
+    return replies[0]
+
+
+def _run_acl_on(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
     with contextlib.closing(broker.open()) as connection:
         try:
             return [connection.execute(*command, timeout=broker.timeout) for command in commands]

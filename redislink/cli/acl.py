@@ -90,6 +90,7 @@ def acl(
         spec.session,
         spec.party_names,
         broker_acl.database(spec.broker or "") if database is None else database,
+        cluster=any(broker_acl.is_cluster(url or "") for url in (spec.broker, apply)),
     )
     if passwords is None:
         secrets = {party: broker_acl.make_password() for party in spec.party_names}
