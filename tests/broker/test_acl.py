@@ -434,9 +434,10 @@ def test_a_session_on_a_cluster_needs_no_more_and_no_less():
         assert [carol.recv("alice", "t"), carol.recv("bob", "t")] == [b"1", b"2"]
         run_parties(alice.close, bob.close, carol.close)
         broker = Broker(urls["alice"], timeout=5)
+        name = data("bob", "carol", session)
+        connection = broker.at(name).open()
         with pytest.raises(BrokerPermissionError):
-            name = data("bob", "carol", session)
-            broker.at(name).open().execute(b"RPUSH", name, b"x", timeout=5)
+            connection.execute(b"RPUSH", name, b"x", timeout=5)
         acl.apply_users(admin, acl.party_users(session, NAMES), passwords)
         with pytest.raises(BrokerPermissionError, match="cluster\\|slots"):
             Broker(urls["alice"], timeout=5).open()

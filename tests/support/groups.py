@@ -194,6 +194,8 @@ class ClusterGroup(_Group):
 
     def __init__(self, kind: str = "valkey", masters: int = 3, replicas: int = 0) -> None:
         super().__init__(kind)
+        self.changing = threading.RLock()
+        """Held while something is done to the cluster: one thing at a time."""
         ports = free_ports(2 * (masters + replicas))
         self.masters = ports[:masters]
         self.replicas = dict(zip(self.masters, ports[masters : masters + replicas], strict=False))
@@ -222,6 +224,10 @@ class ClusterGroup(_Group):
 
     def move_slot(self, slot: int, target: int) -> int:
         """Give a slot and what is in it to another master; returns how many keys went along."""
+        with self.changing:
+            return self._move_slot(slot, target)
+
+    def _move_slot(self, slot: int, target: int) -> int:
         source, moved = self.node_of(slot), 0
         assert source != target
         self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
@@ -236,12 +242,17 @@ class ClusterGroup(_Group):
 
     def restart_empty(self, port: int) -> None:
         """Kill a master, and start it again as the same node without its data."""
-        self.kill(port)
-        self._run_node(port)
-        self._wait_until_whole()
+        with self.changing:
+            self.kill(port)
+            self._run_node(port)
+            self._wait_until_whole()
 
     def lose(self, port: int) -> None:
         """Kill a master that has a replica; return once the replica has taken its slots."""
+        with self.changing:
+            self._lose(port)
+
+    def _lose(self, port: int) -> None:
         replica = self.replicas.pop(port)
         slot = next(
             first
