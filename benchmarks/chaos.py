@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from redislink.broker import EmbeddedBroker
 from tests.support import training
 from tests.support.bulk import MB, BulkOutcome, transfer
+from tests.support.groups import ClusterGroup, SentinelGroup
 from tests.support.servers import KINDS, Admin, debian_redis, make_server
 from tests.support.spreading import PARTIES, trio
 from tests.support.training import Injector, Outcome, differences, weight_error
@@ -93,10 +95,14 @@ def version(server: EmbeddedBroker) -> str:
 
 
 def train(
-    server: EmbeddedBroker, make: Callable[[], list[Injector]], through_proxies: bool = False
+    server: EmbeddedBroker | SentinelGroup | ClusterGroup,
+    make: Callable[[], list[Injector]],
+    through_proxies: bool = False,
+    session: str | None = None,
 ) -> Outcome:
     """One run of three processes."""
-    proxied = training.proxied(server) if through_proxies else nullcontext({})
+    one_server = through_proxies and isinstance(server, EmbeddedBroker)
+    proxied = training.proxied(server) if one_server else nullcontext({})
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory, proxied as proxies:
         injectors = make()
         if through_proxies:
@@ -107,6 +113,7 @@ def train(
             steps=STEPS,
             injectors=injectors,
             settings=HALF_OPEN if through_proxies else None,
+            session=session,
             timeout=300,
         )
 
@@ -114,11 +121,7 @@ def train(
 def under_faults(page: Page, kind: str) -> None:
     """The table of one kind of server."""
     with make_server(kind) as server:
-        page.head(
-            f"Logistic regression of three processes, {version(server)}",
-            *("what was done to it", "faults injected", "messages sent", "frames resent"),
-            *("came again, dropped", "lost", "doubled", "equal result", "seconds"),
-        )
+        begin_training(page, version(server))
         undisturbed = train(server, list)
         if undisturbed.problems:
             page.problem("; ".join(undisturbed.problems))
@@ -155,6 +158,60 @@ def under_faults(page: Page, kind: str) -> None:
         for what, make, through_proxies in runs:
             outcome = train(server, make, through_proxies)
             training_row(page, what, outcome, undisturbed)
+
+
+def begin_training(page: Page, title: str) -> None:
+    """The head of a table of `training_row`."""
+    page.head(
+        f"Logistic regression of three processes, {title}",
+        *("what was done to it", "faults injected", "messages sent", "frames resent"),
+        *("came again, dropped", "lost", "doubled", "equal result", "seconds"),
+    )
+
+
+def sentinel(page: Page) -> None:
+    """The table of failovers; each run has servers of its own."""
+    with make_server("valkey") as server:
+        name = version(server)
+    begin_training(page, f"three sentinels, a master and a replica, {name}")
+    runs: list[tuple[str, list[int]]] = [
+        ("nothing", []),
+        ("master killed with SIGKILL, replica promoted, 3 times", [3, 12, 21]),
+    ]
+    undisturbed = None
+    for what, steps in runs:
+        with SentinelGroup(sentinels=3) as group:
+            outcome = train(group, partial(list, [training.failovers(group, steps)]))
+        undisturbed = undisturbed or outcome
+        training_row(page, what, outcome, undisturbed)
+
+
+def redis_cluster(page: Page) -> None:
+    """The table of slot moves and lost nodes; each run has servers of its own."""
+    with make_server("valkey") as server:
+        name = version(server)
+    begin_training(page, f"a Redis Cluster of three masters and a replica, {name}")
+    undisturbed = None
+    moves, restarts, lost = "slots", "restarts", "lost"
+    for what, kinds in [
+        ("nothing", ()),
+        ("a party's slot moved to another node every 0.3 s", (moves,)),
+        ("nodes killed with SIGKILL and started empty, 3 times", (restarts,)),
+        ("a node killed for good, its replica promoted", (lost,)),
+        ("slots moved every 0.5 s, then a node lost", (moves, lost)),
+    ]:
+        with ClusterGroup(replicas=1) as group:
+            session = group.spread_session(PARTIES)
+            every = 0.3 if kinds == (moves,) else 0.5
+            injectors = {
+                moves: training.slot_moves(group, session, every),
+                restarts: training.node_restarts(group, [3, 12, 21]),
+                lost: training.node_lost(group, 9),
+            }
+            make = partial(list, [injectors[kind] for kind in kinds])
+            outcome = train(group, make, session=session)
+        undisturbed = undisturbed or outcome
+        training_row(page, what, outcome, undisturbed)
 
 
 def training_row(page: Page, what: str, outcome: Outcome, undisturbed: Outcome) -> None:
@@ -295,7 +352,9 @@ def main() -> int:
     """Run everything and write the page; returns the exit code."""
     parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
     parser.add_argument(
-        "--only", choices=["training", "bulk", "failures"], help="one part, and write no file"
+        "--only",
+        choices=["training", "sentinel", "cluster", "bulk", "failures"],
+        help="one part, and write no file",
     )
     only = parser.parse_args().only
     page, started = Page(), time.monotonic()
@@ -308,6 +367,10 @@ def main() -> int:
             under_faults(page, kind)
         if only in (None, "bulk"):
             bulk(page, kind)
+    if only in (None, "sentinel"):
+        sentinel(page)
+    if only in (None, "cluster"):
+        redis_cluster(page)
     if only in (None, "failures"):
         spreading(page)
         crash(page)

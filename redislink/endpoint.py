@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, cast
 
-from redislink.broker import Broker, Inbox, Outbox
+from redislink.broker import AnyOutbox, Broker, Inbox, make_outbox
 from redislink.broker.claim import PartyClaim
 from redislink.broker.inbox import Interrupted, Wait
 from redislink.broker.outage import Outage
@@ -173,7 +173,7 @@ class Endpoint:
         party: str,
         settings: RedisLinkSettings,
         broker: Broker,
-        outbox: Outbox,
+        outbox: AnyOutbox,
         inbox: Inbox,
         claim: PartyClaim,
         rendezvous: Rendezvous,
@@ -1170,13 +1170,16 @@ def connect(
     outage = Outage(name, settings.broker_timeout)
     observers = Observers(settings, spec.session, name)
     log = PartyLogger(spec.session, name)
-    claim = PartyClaim(broker, keys.claim_key(spec.session, name), instance, who, log)
+    inboxes = {party: keys.claim_key(spec.session, party) for party in spec.party_names}
+    home = broker.at(inboxes[name])
+    claim = PartyClaim(home, inboxes[name], instance, who, log)
     try:
         claim.acquire(outage)
     except BaseException:
         observers.close()
         raise
-    outbox, inbox = Outbox(broker, settings.list_ttl), Inbox(broker, on_open=outage.ended)
+    outbox = make_outbox(broker, settings.list_ttl, inboxes.values())
+    inbox = Inbox(home, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     status_key = keys.status_key(spec.session, name)
     if settings.status:

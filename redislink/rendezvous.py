@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from redislink.broker import Broker, Inbox, Outbox
+from redislink.broker import AnyOutbox, Broker, Inbox
 from redislink.broker.inbox import Wait
 from redislink.broker.outage import Outage
 from redislink.broker.wire import Buffer
@@ -30,7 +30,7 @@ class Rendezvous:
     """This party's hellos; `meet` at the start, `receive` for those that come later."""
 
     def __init__(
-        self, spec: ClusterSpec, party: str, handshake: Handshake, outbox: Outbox, inbox: Inbox
+        self, spec: ClusterSpec, party: str, handshake: Handshake, outbox: AnyOutbox, inbox: Inbox
     ) -> None:
         self._spec = spec
         self._party = party

@@ -50,7 +50,8 @@ class RedisLinkSettings(BaseSettings):
     broker_url: SecretStr | None = Field(
         default=None,
         description="redis://, rediss:// (TLS) or unix:// URL of the broker, with user and "
-        "password; wins over the cluster file's. Also fakeredis://NAME, within one process.",
+        "password; wins over the cluster file's. Also redis+sentinel://HOST,HOST/NAME, "
+        "redis+cluster://HOST,HOST (rediss+… with TLS), and fakeredis://NAME, within one process.",
     )
     broker_tls_ca: Path | None = Field(
         default=None, description="PEM file of the CA that signed the broker's certificate."

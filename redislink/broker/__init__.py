@@ -3,9 +3,10 @@
 redis-py's exceptions end here: what leaves this package is a `redislink.errors.BrokerError`.
 """
 
+from redislink.broker.cluster_outbox import AnyOutbox, make_outbox
 from redislink.broker.connect import Broker
 from redislink.broker.embedded import EmbeddedBroker
 from redislink.broker.inbox import Inbox
 from redislink.broker.outbox import Outbox
 
-__all__ = ["Broker", "EmbeddedBroker", "Inbox", "Outbox"]
+__all__ = ["AnyOutbox", "Broker", "EmbeddedBroker", "Inbox", "Outbox", "make_outbox"]

@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from redislink.broker.connect import Broker
+from redislink.broker.url import parse_url
 from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
 from redislink.protocol import keys
 from redislink.secret_files import read_private, write_private
@@ -48,6 +49,9 @@ SAID: Final = ("get",)
 PURGE: Final = ("unlink", "del")
 """An operator's on all keys of the session (``%W~``)."""
 
+SLOTS: Final = ("cluster|slots",)
+"""Sent to a Redis Cluster, on no key: which node has which inbox."""
+
 _PASSWORD_BYTES: Final = 32
 _WHAT: Final = "password file"
 
@@ -67,22 +71,28 @@ class PartyUser:
     rules: tuple[str, ...]
 
 
-def party_users(session: str, parties: Sequence[str], number: int = 0) -> list[PartyUser]:
+def party_users(
+    session: str, parties: Sequence[str], number: int = 0, *, cluster: bool = False
+) -> list[PartyUser]:
     """The users of a session, in the order of the parties.
 
     Args:
         session: its name.
         parties: names of all parties.
         number: of the database that they use, see `database`.
+        cluster: whether the broker is a Redis Cluster, see `is_cluster`.
     """
+    anywhere = (*ANSWERS, *SLOTS) if cluster else ANSWERS
     return [
-        PartyUser(party, f"{session}~{party}", tuple(_rules(session, party, parties, number)))
+        PartyUser(
+            party, f"{session}~{party}", tuple(_rules(session, party, parties, number, anywhere))
+        )
         for party in parties
     ]
 
 
 def operator_user(
-    session: str, parties: Sequence[str], operator: str, number: int = 0
+    session: str, parties: Sequence[str], operator: str, number: int = 0, *, cluster: bool = False
 ) -> PartyUser:
     """The user of somebody who watches a session and purges it, and reads no message of it.
 
@@ -91,6 +101,7 @@ def operator_user(
         parties: names of all parties.
         operator: what to call it; no party's name.
         number: of the database, see `database`.
+        cluster: whether the broker is a Redis Cluster, see `is_cluster`.
 
     Raises:
         ConfigError: the name is not valid, or a party's.
@@ -100,6 +111,8 @@ def operator_user(
     every = keys.session_prefix(session).decode()
     said = [key(session, party) for party in parties for key in (keys.claim_key, keys.status_key)]
     rules = ["resetchannels", "-@all", *_allow((*ANSWERS, *FIND))]
+    if cluster:
+        rules += _allow(SLOTS)
     rules += [f"%R~{every}*", *_allow(WATCH)]
     if number:
         rules.append(f"+select|{number}")
@@ -108,8 +121,10 @@ def operator_user(
     return PartyUser(operator, f"{session}~{operator}", tuple(rules))
 
 
-def _rules(session: str, me: str, parties: Sequence[str], number: int) -> Iterator[str]:
-    yield from ("resetchannels", "-@all", *_allow(ANSWERS))
+def _rules(
+    session: str, me: str, parties: Sequence[str], number: int, anywhere: Sequence[str]
+) -> Iterator[str]:
+    yield from ("resetchannels", "-@all", *_allow(anywhere))
     for peer in parties:
         if peer != me:
             yield f"%W~{keys.sender_prefix(session, peer, me).decode()}*"
@@ -185,14 +200,17 @@ def database(url: str) -> int:
     """The number of the database at the end of a broker's URL; 0 if there is none.
 
     Raises:
-        ConfigError: it is no URL.
+        ConfigError: it is no URL of a broker.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"broker URL: {error}: write redis://HOST:PORT/DB") from None
-    number = parts.path.strip("/")
-    return int(number) if parts.scheme != "unix" and number.isdecimal() else 0
+    return parse_url(url).database if url else 0
+
+
+def is_cluster(url: str) -> bool:
+    """True if a broker's URL is that of a Redis Cluster.
+
+    Raises: as `database`.
+    """
+    return bool(url) and parse_url(url).kind == "cluster"
 
 
 def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[str, str]) -> None:
@@ -238,6 +256,12 @@ def default_user_is_on(broker: Broker) -> bool:
 
 
 def _run_acl(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
+    """On every server of the broker, as none of them tells the others; the replies of the first."""
+    replies = [_run_acl_on(server, commands) for server in broker.servers()]
+    return replies[0]
+
+
+def _run_acl_on(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
     with contextlib.closing(broker.open()) as connection:
         try:
             return [connection.execute(*command, timeout=broker.timeout) for command in commands]

@@ -10,15 +10,18 @@ Rules (each is a trap that was seen, see docs/broker.md):
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from redislink.broker.finding import ClusterFinder, Finder, SentinelFinder
+from redislink.broker.url import WRITE_SO, Address, parse_url
 from redislink.broker.wire import (
     NOT_YET,
     Buffer,
@@ -37,17 +40,20 @@ from redislink.errors import (
     BrokerRefused,
     BrokerUnreachable,
     ConfigError,
+    UsageError,
     one_line,
 )
 from redislink.settings import RedisLinkSettings
 
-_SCHEMES: Final = ("redis", "rediss", "unix", "fakeredis")
 _FAKE_SLICE: Final = 0.05
+# Error replies of a server that is not, or no longer, the one that has our lists: asking it again
+# is of no use, so the connection ends.
+_ELSEWHERE_CODES: Final = ("MOVED", "READONLY", "UNBLOCKED")
 # Error replies of a server that starts, fails over or saves: they pass by themselves.
 _PASSING_CODES: Final = (
     "LOADING",
-    "READONLY",
     "MASTERDOWN",
+    "ASK ",
     "TRYAGAIN",
     "CLUSTERDOWN",
     "BUSY",
@@ -62,21 +68,33 @@ _fake_servers_lock: Final = threading.Lock()
 class BrokerConnection:
     """One connection; used by one thread at a time, but `interrupt` may come from any."""
 
-    def __init__(self, label: str, connection: Any, *, in_process: bool, timeout: float) -> None:
-        """Args: the broker's name for messages, a redis-py connection, seconds to write."""
+    def __init__(
+        self,
+        label: str,
+        connection: Any,
+        *,
+        in_process: bool,
+        timeout: float,
+        on_elsewhere: Callable[[str], None] | None = None,
+    ) -> None:
+        """Args:
+        label: the broker's name for messages.
+        connection: redis-py's, not connected yet.
+        in_process: it has no socket.
+        timeout: seconds to write.
+        on_elsewhere: called with the error reply that says that the lists are elsewhere.
+        """
         self._label = label
+        self._on_elsewhere = on_elsewhere
         self.usable = True
         self._wire: Wire = LibraryWire(connection)
         try:
             connection.connect()
             if not in_process:
                 self._wire = SocketWire(connection, timeout)
-        except redis.ResponseError as error:
-            self.close()
-            raise translate_error_reply(label, error_text(error)) from None
         except _FAILURES as error:
             self.close()
-            raise _translate_failure(label, error, "connecting") from None
+            raise _translate(label, error, "connecting") from None
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write packed commands (see `wire.pack`); each owes one `read`.
@@ -137,7 +155,8 @@ class BrokerConnection:
             bytes, or a memoryview where they are many; int; None; or a list of these.
 
         Raises:
-            BrokerUnreachable: no reply in time, or the connection broke; it is closed now.
+            BrokerUnreachable: no reply in time, the connection broke, or the server says that
+                another one has our lists; it is closed now.
             BrokerError: the broker's own error reply; the connection stays usable.
         """
         return self._reply("a reply", self._wire.read, timeout)
@@ -229,12 +248,25 @@ class BrokerConnection:
             self.close()
             raise
         if type(reply) is ErrorReply:
-            raise translate_error_reply(self._label, reply.text)
+            raise self._refused(reply.text)
         return reply
+
+    def _refused(self, text: str) -> BrokerError:
+        error = translate_error_reply(self._label, text)
+        if text.startswith(_ELSEWHERE_CODES):
+            self.close()
+            if self._on_elsewhere is not None:
+                self._on_elsewhere(text)
+                return BrokerUnreachable(str(error))
+        return error
 
 
 class Broker:
-    """Where the broker is and how to connect to it; opening is up to `open`."""
+    """Where the broker is and how to connect to it; opening is up to `open`.
+
+    A broker may be several servers (sentinels' master, a Redis Cluster): where the lists are is
+    found out whenever a connection is opened.
+    """
 
     def __init__(
         self,
@@ -251,10 +283,14 @@ class Broker:
             ConfigError: the URL cannot be used; the message does not hold its password.
         """
         self.timeout = timeout
-        self.label = _check_url(url)
+        self._url = parse_url(url)
+        self.label = self._url.label
         """The URL without user and password, for messages."""
-        self._in_process = urlsplit(url).scheme == "fakeredis"
-        options: dict[str, Any] = {
+        self._in_process = self._url.kind == "fakeredis"
+        self._finder: Finder[Any] | None = None
+        self._place: bytes | Address | None = None
+        """The list, or the server, that `open` opens a connection for; None is any."""
+        self._options: dict[str, Any] = {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,
@@ -265,10 +301,10 @@ class Broker:
             "socket_connect_timeout": timeout,
         }
         if self._in_process:
-            self._pool = _fake_pool(urlsplit(url).netloc, options)
+            self._pool = _fake_pool(urlsplit(url).netloc, self._options)
             return
-        if urlsplit(url).scheme == "rediss":
-            options |= {
+        if self._url.tls:
+            self._options |= {
                 key: value
                 for key, value in {
                     "ssl_ca_certs": tls_ca,
@@ -277,13 +313,13 @@ class Broker:
                 }.items()
                 if value is not None
             }
-        try:
-            self._pool = redis.ConnectionPool.from_url(url, **options)
-        except (ValueError, TypeError, redis.RedisError):
-            raise ConfigError(
-                f"broker URL {self.label}: cannot be parsed: write "
-                "redis://[USER:PASSWORD@]HOST:PORT/DB, rediss://… or unix:///PATH"
-            ) from None
+        if self._url.kind == "sentinel":
+            self._finder = SentinelFinder(self._url, self._make_pool, _translate)
+        elif self._url.kind == "cluster":
+            self._finder = ClusterFinder(self._url, self._ask_slots)
+        if self._finder is not None:
+            url = self._url.at(self._url.addresses[0])
+        self._pool = self._make_pool(url)
 
     @classmethod
     def from_settings(cls, settings: RedisLinkSettings, cluster_url: str | None) -> Broker:
@@ -315,6 +351,44 @@ class Broker:
         """True for fakeredis: a BLPOP there cannot be interrupted."""
         return self._in_process
 
+    @property
+    def is_cluster(self) -> bool:
+        """True for a Redis Cluster: lists of different parties may be on different servers."""
+        return self._url.kind == "cluster"
+
+    def at(self, name: bytes) -> Self:
+        """The broker for the lists in one Cluster slot, that of ``name``; for others itself."""
+        return self._for(name) if self.is_cluster else self
+
+    def address(self, name: bytes) -> Address:
+        """Host and port of the node of a Redis Cluster that has this list just now.
+
+        Raises: as `open`.
+        """
+        if self._finder is None:
+            raise UsageError(f"broker {self.label}: has one server, which is in its URL")
+        return self._finder.address(name)
+
+    def on(self, address: Address) -> Self:
+        """The broker as this one of its servers."""
+        return self._for(address)
+
+    def servers(self) -> list[Self]:
+        """Every server of the broker that is up, replicas too, as a broker of its own.
+
+        Raises: as `open`.
+        """
+        return [self] if self._finder is None else list(map(self.on, self._finder.every()))
+
+    def masters(self) -> list[Address]:
+        """Of a Redis Cluster the nodes that have keys of their own, for `on`.
+
+        Raises: as `open`.
+        """
+        if self._finder is None:
+            raise UsageError(f"broker {self.label}: has one server, which is in its URL")
+        return self._finder.masters()
+
     def blpop_slice(self, wanted: float) -> float:
         """How long one BLPOP may wait on this broker, given what the settings want (s)."""
         return min(wanted, _FAKE_SLICE) if self._in_process else wanted
@@ -325,13 +399,20 @@ class Broker:
         Raises:
             BrokerUnreachable, BrokerAuthError, BrokerRefused: as their names say.
         """
+        finder = self._finder
+        if finder is None:
+            return self._connect(self._pool, self.label, None)
+        place = self._place
+        address = place if isinstance(place, tuple) else finder.address(place)
         try:
-            connection = self._pool.make_connection()
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"broker URL {self.label}: {error}: mend the URL") from None
-        return BrokerConnection(
-            self.label, connection, in_process=self._in_process, timeout=self.timeout
-        )
+            return self._connect(
+                self._make_pool(self._url.at(address)),
+                self._url.label_at(address),
+                lambda text: finder.moved(address, text),
+            )
+        except BrokerError:
+            finder.forget()
+            raise
 
     def open_answering(self) -> BrokerConnection:
         """As `open`, and the broker has answered on it: a proxy may accept for a dead server.
@@ -347,35 +428,40 @@ class Broker:
             raise
         return connection
 
-
-def _check_url(url: str) -> str:
-    """The URL without credentials.
-
-    Raises:
-        ConfigError: unknown scheme, or no host, port or path where one belongs.
-    """
-    remedy = "write redis://[USER:PASSWORD@]HOST:PORT/DB, rediss://… or unix:///PATH"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(f"broker URL: its host or port is not valid: {remedy}") from None
-    if parts.scheme not in _SCHEMES:
-        raise ConfigError(
-            f"broker URL: unknown scheme {parts.scheme!r:.40}: {remedy}"
-            if parts.scheme
-            else f"broker URL: no scheme: {remedy}"
+    def _connect(
+        self, pool: Any, label: str, on_elsewhere: Callable[[str], None] | None
+    ) -> BrokerConnection:
+        try:
+            connection = pool.make_connection()
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"broker URL {self.label}: {error}: mend the URL") from None
+        return BrokerConnection(
+            label,
+            connection,
+            in_process=self._in_process,
+            timeout=self.timeout,
+            on_elsewhere=on_elsewhere,
         )
-    if parts.scheme == "unix":
-        if not parts.path:
-            raise ConfigError(f"broker URL: unix:// without a path: {remedy}")
-        return f"unix://{unquote(parts.path)}"
-    if not parts.hostname:
-        raise ConfigError(f"broker URL: {parts.scheme}:// without a host: {remedy}")
-    if parts.scheme == "fakeredis":
-        return f"fakeredis://{parts.hostname}"
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{port or 6379}{parts.path}"
+
+    def _for(self, place: bytes | Address) -> Self:
+        other = copy.copy(self)
+        other._place = place
+        return other
+
+    def _make_pool(self, url: str) -> Any:
+        try:
+            return redis.ConnectionPool.from_url(url, **self._options)
+        except (ValueError, TypeError, redis.RedisError):
+            raise ConfigError(f"broker URL {self.label}: cannot be parsed: {WRITE_SO}") from None
+
+    def _ask_slots(self, address: Address) -> Any:
+        with contextlib.closing(self.on(address).open()) as connection:
+            try:
+                return connection.execute(b"CLUSTER", b"SLOTS", timeout=self.timeout)
+            except BrokerRefused as error:
+                raise BrokerRefused(
+                    f"{error}: a server that is no node of a Redis Cluster has a URL redis://…"
+                ) from None
 
 
 def _fake_pool(name: str, options: dict[str, Any]) -> Any:
@@ -406,6 +492,15 @@ def translate_error_reply(label: str, text: str) -> BrokerError:
         return _auth_error(label, text)
     if text.startswith("OOM"):
         return BrokerBusy(f"broker {label}: out of memory ({text}): raise its maxmemory")
+    if text.startswith("MOVED"):
+        return BrokerRefused(
+            f"broker {label}: another node of its Redis Cluster has this list ({text}): "
+            "write redis+cluster://HOST:PORT,HOST:PORT"
+        )
+    if text.startswith(_ELSEWHERE_CODES):
+        return BrokerUnreachable(
+            f"broker {label}: is a replica now ({text}): its URL must lead to the master"
+        )
     if text.startswith(_PASSING_CODES):
         return BrokerBusy(f"broker {label}: cannot serve just now ({text}): wait, or see its log")
     return BrokerRefused(f"broker {label}: refused a command ({text}): see docs/broker.md")
@@ -416,6 +511,13 @@ def _auth_error(label: str, text: str) -> BrokerAuthError:
         f"broker {label}: user or password not accepted ({text}): "
         "check the user and password in REDISLINK_BROKER_URL"
     )
+
+
+def _translate(label: str, error: Exception, doing: str) -> BrokerError:
+    """The `BrokerError` for what redis-py raised."""
+    if isinstance(error, redis.ResponseError):
+        return translate_error_reply(label, error_text(error))
+    return _translate_failure(label, error, doing)
 
 
 def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
+from redislink.broker.url import Address
 from redislink.errors import BrokerPermissionError, BrokerRefused, FrameError, UsageError
 from redislink.protocol import keys
 from redislink.protocol.frame import Data, decode_header_untrusted
@@ -261,25 +262,32 @@ class Survey:
 
 
 class _Nodes:
-    """Connections to the servers that hold keys: one, as long as the broker is no Cluster."""
+    """Connections to the servers that hold keys: one, or that to each node of a Cluster."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._connection: BrokerConnection | None = None
+        self._connections: dict[Address | None, BrokerConnection] = {}
+        """By node of a Cluster; None is the one server of another broker."""
 
     def all(self) -> list[BrokerConnection]:
         """To each server that has keys of its own."""
-        if self._connection is None or not self._connection.usable:
-            self._connection = self._broker.open_answering()
-        return [self._connection]
+        places = self._broker.masters() if self._broker.is_cluster else [None]
+        return [self._to(place) for place in places]
 
-    def of(self, _name: bytes) -> BrokerConnection:
+    def of(self, name: bytes) -> BrokerConnection:
         """To the server that has this key."""
-        return self.all()[0]
+        return self._to(self._broker.address(name) if self._broker.is_cluster else None)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        for connection in self._connections.values():
+            connection.close()
+
+    def _to(self, place: Address | None) -> BrokerConnection:
+        connection = self._connections.get(place)
+        if connection is None or not connection.usable:
+            broker = self._broker if place is None else self._broker.on(place)
+            connection = self._connections[place] = broker.open_answering()
+        return connection
 
 
 _MAKE_ONE: Final = (

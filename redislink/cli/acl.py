@@ -90,9 +90,14 @@ def acl(
     spec = cluster_of(cluster)
     broker = None if apply is None else broker_as(apply, password_file)
     number = broker_acl.database(spec.broker or "") if database is None else database
-    users = broker_acl.party_users(spec.session, spec.party_names, number)
+    slots = any(broker_acl.is_cluster(url or "") for url in (spec.broker, apply))
+    users = broker_acl.party_users(spec.session, spec.party_names, number, cluster=slots)
     if operator is not None:
-        users.append(broker_acl.operator_user(spec.session, spec.party_names, operator, number))
+        users.append(
+            broker_acl.operator_user(
+                spec.session, spec.party_names, operator, number, cluster=slots
+            )
+        )
     names = [user.party for user in users]
     if passwords is None:
         secrets = {name: broker_acl.make_password() for name in names}

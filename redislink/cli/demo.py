@@ -156,7 +156,9 @@ def _reach(url: str) -> Broker:
 @contextlib.contextmanager
 def _users(broker: Broker, run: _Run) -> Iterator[None]:
     """Give each party a Redis user of its own, for as long as the demo runs."""
-    users = acl.party_users(run.spec.session, PARTIES, acl.database(run.url))
+    users = acl.party_users(
+        *(run.spec.session, PARTIES, acl.database(run.url)), cluster=acl.is_cluster(run.url)
+    )
     passwords = {party: acl.make_password() for party in PARTIES}
     acl.apply_users(broker, users, passwords)
     run.urls = {u.party: acl.party_url(run.url, u.name, passwords[u.party]) for u in users}

@@ -111,7 +111,7 @@ class Examination:
         self._ends_at = time.monotonic() + seconds
         self._check_ends_at = self._ends_at
         self._broker: Broker | None = None
-        self._connection: BrokerConnection | None = None
+        self._lines: dict[str, BrokerConnection] = {}
         self._info: dict[str, dict[str, str] | None] = {}
 
     # -- the broker ------------------------------------------------------------------------------
@@ -201,14 +201,17 @@ class Examination:
         """A list of the doctor's, of this examination alone."""
         return keys.doctor_list(self.case.spec.session, dst, src, self.epoch)
 
-    def connection(self, _inbox: str) -> BrokerConnection:
-        """The connection to where this party's inbox is: one server has them all.
+    def connection(self, inbox: str) -> BrokerConnection:
+        """The connection to where this party's inbox is.
 
         Raises: as `Broker.open`.
         """
-        if self._connection is None or not self._connection.usable:
-            self._connection = self.broker.open()
-        return self._connection
+        place = inbox if self.broker.is_cluster else ""
+        line = self._lines.get(place)
+        if line is None or not line.usable:
+            name = keys.party_prefix(self.case.spec.session, inbox)
+            line = self._lines[place] = self.broker.at(name).open()
+        return line
 
     def ask_all(self, asks: Sequence[Ask]) -> list[Any]:
         """The reply to each command; where the broker refused one, the error it gave.
@@ -271,9 +274,9 @@ class Examination:
         return reply[1].decode(errors="replace")
 
     def close(self) -> None:
-        """Close the connection; never raises."""
-        if self._connection is not None:
-            self._connection.close()
+        """Close all connections; never raises."""
+        for line in self._lines.values():
+            line.close()
 
 
 def loopback(sockaddr: tuple[Any, ...]) -> bool:

@@ -12,6 +12,7 @@ from redislink import BrokerAuthError, BrokerPermissionError, ConfigError, Party
 from redislink.broker import Broker, EmbeddedBroker, acl, claim
 from redislink.protocol import keys
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
+from tests.support.groups import ClusterGroup
 
 NAMES = ("alice", "bob", "carol")
 EPOCH = "0123456789abcdef"
@@ -492,14 +493,22 @@ def test_a_url_with_other_credentials(url, expected):
 
 @pytest.mark.parametrize(
     ("url", "expected"),
-    [("", 0), ("redis://h", 0), ("redis://h/", 0), ("redis://h/7", 7), ("unix:///7", 0)],
+    [
+        ("", 0),
+        ("redis://h", 0),
+        ("redis://h/", 0),
+        ("redis://h/7", 7),
+        ("unix:///7", 0),
+        ("redis+sentinel://h,i/n/3", 3),
+        ("redis+cluster://h", 0),
+    ],
 )
 def test_the_database_of_a_url(url, expected):
     assert acl.database(url) == expected
 
 
 def test_the_database_of_what_is_no_url():
-    with pytest.raises(ConfigError, match="write redis://HOST:PORT/DB"):
+    with pytest.raises(ConfigError, match="not valid: write redis://"):
         acl.database("redis://[::1")
 
 
@@ -530,3 +539,41 @@ def test_passwords_are_not_guessable():
         "#30c952fab122c3f9759f02a6d95c3758b246b4fee239957b2d4fee46e26170c4"
     )
     assert secrets.token_urlsafe(32).isascii()
+
+
+def test_who_finds_nodes_may_ask_for_them_and_no_others():
+    rules = {
+        cluster: acl.party_users("s", NAMES, cluster=cluster)[0].rules for cluster in (True, False)
+    }
+    assert set(rules[True]) - set(rules[False]) == {"+cluster|slots"}
+
+
+@pytest.mark.slow
+def test_a_session_on_a_cluster_needs_no_more_and_no_less():
+    with ClusterGroup() as group:
+        session = group.spread_session(NAMES)
+        users = acl.party_users(session, NAMES, cluster=True)
+        passwords = {name: acl.make_password() for name in NAMES}
+        admin = Broker(group.url, timeout=5)
+        acl.apply_users(admin, users, passwords)
+        urls = {u.party: acl.party_url(group.url, u.name, passwords[u.party]) for u in users}
+        alice, bob, carol = run_parties(
+            *(
+                lambda name=name: connect_as(
+                    make_cluster(urls[name], session=session), name, quick_settings()
+                )
+                for name in NAMES
+            )
+        )
+        alice.send("carol", "t", b"1")
+        bob.send("carol", "t", b"2")
+        assert [carol.recv("alice", "t"), carol.recv("bob", "t")] == [b"1", b"2"]
+        run_parties(alice.close, bob.close, carol.close)
+        broker = Broker(urls["alice"], timeout=5)
+        name = data("bob", "carol", session)
+        connection = broker.at(name).open()
+        with pytest.raises(BrokerPermissionError):
+            connection.execute(b"RPUSH", name, b"x", timeout=5)
+        acl.apply_users(admin, acl.party_users(session, NAMES), passwords)
+        with pytest.raises(BrokerPermissionError, match="cluster\\|slots"):
+            Broker(urls["alice"], timeout=5).open()

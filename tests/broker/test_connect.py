@@ -14,6 +14,7 @@ from redislink import (
 )
 from redislink.broker import Broker, EmbeddedBroker, Inbox, Outbox
 from redislink.broker.inbox import Interrupted
+from redislink.broker.url import parse_url
 from redislink.errors import EndpointClosed
 
 
@@ -29,6 +30,15 @@ from redislink.errors import EndpointClosed
         ("redis://[::1", "host or port is not valid"),
         ("unix://", "without a path"),
         ("redis://host?socket_timeout=soon", "cannot be parsed"),
+        ("redis+sentinel://", "without a host"),
+        ("redis+sentinel://host:1,host:2", "without the name"),
+        ("redis+sentinel://host:1,host:port/name", "host or port is not valid"),
+        ("redis+sentinel://host:1,:2/name", "host or port is not valid"),
+        ("redis+sentinel://host/name/one", "database that is no number"),
+        ("redis+cluster://:s3cret@", "without a host"),
+        ("redis+cluster://host:99999,host", "host or port is not valid"),
+        ("redis+cluster://host/1", "has database 0 alone"),
+        ("redis+cluster://host?socket_timeout=soon", "cannot be parsed"),
     ],
 )
 def test_urls_that_cannot_be_used(url, message):
@@ -46,10 +56,28 @@ def test_urls_that_cannot_be_used(url, message):
         ("redis://[::1]:7", "redis://[::1]:7"),
         ("unix://user:s3cret@/run/redis.sock?db=1", "unix:///run/redis.sock"),
         ("fakeredis://name", "fakeredis://name"),
+        (
+            "redis+sentinel://user:s3cret@a:1,b/name/2?sentinel_password=s3cret",
+            "redis+sentinel://a:1,b:26379/name/2",
+        ),
+        ("rediss+sentinel://:s3,cret@[::1]:7,b/name", "rediss+sentinel://[::1]:7,b:26379/name"),
+        ("REDIS+cluster://:s3cret@a,b:2/0", "redis+cluster://a:6379,b:2/0"),
+        ("rediss+cluster://user:s3cret@[::1]:7", "rediss+cluster://[::1]:7"),
     ],
 )
 def test_the_label_holds_no_secret(url, label):
     assert Broker(url).label == label
+
+
+def test_the_servers_of_a_broker_have_its_credentials_and_its_sentinels_their_own():
+    url = parse_url("rediss+sentinel://u:p%40@a:1,b/name/2?sentinel_password=q&ssl_cert_reqs=none")
+    assert url.addresses == (("a", 1), ("b", 26379))
+    assert (url.master, url.database, url.tls) == ("name", 2, True)
+    assert url.at(("h", 7)) == "rediss://u:p%40@h:7/2?ssl_cert_reqs=none"
+    assert url.sentinel_at(("a", 1)) == "rediss://a:1?password=q&ssl_cert_reqs=none"
+    assert url.label_at(("h", 7)) == "rediss://h:7 (master of rediss+sentinel://a:1,b:26379/name/2)"
+    assert "p%40" not in repr(url)
+    assert "password" not in repr(url)
 
 
 def test_nobody_there():

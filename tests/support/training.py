@@ -24,6 +24,7 @@ from redislink.cli.parties import PartyProcess
 from redislink.errors import BrokerUnreachable
 from redislink.testing import Proxy
 from redislink.trial import write_trial
+from tests.support.groups import ClusterGroup, SentinelGroup, slot_of
 from tests.support.ledger import Comparison, compare
 from tests.support.servers import Admin, restart_empty
 
@@ -106,6 +107,7 @@ def train(
     steps: int,
     injectors: Sequence[Injector] = (),
     settings: dict[str, str] | None = None,
+    session: str | None = None,
     timeout: float = 120.0,
 ) -> Outcome:
     """Run the three parties to their end, with the injectors at work all the while.
@@ -116,9 +118,11 @@ def train(
         steps: of training.
         injectors: see `Injector`.
         settings: further ``REDISLINK_*``, by name in capitals.
+        session: its name; None makes one.
         timeout: seconds; parties that run on are ended, and their exit code is None.
     """
-    cluster = yaml.safe_load(CLUSTER.read_text()) | {"session": f"chaos-{secrets.token_hex(4)}"}
+    session = session or f"chaos-{secrets.token_hex(4)}"
+    cluster = yaml.safe_load(CLUSTER.read_text()) | {"session": session}
     path = directory / "cluster.yaml"
     key_files = {name: directory / f"{name}.key" for name in PARTIES}
     write_trial(cluster, path, key_files, "of one test")
@@ -290,6 +294,59 @@ def broken_lines(
                 connection.stall()
             else:
                 connection.delay = 0.005
+
+    return inject
+
+
+def failovers(group: SentinelGroup, at_steps: Sequence[int]) -> Injector:
+    """Kill the master, as soon as any party has done each of these steps."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        for step in at_steps:
+            if progress.wait_for(step):
+                group.fail_over()
+                counts["master killed, replica promoted"] += 1
+
+    return inject
+
+
+def slot_moves(group: ClusterGroup, session: str, every: float) -> Injector:
+    """Move the slot of one party's inbox after the other to the next master, each so often (s)."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        turn = 0
+        while not progress.over.wait(every):
+            slot = slot_of(session, PARTIES[turn % len(PARTIES)])
+            turn += 1
+            with group.changing:
+                nodes = group.masters
+                target = nodes[(nodes.index(group.node_of(slot)) + 1) % len(nodes)]
+                counts["lists moved with it"] += group.move_slot(slot, target)
+            counts["slot moved"] += 1
+
+    return inject
+
+
+def node_restarts(group: ClusterGroup, at_steps: Sequence[int]) -> Injector:
+    """Kill one master after the other and start it empty, as soon as a party has done a step."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        for turn, step in enumerate(at_steps):
+            if progress.wait_for(step):
+                with group.changing:
+                    group.restart_empty(group.masters[turn % len(group.masters)])
+                counts["node killed and started empty"] += 1
+
+    return inject
+
+
+def node_lost(group: ClusterGroup, at_step: int) -> Injector:
+    """Kill a master for good: its replica takes over."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        if progress.wait_for(at_step):
+            group.lose(next(iter(group.replicas)))
+            counts["node lost, replica promoted"] += 1
 
     return inject
 

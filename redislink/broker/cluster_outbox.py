@@ -1,0 +1,189 @@
+"""`ClusterOutbox`: one `Outbox` for each node of a Redis Cluster that lists go to.
+
+Rules:
+- It is used as an `Outbox` is, and is as good as its worst connection: it has an error as long as
+  one of them has. `reconnect` finds out anew where every inbox is, and mends what is broken.
+- Which `Outbox` an inbox has is changed in one assignment, so pushes take no lock here. A push
+  that meets an `Outbox` that was just given up is dropped, as one on a broken connection is:
+  whoever reconnects has everything sent again that the peers have not acknowledged.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from redislink.broker.connect import Broker
+from redislink.broker.outbox import Outbox
+from redislink.broker.url import Address
+from redislink.broker.wire import Buffer
+from redislink.errors import BrokerError, BrokerUnreachable, EndpointClosed
+
+
+class ClusterOutbox:
+    """All that one party sends, on one connection for each node."""
+
+    def __init__(self, broker: Broker, ttl: int, inboxes: Iterable[bytes]) -> None:
+        """Args: seconds that a list lives after the last push; name of one list of each inbox."""
+        self._broker = broker
+        self._ttl = ttl
+        self._inboxes = {_hash_tag(name): name for name in inboxes}
+        self._reconnecting = threading.Lock()
+        self._nodes: dict[Address, Outbox] = {}
+        self._of_inbox: dict[bytes, Outbox] = {}
+        self._answered: list[tuple[object, bool]] = []
+        """By nodes that were given up."""
+        self._unconnected: BrokerError | None = BrokerUnreachable(
+            f"broker {broker.label}: the outbox has not connected yet"
+        )
+        self._closed = False
+
+    @property
+    def error(self) -> BrokerError | None:
+        """Why there is no connection to one of the nodes; None while there are all."""
+        found = self._unconnected
+        for outbox in self._nodes.values():
+            error = outbox.error
+            if error is not None and (found is None or not error.passes):
+                found = error
+        return found
+
+    @property
+    def has_unread(self) -> bool:
+        """True while a node owes replies."""
+        return any(outbox.has_unread for outbox in tuple(self._nodes.values()))
+
+    @property
+    def is_behind(self) -> bool:
+        """True while writes wait for one of the nodes."""
+        return any(outbox.is_behind for outbox in tuple(self._nodes.values()))
+
+    @property
+    def moved_at(self) -> float:
+        """The latest of the nodes' `Outbox.moved_at`."""
+        return max((outbox.moved_at for outbox in tuple(self._nodes.values())), default=0.0)
+
+    def push(
+        self,
+        name: bytes,
+        element: tuple[bytes, Buffer],
+        token: object = None,
+        *,
+        clear: bool = False,
+        ttl: int | None = None,
+        urgent: bool = False,
+    ) -> None:
+        """As `Outbox.push`."""
+        outbox = self._of_inbox.get(_hash_tag(name))
+        if outbox is None:  # not connected yet
+            self._check_open()
+            return
+        try:
+            outbox.push(name, element, token, clear=clear, ttl=ttl, urgent=urgent)
+        except EndpointClosed:  # given up just now
+            self._check_open()
+
+    def push_later(
+        self,
+        name: bytes,
+        encode: Callable[[], tuple[bytes, Buffer]],
+        token: object = None,
+        *,
+        clear: bool = False,
+    ) -> None:
+        """As `Outbox.push_later`."""
+        outbox = self._of_inbox.get(_hash_tag(name))
+        if outbox is None:
+            self._check_open()
+            return
+        try:
+            outbox.push_later(name, encode, token, clear=clear)
+        except EndpointClosed:
+            self._check_open()
+
+    def delete(self, *names: bytes) -> None:
+        """As `Outbox.delete`; the lists may be in several inboxes."""
+        by_inbox: dict[bytes, list[bytes]] = defaultdict(list)
+        for name in names:
+            by_inbox[_hash_tag(name)].append(name)
+        for inbox, lists in by_inbox.items():
+            outbox = self._of_inbox.get(inbox)
+            if outbox is None:
+                self._check_open()
+                continue
+            try:
+                outbox.delete(*lists)
+            except EndpointClosed:
+                self._check_open()
+
+    def collect(self) -> list[tuple[object, bool]]:
+        """As `Outbox.collect`."""
+        answered, self._answered = self._answered, []
+        for outbox in tuple(self._nodes.values()):
+            answered += outbox.collect()
+        return answered
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """As `Outbox.flush`, of all nodes: False if the connection to one of them broke."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        whole = self._unconnected is None
+        for outbox in tuple(self._nodes.values()):
+            left = None if deadline is None else max(0.001, deadline - time.monotonic())
+            whole = outbox.flush(left) and whole
+        return whole
+
+    def reconnect(self) -> None:
+        """Find out where the inboxes are, and open the connections that are missing or broken.
+
+        Raises:
+            BrokerError: not all, just now.
+        """
+        with self._reconnecting:
+            addresses = {tag: self._broker.address(name) for tag, name in self._inboxes.items()}
+            old, nodes = self._nodes, {}
+            try:
+                for address in dict.fromkeys(addresses.values()):
+                    outbox = old.get(address) or Outbox(self._broker.on(address), self._ttl)
+                    nodes[address] = outbox
+                    if outbox.error is not None:
+                        outbox.reconnect()
+            except BaseException:
+                for address in nodes.keys() - old.keys():
+                    nodes[address].close()
+                raise
+            self._nodes = nodes
+            self._of_inbox = {tag: nodes[address] for tag, address in addresses.items()}
+            self._unconnected = None
+            for address in old.keys() - nodes.keys():
+                self._answered += old[address].collect()
+                old[address].close()
+            if self._closed:
+                self._close_all()
+
+    def close(self) -> None:
+        """Close the connections; later writes raise EndpointClosed."""
+        self._closed = True
+        self._close_all()
+
+    def _close_all(self) -> None:
+        for outbox in tuple(self._nodes.values()):
+            outbox.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EndpointClosed("the endpoint is closed: open one with redislink.connect()")
+
+
+AnyOutbox = Outbox | ClusterOutbox
+
+
+def make_outbox(broker: Broker, ttl: int, inboxes: Iterable[bytes]) -> AnyOutbox:
+    """What fits the broker; see `Outbox` and `ClusterOutbox`."""
+    return ClusterOutbox(broker, ttl, inboxes) if broker.is_cluster else Outbox(broker, ttl)
+
+
+def _hash_tag(name: bytes) -> bytes:
+    """What stands between the braces: session and owner of the inbox."""
+    return name[name.index(b"{") + 1 : name.index(b"}")]

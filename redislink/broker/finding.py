@@ -1,0 +1,286 @@
+"""Where a broker of several servers has its lists just now: sentinels, or a Cluster's slot map.
+
+Rules:
+- What was told is used for a second at most, and never after a failure: `forget` is called for
+  each connection that could not be opened, or whose server said that it is not the one.
+- One thread asks at a time; the others take its answer, or its error.
+- What the servers say is untrusted: a reply of another shape is a `BrokerRefused`.
+
+redis-py's `NodesManager` is not used for the slot map: it makes one exception of a wrong password
+and of a node out of reach, and forgets the nodes that the URL names.
+"""
+
+from __future__ import annotations
+
+import abc
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Generic, TypeVar
+
+import redis
+from redis.crc import key_slot
+from redis.sentinel import Sentinel
+
+from redislink.broker.url import Address, BrokerUrl
+from redislink.errors import BrokerBusy, BrokerError, BrokerRefused, BrokerUnreachable
+
+_GOOD_FOR: Final = 1.0
+"""Seconds for which an answer is used: connections are opened several at a time."""
+_SLOTS: Final = 16384
+_Answer = TypeVar("_Answer")
+
+
+class Finder(abc.ABC, Generic[_Answer]):
+    """Says which server has a list. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._asking = threading.Lock()
+        self._answer: _Answer | None = None
+        self._asked_at = float("-inf")
+        self._stale = False
+        self._failed: tuple[float, BrokerError] | None = None
+
+    @abc.abstractmethod
+    def address(self, name: bytes | None, /) -> Address:
+        """Of the server that has the list of this name; None for any list.
+
+        Raises:
+            BrokerError: nobody says so just now.
+        """
+
+    @abc.abstractmethod
+    def every(self) -> list[Address]:
+        """All servers of the broker that are up, replicas too.
+
+        Raises: as `address`.
+        """
+
+    def masters(self) -> list[Address]:
+        """The servers that have keys of their own: of a Cluster each node but the replicas.
+
+        Raises: as `address`.
+        """
+        return [self.address(None)]
+
+    def forget(self) -> None:
+        """A connection failed: ask anew."""
+        self._stale = True
+
+    @abc.abstractmethod
+    def moved(self, told_by: Address, error_reply: str, /) -> None:
+        """A server said that it does not have the list that it was asked for, or is a replica."""
+
+    @abc.abstractmethod
+    def _ask(self) -> _Answer: ...
+
+    def _current(self) -> _Answer:
+        came = time.monotonic()
+        with self._asking:
+            if self._failed is not None and self._failed[0] >= came:
+                raise self._failed[1].with_traceback(None)
+            if self._answer is None or self._stale or self._asked_at < came - _GOOD_FOR:
+                self._stale = False
+                asked_at = time.monotonic()
+                try:
+                    self._answer = self._ask()
+                except BrokerError as error:
+                    self._answer, self._failed = None, (asked_at, error)
+                    raise
+                self._asked_at = asked_at
+            return self._answer
+
+
+class SentinelFinder(Finder[Address]):
+    """The master, as the first sentinel has it that knows one that is up."""
+
+    def __init__(
+        self,
+        url: BrokerUrl,
+        make_pool: Callable[[str], redis.ConnectionPool],
+        translate: Callable[[str, Exception, str], BrokerError],
+    ) -> None:
+        """Args: the broker's; makes a pool of a URL; makes ours of one of redis-py's errors."""
+        super().__init__()
+        self._url = url
+        self._translate = translate
+        self._behind = False
+        self._library: Any = Sentinel([])  # type: ignore[no-untyped-call]
+        self._library.sentinels = [
+            redis.Redis(connection_pool=make_pool(url.sentinel_at(address)))
+            for address in url.addresses
+        ]
+
+    def address(self, _: bytes | None) -> Address:
+        return self._current()
+
+    def every(self) -> list[Address]:
+        master = self._current()
+        with self._asking:
+            replicas = self._library.discover_slaves(self._url.master)
+            self._disconnect()
+        return [master, *((str(host), int(port)) for host, port in replicas)]
+
+    def moved(self, _: Address, __: str) -> None:
+        self._behind = True
+        self.forget()
+
+    def _ask(self) -> Address:
+        failure: BrokerError | None = None
+        answered = False
+        sentinels = self._library.sentinels
+        if self._behind:  # the one that named the last master: ask another one first
+            self._behind = False
+            sentinels.append(sentinels.pop(0))
+        try:
+            for place, sentinel in enumerate(sentinels):
+                try:
+                    state = sentinel.sentinel_masters().get(self._url.master)
+                except (redis.RedisError, OSError, ValueError, TypeError, AttributeError) as error:
+                    failed = self._translate(f"{self._url.label} (a sentinel)", error, "asking")
+                    if failure is None or failed.passes:
+                        failure = failed
+                    continue
+                answered = True
+                if state and self._library.check_master_state(state, self._url.master):
+                    sentinels.insert(0, sentinels.pop(place))
+                    return str(state["ip"]), int(state["port"])
+        finally:
+            self._disconnect()
+        if failure is not None and not answered:
+            raise failure
+        raise BrokerUnreachable(
+            f"broker {self._url.label}: the sentinels have no master named "
+            f"{self._url.master!r:.80} that is up: wait for a failover to end, or check the name"
+        )
+
+    def _disconnect(self) -> None:
+        for sentinel in self._library.sentinels:
+            sentinel.connection_pool.disconnect()
+
+
+class _SlotMap:
+    """Who serves which slots: master first, then its replicas."""
+
+    def __init__(self, ranges: Iterable[tuple[int, int, list[Address]]]) -> None:
+        self._ranges = list(ranges)
+        self._moved: dict[int, Address] = {}
+
+    def master(self, slot: int | None) -> Address | None:
+        """Of the slot; None takes any slot."""
+        if slot in self._moved:
+            return self._moved[slot]
+        for first, last, servers in self._ranges:
+            if slot is None or first <= slot <= last:
+                return servers[0]
+        return None
+
+    def move(self, moved: dict[int, Address]) -> None:
+        """Somebody knows better of some slots."""
+        self._moved.update(moved)
+
+    def masters(self) -> list[Address]:
+        """All that serve slots, each once."""
+        first = [servers[0] for _, _, servers in self._ranges]
+        return list(dict.fromkeys([*first, *self._moved.values()]))
+
+    def servers(self) -> list[Address]:
+        """All, each once."""
+        every = [server for _, _, servers in self._ranges for server in servers]
+        return list(dict.fromkeys([*every, *self._moved.values()]))
+
+
+class ClusterFinder(Finder[_SlotMap]):
+    """The node that serves a list's slot."""
+
+    def __init__(self, url: BrokerUrl, ask: Callable[[Address], Any]) -> None:
+        """Args: the broker's; the reply of a node to CLUSTER SLOTS."""
+        super().__init__()
+        self._url = url
+        self._ask_node = ask
+        self._known: list[Address] = []
+        """In the order in which they are asked."""
+        self._told: dict[int, Address] = {}
+        """By slot, what MOVED said since the map was read: other nodes may not know it yet."""
+
+    def address(self, name: bytes | None) -> Address:
+        slot = None if name is None else key_slot(name)
+        address = self._current().master(slot)
+        if address is None:
+            self.forget()
+            raise BrokerBusy(
+                f"broker {self._url.label}: no node serves slot {slot}: "
+                "wait for a failover to end, or see CLUSTER INFO"
+            )
+        return address
+
+    def every(self) -> list[Address]:
+        return self._current().servers()
+
+    def masters(self) -> list[Address]:
+        return self._current().masters()
+
+    def moved(self, told_by: Address, error_reply: str) -> None:
+        self._told.update(_moved_untrusted(error_reply, told_by[0]))
+        self.forget()
+
+    def _ask(self) -> _SlotMap:
+        failure: BrokerError | None = None
+        for address in dict.fromkeys([*self._known, *self._url.addresses]):
+            try:
+                reply = self._ask_node(address)
+            except BrokerError as error:
+                if failure is None or failure.passes:
+                    failure = error
+                continue
+            try:
+                slot_map = _SlotMap(_slots_untrusted(reply, address[0]))
+            except (ValueError, TypeError, IndexError):
+                raise BrokerRefused(
+                    f"broker {self._url.label_at(address)}: answered CLUSTER SLOTS with something "
+                    "else than slots: check that it is a node of a Redis Cluster"
+                ) from None
+            told, self._told = self._told, {}
+            slot_map.move(told)
+            others = [server for server in slot_map.servers() if server != address]
+            self._known = [address, *others]
+            return slot_map
+        if failure is not None:
+            raise failure
+        raise BrokerUnreachable(f"broker {self._url.label}: no node to ask: add one to the URL")
+
+
+def _slots_untrusted(reply: Any, asked_host: str) -> Iterator[tuple[int, int, list[Address]]]:
+    """The ranges in a reply to CLUSTER SLOTS; ValueError, TypeError, IndexError if it is none."""
+    if not isinstance(reply, list):
+        raise TypeError
+    for first, last, *servers in reply:
+        if not 0 <= first <= last < _SLOTS or not servers:
+            raise ValueError
+        yield first, last, [_server_untrusted(server, asked_host) for server in servers]
+
+
+def _server_untrusted(server: Any, asked_host: str) -> Address:
+    host, port = server[0], server[1]
+    # Where a node knows no host of its own, it is the one under which it was asked.
+    if not isinstance(host, bytes | None):
+        raise TypeError
+    return (host or b"").decode() or asked_host, _port(port)
+
+
+def _moved_untrusted(text: str, asked_host: str) -> dict[int, Address]:
+    """Slot and address of ``MOVED slot host:port``; empty if it is something else."""
+    try:
+        verb, slot, place = text.split()[:3]
+        host, _, port = place.rpartition(":")
+        if verb != "MOVED" or not 0 <= int(slot) < _SLOTS:
+            return {}
+        return {int(slot): (host.strip("[]") or asked_host, _port(int(port)))}
+    except ValueError:
+        return {}
+
+
+def _port(number: int) -> int:
+    if not 0 < number < 1 << 16:
+        raise ValueError(number)
+    return number
