@@ -53,7 +53,7 @@ from redislink.logs import PartyLogger
 from redislink.observers import Observers
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
-from redislink.protocol.frame import BytesLike, Encoding, Frame, Whole
+from redislink.protocol.frame import BytesLike, Encoding, Frame
 from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.seal import Codec, StaleError
 from redislink.protocol.states import State
@@ -291,13 +291,16 @@ class Endpoint:
             data = bytes(data)
         name = peer.out_prefix + keys.encode_tag(tag)  # checks the tag too
         delivery = peer.delivery
-        with self._lock:
+        self._lock.acquire()  # `with` costs twice as much, here where every message passes
+        try:
             if self._closing or self._failure is not None:
                 self._check_usable()
             chunk = delivery.send_at_once(tag, data, encoding)
             if chunk is None:
                 number = delivery.send(tag, data, time.monotonic(), encoding)
                 pushes = delivery.pushes()
+        finally:
+            self._lock.release()
         if chunk is None:
             self._push(peer, pushes)
             return number
@@ -395,10 +398,17 @@ class Endpoint:
                                 opened = peer.codec.decode_untrusted(name, element)
                         except FrameError as error:
                             self._not_opened_by(peer, error)
-                with self._lock:
+                self._lock.acquire()  # as in `post`
+                try:
                     now = time.monotonic()
                     if whole is not None:
-                        message = self._take_whole(peer, tag, whole, now)
+                        try:
+                            message = delivery.receive_whole(tag, whole, now)
+                        except FrameError as error:
+                            self._not_a_frame_of(peer, error)
+                            message = delivery.take(tag)
+                        if self._sleepers:
+                            self._changed.notify_all()
                     elif opened is not None:
                         message = self._take_data(peer, tag, opened, now, take=True)
                         if message is None and not self._broker.in_process:
@@ -418,6 +428,8 @@ class Endpoint:
                     elif tag in delivery.kept and delivery.peek(tag) is not None:
                         self._wake_another(peer, tag, wait)
                     pushes = delivery.pushes() if delivery.unpushed else None
+                finally:
+                    self._lock.release()
                 if pushes:
                     self._push(peer, pushes)
                 left = started + limit - now
@@ -834,19 +846,6 @@ class Endpoint:
             self._changed.notify_all()
         return message
 
-    def _take_whole(
-        self, peer: _Peer, tag: str, whole: Whole, now: float
-    ) -> tuple[bytes, Encoding] | None:
-        """As `_take_data`, of a message that the codec knew for a whole one, and ``take``."""
-        try:
-            message = peer.delivery.receive_whole(tag, whole, now)
-        except FrameError as error:
-            self._not_a_frame_of(peer, error)
-            return peer.delivery.take(tag)
-        if self._sleepers:
-            self._changed.notify_all()
-        return message
-
     def _wake_another(self, peer: _Peer, tag: str, mine: Wait) -> None:
         """One more message of this tag is here: let another receive that waits for it look."""
         for wait in self._inbox.waits():
@@ -1052,8 +1051,8 @@ class Endpoint:
             return False
         now = time.monotonic()
         with self._lock:
-            for token, taken in answered:
-                delivery, push = cast("tuple[Delivery, Push]", token)
+            for token, taken in cast("list[tuple[tuple[Delivery, Push], bool]]", answered):
+                delivery, push = token
                 if taken:
                     delivery.confirm(push, now)
                 else:

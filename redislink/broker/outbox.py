@@ -256,7 +256,8 @@ class Outbox:
         self, pieces: Sequence[Buffer], replies: int, token: object, name: bytes | None
     ) -> None:
         """Args: of which list it is; None is urgent."""
-        with self._lock:
+        self._lock.acquire()  # `with` costs twice as much, here where every message passes
+        try:
             connection = self._connection
             if connection is None:
                 self._check_open()
@@ -280,6 +281,8 @@ class Outbox:
                     self._read_ready(connection)
             except BrokerError as error:
                 self._break(error)
+        finally:
+            self._lock.release()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -166,16 +166,20 @@ def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, clear: bo
     Owes two replies, or three. Returns few pieces, so that a large part is not copied.
     """
     head, body = element
-    key = b"$%d\r\n%b\r\n" % (len(name), name)
+    key = _length_line(len(name)) + name + _CRLF
     size = len(head) + len(body)
     ttl = _pack_int(ttl_ms)
     if size < LARGE and not clear:  # nearly always
-        line = b"$%d\r\n" % size
-        return [b"".join((_RPUSH, key, line, head, body, _PEXPIRE, key, ttl))]
+        return [b"".join((_RPUSH, key, _length_line(size), head, body, _PEXPIRE, key, ttl))]
     cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
     first = b"%b%b%b$%d\r\n%b" % (cleared, _RPUSH, key, size, head)
     last = b"%b%b%b" % (_PEXPIRE, key, ttl)
     return [b"".join((first, body, last))] if size < LARGE else [first, body, last]
+
+
+@functools.lru_cache(maxsize=1024)
+def _length_line(size: int) -> bytes:
+    return b"$%d\r\n" % size
 
 
 @functools.lru_cache(maxsize=16)
@@ -292,7 +296,7 @@ class SocketWire:
         return self._parse()
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
-        key = b"$%d\r\n%b\r\n$" % (len(name), name)
+        key = _key_of_popped(name)
         if seconds != self._popped_for:
             text = b"%.3f" % seconds
             self._packed_seconds = b"%d\r\n%b\r\n" % (len(text), text)
@@ -301,7 +305,7 @@ class SocketWire:
         return self._read_popped(name, key, timeout)
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
-        return self._read_popped(name, b"$%d\r\n%b\r\n$" % (len(name), name), timeout)
+        return self._read_popped(name, _key_of_popped(name), timeout)
 
     def _read_popped(self, name: bytes, key: bytes, timeout: float) -> Reply:
         if timeout != self._timeout:
@@ -457,6 +461,11 @@ class SocketWire:
         if not count:
             raise _ended()
         return count
+
+
+def _key_of_popped(name: bytes) -> bytes:
+    """A list's name, and the beginning of what follows it both in BLPOP and in its reply."""
+    return _length_line(len(name)) + name + b"\r\n$"
 
 
 def _timed_out() -> TimeoutError:

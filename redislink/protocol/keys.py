@@ -3,9 +3,9 @@
 Rules:
 - The hash tag ``{session:dst}`` keeps one party's whole inbox in one Cluster slot (so that a
   BLPOP over several lists is legal) and spreads the parties over the nodes.
-- No encoded part holds any of ``: { } * ? [ ] \\`` or ``!``. An ACL glob (where ``*`` does match
-  ``:`` and ``}``) can therefore not be tricked by a tag, and no two
-  (session, src, dst, epoch, tag) share a list.
+- No encoded part holds any of ``{ } * ? [ ] \\`` or ``!``, and only the tag, which comes last,
+  holds ``:``. So no two (session, src, dst, epoch, tag) share a list; and an ACL glob (where ``*``
+  does match ``:`` and ``}``) cannot be tricked by a tag, as it has its ``*`` where a tag may be.
 - Lists that belong to the transport itself have a tag that begins with ``!``, which no
   application tag encodes to.
 """
@@ -33,8 +33,8 @@ MAX_TAG_BYTES: Final = 512
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
-_ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/-]|%[0-9A-F]{2})*", re.ASCII)
-_SAFE: Final = ">,/"
+_ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.ASCII)
+_SAFE: Final = ">,/:"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
 _CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG})
 
@@ -66,9 +66,8 @@ def encode_tag(tag: str) -> bytes:
         raise UsageError("a tag must be valid Unicode: it holds a lone surrogate") from None
     if not 1 <= len(raw) <= MAX_TAG_BYTES:
         raise UsageError(f"a tag must have 1 to {MAX_TAG_BYTES} bytes, this one has {len(raw)}")
-    # yacl's tags, of which each message has a new one, need no more than this.
-    if not raw.translate(None, _PLAIN):
-        return raw.replace(b":", b"%3A")
+    if not raw.translate(None, _PLAIN):  # nothing is left but the safe: so are all of yacl's
+        return raw
     return quote(raw, safe=_SAFE).encode()
 
 
@@ -153,7 +152,7 @@ def parse_list_untrusted(name: bytes) -> tuple[str, str, str, str, str]:
         text = name.decode("ascii")
     except UnicodeDecodeError:
         raise FrameError("a list name is not ASCII") from None
-    match = re.fullmatch(r"rl:\{([^:{}]*):([^:{}]*)\}:([^:{}]*):([^:{}]*):([^:{}]*)", text)
+    match = re.fullmatch(r"rl:\{([^:{}]*):([^:{}]*)\}:([^:{}]*):([^:{}]*):([^{}]*)", text)
     if match is None:
         raise FrameError("a list name does not have the form rl:{session:dst}:src:epoch:tag")
     session, dst, src, epoch, encoded = match.groups()

@@ -93,7 +93,7 @@ def forbidden(me):
         f"rl:{{{SESSION}:*}}:{me}:{EPOCH}:t".encode(),
         f"xrl:{{{SESSION}:{peer}}}:{me}:{EPOCH}:t".encode(),
         f"RL:{{{SESSION}:{peer}}}:{me}:{EPOCH}:t".encode(),
-        f"rl:{{{SESSION}:{peer}}}:{third}:{EPOCH}:%3A{me}:t".encode(),
+        f"rl:{{{SESSION}:{peer}}}:{third}:{EPOCH}::{me}:t".encode(),
         f"rl:{{{SESSION}:{peer}}}:{third}:{EPOCH}:\n{me}:t".encode(),
         b"something else",
         b"",

@@ -28,7 +28,7 @@ def test_no_two_paths_share_a_list(one, other):
 @given(tags)
 def test_an_encoded_tag_holds_nothing_that_a_glob_or_a_name_gives_a_meaning(tag):
     encoded = keys.encode_tag(tag).decode()
-    assert not re.search(r"[:{}*?\[\]\\!^\s]", encoded)
+    assert not re.search(r"[{}*?\[\]\\!^\s]", encoded)
     assert keys.decode_tag_untrusted(encoded) == tag
 
 
@@ -57,11 +57,11 @@ def test_any_bytes_parse_or_give_the_one_error(name):
 
 @pytest.mark.parametrize("tag", ["root:P2P-7:0->1", "root:3:ALLGATHER", "root-1:P2P-2:1->0"])
 def test_yacl_keys_stay_readable(tag):
-    assert keys.encode_tag(tag) == tag.replace(":", "%3A").encode()
+    assert keys.encode_tag(tag) == tag.encode()
 
 
 @pytest.mark.parametrize(
-    "encoded", ["%3a", "%41", "%", "%zz", "a:b", "!hello", "a*", "%FF", "", "\n", "a\n"]
+    "encoded", ["%3a", "%41", "%", "%zz", "%3A", "!hello", "a*", "%FF", "", "\n", "a\n"]
 )
 def test_encodings_that_are_not_ours_are_refused(encoded):
     with pytest.raises(FrameError):
