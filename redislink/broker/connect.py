@@ -179,7 +179,7 @@ class BrokerConnection:
             self.close()
             raise
         if type(reply) is ErrorReply:
-            raise translate_error_reply(self._label, reply.text)
+            raise self._refused(reply.text)
         return reply
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
