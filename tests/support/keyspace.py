@@ -28,7 +28,7 @@ def add_foreign_keys(url: str, session: str, inbox: str) -> list[bytes]:
         *(base, f"{base}:", f"{base}:{inbox}", f"{base}:{inbox}}}", f"{base}:{inbox}}}:"),
         *(f"{base}:{inbox}}}:alice", f"{base}:{inbox}}}:alice:0", f"{base}:{inbox}}}:alice:1:t"),
         *(f"x{base}:{inbox}}}:alice:0:t", f"RL:{{{session}:{inbox}}}:alice:0:t", f" {base}:a"),
-        *(f"{base}:{inbox}}}:alice:0:t:u", f"{base}:{inbox}}}:alice:0:!other", f"{base}}}:a:b:0:t"),
+        *(f"{base}:{inbox}}}:alice:0:t[u", f"{base}:{inbox}}}:alice:0:!other", f"{base}}}:a:b:0:t"),
         f"rl:{{x{session}:bob}}:alice:0:t",
         f"{base}:{inbox}}}:alice:0:%3a",
     ]
