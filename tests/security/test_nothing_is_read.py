@@ -48,14 +48,14 @@ def test_the_check_finds_what_is_there():
 @pytest.fixture
 def sent(monkeypatch):
     """Every payload that any endpoint is given to send."""
-    payloads, lock, send = [], threading.Lock(), Endpoint.send
+    payloads, lock, post = [], threading.Lock(), Endpoint.post
 
-    def recording(self, dst, tag, data):
+    def recording(self, dst, tag, data, *encoding):
         with lock:
             payloads.append(bytes(data))
-        return send(self, dst, tag, data)
+        return post(self, dst, tag, data, *encoding)
 
-    monkeypatch.setattr(Endpoint, "send", recording)
+    monkeypatch.setattr(Endpoint, "post", recording)  # every send comes through it
     return payloads
 
 

@@ -37,15 +37,15 @@ class Ledger:
         self.sent: Book = defaultdict(list)
         self.received: Book = defaultdict(list)
         self._lock = threading.Lock()
-        send, recv_marked = endpoint.send, endpoint.recv_marked
+        post, recv_marked = endpoint.post, endpoint.recv_marked
 
-        def send_noted(dst: Any, tag: str, data: Any, **options: Any) -> Any:
+        def post_noted(dst: Any, tag: str, data: Any, *encoding: Encoding) -> int:
             # The order in which it is sent must be the order in which it is noted.
             with self._lock:
-                handle = send(dst, tag, data, **options)
+                number = post(dst, tag, data, *encoding)  # every send comes through it
                 if not tag.endswith(_MAY_STAY_UNREAD):
                     self.sent[f"{_name(endpoint, dst)} {tag}"].append(checksum(data))
-            return handle
+            return number
 
         def recv_noted(src: Any, tag: str, timeout: float | None = None) -> tuple[bytes, Encoding]:
             message = recv_marked(src, tag, timeout)  # every receive comes through it
@@ -54,7 +54,7 @@ class Ledger:
                     self.received[f"{_name(endpoint, src)} {tag}"].append(checksum(message[0]))
             return message
 
-        endpoint.send = send_noted  # type: ignore[method-assign]
+        endpoint.post = post_noted  # type: ignore[method-assign]
         endpoint.recv_marked = recv_noted  # type: ignore[method-assign]
 
     def as_json(self) -> dict[str, Book]:
