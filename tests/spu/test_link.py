@@ -11,6 +11,7 @@ from spu import libspu
 from spu.utils import frontend
 
 from redislink import ConfigError, LinkError, RecvTimeout
+from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from redislink.spu import create_link, runtime_config
 from tests.conftest import DEVICES, connect_as, join, make_cluster, quick_settings, run_parties
@@ -157,10 +158,11 @@ class TestMode:
             for use in (True, False)
         }
         nothing_set, mem_set = quick_settings(), quick_settings(link_mode="mem")
-        assert _choose_mode(None, nothing_set, by_file[True]) is LinkMode.CHANNELS
-        assert _choose_mode(None, nothing_set, by_file[False]) is LinkMode.BRPC
-        assert _choose_mode(None, mem_set, by_file[True]) is LinkMode.MEM
-        assert _choose_mode("brpc", mem_set, by_file[True]) is LinkMode.BRPC
+        log = PartyLogger("s", "alice")
+        assert _choose_mode(None, nothing_set, by_file[True], log) is LinkMode.CHANNELS
+        assert _choose_mode(None, nothing_set, by_file[False], log) is LinkMode.BRPC
+        assert _choose_mode(None, mem_set, by_file[True], log) is LinkMode.MEM
+        assert _choose_mode("brpc", mem_set, by_file[True], log) is LinkMode.BRPC
 
     def test_the_environment_variable(self, monkeypatch):
         monkeypatch.setenv("REDISLINK_LINK_MODE", "brpc")
@@ -171,7 +173,9 @@ class TestMode:
 
         monkeypatch.delattr(libspu.link, "create_with_channels")
         with caplog.at_level(logging.WARNING, "redislink"):
-            mode = _choose_mode(None, quick_settings(), cluster.device("ABY3"))
+            mode = _choose_mode(
+                None, quick_settings(), cluster.device("ABY3"), PartyLogger("s", "alice")
+            )
         assert mode is LinkMode.BRPC
         assert "falling back to brpc" in caplog.text
 

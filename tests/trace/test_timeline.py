@@ -259,11 +259,10 @@ def test_a_process_that_is_killed_leaves_what_it_had(recorded: Path, tmp_path: P
         text = path.read_text()
         if ".bob." in path.name:
             *lines, _ = text.splitlines(keepends=True)
-            (calls,) = (line for line in lines if line.startswith("["))
-            values = json.loads(calls)
+            values = [value for line in lines if line[0] == "[" for value in json.loads(line)]
             whole, torn = values[: 200 * FIELDS], values[200 * FIELDS :]
-            lines[lines.index(calls)] = json.dumps(whole) + "\n"
-            text = "".join(lines) + json.dumps(torn)[:-1000]
+            others = "".join(line for line in lines if line[0] != "[")
+            text = f"{others}{json.dumps(whole)}\n{json.dumps(torn)[:-1000]}"
         (killed / path.name).write_text(text)
     bob = read_trace(killed / "traced.bob.trace.jsonl")
     assert (len(bob.calls), bob.is_whole) == (200, False)
