@@ -321,7 +321,7 @@ class SocketWire:
                 begin = len(head)
                 found = came.find(_CRLF, begin)
                 element = came[found + 2 : -2]
-                if came[begin:found] == b"%d" % len(element):
+                if found > 0 and came[begin:found] == b"%d" % len(element):
                     return element
             if not came:
                 raise _ended()

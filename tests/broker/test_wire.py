@@ -73,6 +73,18 @@ def test_a_reply_cut_anywhere(line: Line, cut: int) -> None:
     later.join()
 
 
+def test_a_reply_cut_within_a_size_that_begins_like_what_has_come(line: Line) -> None:
+    """As many bytes as the digits before the cut say: it must not pass for a whole reply."""
+    before_size = popped(b"").index(NAME) + len(NAME) + 3
+    element = b"x" * (10 * before_size + 5)
+    whole = popped(element)
+    line.say(whole[: before_size + 3])
+    later = threading.Timer(0.02, line.say, (whole[before_size + 3 :],))
+    later.start()
+    assert line.wire.pop(NAME, 1.0, 5.0) == element
+    later.join()
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
