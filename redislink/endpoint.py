@@ -69,7 +69,7 @@ from redislink.protocol.status import (
 from redislink.rendezvous import Progress, Rendezvous
 from redislink.security import make_handshake
 from redislink.settings import RedisLinkSettings
-from redislink.stats import EndpointStats, PeerStats
+from redislink.stats import EndpointStats, PeerStats, counts_of
 
 Party = str | int
 
@@ -1200,19 +1200,11 @@ def connect(
 
 
 def _status_of(delivery: Delivery, now: float) -> PeerStatus:
-    stats = delivery.stats
     return PeerStatus(
         delivery.state.value,
-        stats.messages_sent,
-        stats.bytes_sent,
-        stats.messages_received,
-        stats.bytes_received,
-        stats.frames_resent,
-        stats.duplicates_dropped,
-        stats.probes_sent,
-        stats.frames_refused,
-        delivery.in_flight_bytes,
-        max(0.0, now - delivery.last_heard),
+        **counts_of(delivery),
+        in_flight_bytes=delivery.in_flight_bytes,
+        last_heard_seconds=max(0.0, now - delivery.last_heard),
     )
 
 

@@ -49,7 +49,7 @@ class PeerStats:
         for tag, since in waits:
             waiting[tag] = max(waiting.get(tag, 0.0), now - since)
         return cls(
-            **{name: getattr(delivery.stats, name) for name in COUNTS},
+            **counts_of(delivery),
             state=delivery.state.value,
             unacked_bytes=delivery.unacked_bytes,
             in_flight_bytes=delivery.in_flight_bytes,
@@ -94,3 +94,8 @@ class EndpointStats:
 
 COUNTS = tuple(f.name for f in fields(DeliveryStats))
 """Names of what is counted per peer."""
+
+
+def counts_of(delivery: Delivery) -> dict[str, int]:
+    """What one conversation has counted, by name."""
+    return {name: getattr(delivery.stats, name) for name in COUNTS}

@@ -105,8 +105,7 @@ class BrokerConnection:
         try:
             self._wire.write(pieces)
         except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "sending") from None
+            raise self._broken(error, "sending") from None
         except BaseException:
             self.close()
             raise
@@ -126,8 +125,7 @@ class BrokerConnection:
         try:
             return self._wire.write_some(pieces, wait=wait)
         except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "sending") from None
+            raise self._broken(error, "sending") from None
         except BaseException:
             self.close()
             raise
@@ -173,8 +171,7 @@ class BrokerConnection:
         try:
             reply = self._wire.pop(name, timeout, timeout + margin)
         except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "waiting for a message") from None
+            raise self._broken(error, "waiting for a message") from None
         except BaseException:
             self.close()
             raise
@@ -209,8 +206,7 @@ class BrokerConnection:
         try:
             return self._wire.readable()
         except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, "reading") from None
+            raise self._broken(error, "reading") from None
 
     def wait_readable(self, seconds: float) -> bool:
         """As `readable`, but waits for so long."""
@@ -242,14 +238,18 @@ class BrokerConnection:
         try:
             reply = read(*arguments)
         except _FAILURES as error:
-            self.close()
-            raise _translate_failure(self._label, error, f"waiting for {what}") from None
+            raise self._broken(error, f"waiting for {what}") from None
         except BaseException:
             self.close()
             raise
         if type(reply) is ErrorReply:
             raise self._refused(reply.text)
         return reply
+
+    def _broken(self, error: Exception, doing: str) -> BrokerError:
+        """What to raise for a failure of the connection, which is closed now."""
+        self.close()
+        return _translate_failure(self._label, error, doing)
 
     def _refused(self, text: str) -> BrokerError:
         error = translate_error_reply(self._label, text)
