@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from operator import methodcaller
 
 from redislink.broker.connect import Broker
 from redislink.broker.outbox import Outbox
@@ -76,14 +77,10 @@ class ClusterOutbox:
         urgent: bool = False,
     ) -> None:
         """As `Outbox.push`."""
-        outbox = self._of_inbox.get(_hash_tag(name))
-        if outbox is None:  # not connected yet
-            self._check_open()
-            return
-        try:
-            outbox.push(name, element, token, clear=clear, ttl=ttl, urgent=urgent)
-        except EndpointClosed:  # given up just now
-            self._check_open()
+        self._route(
+            _hash_tag(name),
+            lambda outbox: outbox.push(name, element, token, clear=clear, ttl=ttl, urgent=urgent),
+        )
 
     def push_later(
         self,
@@ -94,14 +91,9 @@ class ClusterOutbox:
         clear: bool = False,
     ) -> None:
         """As `Outbox.push_later`."""
-        outbox = self._of_inbox.get(_hash_tag(name))
-        if outbox is None:
-            self._check_open()
-            return
-        try:
-            outbox.push_later(name, encode, token, clear=clear)
-        except EndpointClosed:
-            self._check_open()
+        self._route(
+            _hash_tag(name), lambda outbox: outbox.push_later(name, encode, token, clear=clear)
+        )
 
     def delete(self, *names: bytes) -> None:
         """As `Outbox.delete`; the lists may be in several inboxes."""
@@ -109,14 +101,7 @@ class ClusterOutbox:
         for name in names:
             by_inbox[_hash_tag(name)].append(name)
         for inbox, lists in by_inbox.items():
-            outbox = self._of_inbox.get(inbox)
-            if outbox is None:
-                self._check_open()
-                continue
-            try:
-                outbox.delete(*lists)
-            except EndpointClosed:
-                self._check_open()
+            self._route(inbox, methodcaller("delete", *lists))
 
     def collect(self) -> list[tuple[object, bool]]:
         """As `Outbox.collect`."""
@@ -166,6 +151,17 @@ class ClusterOutbox:
         """Close the connections; later writes raise EndpointClosed."""
         self._closed = True
         self._close_all()
+
+    def _route(self, inbox: bytes, write: Callable[[Outbox], None]) -> None:
+        """Write by the outbox that this inbox has just now; drop it where there is none."""
+        outbox = self._of_inbox.get(inbox)
+        if outbox is None:  # not connected yet
+            self._check_open()
+            return
+        try:
+            write(outbox)
+        except EndpointClosed:  # given up just now
+            self._check_open()
 
     def _close_all(self) -> None:
         for outbox in tuple(self._nodes.values()):
