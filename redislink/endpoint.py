@@ -76,10 +76,8 @@ Party = str | int
 _LONGEST_CONTROL_WAIT: Final = 1.0
 _SHORTEST_CONTROL_WAIT: Final = 0.02
 _UNREAD_CONTROL_WAIT: Final = 0.2
-_LANE_POLL: Final = 0.02
-_LOOKAHEAD_FROM: Final = 0.001
-"""Seconds of round trip to the broker from which on lanes are worth their while."""
-_LOOKAHEAD_DEPTH: Final = 8
+_LANE_PATIENCE: Final = 0.02
+"""Seconds that a receive waits for the lane that another thread reads."""
 _CONTROL_TTL: Final = 120
 _FIRST_PROBE: Final = 0.15
 """Seconds that a receive waits before it asks the peer for the first time: what a loss costs."""
@@ -98,14 +96,14 @@ class _Peer:
         prefixes: tuple[bytes, bytes],
         delivery: Delivery,
         codec: Codec,
-        make_lanes: Callable[[Callable[[str], bytes]], Lanes],
+        make_lanes: Callable[[bytes], Lanes],
     ) -> None:
         """Args: prefixes of the names of the lists to and from the peer."""
         self.name = name
         self.codec = codec
         self.out_prefix, self.in_prefix = prefixes
         self.delivery = delivery
-        self.lanes = make_lanes(self.in_list)
+        self.lanes = make_lanes(self.in_prefix)
         self.control_in = self.in_prefix + keys.CONTROL_TAG.encode()
 
     def in_list(self, tag: str) -> bytes:
@@ -201,7 +199,8 @@ class Endpoint:
         )
         session, now = cluster.session, time.monotonic()
         handshake = rendezvous.handshake
-        depth = _lookahead_depth(settings, broker, claim.round_trip)
+        # In process a BLPOP costs nothing, and its replies cannot be read ahead.
+        depth = 0 if broker.in_process else settings.lookahead
         self._peers = {
             peer: _Peer(
                 peer,
@@ -211,7 +210,7 @@ class Endpoint:
                 ),
                 Delivery(peer, timing, now),
                 handshake.codec(peer),
-                lambda name_of: Lanes(inbox, depth, self._blpop_slice, claim.round_trip, name_of),
+                partial(Lanes, inbox, depth, self._blpop_slice, claim.round_trip),
             )
             for peer in rendezvous.peers
         }
@@ -359,7 +358,8 @@ class Endpoint:
         if lanes.depth and (lane := lanes.lane_of(tag)) is not None:
             foreseen = self._recv_foreseen(peer, lane, tag, started, limit)
             if foreseen is not None:
-                lanes.go_on(lane)
+                if len(lane.posted) <= lanes.few:
+                    lanes.go_on(lane)
                 return foreseen
         slice_, probed = self._first_slice, False
         missing = 0  # chunks of the message, once one has come
@@ -379,67 +379,48 @@ class Endpoint:
                     if left <= 0:
                         self._raise_timeout(peer, tag, limit)
                     slice_ = max(0.001, left)
-                whole = opened = None
+                element = None
                 try:
                     if missing:
                         element = wait.pop_of_many(name, slice_, missing)
                     else:
                         element = wait.pop_one(name, slice_)
                 except (Interrupted, BrokerError) as error:
-                    element = None
                     self._pop_failed(peer, tag, left, wait, error)
                 else:
                     if self._outage.lasts:
                         self._outage.ended()
                     if element is not None:
-                        try:
-                            whole = peer.codec.decode_whole_untrusted(name, element)
-                            if whole is None:
-                                opened = peer.codec.decode_untrusted(name, element)
-                        except FrameError as error:
-                            self._not_opened_by(peer, error)
-                self._lock.acquire()  # as in `post`
-                try:
+                        message = self._receive(peer, tag, name, element, wait)
+                if message is None:
                     now = time.monotonic()
-                    if whole is not None:
-                        try:
-                            message = delivery.receive_whole(tag, whole, now)
-                        except FrameError as error:
-                            self._not_a_frame_of(peer, error)
-                            message = delivery.take(tag)
-                        if self._sleepers:
-                            self._changed.notify_all()
-                    elif opened is not None:
-                        message = self._take_data(peer, tag, opened, now, take=True)
-                        if message is None and not self._broker.in_process:
-                            missing = delivery.missing(tag)
-                    else:
-                        if element is None and not probed and now - started >= _FIRST_PROBE:
-                            slice_, probed = self._blpop_slice, True
-                            self._register(wait)
-                            delivery.probe_soon(tag, now)
-                            delivery.tick(now)
-                        message = delivery.take(tag)
-                    if message is None:
-                        self._check_usable()
+                    left = started + limit - now
+                    with self._lock:
                         if element is None:
+                            if not probed and now - started >= _FIRST_PROBE:
+                                slice_, probed = self._blpop_slice, True
+                                self._register(wait)
+                                delivery.probe_soon(tag, now)
+                                delivery.tick(now)
                             self._register(wait)
-                            delivery.check_can_receive(tag, now)
-                    elif tag in delivery.kept and delivery.peek(tag) is not None:
-                        self._wake_another(peer, tag, wait)
-                    pushes = delivery.pushes() if delivery.unpushed else None
-                finally:
-                    self._lock.release()
-                if pushes:
+                        elif not self._broker.in_process:
+                            missing = delivery.missing(tag)
+                        message = delivery.take(tag)
+                        if message is None:
+                            self._check_usable()
+                            if element is None:
+                                delivery.check_can_receive(tag, now)
+                        pushes = delivery.pushes()
                     self._push(peer, pushes)
-                left = started + limit - now
             if lanes.depth:
                 lanes.foresee(tag)
             return message
         finally:
             if missing:
                 wait.end_many()
-            self._end_wait(wait, delivery, tag)
+            wait.purpose = None  # before the check: see `_register`
+            if wait.registered:
+                self._unregister(wait, delivery, tag)
             self._inbox.release(wait)
 
     def has_message(self, src: Party, tag: str) -> bool:
@@ -479,15 +460,11 @@ class Endpoint:
                 self._inbox.release(wait)
             if element is None:
                 return None
-            opened = self._open(peer, name, element)
-            if opened is not None:
-                with self._lock:
-                    self._take_data(peer, tag, opened, time.monotonic(), take=False)
-                    complete = peer.delivery.peek(tag) is not None
-                    pushes = peer.delivery.pushes()
-                self._push(peer, pushes)
-                if not complete and time.monotonic() > give_up:
-                    return None  # the broker may give the same again, for ever
+            self._receive(peer, tag, name, element, None)
+            with self._lock:
+                complete = peer.delivery.peek(tag) is not None
+            if not complete and time.monotonic() > give_up:
+                return None  # the broker may give the same again, for ever
 
     def cancel_recv(self, src: Party, tag_prefix: str) -> None:
         """End every blocked `recv` from ``src`` whose tag begins so, with RecvCancelled."""
@@ -754,14 +731,11 @@ class Endpoint:
         self, peer: _Peer, lane: Lane, tag: str, started: float, limit: float
     ) -> tuple[bytes, Encoding] | None:
         """The message from the lane on which its BLPOP is under way; None if it is not there."""
-        delivery, message = peer.delivery, None
-        while not lane.lock.acquire(blocking=False):
-            with self._changed:  # another thread reads the lane; it may read this one's message
-                self._check_usable()
-                message = delivery.take(tag)
-                if message is not None or time.monotonic() > started + limit:
-                    return message
-                self._changed.wait(_LANE_POLL)
+        delivery, lanes, message = peer.delivery, peer.lanes, None
+        if not lane.lock.acquire(blocking=False) and not lane.lock.acquire(
+            timeout=min(_LANE_PATIENCE, max(0.0, limit))
+        ):
+            return None  # another thread waits for a tag before this one, which may be long
         wait = lane.wait
         try:
             wait.purpose = (peer.name, tag, started)
@@ -770,41 +744,80 @@ class Endpoint:
             if tag in delivery.kept:
                 with self._lock:
                     message = delivery.take(tag)
-            while message is None:
-                read = peer.lanes.read(lane, tag)
+            came = ""
+            while message is None and came != tag:
+                read = lanes.read(lane, tag)
                 if read is None:
                     break
                 came, name, element = read
-                opened = None if element is None else self._open(peer, name, element)
+                if came == tag:
+                    if element is not None:
+                        message = self._receive(peer, tag, name, element, wait)
+                    break
+                if element is not None:
+                    self._receive(peer, came, name, element, None)
                 with self._lock:
                     self._check_usable()
-                    if opened is not None:
-                        now = time.monotonic()
-                        message = self._take_data(peer, came, opened, now, take=came == tag)
-                    if came != tag:
-                        message = delivery.take(tag)
-                    pushes = delivery.pushes() if delivery.unpushed else None
-                if pushes:
-                    self._push(peer, pushes)
-                if came == tag:
-                    break
+                    message = delivery.take(tag)
         except Interrupted:
             with self._lock:
                 self._check_usable()
         except BrokerError as error:
             self._stopped.wait(self._give_up_or_pause(error))
         finally:
-            self._end_wait(wait, delivery, tag)
+            wait.purpose = None  # before the check: see `_register`
+            if wait.registered:
+                self._unregister(wait, delivery, tag)
             lane.lock.release()
         return message
 
-    def _end_wait(self, wait: Wait, delivery: Delivery, tag: str) -> None:
-        wait.purpose = None  # before the check: see `_register`
-        if wait.registered:
-            with self._lock:
-                if wait.registered:
-                    wait.registered = False
-                    delivery.unwait(tag)
+    def _receive(
+        self, peer: _Peer, tag: str, name: bytes, element: Buffer, wait: Wait | None
+    ) -> tuple[bytes, Encoding] | None:
+        """Take in what was popped off the list of a tag.
+
+        Args:
+            wait: of the receive that wants the next message of this tag; None if none does.
+
+        Returns:
+            That message, if it is here now.
+        """
+        delivery, whole, message = peer.delivery, None, None
+        try:
+            if wait is not None:
+                whole = peer.codec.decode_whole_untrusted(name, element)
+            if whole is None:
+                frame, body = peer.codec.decode_untrusted(name, element)
+        except FrameError as error:
+            self._not_opened_by(peer, error)
+            return None
+        self._lock.acquire()  # as in `post`
+        try:
+            now = time.monotonic()
+            try:
+                if whole is not None:
+                    message = delivery.receive_whole(tag, whole, now)
+                else:
+                    take = wait is not None
+                    message = delivery.receive_data(tag, frame, body, now, take=take)
+            except FrameError as error:
+                self._not_a_frame_of(peer, error)
+            if self._sleepers:
+                self._changed.notify_all()
+            if tag in delivery.kept and delivery.peek(tag) is not None:
+                self._wake_another(peer, tag, wait)
+            pushes = delivery.pushes() if delivery.unpushed else None
+        finally:
+            self._lock.release()
+        if pushes:
+            self._push(peer, pushes)
+        return message
+
+    def _unregister(self, wait: Wait, delivery: Delivery, tag: str) -> None:
+        with self._lock:
+            if wait.registered:
+                wait.registered = False
+                delivery.unwait(tag)
 
     def _register(self, wait: Wait) -> None:
         """From now on the peer is probed for what this receive waits for; called with the lock.
@@ -834,20 +847,8 @@ class Endpoint:
         if not isinstance(error, StaleError):
             self._not_a_frame_of(peer, error)
 
-    def _take_data(
-        self, peer: _Peer, tag: str, opened: tuple[Frame, bytes], now: float, *, take: bool
-    ) -> tuple[bytes, Encoding] | None:
-        try:
-            message = peer.delivery.receive_data(tag, *opened, now, take=take)
-        except FrameError as error:
-            self._not_a_frame_of(peer, error)
-            return peer.delivery.take(tag) if take else None
-        if self._sleepers:
-            self._changed.notify_all()
-        return message
-
-    def _wake_another(self, peer: _Peer, tag: str, mine: Wait) -> None:
-        """One more message of this tag is here: let another receive that waits for it look."""
+    def _wake_another(self, peer: _Peer, tag: str, mine: Wait | None) -> None:
+        """A message of this tag is here: let another receive that waits for it look."""
         for wait in self._inbox.waits():
             purpose = wait.purpose
             if wait is not mine and purpose is not None and purpose[:2] == (peer.name, tag):
@@ -1219,15 +1220,6 @@ def _status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartySt
         0,
         {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
     )
-
-
-def _lookahead_depth(settings: RedisLinkSettings, broker: Broker, round_trip: float) -> int:
-    """How many tags to foresee: none where a round trip costs less than foreseeing."""
-    if broker.in_process:
-        return 0
-    if settings.lookahead is not None:
-        return settings.lookahead
-    return _LOOKAHEAD_DEPTH if round_trip > _LOOKAHEAD_FROM else 0
 
 
 def resolve_cluster(

@@ -10,30 +10,44 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from redislink.broker import Inbox
 from redislink.broker.inbox import Wait
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, EndpointClosed
+from redislink.protocol.keys import encode_tag
 from redislink.protocol.lookahead import Family, LookAhead
 
 _MAX_LANES: Final = 16
 _LEAST_PATIENCE: Final = 0.002
+_FIRST_NEEDED: Final = 2
+_MOST_NEEDED: Final = 512
+_LASTING: Final = 32
+"""Messages that a lane must have brought to have been worth its connection."""
+_MAX_DISTRUSTED: Final = 256
 
 
 class Lane:
     """One family's BLPOPs. Whoever holds ``lock`` may read; posted tags are first come first."""
 
-    def __init__(self, family: Family, wait: Wait) -> None:
+    def __init__(self, family: Family, prefix: bytes, wait: Wait) -> None:
+        """Args: what stands before the tags in the names of the lists, the connection."""
         self.family = family
         self.next = family.next
+        self._before = prefix + (encode_tag(family.before) if family.before else b"")
+        self._after = encode_tag(family.after) if family.after else b""
         self.wait = wait
         self.lock = threading.Lock()
         self.posted: deque[tuple[str, bytes]] = deque()
         """Tags, and the names of their lists."""
         self.abandoned = False
+
+    def following(self, count: int) -> list[tuple[str, bytes]]:
+        """The tags to post next, and the names of their lists."""
+        numbers = range(self.next, self.next + count)
+        names = [b"%b%d%b" % (self._before, number, self._after) for number in numbers]
+        return list(zip(self.family.tags(numbers), names, strict=True))
 
 
 class Lanes:
@@ -45,28 +59,29 @@ class Lanes:
         depth: int,
         blpop_seconds: float,
         round_trip: float,
-        name_of: Callable[[str], bytes],
+        prefix: bytes,
     ) -> None:
         """Args: tags to foresee (0: none), seconds that one BLPOP waits, seconds to the broker
-        and back, what gives a tag's list."""
+        and back, what stands before the tags in the names of the lists."""
         self._inbox = inbox
         self.depth = depth
         """How many tags are foreseen; 0: none."""
-        self._few = depth // 2
+        self.few = depth // 2
+        """How many BLPOPs may be left on a lane before `go_on` posts more."""
         self._seconds = blpop_seconds
         # How long a tag that nobody receives may stand before one that somebody does: yacl's
         # operations share a counter, so that the next tag of a family often never comes.
         self._patience = max(_LEAST_PATIENCE, 2 * round_trip)
-        self._name_of = name_of
+        self._prefix = prefix
         self._lookahead = LookAhead()
         self._lock = threading.Lock()
         self._lanes: dict[tuple[str, str], Lane] = {}
+        self._needed: dict[tuple[str, str], int] = {}
+        """How many tags in a row it takes before a family has a lane again; see `_distrust`."""
         self._by_tag: dict[str, Lane] = {}
-        self._closed = False
-
-    def lane_of(self, tag: str) -> Lane | None:
+        self.lane_of = self._by_tag.get
         """The lane on which a BLPOP for this tag is under way, if there is one."""
-        return self._by_tag.get(tag)
+        self._closed = False
 
     def read(self, lane: Lane, tag: str) -> tuple[str, bytes, Buffer | None] | None:
         """The lane's next reply; call it with the lane's lock held, until it is ``tag``'s.
@@ -82,34 +97,31 @@ class Lanes:
             if lane.abandoned:
                 self._end(lane)
             return None
-        head, name = lane.posted[0]
         try:
+            head, name = lane.posted[0]
             element = lane.wait.read_posted(
                 name, self._seconds if head == tag else None, self._patience
             )
+            # No lock: each step is atomic, and who gives the lane up empties both at any time.
+            lane.posted.popleft()
         except TimeoutError:
+            self._distrust(lane)
             self._abandon_mine(lane)
+            return None
+        except IndexError:
+            self._end(lane)  # given up meanwhile; what it brought is probed for
             return None
         except BaseException:
             self._abandon_mine(lane)
             raise
-        with self._lock:
-            if lane.posted:
-                lane.posted.popleft()
-            self._by_tag.pop(head, None)
-        if element is None and lane.posted:
-            self._abandon_mine(lane)  # its next BLPOP is for a tag that nobody waits for
+        self._by_tag.pop(head, None)
         return head, name, element
 
     def go_on(self, lane: Lane) -> None:
-        """A message was received through this lane: see to it that it foresees enough.
-
-        Several BLPOPs are posted at once, so that they cost one system call.
-        """
-        if len(lane.posted) <= self._few and not lane.abandoned:
-            with self._lock:
-                if not lane.abandoned and not self._closed:
-                    self._post(lane)
+        """A lane is down to a `few` BLPOPs: post more, so many that the system call pays."""
+        with self._lock:
+            if not lane.abandoned and not self._closed:
+                self._post(lane)
 
     def foresee(self, tag: str) -> None:
         """A message with this tag was received otherwise: a lane may bring those after it."""
@@ -118,14 +130,15 @@ class Lanes:
             if family is None or self._closed:
                 return
             lane = self._lanes.get(family.name)
-            if lane is None:
-                lane = self._open_lane(family)
-                if lane is None:
-                    return
-            elif lane.posted:
-                return  # this tag was left out; the lane is read or given up by others
-            lane.next = family.next
-            self._post(lane)
+            if lane is not None:
+                if lane.posted:
+                    return  # this tag was left out; the lane is read or given up by others
+                self._drop(lane)  # all its BLPOPs have ended: who knows for how long it is idle
+            elif family.run < self._needed.get(family.name, 0):
+                return
+            lane = self._open_lane(family)
+            if lane is not None:
+                self._post(lane)
 
     def close(self) -> None:
         """Give all lanes up, and open no more."""
@@ -136,7 +149,7 @@ class Lanes:
 
     def _post(self, lane: Lane) -> None:
         count = self.depth - len(lane.posted)
-        new = [(tag, self._name_of(tag)) for tag in lane.family.tags(lane.next, count)]
+        new = lane.following(count)
         try:
             lane.wait.post([name for _, name in new], self._seconds)
         except BrokerError:
@@ -150,10 +163,20 @@ class Lanes:
         if len(self._lanes) >= _MAX_LANES:
             self._drop(next(iter(self._lanes.values())))
         try:
-            lane = self._lanes[family.name] = Lane(family, self._inbox.acquire())
+            lane = self._lanes[family.name] = Lane(family, self._prefix, self._inbox.acquire())
         except EndpointClosed:
             return None
         return lane
+
+    def _distrust(self, lane: Lane) -> None:
+        """A tag of this lane was left out. Lanes that do not last cost more than they bring."""
+        name, brought = lane.family.name, lane.next - lane.family.next - len(lane.posted)
+        with self._lock:
+            needed = self._needed.pop(name, _FIRST_NEEDED)
+            if brought < _LASTING:
+                self._needed[name] = min(4 * needed, _MOST_NEEDED)
+                if len(self._needed) > _MAX_DISTRUSTED:
+                    del self._needed[next(iter(self._needed))]
 
     def _abandon_mine(self, lane: Lane) -> None:
         """Give up a lane whose lock this thread holds."""
@@ -174,7 +197,7 @@ class Lanes:
         lane.abandoned = True
         if self._lanes.get(lane.family.name) is lane:
             del self._lanes[lane.family.name]
-        for tag, _ in lane.posted:
+        for tag, _ in tuple(lane.posted):  # its reader may be taking from it
             self._by_tag.pop(tag, None)
         lane.posted.clear()
 

@@ -110,12 +110,11 @@ class RedisLinkSettings(BaseSettings):
         le=256 << 20,
         description="Bytes of a message that travel as one element of a list.",
     )
-    lookahead: int | None = Field(
-        default=None,
+    lookahead: int = Field(
+        default=32,
         ge=0,
         le=64,
-        description="How many tags to have BLPOPs under way for before they are received; unset "
-        "measures the round trip and takes 8 above 1 ms, else 0.",
+        description="How many tags to have BLPOPs under way for before they are received; 0: none.",
     )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."

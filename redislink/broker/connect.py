@@ -181,7 +181,16 @@ class BrokerConnection:
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
         """As `pop`, for a BLPOP that was written before; ``timeout`` in seconds for the reply."""
-        return self._reply("a message", self._wire.read_popped, name, timeout)
+        try:  # as `pop`
+            reply = self._wire.read_popped(name, timeout)
+        except _FAILURES as error:
+            raise self._broken(error, "waiting for a message") from None
+        except BaseException:
+            self.close()
+            raise
+        if type(reply) is ErrorReply:
+            raise self._refused(reply.text)
+        return reply
 
     def read_integers(self) -> int:
         """Take the integer replies that have arrived whole; returns how many they were."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.broker.wire import Buffer, pack_blpop
+from redislink.broker.wire import Buffer, pack_blpop, pack_blpops
 from redislink.errors import BrokerRefused, EndpointClosed
 
 _LONGEST_MARGIN: Final = 5.0
@@ -129,7 +129,7 @@ class Wait:
                 raise Interrupted
             more = min(count, _AHEAD) - self._posted
             if more > 0:
-                connection.write((pack_blpop((name,), timeout) * more,))
+                connection.write((pack_blpops((name,) * more, timeout),))
                 self._posted += more
             if not connection.wait_readable(timeout):
                 return None
@@ -156,7 +156,7 @@ class Wait:
             BrokerError: the broker failed; the connection is closed.
         """
         connection = self._connection or self._open()
-        connection.write((b"".join(pack_blpop((name,), timeout) for name in names),))
+        connection.write((pack_blpops(names, timeout),))
 
     def read_posted(
         self, name: bytes, blpop_timeout: float | None, patience: float
@@ -184,6 +184,8 @@ class Wait:
             raise TimeoutError
         try:
             element = connection.read_popped(name, (blpop_timeout or 0.0) + self._margin)
+            if type(element) is bytes:  # nearly always
+                return element
             return _element_untrusted(element, self._broker.label)
         except BaseException:
             self.disconnect()

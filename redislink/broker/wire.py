@@ -203,6 +203,13 @@ def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
     return pack([b"BLPOP", *names, timeout])
 
 
+def pack_blpops(names: Sequence[bytes], seconds: float) -> bytes:
+    """A BLPOP for each of these lists; each owes one reply."""
+    timeout = b"%.3f" % seconds
+    tail = b"\r\n$%d\r\n%b\r\n" % (len(timeout), timeout)
+    return b"".join([b"%b%b%b%b" % (_BLPOP, _length_line(len(n)), n, tail) for n in names])
+
+
 class SocketWire:
     """RESP2 on a socket; reads bulks of `LARGE` bytes and more straight into their buffer."""
 

@@ -8,6 +8,7 @@ the other, the next ones are foreseen. A wrong guess costs a BLPOP that nobody a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,27 +24,30 @@ class Family:
     Attributes:
         before, after: what stands before the number, and after it.
         next: the number of the tag that is expected next.
+        run: how many of its tags came one after the other, the last one included.
     """
 
     before: str
     next: int
     after: str
+    run: int = 2
 
     @property
     def name(self) -> tuple[str, str]:
         """The same for all its tags, and for no other's."""
         return self.before, self.after
 
-    def tags(self, first: int, count: int) -> list[str]:
-        """``count`` of its tags, from number ``first`` on."""
-        return [f"{self.before}{n}{self.after}" for n in range(first, first + count)]
+    def tags(self, numbers: Iterable[int]) -> list[str]:
+        """Its tags with these numbers."""
+        return [f"{self.before}{number}{self.after}" for number in numbers]
 
 
 class LookAhead:
     """Watches the tags received from one peer. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._last: dict[str, list[int]] = {}
+        self._last: dict[str, tuple[list[int], int, int]] = {}
+        """By skeleton: the numbers of the last tag, which of them grew, how often in a row."""
 
     def observe(self, tag: str) -> Family | None:
         """A message with this tag has come.
@@ -56,16 +60,16 @@ class LookAhead:
             return None
         numbers = [int(text) for text in texts]
         skeleton = _NUMBER.sub("#", tag)
-        last = self._last.pop(skeleton, None)
-        self._last[skeleton] = numbers
+        last, grew, run = self._last.pop(skeleton, (numbers, -1, 1))
+        changed = [place for place, number in enumerate(numbers) if number != last[place]]
+        follows = len(changed) == 1 and numbers[changed[0]] == last[changed[0]] + 1
+        place = changed[0] if follows else -1
+        run = run + 1 if follows and place == grew else 2 if follows else 1
+        self._last[skeleton] = numbers, place, run
         if len(self._last) > _MAX_FAMILIES:
             del self._last[next(iter(self._last))]
-        if last is None:
+        if not follows:
             return None
-        changed = [place for place, number in enumerate(numbers) if number != last[place]]
-        if len(changed) != 1 or numbers[changed[0]] != last[changed[0]] + 1:
-            return None
-        place = changed[0]
         spans = [match.span() for match in _NUMBER.finditer(tag)]
         start, end = spans[place]
-        return Family(tag[:start], numbers[place] + 1, tag[end:])
+        return Family(tag[:start], numbers[place] + 1, tag[end:], run)

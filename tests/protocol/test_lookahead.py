@@ -12,7 +12,7 @@ def test_yacl_point_to_point():
     assert ahead.observe("root:P2P-7:0->1") is None
     family = ahead.observe("root:P2P-8:0->1")
     assert family == Family("root:P2P-", 9, ":0->1")
-    assert family.tags(9, 3) == ["root:P2P-9:0->1", "root:P2P-10:0->1", "root:P2P-11:0->1"]
+    assert family.tags([9, 10]) == ["root:P2P-9:0->1", "root:P2P-10:0->1"]
 
 
 def test_collectives_and_sub_links():
@@ -25,8 +25,14 @@ def test_families_do_not_disturb_each_other():
     ahead = LookAhead()
     for n in range(5):
         one, other = ahead.observe(f"a:{n}"), ahead.observe(f"b:{2 * n}")
-    assert one == Family("a:", 5, "")
+    assert one == Family("a:", 5, "", run=5)
     assert other is None
+
+
+def test_how_many_came_in_a_row():
+    ahead = LookAhead()
+    runs = [ahead.observe(tag) for tag in ("t1-1", "t1-2", "t1-3", "t2-3", "t3-3", "t3-5", "t3-6")]
+    assert [family and family.run for family in runs] == [None, 2, 3, 2, 3, None, 2]
 
 
 @pytest.mark.parametrize(
@@ -52,10 +58,10 @@ def test_any_tags(tags, count):
     for tag in tags:
         family = ahead.observe(tag)
         if family is not None:
-            following = family.tags(family.next, count)
+            following = family.tags(range(family.next, family.next + count))
             assert len(set(following)) == count
             assert tag not in following
-            assert family.tags(family.next - 1, 1) == [tag]
+            assert family.tags([family.next - 1]) == [tag]
 
 
 def test_what_is_remembered_is_bounded():

@@ -1,0 +1,186 @@
+"""Lanes on a real broker: messages whose BLPOP is under way before they are asked for."""
+
+import random
+import threading
+import time
+
+import pytest
+
+from redislink import Endpoint, EndpointClosed
+from redislink.broker import Broker
+from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
+
+DEPTH = 8
+
+
+@pytest.fixture
+def pair(valkey):
+    """alice and bob, whose lanes are of this depth."""
+    endpoints = []
+
+    def make(**changes) -> tuple[Endpoint, Endpoint]:
+        cluster = make_cluster(valkey.url, 2)
+        settings = quick_settings(**({"lookahead": DEPTH} | changes))
+        endpoints.extend(
+            run_parties(*(lambda n=n: connect_as(cluster, n, settings) for n in ("alice", "bob")))
+        )
+        return endpoints[0], endpoints[1]
+
+    yield make
+    run_parties(*(endpoint.close for endpoint in endpoints))
+
+
+@pytest.fixture
+def admin(valkey):
+    connection = Broker(valkey.url).open()
+    yield lambda *command: connection.execute(*command, timeout=5)
+    connection.close()
+
+
+def exchange(alice: Endpoint, bob: Endpoint, tags) -> None:
+    for tag in tags:
+        alice.send("bob", tag, tag.encode())
+        assert bob.recv("alice", tag) == tag.encode()
+
+
+def lanes(endpoint: Endpoint, peer: str):
+    return endpoint._peers[peer].lanes
+
+
+def result(started):
+    """What `in_thread`'s work gave."""
+    thread, outcome = started
+    thread.join(15)
+    assert len(outcome) == 1, "it has not ended"
+    return outcome[0]
+
+
+def until(condition) -> None:
+    give_up, pause = time.monotonic() + 10, threading.Event()
+    while not condition():
+        assert time.monotonic() < give_up
+        pause.wait(0.005)
+
+
+def receives(endpoint: Endpoint) -> bool:
+    return any(wait.purpose for wait in endpoint._inbox.waits())
+
+
+def test_what_follows_is_foreseen(pair):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1:x", "t2:x"])
+    assert [bool(lanes(bob, "alice").lane_of(f"t{n}:x")) for n in (2, 3, 10, 11)] == [
+        *(False, True, True, False)
+    ]
+    exchange(alice, bob, [f"t{n}:x" for n in range(3, 100)])
+    assert lanes(bob, "alice").lane_of("t100:x")
+    assert bob.stats().messages_received == 99
+
+
+def test_messages_that_came_before_they_are_asked_for(pair):
+    alice, bob = pair()
+    for n in range(500):
+        alice.send("bob", f"t{n}", b"%d" % n)
+    assert [bob.recv("alice", f"t{n}") for n in range(500)] == [b"%d" % n for n in range(500)]
+
+
+def test_a_tag_left_out_holds_up_nothing_and_comes_when_it_is_asked_for(pair):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2"])
+    alice.send("bob", "t3", b"left out")
+    exchange(alice, bob, ["t4", "t5", "t6"])
+    assert bob.recv("alice", "t3") == b"left out"
+    exchange(alice, bob, ["t7", "t8"])
+
+
+def test_a_tag_that_never_comes_is_given_up_at_once(pair):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2", "t4", "t5", "t6"])
+    assert alice.stats().frames_resent == bob.stats().probes_sent == 0
+
+
+def test_a_family_with_gaps_gets_no_lane_each_time(pair, monkeypatch):
+    alice, bob = pair()
+    opened = []
+    of_bob = lanes(bob, "alice")
+    open_lane = of_bob._open_lane
+    monkeypatch.setattr(of_bob, "_open_lane", lambda f: opened.append(f) or open_lane(f))
+    gaps = [n for n in range(1, 200) if n % 3]
+    exchange(alice, bob, [f"t{n}" for n in gaps])
+    assert len(opened) <= 2
+    exchange(alice, bob, [f"t{n}" for n in range(1000, 1030)])
+    assert len(opened) <= 3
+    assert of_bob.lane_of("t1030"), "in a row for long: foreseen again"
+
+
+def test_lanes_that_wait_in_vain_lose_nothing(pair, admin):
+    alice, bob = pair(blpop_timeout=0.05)
+    exchange(alice, bob, ["t1", "t2"])
+    port = lanes(bob, "alice").lane_of("t3").wait._connection._wire._socket.getsockname()[1]
+
+    def has_nothing_to_do() -> bool:
+        clients = bytes(admin(b"CLIENT", b"LIST")).splitlines()
+        client = next(line for line in clients if b" addr=127.0.0.1:%d " % port in line)
+        return b" flags=N " in client and b" qbuf=0 " in client
+
+    until(has_nothing_to_do)  # all its BLPOPs have ended; their replies are still to be read
+    exchange(alice, bob, [f"t{n}" for n in range(3, 40)])
+    assert alice.stats().frames_resent == bob.stats().reconnects == 0
+
+
+def test_two_threads_of_which_the_second_gets_its_message_first(pair):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2"])
+    first = in_thread(lambda: bob.recv("alice", "t3"))
+    until(lambda: receives(bob))
+    alice.send("bob", "t4", b"4")
+    assert bob.recv("alice", "t4", timeout=3) == b"4"
+    alice.send("bob", "t3", b"3")  # as if because of the other
+    assert result(first) == b"3"
+    exchange(alice, bob, ["t5", "t6", "t7"])
+
+
+def test_many_threads_in_any_order(pair):
+    alice, bob = pair()
+    rng = random.Random(7)
+    tags = [f"{family}{n}" for family in "abc" for n in range(150)]
+    shares = [tags[i::6] for i in range(6)]
+    sent = list(tags)
+    rng.shuffle(sent)
+
+    def receive(mine):
+        return [bob.recv("alice", tag, timeout=15) for tag in mine]
+
+    waiting = [in_thread(lambda mine=mine: receive(mine)) for mine in shares]
+    for tag in sent:
+        alice.send("bob", tag, tag.encode())
+    assert [result(each) for each in waiting] == [[t.encode() for t in mine] for mine in shares]
+    assert bob.stats().messages_received == len(tags)
+
+
+def test_a_lane_whose_connection_is_killed_loses_and_doubles_nothing(pair, admin):
+    alice, bob = pair()
+    for round_ in range(10):
+        tags = [f"{round_}-t{n}" for n in range(30)]
+        receiver = in_thread(lambda tags=tags: [bob.recv("alice", tag) for tag in tags])
+        for n, tag in enumerate(tags):
+            alice.send("bob", tag, tag.encode())
+            if n == 15:
+                admin(b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes")
+        assert result(receiver) == [tag.encode() for tag in tags]
+    assert bob.stats().messages_received == 300
+
+
+def test_closing_ends_a_receive_on_a_lane(pair):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2"])
+    waiting = in_thread(lambda: bob.recv("alice", "t3"))
+    until(lambda: receives(bob))
+    bob.close()
+    assert isinstance(result(waiting), EndpointClosed)
+
+
+def test_none_in_process(mesh):
+    alice, bob = mesh("fakeredis://lanes", 2)
+    exchange(alice, bob, ["t1", "t2", "t3"])
+    assert lanes(bob, "alice").lane_of("t4") is None
