@@ -12,7 +12,15 @@ from typing import Final
 
 from benchmarks.netproxy import Profile
 from benchmarks.runner import Session, Work
-from benchmarks.transports import BRPC, MEM, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
+from benchmarks.transports import (
+    BRPC,
+    MEM,
+    MPLANG,
+    NAIVE,
+    REDISLINK,
+    REDISLINK_NONE,
+    REDISLINK_UNIX,
+)
 
 LAN: Final = Profile("LAN", 0.001, 1e9)
 WAN: Final = Profile("WAN", 0.020, 300e6)
@@ -71,9 +79,9 @@ FULL: Final = Scale(
     other_runs=3,
     few_runs=2,
     others={
-        "link": (REDISLINK_NONE, NAIVE, MPLANG, MEM),
-        "programs3": (REDISLINK_NONE, NAIVE, MPLANG, MEM),
-        "programs2": (REDISLINK_NONE, NAIVE, MEM),
+        "link": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
+        "programs3": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
+        "programs2": (REDISLINK_UNIX, NAIVE, MEM),
         "line": (REDISLINK, BRPC, NAIVE),
         "network": (NAIVE,),
         "lr": (NAIVE,),

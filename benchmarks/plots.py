@@ -9,12 +9,21 @@ from typing import Any, Final
 from benchmarks import plan, report
 from benchmarks import results as of
 from benchmarks.results import Extract, Results
-from benchmarks.transports import BRPC, MEM, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
+from benchmarks.transports import (
+    BRPC,
+    MEM,
+    MPLANG,
+    NAIVE,
+    REDISLINK,
+    REDISLINK_NONE,
+    REDISLINK_UNIX,
+)
 
 # One colour per transport on every plot; told apart also by marker, for print.
 _STYLES: Final = {
     REDISLINK: ("#c0392b", "o"),
     REDISLINK_NONE: ("#e59866", "v"),
+    REDISLINK_UNIX: ("#1e8449", "P"),
     BRPC: ("#1f618d", "s"),
     NAIVE: ("#7d6608", "^"),
     MPLANG: ("#6c3483", "D"),

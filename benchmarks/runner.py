@@ -131,7 +131,9 @@ class Runner:
                 "keys": [secrets.token_hex(32) for _ in names],
                 "broker_pid": broker.pid if broker else None,
                 "broker_urls": [
-                    f"redis://127.0.0.1:{_entry(network, name, BROKER, broker.port)}/0"
+                    broker.unix_url
+                    if session.transport == transports.REDISLINK_UNIX
+                    else f"redis://127.0.0.1:{_entry(network, name, BROKER, broker.port)}/0"
                     for name in names
                     if broker
                 ],

@@ -13,14 +13,16 @@ from typing import Any, Final
 
 REDISLINK: Final = "redislink"
 REDISLINK_NONE: Final = "redislink-none"
+REDISLINK_UNIX: Final = "redislink-unix"
+"""As `REDISLINK`, through the broker's unix socket instead of TCP."""
 REDISLINK_TRACED: Final = "redislink-traced"
 """As `REDISLINK`, and every party records its timeline meanwhile."""
 BRPC: Final = "brpc"
 MEM: Final = "mem"
 NAIVE: Final = "naive"
 MPLANG: Final = "mplang"
-ALL: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_TRACED, BRPC, NAIVE, MPLANG, MEM)
-THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_TRACED, NAIVE)
+ALL: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED, BRPC, NAIVE, MPLANG, MEM)
+THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED, NAIVE)
 LISTENING: Final = (BRPC, MPLANG)
 RECV_TIMEOUT: Final = 120.0
 
@@ -172,6 +174,7 @@ class _Mplang(Joined):
 _CLASSES: Final[dict[str, type[Joined]]] = {
     REDISLINK: _Redislink,
     REDISLINK_NONE: _Redislink,
+    REDISLINK_UNIX: _Redislink,
     REDISLINK_TRACED: _Redislink,
     BRPC: _Brpc,
     MEM: _Mem,

@@ -63,7 +63,7 @@ class Simulator:
             or a number of parties, 2 or more: alice, bob, carol, … with the devices SP0 of all
             (ABY3 for three, else SEMI2K) and PSI0 of the first two (SEMI2K).
         through: where messages go: ``memory``; ``fakeredis``, which must be installed;
-            ``embedded``, a real Valkey server on a loopback port.
+            ``embedded``, a real Valkey server on this machine.
         settings: timeouts and sizes; None takes the defaults and reads no environment.
 
         Raises:
@@ -114,7 +114,7 @@ class Simulator:
             return
         with contextlib.ExitStack() as stack:
             if self._through == "embedded":
-                url = stack.enter_context(EmbeddedBroker()).url
+                url = stack.enter_context(EmbeddedBroker()).unix_url
             else:
                 url = f"fakeredis://simulator-{secrets.token_hex(8)}"
             identities = {name: Identity.generate() for name in names}

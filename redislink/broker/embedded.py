@@ -23,6 +23,8 @@ from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigE
 
 _START_TIMEOUT: Final = 10.0
 _ATTEMPTS: Final = 5
+_LONGEST_SOCKET_PATH: Final = 100
+"""Bytes; Linux takes 107, macOS 103."""
 
 # Runs the server as its child, and kills it when standard input ends: that happens when the
 # parent closes the pipe and when the parent dies, however it dies.
@@ -87,8 +89,27 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """URL with the password, as ``REDISLINK_BROKER_URL`` takes it."""
-        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
-        return f"redis://{credentials}127.0.0.1:{self.port}/0"
+        return f"redis://{self._credentials}127.0.0.1:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        """As `url`, by the server's unix socket: faster, for processes of this user alone.
+
+        It is `url` where the directory for temporary files has too long a path for a socket.
+        """
+        path = self._socket_path()
+        return f"unix://{self._credentials}{quote(path)}?db=0" if path else self.url
+
+    @property
+    def _credentials(self) -> str:
+        return f":{quote(self._password, safe='')}@" if self._password else ""
+
+    def _socket_path(self) -> str:
+        """Empty if there is none."""
+        if self._directory is None:
+            return ""
+        path = str(self._options.get("unixsocket", Path(self._directory.name, "valkey.sock")))
+        return path if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH else ""
 
     def start(self) -> EmbeddedBroker:
         """Start, and return once it answers.
@@ -160,6 +181,8 @@ class EmbeddedBroker:
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
+        if path := self._socket_path():
+            options |= {"unixsocket": path, "unixsocketperm": "600"}
         if self._password:
             options["requirepass"] = f'"{_escape(self._password)}"'
         options |= self._options

@@ -157,7 +157,7 @@ def _run(spec: ClusterSpec, commands: dict[str, list[str]], timeout: float) -> i
                 env={
                     **os.environ,
                     "PYTHONUNBUFFERED": "1",
-                    "REDISLINK_BROKER_URL": broker.url,
+                    "REDISLINK_BROKER_URL": broker.unix_url,
                     "REDISLINK_LINK_MODE": LinkMode.CHANNELS.value,
                     "REDISLINK_PSK_DIR": str(keys[party].parent),  # holds none
                 },

@@ -1,14 +1,17 @@
 """The embedded broker: real, private to this machine, and gone when its parent is."""
 
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-from redislink import ConfigError
+from redislink import BrokerAuthError, ConfigError
 from redislink.broker import Broker, EmbeddedBroker
 
 
@@ -35,7 +38,11 @@ def test_it_keeps_nothing_on_disk():
     with EmbeddedBroker() as broker:
         directory = Path(psutil.Process(broker.pid).cwd())
         Broker(broker.url).open().execute(b"SET", b"x", b"y", timeout=5)
-        assert sorted(p.name for p in directory.iterdir()) == ["valkey.conf", "valkey.log"]
+        assert sorted(p.name for p in directory.iterdir()) == [
+            "valkey.conf",
+            "valkey.log",
+            "valkey.sock",
+        ]
         assert (directory / "valkey.conf").stat().st_mode & 0o077 == 0
     assert not directory.exists()
 
@@ -50,6 +57,26 @@ def test_stopping_twice_and_starting_again():
     broker.stop()
     with broker:
         assert broker.pid != first
+
+
+def test_its_unix_socket_is_for_this_user_alone_and_asks_for_the_password():
+    with EmbeddedBroker(password="p w/@") as broker:
+        path = Path(urlsplit(broker.unix_url).path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        connection = Broker(broker.unix_url).open()
+        assert connection.execute(b"RPUSH", b"x", b"y", timeout=5) == 1
+        connection.close()
+        with pytest.raises(BrokerAuthError):
+            Broker(f"unix://{path}").open_answering()
+    assert not path.exists()
+
+
+def test_a_directory_with_too_long_a_path_for_a_socket(tmp_path, monkeypatch):
+    directory = tmp_path / ("x" * 100)
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    with EmbeddedBroker() as broker:
+        assert broker.unix_url == broker.url
 
 
 def test_a_port_that_is_taken():
