@@ -720,10 +720,14 @@ class Endpoint:
                 self._check_usable()
             return  # meant for who had this connection before
         pause = self._give_up_or_pause(error)
-        with self._changed:
+        with self._lock:
             # What the broken connection may have popped is lost: ask for it at once.
             self._register(wait)
             peer.delivery.probe_soon(tag, time.monotonic())
+            peer.delivery.tick(time.monotonic())
+            pushes = peer.delivery.pushes()
+        self._push(peer, pushes)
+        with self._changed:
             self._changed.wait(min(pause, left))
             self._check_usable()
 
@@ -759,11 +763,8 @@ class Endpoint:
                 with self._lock:
                     self._check_usable()
                     message = delivery.take(tag)
-        except Interrupted:
-            with self._lock:
-                self._check_usable()
-        except BrokerError as error:
-            self._stopped.wait(self._give_up_or_pause(error))
+        except (Interrupted, BrokerError) as error:
+            self._pop_failed(peer, tag, limit, wait, error)
         finally:
             wait.purpose = None  # before the check: see `_register`
             if wait.registered:

@@ -19,7 +19,7 @@ from redislink.errors import BrokerError, EndpointClosed
 from redislink.protocol.keys import encode_tag
 from redislink.protocol.lookahead import Family, LookAhead
 
-_MAX_LANES: Final = 16
+_MAX_LANES: Final = 8
 _LEAST_PATIENCE: Final = 0.002
 _FIRST_NEEDED: Final = 2
 _MOST_NEEDED: Final = 512
@@ -161,7 +161,12 @@ class Lanes:
 
     def _open_lane(self, family: Family) -> Lane | None:
         if len(self._lanes) >= _MAX_LANES:
-            self._drop(next(iter(self._lanes.values())))
+            # One that still has BLPOPs under way is not given up for another: what it pops just
+            # then would be lost, and probed for.
+            idle = [lane for lane in self._lanes.values() if not lane.posted]
+            if not idle:
+                return None
+            self._drop(idle[0])
         try:
             lane = self._lanes[family.name] = Lane(family, self._prefix, self._inbox.acquire())
         except EndpointClosed:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from redislink import Endpoint, EndpointClosed
+from redislink import Endpoint, EndpointClosed, RecvCancelled
 from redislink.broker import Broker
 from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
 
@@ -178,6 +178,26 @@ def test_closing_ends_a_receive_on_a_lane(pair):
     until(lambda: receives(bob))
     bob.close()
     assert isinstance(result(waiting), EndpointClosed)
+
+
+def test_cancelling_ends_a_receive_on_a_lane(pair):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2"])
+    waiting = in_thread(lambda: bob.recv("alice", "t3"))
+    until(lambda: receives(bob))
+    bob.cancel_recv("alice", "t")
+    assert isinstance(result(waiting), RecvCancelled)
+    exchange(alice, bob, ["t3", "t4", "t5"])
+
+
+def test_a_lane_is_not_given_up_for_another(pair):
+    alice, bob = pair()
+    families = "abcdefghijkl"
+    for n in range(1, 40):
+        exchange(alice, bob, [f"{family}{n}" for family in families])
+    found = [bool(lanes(bob, "alice").lane_of(f"{family}40")) for family in families]
+    assert found == [True] * 8 + [False] * 4
+    assert alice.stats().frames_resent == 0
 
 
 def test_none_in_process(mesh):
