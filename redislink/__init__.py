@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redislink._version import __version__
 from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
-from redislink.endpoint import Endpoint, SendHandle, connect
+from redislink.endpoint import Endpoint, SendHandle
 from redislink.errors import (
     BrokerAuthError,
     BrokerBusy,
@@ -45,6 +45,7 @@ from redislink.errors import (
     UsageError,
     ValueDecodeError,
 )
+from redislink.joining import connect
 from redislink.settings import RedisLinkSettings
 from redislink.stats import EndpointStats, PeerStats
 

@@ -1,8 +1,8 @@
 """One party in one session: joins the protocol core and the broker.
 
-`connect` says hello to every peer and gives an `Endpoint`. What one party sends with a tag,
-another receives with that tag, once; different tags do not wait for each other, and messages
-with the same tag keep their order.
+`connect` (`joining.py`) says hello to every peer and gives an `Endpoint`. What one party sends
+with a tag, another receives with that tag, once; different tags do not wait for each other, and
+messages with the same tag keep their order.
 
 Threads: `send` writes and `recv` reads in the calling thread. One control thread per endpoint
 takes acks, probes, heartbeats and aborts off the control lists and keeps the timers. A thread
@@ -15,27 +15,24 @@ the broker while holding it.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Final, cast
 
-from redislink.broker import AnyOutbox, Broker, Inbox, make_outbox
+from redislink.broker import AnyOutbox, Broker, Inbox
 from redislink.broker.claim import PartyClaim
 from redislink.broker.inbox import Interrupted, Wait
 from redislink.broker.outage import Outage
 from redislink.broker.wire import LARGE, Buffer
-from redislink.cluster import ClusterSpec, load_cluster
+from redislink.cluster import ClusterSpec
 from redislink.errors import (
     BrokerError,
     BrokerTampered,
     ClusterMismatch,
-    ConfigError,
     EndpointClosed,
     FrameError,
     PayloadTypeError,
@@ -47,27 +44,21 @@ from redislink.errors import (
     UsageError,
     reason_for_peers,
 )
-from redislink.identity import Identity
 from redislink.lanes import Lane, Lanes
 from redislink.logs import PartyLogger
 from redislink.observers import Observers
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import BytesLike, Encoding, Frame
-from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.seal import Codec, StaleError
 from redislink.protocol.states import State
 from redislink.protocol.status import (
-    JOINING,
     MAX_WAITS,
-    MISSING,
     PartyStatus,
     PeerStatus,
     Waiting,
-    encode_status,
 )
-from redislink.rendezvous import Progress, Rendezvous
-from redislink.security import make_handshake
+from redislink.rendezvous import Rendezvous
 from redislink.settings import RedisLinkSettings
 from redislink.stats import EndpointStats, PeerStats, counts_of
 
@@ -555,7 +546,7 @@ class Endpoint:
             }
             return EndpointStats.of(peers, self._reconnects)
 
-    def _status(self) -> PartyStatus:
+    def party_status(self) -> PartyStatus:
         """What this party tells whoever watches the session (`redislink top`)."""
         claim = self._claim
         with self._lock:
@@ -1129,78 +1120,6 @@ class Endpoint:
         self._observers.close()
 
 
-def connect(
-    cluster: ClusterSpec | str | Path | None = None,
-    party: str | None = None,
-    settings: RedisLinkSettings | None = None,
-    *,
-    on_progress: Progress | None = None,
-    broker: Broker | None = None,
-    identity: Identity | None = None,
-) -> Endpoint:
-    """Join a session: returns once every pair of parties has said hello.
-
-    Args:
-        cluster: the cluster, or the path of its file; None takes ``REDISLINK_CLUSTER_FILE``.
-        party: who this process is; None takes ``REDISLINK_PARTY``.
-        settings: None reads the environment and ``.env``.
-        on_progress: called about once a second while parties are missing, with their names
-            and the seconds waited.
-        broker: None takes the one that the settings or the cluster file name.
-        identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
-
-    Raises:
-        ConfigError: cluster, party, settings or identity are wrong.
-        BrokerError: the broker is out of reach or refuses this party.
-        PartyTaken: another process already runs as this party.
-        ClusterMismatch: a peer runs with another cluster file.
-        HandshakeTimeout: not every party came within ``connect_timeout``; names them.
-    """
-    settings = settings or RedisLinkSettings.load()
-    spec = resolve_cluster(cluster, settings)
-    name = party or settings.party
-    if name is None:
-        raise ConfigError(
-            "no party: pass one, or set REDISLINK_PARTY to one of " + ", ".join(spec.party_names)
-        )
-    spec.rank(name)
-    broker = broker or Broker.from_settings(settings, spec.broker)
-    instance = secrets.token_bytes(INSTANCE_BYTES)
-    handshake = make_handshake(spec, name, settings, identity, instance)
-    who = f"party {name!r} of session {spec.session!r}"
-    outage = Outage(name, settings.broker_timeout)
-    observers = Observers(settings, spec.session, name)
-    log = PartyLogger(spec.session, name)
-    inboxes = {party: keys.claim_key(spec.session, party) for party in spec.party_names}
-    home = broker.at(inboxes[name])
-    claim = PartyClaim(home, inboxes[name], instance, who, log)
-    try:
-        claim.acquire(outage)
-    except BaseException:
-        observers.close()
-        raise
-    outbox = make_outbox(broker, settings.list_ttl, inboxes.values())
-    inbox = Inbox(home, on_open=outage.ended)
-    rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
-    status_key = keys.status_key(spec.session, name)
-    if settings.status:
-        claim.publish(status_key, lambda: encode_status(_status_before_meeting(claim, rendezvous)))
-    try:
-        rendezvous.meet(broker, settings.connect_timeout, outage, on_progress)
-    except BaseException:
-        inbox.close()
-        outbox.close()
-        claim.release()
-        observers.close()
-        raise
-    endpoint = Endpoint(
-        spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage, observers
-    )
-    if settings.status:
-        claim.publish(status_key, lambda: encode_status(endpoint._status()))
-    return endpoint
-
-
 def _status_of(delivery: Delivery, now: float) -> PeerStatus:
     return PeerStatus(
         delivery.state.value,
@@ -1208,32 +1127,3 @@ def _status_of(delivery: Delivery, now: float) -> PeerStatus:
         in_flight_bytes=delivery.in_flight_bytes,
         last_heard_seconds=max(0.0, now - delivery.last_heard),
     )
-
-
-def _status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartyStatus:
-    """What a party tells while it waits for the others to join."""
-    missing = set(rendezvous.handshake.missing)
-    return PartyStatus(
-        claim.instance,
-        JOINING,
-        time.monotonic() - claim.since,
-        claim.last_round_trip,
-        0,
-        {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
-    )
-
-
-def resolve_cluster(
-    cluster: ClusterSpec | str | Path | None, settings: RedisLinkSettings
-) -> ClusterSpec:
-    """The cluster that `connect` is given, or that the settings name.
-
-    Raises:
-        ConfigError: there is none, or it is not valid.
-    """
-    if isinstance(cluster, ClusterSpec):
-        return cluster
-    path = cluster if cluster is not None else settings.cluster_file
-    if path is None:
-        raise ConfigError("no cluster: pass one, or set REDISLINK_CLUSTER_FILE to its file")
-    return load_cluster(path)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from redislink.broker import Broker
 from redislink.cluster import ClusterSpec
 from redislink.communicator import Communicator, RedisCommunicator
-from redislink.endpoint import Endpoint, connect, resolve_cluster
+from redislink.endpoint import Endpoint
 from redislink.errors import (
     EndpointClosed,
     LoadFailed,
@@ -32,6 +32,7 @@ from redislink.errors import (
     reason_for_peers,
 )
 from redislink.identity import Identity
+from redislink.joining import connect, resolve_cluster
 from redislink.logs import PartyLogger
 from redislink.rendezvous import Progress
 from redislink.settings import RedisLinkSettings

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.communicator import DEFAULT_NAMESPACE, ThreadCommunicator
-from redislink.endpoint import connect
 from redislink.errors import ConfigError, PeerError, UsageError
 from redislink.identity import Identity, format_public_key
+from redislink.joining import connect
 from redislink.session import NAMESPACE, Session, _simulated
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.trial import trial_devices

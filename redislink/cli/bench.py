@@ -17,8 +17,8 @@ from redislink.broker import Broker
 from redislink.cli import who
 from redislink.cli.errors import Verbose, say
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
-from redislink.endpoint import connect
 from redislink.identity import Identity
+from redislink.joining import connect
 from redislink.settings import RedisLinkSettings
 
 

@@ -22,9 +22,10 @@ import pytest
 
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.cluster import ClusterSpec
-from redislink.endpoint import Endpoint, connect
+from redislink.endpoint import Endpoint
 from redislink.errors import ConfigError
 from redislink.identity import Identity, format_public_key
+from redislink.joining import connect
 from redislink.settings import RedisLinkSettings
 from redislink.simulator import Simulator
 from redislink.testing.faults import Faults, FaultyBroker

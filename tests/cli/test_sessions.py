@@ -282,7 +282,7 @@ alice.send("bob", "unread", bytes(100_000))
 bob.send("alice", "unread", bytes(10))
 alice.flush()
 bob.flush()
-while not (alice._claim.last_round_trip and alice._status().running_seconds > 0.5):
+while not (alice._claim.last_round_trip and alice.party_status().running_seconds > 0.5):
     time.sleep(0.01)
 print("ready", flush=True)
 time.sleep(60)

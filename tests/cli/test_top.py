@@ -45,7 +45,7 @@ def running(server: EmbeddedBroker) -> Iterator[list[Endpoint]]:
         alice.send("bob", "unread", b"payload")
         alice.flush()
         give_up = time.monotonic() + 10
-        while not (bob._status().waits and bob._claim.last_round_trip):
+        while not (bob.party_status().waits and bob._claim.last_round_trip):
             assert time.monotonic() < give_up
         yield endpoints
         bob.cancel_recv("carol", "")

@@ -1,0 +1,125 @@
+"""`connect`: joins a session, from settings to an `Endpoint`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+from redislink.broker import Broker, Inbox, make_outbox
+from redislink.broker.claim import PartyClaim
+from redislink.broker.outage import Outage
+from redislink.cluster import ClusterSpec, load_cluster
+from redislink.endpoint import Endpoint
+from redislink.errors import ConfigError
+from redislink.identity import Identity
+from redislink.logs import PartyLogger
+from redislink.observers import Observers
+from redislink.protocol import keys
+from redislink.protocol.handshake import INSTANCE_BYTES
+from redislink.protocol.states import State
+from redislink.protocol.status import JOINING, MISSING, PartyStatus, PeerStatus, encode_status
+from redislink.rendezvous import Progress, Rendezvous
+from redislink.security import make_handshake
+from redislink.settings import RedisLinkSettings
+
+
+def connect(
+    cluster: ClusterSpec | str | Path | None = None,
+    party: str | None = None,
+    settings: RedisLinkSettings | None = None,
+    *,
+    on_progress: Progress | None = None,
+    broker: Broker | None = None,
+    identity: Identity | None = None,
+) -> Endpoint:
+    """Join a session: returns once every pair of parties has said hello.
+
+    Args:
+        cluster: the cluster, or the path of its file; None takes ``REDISLINK_CLUSTER_FILE``.
+        party: who this process is; None takes ``REDISLINK_PARTY``.
+        settings: None reads the environment and ``.env``.
+        on_progress: called about once a second while parties are missing, with their names
+            and the seconds waited.
+        broker: None takes the one that the settings or the cluster file name.
+        identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
+
+    Raises:
+        ConfigError: cluster, party, settings or identity are wrong.
+        BrokerError: the broker is out of reach or refuses this party.
+        PartyTaken: another process already runs as this party.
+        ClusterMismatch: a peer runs with another cluster file.
+        HandshakeTimeout: not every party came within ``connect_timeout``; names them.
+    """
+    settings = settings or RedisLinkSettings.load()
+    spec = resolve_cluster(cluster, settings)
+    name = party or settings.party
+    if name is None:
+        raise ConfigError(
+            "no party: pass one, or set REDISLINK_PARTY to one of " + ", ".join(spec.party_names)
+        )
+    spec.rank(name)
+    broker = broker or Broker.from_settings(settings, spec.broker)
+    instance = secrets.token_bytes(INSTANCE_BYTES)
+    handshake = make_handshake(spec, name, settings, identity, instance)
+    who = f"party {name!r} of session {spec.session!r}"
+    outage = Outage(name, settings.broker_timeout)
+    observers = Observers(settings, spec.session, name)
+    log = PartyLogger(spec.session, name)
+    inboxes = {party: keys.claim_key(spec.session, party) for party in spec.party_names}
+    home = broker.at(inboxes[name])
+    claim = PartyClaim(home, inboxes[name], instance, who, log)
+    try:
+        claim.acquire(outage)
+    except BaseException:
+        observers.close()
+        raise
+    outbox = make_outbox(broker, settings.list_ttl, inboxes.values())
+    inbox = Inbox(home, on_open=outage.ended)
+    rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
+    status_key = keys.status_key(spec.session, name)
+    if settings.status:
+        claim.publish(status_key, lambda: encode_status(_status_before_meeting(claim, rendezvous)))
+    try:
+        rendezvous.meet(broker, settings.connect_timeout, outage, on_progress)
+    except BaseException:
+        inbox.close()
+        outbox.close()
+        claim.release()
+        observers.close()
+        raise
+    endpoint = Endpoint(
+        spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage, observers
+    )
+    if settings.status:
+        claim.publish(status_key, lambda: encode_status(endpoint.party_status()))
+    return endpoint
+
+
+def resolve_cluster(
+    cluster: ClusterSpec | str | Path | None, settings: RedisLinkSettings
+) -> ClusterSpec:
+    """The cluster that `connect` is given, or that the settings name.
+
+    Raises:
+        ConfigError: there is none, or it is not valid.
+    """
+    if isinstance(cluster, ClusterSpec):
+        return cluster
+    path = cluster if cluster is not None else settings.cluster_file
+    if path is None:
+        raise ConfigError("no cluster: pass one, or set REDISLINK_CLUSTER_FILE to its file")
+    return load_cluster(path)
+
+
+def _status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartyStatus:
+    """What a party tells while it waits for the others to join."""
+    missing = set(rendezvous.handshake.missing)
+    return PartyStatus(
+        claim.instance,
+        JOINING,
+        time.monotonic() - claim.since,
+        claim.last_round_trip,
+        0,
+        {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
+    )
