@@ -376,8 +376,14 @@ class Endpoint:
                         element = wait.pop_of_many(name, slice_, missing)
                     else:
                         element = wait.pop_one(name, slice_)
-                except (Interrupted, BrokerError) as error:
-                    self._pop_failed(peer, tag, left, wait, error)
+                except Interrupted:
+                    self._check_interrupted(peer, tag, wait)
+                except BrokerError as error:
+                    pause = self._give_up_or_pause(error)
+                    self._ask_for(peer, tag, wait)
+                    with self._changed:
+                        self._changed.wait(min(pause, left))
+                        self._check_usable()
                 else:
                     if self._outage.lasts:
                         self._outage.ended()
@@ -697,30 +703,25 @@ class Endpoint:
         if self._outbox.error is not None:
             self._mend_outbox()
 
-    def _pop_failed(
-        self, peer: _Peer, tag: str, left: float, wait: Wait, error: Interrupted | BrokerError
-    ) -> None:
-        """A pop was interrupted, or the broker failed: raises, unless it may be tried again."""
-        if isinstance(error, Interrupted):
-            if wait.cancelled:
-                raise RecvCancelled(
-                    f"{self.party}: the receive of tag {tag!r:.120} from {peer.name} was "
-                    "cancelled: the link that it belongs to was aborted"
-                ) from None
-            with self._lock:
-                self._check_usable()
-            return  # meant for who had this connection before
-        pause = self._give_up_or_pause(error)
+    def _check_interrupted(self, peer: _Peer, tag: str, wait: Wait) -> None:
+        """A pop was interrupted: raises, unless who had the connection before was meant."""
+        if wait.cancelled:
+            raise RecvCancelled(
+                f"{self.party}: the receive of tag {tag!r:.120} from {peer.name} was "
+                "cancelled: the link that it belongs to was aborted"
+            ) from None
         with self._lock:
-            # What the broken connection may have popped is lost: ask for it at once.
+            self._check_usable()
+
+    def _ask_for(self, peer: _Peer, tag: str, wait: Wait) -> None:
+        """What a broken connection may have popped is lost: probe for it at once."""
+        now = time.monotonic()
+        with self._lock:
             self._register(wait)
-            peer.delivery.probe_soon(tag, time.monotonic())
-            peer.delivery.tick(time.monotonic())
+            peer.delivery.probe_soon(tag, now)
+            peer.delivery.tick(now)
             pushes = peer.delivery.pushes()
         self._push(peer, pushes)
-        with self._changed:
-            self._changed.wait(min(pause, left))
-            self._check_usable()
 
     def _recv_foreseen(
         self, peer: _Peer, lane: Lane, tag: str, started: float, limit: float
@@ -754,8 +755,12 @@ class Endpoint:
                 with self._lock:
                     self._check_usable()
                     message = delivery.take(tag)
-        except (Interrupted, BrokerError) as error:
-            self._pop_failed(peer, tag, limit, wait, error)
+        except Interrupted:
+            self._check_interrupted(peer, tag, wait)
+        except BrokerError as error:
+            if not error.passes:
+                self._give_up_or_pause(error)
+            self._ask_for(peer, tag, wait)  # the plain way comes next, and tries the broker again
         finally:
             wait.purpose = None  # before the check: see `_register`
             if wait.registered:
