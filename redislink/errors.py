@@ -132,11 +132,17 @@ def reason_for_peers(error: BaseException) -> str:
     """What the peers are told when this error ends a party's part.
 
     The text of an error that is not ours might hold data of this party; its type does not. An
-    error that is made to end a program says it in an attribute ``told_to_peers``.
+    error that is made to end a program, or of which the peers know more, says so in an attribute
+    ``told_to_peers``.
     """
-    if isinstance(error, RedisLinkError):
-        return str(error)
-    return str(getattr(error, "told_to_peers", f"{type(error).__name__} in its program"))
+    told = getattr(error, "told_to_peers", None)
+    if isinstance(told, str):
+        return told
+    return (
+        str(error)
+        if isinstance(error, RedisLinkError)
+        else f"{type(error).__name__} in its program"
+    )
 
 
 class _NamedPeerError(PeerError):
@@ -191,9 +197,12 @@ class LoadFailed(_NamedPeerError):
 
     def __init__(self, peer: str, call: str, kind: str) -> None:
         self.kind = one_line(kind)[:80]
-        super().__init__(
-            peer, f"{peer} could not load its data for {call} ({self.kind}): see its log"
-        )
+        super().__init__(peer, f"{peer} {self.what(call, self.kind)}: see its log")
+
+    @staticmethod
+    def what(call: str, kind: str) -> str:
+        """What happened to the party, for the peers."""
+        return f"could not load its data for {call} ({kind})"
 
 
 class ProgramDiverged(PeerError):

@@ -272,7 +272,7 @@ class Session:
             except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
                 failed = error
             if failed is not None:
-                self._steps.tell_failure([peer], type(failed).__name__)
+                self._steps.tell_failure([peer], type(failed).__name__, failed)
                 with suppress(PeerError):  # which would hide this party's own error
                     self._steps.recv(peer)
             else:

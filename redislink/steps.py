@@ -241,9 +241,20 @@ class Steps:
             self._told[peer] = self._number
         return self._communicator.send(peer, _STEP_TAG, message)
 
-    def tell_failure(self, peers: Collection[str], body: Any) -> None:
-        """Send the same to some, and wait for a moment until they have it: what follows may be
-        the end of this session, which would overtake it."""
+    def tell_failure(self, peers: Collection[str], body: Any, error: Exception) -> None:
+        """Send the same to some, and wait for a moment until they have it.
+
+        What follows may be the end of this session, which overtakes it where the wait was too
+        short. So if this error is what ends the session, the reason given to all says the same.
+
+        Args:
+            peers: who waits for this party in this step.
+            body: what they are sent.
+            error: what this party's load raised.
+        """
+        call = self._current.text if self._current else "a step"
+        with contextlib.suppress(AttributeError):  # a class of its own, with __slots__
+            error.told_to_peers = LoadFailed.what(call, type(error).__name__)  # type: ignore[attr-defined]
         requests = [self.send(peer, body) for peer in peers]
         deadline = time.monotonic() + _PATIENCE
         for request in requests:

@@ -17,8 +17,8 @@ from redislink.identity import Identity, format_public_key
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 
 _sessions = itertools.count()
-TOGETHER = ("tests/broker_real/test_training.py",)
-"""Modules whose tests share a run that takes long: one worker of pytest-xdist gets all of one."""
+TOGETHER = ("tests/broker_real/test_training.py", "tests/cli/test_several_servers.py")
+"""Modules whose tests share a run, or servers: one worker of pytest-xdist gets all of one."""
 DEVICES = {
     "ABY3": {"kind": "SPU", "members": ["alice", "bob", "carol"], "config": {"protocol": "ABY3"}},
     "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},

@@ -171,3 +171,7 @@ def test_addresses_of_a_broker() -> None:
     assert broker_addresses("redis://127.0.0.1:7000/0") == {("127.0.0.1", 7000)}
     assert broker_addresses("rediss://user:p%40ss@[::1]/0") == {("::1", 6379)}
     assert broker_addresses("unix:///run/broker.sock") == set()
+    several = broker_addresses(
+        "redis+cluster://127.0.0.1:1,[::1]:2,nobody.invalid", [("127.0.0.2", 3)]
+    )
+    assert several == {("127.0.0.1", 1), ("::1", 2), ("127.0.0.2", 3)}

@@ -266,7 +266,9 @@ class BrokerConnection:
             self.close()
             if self._on_elsewhere is not None:
                 self._on_elsewhere(text)
-                return BrokerUnreachable(str(error))
+                # The remedy for MOVED is to name the Cluster, which the URL does.
+                remedy = "it is found anew; if this lasts, see the broker's log"
+                return BrokerUnreachable(f"{str(error).rpartition(': ')[0]}: {remedy}")
         return error
 
 
@@ -370,7 +372,7 @@ class Broker:
         return self._for(name) if self.is_cluster else self
 
     def address(self, name: bytes) -> Address:
-        """Host and port of the node of a Redis Cluster that has this list just now.
+        """Host and port of the server that has this list just now: a Cluster's node, or master.
 
         Raises: as `open`.
         """
@@ -381,6 +383,13 @@ class Broker:
     def on(self, address: Address) -> Self:
         """The broker as this one of its servers."""
         return self._for(address)
+
+    def addresses(self) -> list[Address]:
+        """Of every server that is up, replicas too; none for a broker that is one server.
+
+        Raises: as `open`.
+        """
+        return [] if self._finder is None else self._finder.every()
 
     def servers(self) -> list[Self]:
         """Every server of the broker that is up, replicas too, as a broker of its own.

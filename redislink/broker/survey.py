@@ -19,7 +19,13 @@ from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.url import Address
-from redislink.errors import BrokerPermissionError, BrokerRefused, FrameError, UsageError
+from redislink.errors import (
+    BrokerPermissionError,
+    BrokerRefused,
+    BrokerUnreachable,
+    FrameError,
+    UsageError,
+)
 from redislink.protocol import keys
 from redislink.protocol.frame import Data, decode_header_untrusted
 
@@ -111,7 +117,7 @@ class Survey:
             BrokerError: the broker is out of reach, or answers nonsense.
         """
         prefix = f"{keys.PREFIX}:{{".encode() if session is None else keys.session_prefix(session)
-        found: list[Key] = []
+        found: dict[bytes, Key] = {}
         for connection in self._nodes.all():
             names = {}
             for name in self._scan(connection, prefix):
@@ -122,8 +128,10 @@ class Survey:
                 if session in (None, parsed[0]) and name.startswith(prefix):
                     names[name] = parsed
             for batch in _batches(list(names)):
-                found += self._describe(connection, {name: names[name] for name in batch})
-        return found
+                # A slot that moves while we look shows its keys twice.
+                for key in self._describe(connection, {name: names[name] for name in batch}):
+                    found[key.name] = key
+        return list(found.values())
 
     def values(self, names: Sequence[bytes]) -> list[bytes | None]:
         """The values of these claims and status, where there is one and it may be read.
@@ -182,7 +190,15 @@ class Survey:
         self._nodes.close()
 
     def _remove_batch(self, names: Sequence[bytes]) -> int:
-        connection = self._nodes.of(names[0])
+        try:
+            return self._remove_on(self._nodes.of(names[0]), names)
+        except BrokerUnreachable:
+            if not self._nodes.are_many:
+                raise
+            # The slot has moved, or its node was lost, since we looked.
+            return self._remove_on(self._nodes.of(names[0]), names)
+
+    def _remove_on(self, connection: BrokerConnection, names: Sequence[bytes]) -> int:
         for command in ("UNLINK", "DEL"):  # UNLINK frees large lists without a pause
             try:
                 removed = connection.execute(command, *names, timeout=self._timeout)
@@ -246,7 +262,11 @@ class Survey:
     def _ask(self, connection: BrokerConnection, commands: Sequence[Command]) -> list[Any]:
         """The replies, None for each that is refused."""
         connection.send(commands)
-        return [self._reply(connection, command) for command in commands]
+        try:
+            return [self._reply(connection, command) for command in commands]
+        except BaseException:
+            connection.close()  # replies are still to come: out of step
+            raise
 
     def _reply(self, connection: BrokerConnection, command: Command) -> Any:
         try:
@@ -268,6 +288,11 @@ class _Nodes:
         self._broker = broker
         self._connections: dict[Address | None, BrokerConnection] = {}
         """By node of a Cluster; None is the one server of another broker."""
+
+    @property
+    def are_many(self) -> bool:
+        """True for a Cluster."""
+        return self._broker.is_cluster
 
     def all(self) -> list[BrokerConnection]:
         """To each server that has keys of its own."""

@@ -29,9 +29,10 @@ from rich.table import Table
 
 import redislink
 from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker.url import Address
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
-from redislink.cli.parties import Address, PartyProcess, broker_addresses
+from redislink.cli.parties import PartyProcess, broker_addresses
 from redislink.cluster import ClusterSpec
 from redislink.errors import BrokerError, ConfigError
 from redislink.identity import fingerprint
@@ -78,7 +79,7 @@ def demo(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Use this broker (redis://, rediss:// or unix://) instead of an embedded one.",
+            help="Use this broker, of any kind that redislink knows, instead of an embedded one.",
             show_default=False,
         ),
     ] = None,
@@ -111,10 +112,11 @@ def demo(
         reached = _reach(url)
         program = find_examples() / PROGRAM
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="redislink-demo-")))
+        addresses = broker_addresses(url, reached.addresses())
         run = _Run(url, reached.label, program, directory)
         if with_acl or broker is None:
             stack.enter_context(_users(reached, run))
-        run.until_all_ended()
+        run.until_all_ended(addresses)
     if as_json:
         typer.echo(json.dumps(asdict(run.result())))
     else:
@@ -198,9 +200,11 @@ class _Run:
         self._keys = {name: directory / f"keys-{name}" / "identity.key" for name in PARTIES}
         self.spec = self._write_cluster()
 
-    def until_all_ended(self) -> None:
-        """Start the parties, show their progress, and judge what they did."""
-        addresses = broker_addresses(self.url)
+    def until_all_ended(self, addresses: set[Address]) -> None:
+        """Start the parties, show their progress, and judge what they did.
+
+        Args: addresses: of the broker.
+        """
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             for name in PARTIES:

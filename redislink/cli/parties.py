@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from redislink.broker.url import Address, parse_url
 from redislink.errors import BrokerUnreachable
 
-Address = tuple[str, int]
 _END_TIMEOUT: Final = 5.0
 
 
@@ -152,16 +152,35 @@ class PartyProcess:
         self.stop()
 
 
-def broker_addresses(url: str) -> set[Address]:
+def broker_addresses(url: str, servers: Iterable[Address] = ()) -> set[Address]:
     """The addresses that connections to the broker at ``url`` may go to; none for a unix socket.
 
+    Args:
+        url: the broker's.
+        servers: of a broker of several, those that the URL does not name (`Broker.addresses`).
+
     Raises:
-        BrokerUnreachable: the host's name is not known here.
+        BrokerUnreachable: no host's name is known here.
     """
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return set()
-    host, port = parts.hostname or "localhost", parts.port or 6379
+    named = parse_url(url).addresses
+    if not named:
+        return _resolve(parts.hostname or "localhost", parts.port or 6379)
+    found: set[Address] = set()
+    failure: BrokerUnreachable | None = None
+    for host, port in dict.fromkeys([*named, *servers]):
+        try:
+            found |= _resolve(host, port)
+        except BrokerUnreachable as error:  # the parties pass it over, too
+            failure = error
+    if not found and failure is not None:
+        raise failure
+    return found
+
+
+def _resolve(host: str, port: int) -> set[Address]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:

@@ -51,6 +51,7 @@ CHECKS: Final = (
     Check("TLS", network.tls, "TCP", 4),
     Check("server certificate", network.server_certificate, "TLS"),
     Check("login", network.login, "TLS", 4),
+    Check("replicas", network.replicas, "login", 4),
     Check("commands", rights.commands, "login"),
     Check("own lists", rights.own_lists, "login"),
     Check("other parties' lists", rights.others_lists, "login"),

@@ -80,6 +80,24 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A server on which inboxes of this session lie; a broker that is no Cluster has one.
+
+    Attributes:
+        label: its host and port on a Cluster; else empty.
+        parties: whose inboxes lie there, this party first.
+    """
+
+    label: str
+    parties: tuple[str, ...]
+
+    @property
+    def inbox(self) -> str:
+        """One of them, by which the server is addressed."""
+        return self.parties[0]
+
+
 @dataclass(slots=True)
 class Seen:
     """What a check found out and later ones need.
@@ -112,7 +130,8 @@ class Examination:
         self._check_ends_at = self._ends_at
         self._broker: Broker | None = None
         self._lines: dict[str, BrokerConnection] = {}
-        self._info: dict[str, dict[str, str] | None] = {}
+        self._info: dict[tuple[str, str], dict[str, str] | None] = {}
+        self._places: tuple[Place, ...] = ()
 
     # -- the broker ------------------------------------------------------------------------------
 
@@ -166,6 +185,38 @@ class Examination:
             if parts.hostname:
                 found.append(Address(parts.hostname, parts.port or default))
         return found
+
+    @property
+    def has_several(self) -> bool:
+        """True if servers of this broker replace each other, or share its lists."""
+        return "+" in self.scheme
+
+    def places(self) -> tuple[Place, ...]:
+        """Each server on which inboxes of this session lie, that of this party's inbox first.
+
+        Raises: as `Broker.open`.
+        """
+        if not self._places:
+            names = (self.case.party, *self.case.peers)
+            by_label: dict[str, list[str]] = {}
+            for name in names:
+                prefix = keys.party_prefix(self.case.spec.session, name)
+                at = str(Address(*self.broker.address(prefix))) if self.broker.is_cluster else ""
+                by_label.setdefault(at, []).append(name)
+            self._places = tuple(Place(at, tuple(found)) for at, found in by_label.items())
+        return self._places
+
+    def far_ends(self) -> list[tuple[Place, str]]:
+        """Each server to which this party sends, with one peer whose inbox is there.
+
+        Raises: as `places`.
+        """
+        me = self.case.party
+        return [
+            (place, next(name for name in place.parties if name != me))
+            for place in self.places()
+            if place.parties != (me,)
+        ]
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -251,22 +302,23 @@ class Examination:
             return error
         return bytes(reply) if isinstance(reply, memoryview) else reply
 
-    def info(self, section: str) -> dict[str, str] | None:
-        """``INFO section``; None if this user may not look."""
-        if section not in self._info:
+    def info(self, place: Place, section: str) -> dict[str, str] | None:
+        """``INFO section`` of a server; None if this user may not look."""
+        asked = place.label, section
+        if asked not in self._info:
             try:
-                text = bytes(self.ask(self.case.party, b"INFO", section)).decode(errors="replace")
+                text = bytes(self.ask(place.inbox, b"INFO", section)).decode(errors="replace")
             except (BrokerPermissionError, BrokerRefused, TypeError):
-                self._info[section] = None
+                self._info[asked] = None
             else:
                 pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
-                self._info[section] = {name: value.strip() for name, _, value in pairs}
-        return self._info[section]
+                self._info[asked] = {name: value.strip() for name, _, value in pairs}
+        return self._info[asked]
 
-    def config(self, name: str) -> str | None:
-        """A setting of the server's; None if this user may not look, or it has none such."""
+    def config(self, place: Place, name: str) -> str | None:
+        """A setting of a server's; None if this user may not look, or it has none such."""
         try:
-            reply = self.ask(self.case.party, b"CONFIG", b"GET", name)
+            reply = self.ask(place.inbox, b"CONFIG", b"GET", name)
         except (BrokerPermissionError, BrokerRefused):
             return None
         if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], bytes):

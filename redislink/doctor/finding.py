@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from redislink.cluster import ClusterSpec
 from redislink.errors import RedisLinkError
@@ -113,6 +114,25 @@ def failed_with(error: RedisLinkError, blame: Blame) -> Verdict:
     """The failure that an error is: its message ends with ``: `` and what to do."""
     text, _, remedy = str(error).rpartition(": ")
     return failed(text or remedy, remedy if text else "see docs/how-to/doctor.md", blame)
+
+
+def joined(found: Sequence[tuple[str, Verdict]]) -> Verdict:
+    """One verdict of those about several servers: the worst, which says which server it is.
+
+    Args:
+        found: how each server is called, and what was found there; at least one.
+    """
+    (_, first), *others = found
+    if all(verdict == first for _, verdict in others):
+        everywhere = f"on each of {len(found)} nodes: " if others else ""
+        return replace(first, text=everywhere + first.text)
+    order = list(Level)
+    worst = max((verdict for _, verdict in found), key=lambda v: order.index(v.level))
+    remedies = dict.fromkeys(
+        f"at {where}: {verdict.remedy}" for where, verdict in found if verdict.remedy
+    )
+    text = "; ".join(f"{where}: {verdict.text}" for where, verdict in found)
+    return replace(worst, text=text, remedy="; ".join(remedies))
 
 
 def unseen(command: str, wanted: str) -> Verdict:

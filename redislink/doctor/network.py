@@ -25,7 +25,13 @@ from cryptography.hazmat.primitives.serialization import (
 from redislink.broker.wire import pack
 from redislink.doctor.examination import Address, Examination, loopback
 from redislink.doctor.finding import Blame, Verdict, failed, failed_with, passed, warned
-from redislink.errors import BrokerAuthError, BrokerPermissionError, BrokerUnreachable, one_line
+from redislink.errors import (
+    BrokerAuthError,
+    BrokerError,
+    BrokerPermissionError,
+    BrokerUnreachable,
+    one_line,
+)
 
 SOON_DAYS: Final = 30
 """A certificate that ends sooner is worth a warning."""
@@ -355,32 +361,82 @@ def _no_tls(address: Address, error: Exception) -> Verdict:
 
 
 def login(exam: Examination) -> Verdict:
-    """A Redis server answers, and takes our user and password.
+    """A Redis server answers, and takes our user and password: on a Cluster each that we use.
 
     Raises: as `Examination.ask`.
     """
+    where = ""
     try:
-        exam.ask(exam.case.party, b"PING")
+        places = exam.places()
+        for place in places:
+            with contextlib.suppress(BrokerPermissionError):  # it knows us
+                exam.ask(place.inbox, b"PING")
+        if len(places) > 1:
+            where = f", on each of {len(places)} nodes: {', '.join(at.label for at in places)}"
     except BrokerPermissionError:
-        pass  # it knows us
+        pass  # CLUSTER SLOTS: the check commands says what to do
     except BrokerAuthError as error:
         return failed_with(error, Blame.BROKER)
     except BrokerUnreachable as error:
-        if not exam.uses_tls and any(
-            _speaks_tls(info, min(_SNIFF_SECONDS, exam.longest_wait))
-            for info in exam.seen.reached.values()
-        ):
-            return failed(
-                f"broker {exam.broker.label}: it speaks TLS on this port",
-                "write rediss:// in the URL, and set REDISLINK_BROKER_TLS_CA",
-            )
-        verdict = failed_with(error, Blame.BROKER)
+        return _no_server(exam, failed_with(error, Blame.BROKER))
+    return passed(f"as user {exam.user}{where}")
+
+
+def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
+    """Adds what the doctor knows of why a connection to the broker broke."""
+    if not exam.uses_tls and any(
+        _speaks_tls(info, min(_SNIFF_SECONDS, exam.longest_wait))
+        for info in exam.seen.reached.values()
+    ):
+        return failed(
+            f"broker {exam.broker.label}: it speaks TLS on this port",
+            "write rediss:// in the URL, and set REDISLINK_BROKER_TLS_CA",
+        )
+    if exam.has_several:
         return failed(
             verdict.text,
-            "check that a Redis or Valkey server is behind this host and port: something took the "
-            "connection, and did not answer as one",
+            "check that this server runs, and that this party reaches it under the address that "
+            "the broker's servers tell, which need not be one of the URL's (cluster-announce-ip, "
+            "replica-announce-ip, firewall)",
         )
-    return passed(f"as user {exam.user}")
+    return failed(
+        verdict.text,
+        "check that a Redis or Valkey server is behind this host and port: something took the "
+        "connection, and did not answer as one",
+    )
+
+
+def replicas(exam: Examination) -> Verdict | None:
+    """Servers that may take over would let this party in.
+
+    Raises: as `Broker.addresses`.
+    """
+    if not exam.has_several:
+        return None
+    used = {place.label for place in exam.places()}
+    if not exam.broker.is_cluster:
+        used = {str(Address(*exam.broker.address(b"")))}  # the master that sentinels name
+    lost: list[str] = []
+    knowing = 0
+    for address in exam.broker.addresses():
+        if str(Address(*address)) in used:
+            continue
+        exam.patience()
+        try:
+            exam.broker.on(address).open_answering().close()
+        except BrokerPermissionError:
+            knowing += 1  # its PING is refused, not the user
+        except BrokerError as error:
+            lost.append(failed_with(error, Blame.BROKER).text)
+        else:
+            knowing += 1
+    if not lost:
+        return passed(f"{knowing} further servers know user {exam.user}, should one take over")
+    return warned(
+        f"{'; '.join(lost)}: a session that has to go there cannot",
+        "see to it that all parties reach every server of the broker, and make the users on those "
+        "that joined later (redislink acl --cluster FILE --apply URL)",
+    )
 
 
 def _speaks_tls(info: tuple[Any, ...], seconds: float) -> bool:

@@ -49,7 +49,8 @@ class _Try:
 
     @property
     def name(self) -> str:
-        return str(self.command[0], "ascii") if isinstance(self.command[0], bytes) else ""
+        words = self.command[:2] if self.command[0] == b"CLUSTER" else self.command[:1]
+        return " ".join(str(word, "ascii") for word in words if isinstance(word, bytes))
 
 
 def commands(exam: Examination) -> Verdict:
@@ -62,7 +63,10 @@ def commands(exam: Examination) -> Verdict:
         BrokerBusy: the broker is full, or cannot serve just now.
         BrokerError: as `Examination.ask_all`.
     """
-    tries = _tries(exam)
+    try:
+        tries = _tries(exam)
+    except BrokerPermissionError as error:  # of all its nodes, for CLUSTER SLOTS
+        return _refused(exam, failed_with(error, Blame.BROKER).text, ["+cluster|slots"])
     replies = exam.ask_all([(tried.inbox, tried.command) for tried in tries])
     missing = [
         (tried, reply)
@@ -79,25 +83,40 @@ def commands(exam: Examination) -> Verdict:
             f"refused to user {exam.user}: {said}",
             "take a broker, or a plan of the service, that has these commands (docs/broker.md)",
         )
-    rules = " ".join(dict.fromkeys(tried.rule for tried in forbidden))
+    return _refused(exam, said, [tried.rule for tried in forbidden])
+
+
+def _refused(exam: Examination, said: str, rules: Sequence[str]) -> Verdict:
+    where = ", on every server of the broker" if exam.has_several else ""
     return failed(
         f"refused to user {exam.user}: {said}",
-        f"as an admin, ACL SETUSER {exam.user} {rules}; or make all users anew with redislink acl",
+        f"as an admin{where}, ACL SETUSER {exam.user} {' '.join(dict.fromkeys(rules))}; or make "
+        "all users anew with redislink acl",
     )
 
 
 def _tries(exam: Examination) -> list[_Try]:
-    session, me, peer = exam.case.spec.session, exam.case.party, exam.case.peers[0]
-    out, own = exam.key(peer, me), exam.key(me, peer)
-    claim = keys.claim_key(session, me)
-    push = f"%W~{keys.sender_prefix(session, peer, me).decode()}*"
+    session, me = exam.case.spec.session, exam.case.party
+    own, claim = exam.key(me, exam.case.peers[0]), keys.claim_key(session, me)
     pop = f"%RW~{keys.party_prefix(session, me).decode()}*"
-    peers, inbox, claims = "lists to peers", "lists of the own inbox", "the own claim"
+    inbox, claims = "lists of the own inbox", "the own claim"
+    tries = [_Try(me, (b"PING",), "no key", "+ping")]
+    if exam.broker.is_cluster:
+        tries += [
+            _Try(place.inbox, (b"CLUSTER", b"SLOTS"), f"no key at {place.label}", "+cluster|slots")
+            for place in exam.places()
+        ]
+    for place, peer in exam.far_ends():
+        out = exam.key(peer, me)
+        push = f"%W~{keys.sender_prefix(session, peer, me).decode()}*"
+        where = f"lists to peers at {place.label}" if place.label else "lists to peers"
+        tries += [
+            _Try(peer, (b"RPUSH", out, b"doctor"), where, f"{push} +rpush"),
+            _Try(peer, (b"PEXPIRE", out, LEFTOVER_MS), where, f"{push} +pexpire"),
+            _Try(peer, (b"DEL", out), where, f"{push} +del"),
+        ]
     return [
-        _Try(me, (b"PING",), "no key", "+ping"),
-        _Try(peer, (b"RPUSH", out, b"doctor"), peers, f"{push} +rpush"),
-        _Try(peer, (b"PEXPIRE", out, LEFTOVER_MS), peers, f"{push} +pexpire"),
-        _Try(peer, (b"DEL", out), peers, f"{push} +del"),
+        *tries,
         _Try(me, (b"BLPOP", own, _BLPOP_SECONDS), inbox, f"({pop} +blpop)"),
         _Try(me, (b"LPOP", own), inbox, f"({pop} +lpop)"),
         _Try(me, (b"DEL", own), inbox, f"({pop} +del)"),
@@ -208,33 +227,40 @@ def largest_element(exam: Examination) -> Verdict:
         "raise the broker's proto-max-bulk-len, or the service's limit on the size of a request; "
         "or lower REDISLINK_CHUNK_BYTES"
     )
-    limit = exam.config("proto-max-bulk-len")
-    if limit is not None and limit.isdecimal() and int(limit) < size:
+    ends = exam.far_ends()
+    limits = [exam.config(place, "proto-max-bulk-len") for place, _ in ends]
+    known = [int(limit) for limit in limits if limit is not None and limit.isdecimal()]
+    limit = min(known) if len(known) == len(ends) else None
+    if known and min(known) < size:
+        limit = min(known)
         return failed(
-            f"proto-max-bulk-len is {mebibytes(int(limit))} ({limit} bytes), and with "
+            f"proto-max-bulk-len is {mebibytes(limit)} ({limit} bytes), and with "
             f"REDISLINK_CHUNK_BYTES={chunk} elements have up to {size} bytes",
             remedy,
         )
     if size > _MOST_TRIED:
         if limit is not None:
-            return passed(f"proto-max-bulk-len is {mebibytes(int(limit))}; not tried")
+            return passed(f"proto-max-bulk-len is {mebibytes(limit)}; not tried")
         return warned(
             f"not tried, as {mebibytes(size)} is much, and not allowed to look (permission "
             "missing: CONFIG GET)",
             "lower REDISLINK_CHUNK_BYTES: more than 1 MiB makes nothing faster",
         )
-    if exam.seen.rate and size / exam.seen.rate > exam.patience() / 2:
+    if exam.seen.rate and len(ends) * size / exam.seen.rate > exam.patience() / 2:
         raise NotTried(f"{mebibytes(size)} would take too long on this line")
-    peer = exam.case.peers[0]
-    key = exam.key(peer, exam.case.party)
+    pushed: Any = None
     try:
-        (pushed, _, _) = exam.ask_all(
-            [
-                (peer, (b"RPUSH", key, bytes(size))),
-                (peer, (b"PEXPIRE", key, LEFTOVER_MS)),
-                (peer, (b"DEL", key)),
-            ]
-        )
+        for _, peer in ends:
+            key = exam.key(peer, exam.case.party)
+            (pushed, _, _) = exam.ask_all(
+                [
+                    (peer, (b"RPUSH", key, bytes(size))),
+                    (peer, (b"PEXPIRE", key, LEFTOVER_MS)),
+                    (peer, (b"DEL", key)),
+                ]
+            )
+            if not _allowed(pushed):
+                break
     except BrokerUnreachable as error:
         return failed(
             f"an element of {mebibytes(size)} ended the connection "

@@ -1,5 +1,7 @@
 """Checks of the server and its settings: version, eviction, memory, idle cut-off.
 
+On a Cluster that is each node on which an inbox of this session lies.
+
 A party's user may see none of this, as `redislink acl` makes it: then each says so and passes.
 """
 
@@ -8,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from redislink.doctor.examination import Examination
-from redislink.doctor.finding import Verdict, failed, mebibytes, passed, unseen, warned
+from redislink.doctor.examination import Examination, Place
+from redislink.doctor.finding import Verdict, failed, joined, mebibytes, passed, unseen, warned
 from redislink.errors import one_line
 
 _OLDEST: Final = (6, 0)
@@ -23,7 +25,11 @@ def version(exam: Examination) -> Verdict:
 
     Raises: as `Examination.info`.
     """
-    info = exam.info("server")
+    return joined([(place.label, _version(exam, place)) for place in exam.places()])
+
+
+def _version(exam: Examination, place: Place) -> Verdict:
+    info = exam.info(place, "server")
     if info is None:
         return unseen("INFO", "Redis 6 or later, or Valkey; for users per party Redis 7 or Valkey")
     return judge_version(info)
@@ -56,7 +62,11 @@ def eviction(exam: Examination) -> Verdict:
 
     Raises: as `Examination.info`.
     """
-    policy = (exam.info("memory") or {}).get("maxmemory_policy")
+    return joined([(place.label, _eviction(exam, place)) for place in exam.places()])
+
+
+def _eviction(exam: Examination, place: Place) -> Verdict:
+    policy = (exam.info(place, "memory") or {}).get("maxmemory_policy")
     if policy is None:
         return unseen("INFO", "maxmemory-policy has to be noeviction")
     policy = one_line(policy)[:40]
@@ -75,9 +85,13 @@ def memory(exam: Examination) -> Verdict:
 
     Raises: as `Examination.info`.
     """
-    count, window = exam.case.spec.world_size, exam.case.settings.window_bytes
-    wanted = int(count * (count - 1) * 2 * window * _UNTIL_FULL)
-    info = exam.info("memory")
+    return joined([(place.label, _memory(exam, place)) for place in exam.places()])
+
+
+def _memory(exam: Examination, place: Place) -> Verdict:
+    inboxes, peers = len(place.parties), len(exam.case.peers)
+    wanted = int(inboxes * peers * 2 * exam.case.settings.window_bytes * _UNTIL_FULL)
+    info = exam.info(place, "memory")
     if info is None:
         return unseen("INFO", f"maxmemory has to leave {mebibytes(wanted)} free")
     limit, total = _number(info, "maxmemory"), _number(info, "total_system_memory")
@@ -105,7 +119,11 @@ def idle_cut_off(exam: Examination) -> Verdict:
 
     Raises: as `Examination.config`.
     """
-    seconds = exam.config("timeout")
+    return joined([(place.label, _idle_cut_off(exam, place)) for place in exam.places()])
+
+
+def _idle_cut_off(exam: Examination, place: Place) -> Verdict:
+    seconds = exam.config(place, "timeout")
     if seconds is None or not seconds.isdecimal():
         return unseen("CONFIG GET", "timeout has to be 0")
     if int(seconds) == 0:

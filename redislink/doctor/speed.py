@@ -12,7 +12,7 @@ from secrets import token_bytes as random_bytes
 from typing import Any, Final
 
 from redislink.broker.wire import pack
-from redislink.doctor.examination import Examination, NotTried
+from redislink.doctor.examination import Examination, NotTried, Place
 from redislink.doctor.finding import Verdict, passed, unseen, warned
 from redislink.errors import BrokerPermissionError, BrokerRefused
 
@@ -36,18 +36,19 @@ _MEASURING_SECONDS: Final = 2.0
 
 
 def round_trip(exam: Examination) -> Verdict:
-    """Median of some.
+    """Median of some; on a Cluster to the node that is slowest.
 
     Raises: as `Examination.ask`.
     """
-    times: list[float] = []
-    while len(times) < PINGS and (len(times) < _LEAST_PINGS or sum(times) < _PINGING_SECONDS):
-        started = time.perf_counter()
-        _ask(exam, b"PING")
-        times.append(time.perf_counter() - started)
-    exam.seen.round_trip = min(times)
-    median = statistics.median(times)
-    text = f"{median * 1e3:.3g} ms, the median of {len(times)}"
+    places = exam.places()
+    own, *others = [_ping(exam, place, len(places)) for place in places]
+    exam.seen.round_trip = min(own)
+    medians = [statistics.median(times) for times in (own, *others)]
+    median = max(medians)
+    slowest = medians.index(median)
+    text = f"{median * 1e3:.3g} ms, the median of {len([own, *others][slowest])}"
+    if others:
+        text += f", to {places[slowest].label}, the slowest of {len(places)} nodes"
     if median < SLOW_SECONDS:
         return passed(text)
     return warned(
@@ -56,15 +57,28 @@ def round_trip(exam: Examination) -> Verdict:
     )
 
 
-def _ask(exam: Examination, *command: bytes) -> Any:
+def _ping(exam: Examination, place: Place, places: int) -> list[float]:
+    times: list[float] = []
+    while len(times) < PINGS and (
+        len(times) < _LEAST_PINGS or sum(times) < _PINGING_SECONDS / places
+    ):
+        started = time.perf_counter()
+        _ask(exam, place.inbox, b"PING")
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def _ask(exam: Examination, inbox: str, *command: bytes) -> Any:
     try:
-        return exam.ask(exam.case.party, *command)
+        return exam.ask(inbox, *command)
     except (BrokerPermissionError, BrokerRefused):
         raise NotTried("PING is refused") from None
 
 
 def bandwidth(exam: Examination) -> Verdict:
-    """Both ways, from echoes: the answer begins once all is there, and ends once all is back.
+    """Both ways, to where the own inbox is, from echoes.
+
+    The answer begins once all is there, and ends once all is back.
 
     Raises: as `Examination.ask`.
     """

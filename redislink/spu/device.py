@@ -250,7 +250,7 @@ class SpuDevice:
                 loaded = self._load(load)
             except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
                 failed = error
-                self._steps.tell_failure(self._others(), ["failed", type(error).__name__])
+                self._steps.tell_failure(self._others(), ["failed", type(error).__name__], error)
             else:
                 return self._send_private(*loaded)
         raise failed

@@ -14,6 +14,7 @@ import pytest
 from redislink.broker import Broker, EmbeddedBroker, acl
 from redislink.cli.demo import PARTIES
 from tests.cli.conftest import Run, Start, check_one_line, ended
+from tests.support.groups import ClusterGroup
 from tests.support.tls_terminator import TlsTerminator
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,17 @@ def test_over_tls_with_a_client_certificate_and_a_user_for_each_party(
         assert admin.execute(b"ACL", b"LOG", timeout=5) == []
         assert admin.execute(b"ACL", b"USERS", timeout=5) == [b"default"], "none is left behind"
         admin.close()
+
+
+def test_over_a_cluster_with_a_user_for_each_party(redislink: Run) -> None:
+    with ClusterGroup() as group:
+        result = redislink("demo", "--json", "--broker", group.url, "--acl")
+        assert result.returncode == 0, result.stderr
+        told = check_is_ok(result.stdout)
+        assert told["broker"] == Broker(group.url).label
+        assert group.password not in result.stdout + result.stderr
+        for port in group.masters:
+            assert group.ask(port, "ACL", "USERS") == [b"default"], "none is left behind"
 
 
 def test_without_the_client_certificate(redislink: Run, tmp_path: Path) -> None:

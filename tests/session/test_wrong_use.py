@@ -224,6 +224,30 @@ def test_a_load_that_raises(stage: Stage, owner: str) -> None:
             assert "flu" not in str(error)
 
 
+def test_an_abort_that_overtakes_the_news_of_a_load_that_raised(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a slow line: the others have the abort before they come to the step."""
+    monkeypatch.setattr(steps_module, "_PATIENCE", 0.0)
+
+    def program(session: Session) -> None:
+        if session.party != "alice":
+            with pytest.raises(PeerAborted):
+                session.communicator.recv("alice", "none", 20)
+        session.spu("SP1").private(_fail, owner="alice")
+
+    for party, error in stage.errors(program).items():
+        if party == "alice":
+            assert isinstance(error, FileNotFoundError)
+        else:
+            assert isinstance(error, PeerAborted)
+            assert "alice aborted the session" in str(error)
+            assert "could not load its data for SP1.private(owner=alice) (FileNotFound" in str(
+                error
+            )
+            assert "flu" not in str(error)
+
+
 def test_a_load_that_raises_may_be_caught_by_all(stage: Stage) -> None:
     def program(session: Session) -> Any:
         sp = session.spu("SP0")

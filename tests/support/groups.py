@@ -13,8 +13,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -242,10 +242,19 @@ class ClusterGroup(_Group):
 
     def restart_empty(self, port: int) -> None:
         """Kill a master, and start it again as the same node without its data."""
+        with self.changing, self.away(port):
+            pass
+
+    @contextmanager
+    def away(self, port: int) -> Iterator[None]:
+        """Without this master; at the end it is started again, empty."""
         with self.changing:
             self.kill(port)
-            self._run_node(port)
-            self._wait_until_whole()
+            try:
+                yield
+            finally:
+                self._run_node(port)
+                self._wait_until_whole()
 
     def lose(self, port: int) -> None:
         """Kill a master that has a replica; return once the replica has taken its slots."""

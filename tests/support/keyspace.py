@@ -11,8 +11,9 @@ Content = dict[bytes, tuple[bytes, int]]
 
 
 def run(url: str, *command: bytes | int | str | float) -> Any:
-    """The reply to one command, on a connection of its own."""
-    connection = Broker(url).open()
+    """The reply to one command, on a connection of its own; in a Cluster, to its key's node."""
+    key = command[1] if len(command) > 1 else b""
+    connection = Broker(url).at(key if isinstance(key, bytes) else str(key).encode()).open()
     try:
         return connection.execute(*command, timeout=5)  # type: ignore[arg-type]
     finally:
@@ -54,21 +55,28 @@ def add_foreign_keys(url: str, session: str, inbox: str) -> list[bytes]:
     own = f"{base}:{inbox}}}:{inbox}:0:"
     commands += [("HSET", own + tag, "f", "x") for tag in ("!claim", "!status")]
     commands.append(("SET", "with an end", "x", "PX", 1_000_000))
-    connection = Broker(url).open()
-    for command in commands:
-        connection.execute(*command, timeout=5)  # type: ignore[arg-type]
-    connection.close()
+    if Broker(url).is_cluster:
+        for command in commands:
+            run(url, *command)
+    else:
+        connection = Broker(url).open()
+        for command in commands:
+            connection.execute(*command, timeout=5)  # type: ignore[arg-type]
+        connection.close()
     return [c[1] if isinstance(c[1], bytes) else str(c[1]).encode() for c in commands]
 
 
 def content_of(url: str) -> Content:
-    """All of a database."""
-    connection = Broker(url).open()
+    """All of a database; of a Cluster, all of every node."""
+    broker = Broker(url)
+    servers = [broker.on(place) for place in broker.masters()] if broker.is_cluster else [broker]
     found: Content = {}
-    for name in connection.execute("KEYS", "*", timeout=5):
-        value = connection.execute("DUMP", name, timeout=5)
-        ttl = connection.execute("PEXPIRETIME", name, timeout=5)
-        if value is not None:
-            found[name] = (bytes(value), ttl)
-    connection.close()
+    for server in servers:
+        connection = server.open()
+        for name in connection.execute("KEYS", "*", timeout=5):
+            value = connection.execute("DUMP", name, timeout=5)
+            ttl = connection.execute("PEXPIRETIME", name, timeout=5)
+            if value is not None:
+                found[name] = (bytes(value), ttl)
+        connection.close()
     return found
