@@ -7,8 +7,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.redislink-installed
 PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
-# Processes that run tests at the same time; 0: one test after the other. 2 is much faster.
-WORKERS ?= 0
+# Processes that run tests at the same time; 0: one test after the other.
+WORKERS ?= 2
 SOURCES := redislink tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import hypothesis
 import pytest
 
 from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect, rendezvous
@@ -16,9 +17,21 @@ from redislink.identity import Identity, format_public_key
 
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 
+# A second process beside this one makes an example take as long as it likes.
+hypothesis.settings.register_profile(
+    "beside others", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("beside others")
+
 _sessions = itertools.count()
-TOGETHER = ("tests/broker_real/test_training.py", "tests/cli/test_several_servers.py")
-"""Modules whose tests share a run, or servers: one worker of pytest-xdist gets all of one."""
+TOGETHER = (
+    "tests/broker_real/test_training.py",
+    "tests/broker/test_kinds.py::TestSentinel",
+    "tests/broker/test_kinds.py::TestCluster",
+    "tests/cli/test_several_servers.py",
+)
+"""Modules and classes whose tests share what takes long to make: one worker of pytest-xdist gets
+all of one."""
 DEVICES = {
     "ABY3": {"kind": "SPU", "members": ["alice", "bob", "carol"], "config": {"protocol": "ABY3"}},
     "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},
@@ -34,10 +47,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByTest(LoadScopeScheduling):
         # `--dist loadgroup` would be this, but its mark is lost on pytest 9.2.
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.partition("::")[0]
-            return module if module in TOGETHER else nodeid
+            return next((whole for whole in TOGETHER if nodeid.startswith(whole)), nodeid)
 
     return ByTest(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    """A report with a lone surrogate in what was logged or printed must not end the worker."""
+    report = yield
+    return _encodable(report)
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_encodable(each) for each in value)
+    return value
 
 
 @pytest.fixture(scope="session")

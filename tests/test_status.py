@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from redislink import ClusterSpec, RecvCancelled
-from redislink.broker import Broker, claim
+from redislink.broker import Broker
 from redislink.protocol import keys
 from redislink.protocol.status import PartyStatus, decode_status_untrusted
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
+from tests.support.renewals import Renewals
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def renewals(monkeypatch: pytest.MonkeyPatch) -> Renewals:
     """The claim's thread wakes a hundred times as often."""
-    monkeypatch.setattr(claim, "_RENEW_SECONDS", 0.01)
+    return Renewals(monkeypatch)
 
 
 def value_of(cluster: ClusterSpec, *command: bytes | str) -> Any:
@@ -94,16 +95,13 @@ def test_who_is_missing_and_who_has_failed() -> None:
     alice.close()
 
 
-def test_it_can_be_switched_off() -> None:
+def test_it_can_be_switched_off(renewals: Renewals) -> None:
     cluster = make_cluster("fakeredis://no-status", 2)
     settings = quick_settings(status=False)
     endpoints = run_parties(
         *(lambda n=n: connect_as(cluster, n, settings) for n in cluster.party_names)
     )
     for party in cluster.party_names:
-        name = keys.claim_key(cluster.session, party)
-        value_of(cluster, "PEXPIRE", name, "3000")
-        while value_of(cluster, "PTTL", name) <= 3000:  # until the claim has been renewed
-            time.sleep(0.001)
+        renewals.wait_for_next(keys.claim_key(cluster.session, party))
         assert value_of(cluster, "EXISTS", keys.status_key(cluster.session, party)) == 0
     run_parties(*(endpoint.close for endpoint in endpoints))

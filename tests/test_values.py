@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -105,11 +105,8 @@ anything = st.recursive(
 )
 
 
-SLOW_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
 class TestRoundTrip:
-    @settings(SLOW_MACHINE, max_examples=120)
+    @settings(max_examples=120)
     @given(anything)
     def test_every_value(self, value: Any) -> None:
         assert same(round_trip(value), value)
@@ -513,7 +510,7 @@ class TestHostileBytes:
         assert same(decode_value_untrusted(array_message(["int8", 1], b"x")), np.array([120], "i1"))
         assert decode_value_untrusted(dataclass_message("Empty", {})) == Empty()
 
-    @settings(SLOW_MACHINE, max_examples=400)
+    @settings(max_examples=400)
     @given(st.binary(max_size=200))
     @example(b"\x92\xc7\x05\x03Point\x82\xa1x\x01\xa1y\x02")
     def test_any_bytes(self, data: bytes) -> None:
@@ -523,7 +520,7 @@ class TestHostileBytes:
             return
         assert same(round_trip(value), value)
 
-    @settings(SLOW_MACHINE, max_examples=120)
+    @settings(max_examples=120)
     @given(anything, st.data())
     def test_a_value_that_was_changed_on_its_way(self, value: Any, data: st.DataObject) -> None:
         packed = bytearray(encode_value(value))
@@ -537,7 +534,7 @@ class TestHostileBytes:
             return
         assert same(round_trip(got), got)
 
-    @settings(SLOW_MACHINE, max_examples=120)
+    @settings(max_examples=120)
     @given(
         st.recursive(
             st.none() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text(max_size=6)

@@ -52,12 +52,12 @@ def test_a_session_as_it_runs(valkey: EmbeddedBroker, monkeypatch: pytest.Monkey
     alice.flush()
 
     def all_known(reading: Reading) -> bool:
+        joined = all(p.up and p.state == "open" for p in reading.parties)
         sent = pair(reading, "alice", "bob").messages_sent
-        return sent == 4 and bool(party(reading, "bob").waits)
+        return joined and sent == 4 and bool(party(reading, "bob").waits)
 
     reading = read_until(watch, all_known)
     assert [p.name for p in reading.parties] == list(cluster.party_names)
-    assert all(p.up and p.state == "open" for p in reading.parties)
     assert all(p.heard_seconds is not None and p.heard_seconds < 60 for p in reading.parties)
     assert all(p.round_trip_seconds for p in reading.parties)
     (wait,) = party(reading, "bob").waits

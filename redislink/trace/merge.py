@@ -21,6 +21,9 @@ from redislink.trace.record import FIELDS, FORMAT, SEND, WAIT
 
 _SHORTEST_COMPUTE: Final = 10.0
 """Microseconds between two calls from which on the time between them is shown."""
+_APART: Final = 0.003
+"""Microseconds left free at both its ends: to a reader that adds in floating point, slices that
+touch overlap, and it draws each inside the one before."""
 _KINDS: Final = {SEND: "send", WAIT: "wait"}
 
 
@@ -312,7 +315,7 @@ def _events(
         for call in trace.calls:
             yield _slice(trace, call.kind, call.thread, call.began + shift, call.took, call)
         for thread, began, took in _gaps(trace.calls):
-            yield _slice(trace, "compute", thread, began + shift, took)
+            yield _slice(trace, "compute", thread, began + shift + _APART, took - 2 * _APART)
         if trace.cut_us is not None:
             cut = {"ph": "i", "s": "p", "name": "the trace was cut here", "pid": trace.rank}
             yield cut | {"tid": 0, "ts": _ns(trace.cut_us + shift) / 1000}

@@ -2,17 +2,17 @@
 
 import logging
 import secrets
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from redislink import BrokerAuthError, BrokerPermissionError, ConfigError, PartyTaken
-from redislink.broker import Broker, EmbeddedBroker, acl, claim
+from redislink.broker import Broker, EmbeddedBroker, acl
 from redislink.protocol import keys
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.support.groups import ClusterGroup
+from tests.support.renewals import Renewals
 
 NAMES = ("alice", "bob", "carol")
 EPOCH = "0123456789abcdef"
@@ -343,7 +343,7 @@ def test_users_made_before_there_was_a_status_go_on_working(real_server, monkeyp
     ]
     acl.apply_users(Broker(real_server.url), older, dict.fromkeys(names, "pw"))
     urls = {u.party: acl.party_url(real_server.url, u.name, "pw") for u in older}
-    monkeypatch.setattr(claim, "_RENEW_SECONDS", 0.01)
+    renewals = Renewals(monkeypatch)
     logger, records = logging.getLogger("redislink"), Records()
     logger.addHandler(records)
     level = logger.level
@@ -356,10 +356,7 @@ def test_users_made_before_there_was_a_status_go_on_working(real_server, monkeyp
         for number in range(20):  # over many times that the claims are renewed
             alice.send("bob", f"t{number}", b"x")
             assert bob.recv("alice", f"t{number}") == b"x"
-            last = claim_of(real_server, cluster)
-            give_up = time.monotonic() + 5
-            while claim_of(real_server, cluster) <= last and time.monotonic() < give_up:
-                time.sleep(0.001)
+            renewals.wait_for_next(keys.claim_key(cluster.session, "alice"))
         run_parties(*(endpoint.close for endpoint in endpoints))
     finally:
         logger.removeHandler(records)
@@ -367,11 +364,6 @@ def test_users_made_before_there_was_a_status_go_on_working(real_server, monkeyp
     said = [line for line in records.lines if "publishes no status" in line]
     assert len(said) == len(names), said
     assert not run(real_server.url, b"EXISTS", keys.claim_key(cluster.session, "alice"))
-
-
-def claim_of(server, cluster):
-    """What is left of alice's claim (ms); it grows when the claim is renewed."""
-    return run(server.url, b"PTTL", keys.claim_key(cluster.session, "alice"))
 
 
 def test_one_party_cannot_run_as_another(real_server):

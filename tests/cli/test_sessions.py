@@ -7,12 +7,12 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from redislink import ClusterSpec
 from redislink.broker import Broker, EmbeddedBroker, acl
@@ -264,7 +264,7 @@ def left_of(url: str, cluster: ClusterSpec) -> list[bytes]:
 
 
 DYING = """
-import json, sys, time
+import sys
 from redislink import endpoint, rendezvous
 from redislink.broker import claim
 from tests.conftest import join, make_cluster
@@ -282,10 +282,8 @@ alice.send("bob", "unread", bytes(100_000))
 bob.send("alice", "unread", bytes(10))
 alice.flush()
 bob.flush()
-while not (alice._claim.last_round_trip and alice.party_status().running_seconds > 0.5):
-    time.sleep(0.01)
 print("ready", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -294,20 +292,38 @@ def test_an_expired_session_leaves_every_other_key_as_it_was(url: str) -> None:
     """Killed, with all it had on the broker; every key of it goes by itself."""
     foreign = add_foreign_keys(url, "dying", "inbox")
     before = content_of(url)
+    run(url, "CONFIG", "SET", "notify-keyspace-events", "Eg$x")  # of SET, DEL and expiry
     root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, "-c", DYING, url], stdout=subprocess.PIPE, text=True, cwd=root
-    ) as party:
+    with (
+        redis.Redis.from_url(url).pubsub(ignore_subscribe_messages=True) as news,
+        subprocess.Popen(
+            [sys.executable, "-c", DYING, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+        ) as party,
+    ):
+        news.psubscribe("__keyevent@*")
+        news.get_message(timeout=10)  # that it is subscribed
         try:
             assert party.stdout is not None
             assert party.stdout.readline() == "ready\n"
+            missing = {keys.status_key("dying", n) for n in ("alice", "bob")}
+            while missing:
+                missing.discard(next_key(news))
         finally:
             party.send_signal(signal.SIGKILL)
-    left = set(content_of(url)) - set(foreign)
-    assert {keys.claim_key("dying", n) for n in ("alice", "bob")} <= left
-    assert {keys.status_key("dying", n) for n in ("alice", "bob")} <= left
-    assert any(not keys.parse_list_untrusted(name)[-1].startswith("!") for name in left)
-    give_up = time.monotonic() + 10
-    while content_of(url) != before:
-        assert time.monotonic() < give_up, set(content_of(url)) - set(before)
-        time.sleep(0.05)
+        left = set(content_of(url)) - set(foreign)
+        assert {keys.claim_key("dying", n) for n in ("alice", "bob")} <= left
+        assert {keys.status_key("dying", n) for n in ("alice", "bob")} <= left
+        assert any(not keys.parse_list_untrusted(name)[-1].startswith("!") for name in left)
+        while content_of(url) != before:
+            next_key(news)
+
+
+def next_key(news: redis.client.PubSub) -> bytes:
+    """The next one that something happens to."""
+    told = news.get_message(timeout=10)
+    assert told is not None, "all is as it will stay"
+    return bytes(told["data"])

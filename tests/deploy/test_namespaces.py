@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
 from redislink.trial import trial_devices, write_trial
 from tests.support.namespaces import Host, Internet, dial, listener, missing
+from tests.support.spreading import wait_until
 
 PARTIES: Final = ("alice", "bob", "carol")
 PROGRAM: Final = Path(__file__).parents[2] / "examples" / "logistic_regression.py"
@@ -142,27 +142,25 @@ def train(
                     )
                 )
             )
-        deadline = time.monotonic() + _RUN_TIMEOUT
-        looked = False
-        while any(process.exit_code() is None for process in processes.values()):
-            assert time.monotonic() < deadline, {n: p.last_line() for n, p in processes.items()}
+
+        def ended() -> bool:
+            over = all(process.exit_code() is not None for process in processes.values())
             for name, process in processes.items():
                 for event in process.events():
                     seen.add(name)
                     if event["event"] == "result":
                         results[name] = event
-            if not looked and seen == set(PARTIES):
-                looked = True
-                assert not results, "the run was over before it could be looked at"
-                check_sockets(internet, parties)
-                check_that_nothing_gets_in(internet, parties)
-            time.sleep(0.05)
-        assert looked, {name: process.output() for name, process in processes.items()}
-        for name, process in processes.items():
+            return over
+
+        wait_until(lambda: ended() or seen == set(PARTIES), _RUN_TIMEOUT)
+        output = {name: process.output() for name, process in processes.items()}
+        assert seen == set(PARTIES), output
+        assert not results, "the run was over before it could be looked at"
+        check_sockets(internet, parties)
+        check_that_nothing_gets_in(internet, parties)
+        wait_until(ended, _RUN_TIMEOUT)
+        for process in processes.values():
             assert process.exit_code() == 0, process.output()
-            for event in process.events():
-                if event["event"] == "result":
-                    results[name] = event
     return results
 
 

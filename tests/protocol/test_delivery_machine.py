@@ -429,11 +429,7 @@ class TwoDeliveries(RuleBasedStateMachine):
                 self.hear(name, lost=False)
 
 
-OneDelivery.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, print_blob=True
-)
-TwoDeliveries.TestCase.settings = settings(
-    max_examples=50, stateful_step_count=60, deadline=None, print_blob=True
-)
+OneDelivery.TestCase.settings = settings(max_examples=60, stateful_step_count=60, print_blob=True)
+TwoDeliveries.TestCase.settings = settings(max_examples=50, stateful_step_count=60, print_blob=True)
 TestOneDelivery = OneDelivery.TestCase
 TestTwoDeliveries = TwoDeliveries.TestCase

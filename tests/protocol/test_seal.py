@@ -407,7 +407,7 @@ steps = st.lists(
 
 
 @given(steps)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_nonce_ever_seals_two_contents(choices):
     """Under losses, refusals, reconnects, probes and piggybacked acks. Security rests on it."""
     conversation = Conversation()

@@ -32,10 +32,12 @@ def _chains(recv_timeout: float = 5.0) -> list[Steps]:
 
 @pytest.fixture(autouse=True)
 def _all_leave() -> Iterator[None]:
+    before = set(threading.enumerate())
     yield
     while _made:
         _made.pop().leave()
-    left = [t.name for t in threading.enumerate() if t.name.startswith("redislink-steps")]
+    begun = set(threading.enumerate()) - before
+    left = [t.name for t in begun if t.name.startswith("redislink-steps")]
     assert not left
 
 

@@ -14,6 +14,7 @@ from redislink.broker import EmbeddedBroker
 from tests.conftest import connect_as, make_cluster, quick_settings
 from tests.support.ledger import Comparison, Ledger, compare
 from tests.support.servers import Admin
+from tests.support.spreading import wait_until
 
 MB = 1_000_000
 _TIMEOUT = 120.0
@@ -53,12 +54,18 @@ def payload(number: int, size: int) -> bytes:
 
 
 def transfer(
-    server: EmbeddedBroker, total: int, message: int = 2 * MB, *, slow: bool = False
+    server: EmbeddedBroker,
+    total: int,
+    message: int = 2 * MB,
+    *,
+    slow: bool = False,
+    from_refusal: bool = False,
 ) -> BulkOutcome:
     """Send so many bytes as messages of a size, through a server that has just been started.
 
     Alice keeps more under way than the window admits. A slow bob takes one message per look at
-    the broker's memory, which has no more room than the window by then.
+    the broker's memory, which has no more room than the window by then. Or bob begins when
+    the broker has refused something, as it is full.
     """
     cluster, settings = make_cluster(server.url, 2), quick_settings(recv_timeout=_TIMEOUT)
     admin = Admin(server)
@@ -80,6 +87,8 @@ def transfer(
 
         def receive() -> None:
             pause = threading.Event()
+            if from_refusal:
+                wait_until(lambda: alice.stats().frames_refused > 0, _TIMEOUT)
             last = time.monotonic()
             for _ in range(count):
                 if slow:

@@ -161,8 +161,10 @@ class SentinelGroup(_Group):
                 f"sentinel failover-timeout {MASTER}": "2000",
             }
             self._run(port, watch, name)
-            # By default it asks once a second, and finds a master down that answers.
-            self.ask(port, "SENTINEL", "DEBUG", "PING-PERIOD", 100, "INFO-PERIOD", 500)
+            # By default it asks once a second, and finds a master down that answers. And it
+            # promotes no replica of which it knows nothing since five of these periods, while it
+            # asks the replica of a master that is down once a second.
+            self.ask(port, "SENTINEL", "DEBUG", "PING-PERIOD", 300, "INFO-PERIOD", 500)
             self.ask(port, "SENTINEL", "DEBUG", "PUBLISH-PERIOD", 200)
         for port in self.ports:
             wait_for(lambda port=port: self._is_settled(port), "sentinels that know all others")

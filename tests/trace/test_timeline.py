@@ -118,6 +118,7 @@ def test_every_receive_has_its_send_and_ends_after_it_began(recorded: Path, tmp_
 
 
 def test_slices_of_a_thread_follow_each_other(recorded: Path, tmp_path: Path) -> None:
+    """Also to who adds in floating point (speedscope), or cuts to nanoseconds before adding."""
     by_thread: dict[tuple[int, int], list[Event]] = {}
     for event in merged(recorded, tmp_path / "out.json"):
         if event["ph"] == "X":
@@ -126,7 +127,34 @@ def test_slices_of_a_thread_follow_each_other(recorded: Path, tmp_path: Path) ->
     for events in by_thread.values():
         events.sort(key=lambda event: event["ts"])
         for before, after in itertools.pairwise(events):
-            assert end_of(before) <= after["ts"] + 0.0015  # both were rounded to nanoseconds
+            assert before["ts"] + before["dur"] < after["ts"]
+            began, took, follows = (
+                int(us * 1000) for us in (before["ts"], before["dur"], after["ts"])
+            )
+            assert began + took < follows
+
+
+def test_events_are_as_the_format_has_them(recorded: Path, tmp_path: Path) -> None:
+    """Google's "Trace Event Format": what each phase must have, and of which type."""
+    needs: dict[str, dict[str, Any]] = {
+        "X": {"ts": (int, float), "dur": (int, float), "cat": str, "name": str},
+        "M": {"name": str, "args": dict},
+        "s": {"ts": (int, float), "id": int, "cat": str, "name": str},
+        "f": {"ts": (int, float), "id": int, "cat": str, "name": str, "bp": str},
+    }
+    events = merged(recorded, tmp_path / "out.json")
+    assert {event["ph"] for event in events} == set(needs)
+    for event in events:
+        fields = needs[event["ph"]] | {"ph": str, "pid": int, "tid": int}
+        assert all(isinstance(event[name], kind) for name, kind in fields.items()), event
+        assert set(event) <= {*fields, "args"}, event
+    assert all(event["bp"] == "e" for event in events if event["ph"] == "f")
+    about = {(event["name"], *event["args"]) for event in events if event["ph"] == "M"}
+    assert about == {
+        ("process_name", "name"),
+        ("process_sort_index", "sort_index"),
+        ("thread_name", "name"),
+    }
 
 
 def test_clocks_that_are_wrong_by_an_hour_change_nothing(recorded: Path, tmp_path: Path) -> None:
