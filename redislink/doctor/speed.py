@@ -46,7 +46,7 @@ def round_trip(exam: Examination) -> Verdict:
     medians = [statistics.median(times) for times in (own, *others)]
     median = max(medians)
     slowest = medians.index(median)
-    text = f"{median * 1e3:.3g} ms, the median of {len([own, *others][slowest])}"
+    text = f"{_digits(median * 1e3)} ms, the median of {len([own, *others][slowest])}"
     if others:
         text += f", to {places[slowest].label}, the slowest of {len(places)} nodes"
     if median < SLOW_SECONDS:
@@ -136,7 +136,12 @@ def _echo(exam: Examination, size: int) -> tuple[float, float]:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second / 1e6:.3g} MB/s"
+    return f"{_digits(per_second / 1e6)} MB/s"
+
+
+def _digits(number: float) -> str:
+    """Three of them, without an exponent."""
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def clock(exam: Examination) -> Verdict:

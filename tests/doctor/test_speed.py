@@ -82,3 +82,11 @@ def test_a_clock_that_is_wrong(
     told = doctor(one_server.url, clock=lambda: time.time() + ahead)
     told.check("clock", Level.WARN, f"this machine's is {word} the broker's", "NTP")
     doctor(one_server.url).check("clock", Level.PASS, "within 5 s")
+
+
+@pytest.mark.parametrize(
+    ("per_second", "text"),
+    [(1.5e5, "0.15 MB/s"), (9.4567e8, "946 MB/s"), (3.69e9, "3,690 MB/s")],
+)
+def test_rates_are_written_without_an_exponent(per_second, text):
+    assert speed._rate(per_second) == text
