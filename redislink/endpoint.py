@@ -394,12 +394,11 @@ class Endpoint:
                     left = started + limit - now
                     with self._lock:
                         if element is None:
+                            self._register(wait)
                             if not probed and now - started >= _FIRST_PROBE:
                                 slice_, probed = self._blpop_slice, True
-                                self._register(wait)
                                 delivery.probe_soon(tag, now)
                                 delivery.tick(now)
-                            self._register(wait)
                         elif not self._broker.in_process:
                             missing = delivery.missing(tag)
                         message = delivery.take(tag)

@@ -97,23 +97,27 @@ class Lanes:
             if lane.abandoned:
                 self._end(lane)
             return None
+        # No lock: each step is atomic, and who gives the lane up empties both at any time.
         try:
             head, name = lane.posted[0]
+        except IndexError:
+            self._end(lane)
+            return None
+        try:
             element = lane.wait.read_posted(
                 name, self._seconds if head == tag else None, self._patience
             )
-            # No lock: each step is atomic, and who gives the lane up empties both at any time.
-            lane.posted.popleft()
         except TimeoutError:
             self._distrust(lane)
             self._abandon_mine(lane)
             return None
-        except IndexError:
-            self._end(lane)  # given up meanwhile; what it brought is probed for
-            return None
         except BaseException:
             self._abandon_mine(lane)
             raise
+        try:
+            lane.posted.popleft()
+        except IndexError:
+            self._end(lane)  # given up meanwhile; what it has just brought counts
         self._by_tag.pop(head, None)
         return head, name, element
 

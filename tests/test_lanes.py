@@ -8,6 +8,7 @@ import pytest
 
 from redislink import Endpoint, EndpointClosed, RecvCancelled
 from redislink.broker import Broker
+from redislink.broker.inbox import Wait
 from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
 
 DEPTH = 8
@@ -198,6 +199,24 @@ def test_a_lane_is_not_given_up_for_another(pair):
     found = [bool(lanes(bob, "alice").lane_of(f"{family}40")) for family in families]
     assert found == [True] * 8 + [False] * 4
     assert alice.stats().frames_resent == 0
+
+
+def test_what_a_lane_brings_while_it_is_given_up_counts(pair, monkeypatch):
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2"])
+    of_bob = lanes(bob, "alice")
+    lane, read_posted = of_bob.lane_of("t3"), Wait.read_posted
+
+    def read_and_lose_the_lane(wait, *arguments):
+        element = read_posted(wait, *arguments)
+        with of_bob._lock:
+            of_bob._drop(lane)  # as another thread may
+        return element
+
+    monkeypatch.setattr(Wait, "read_posted", read_and_lose_the_lane)
+    exchange(alice, bob, ["t3"])
+    assert bob.stats().probes_sent == alice.stats().frames_resent == 0
+    assert lane.wait not in bob._inbox._all
 
 
 def test_none_in_process(mesh):

@@ -189,18 +189,8 @@ def _pack_int(number: int) -> bytes:
 
 
 def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
-    """BLPOP; owes one reply."""
-    timeout = b"%.3f" % seconds
-    if len(names) == 1:
-        name = names[0]
-        return b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-            _BLPOP,
-            len(name),
-            name,
-            len(timeout),
-            timeout,
-        )
-    return pack([b"BLPOP", *names, timeout])
+    """One BLPOP of all these lists; owes one reply."""
+    return pack([b"BLPOP", *names, b"%.3f" % seconds])
 
 
 def pack_blpops(names: Sequence[bytes], seconds: float) -> bytes:
