@@ -20,6 +20,7 @@ Rules that every line below obeys:
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -54,6 +55,7 @@ _FRAME_OVERHEAD: Final = 128
 _LONGEST_SILENCE: Final = 86_400.0
 _MOST_DOUBLINGS: Final = 4
 _LONG_AGO: Final = float("-inf")
+_NEVER_TOLD: Final = sys.maxsize
 _OPEN, _CLOSING, _CLOSED, _FAILED = State.OPEN, State.CLOSING, State.CLOSED, State.FAILED
 _RAW: Final = Encoding.RAW
 _new: Final = object.__new__  # a class called as usual costs five times as much
@@ -64,6 +66,8 @@ class Timing:
     """Seconds, and bytes, that steer a conversation.
 
     Attributes:
+        ack_delay: an ack goes over the control list so long after what it is for came, or twice
+            as long, unless one that rode on data has reached the peer by then.
         resend_after: a frame that the broker has had for so long, and that the peer still asks
             for, was lost; doubled (up to 16 times) for a frame each time that it was.
     """
@@ -236,6 +240,10 @@ class Delivery:
         """Tags of which a message, or a part of one, was received and not taken."""
         self._waits: dict[str, _Wait] = {}
         self._ack_due: float | None = None
+        self._ack_owed = 0
+        """With `_ack_due`: it need not be said once the peer knows that all up to this came."""
+        self._told = 0
+        """The peer is known to know that all up to this came: it acked the DATA that said so."""
         self._ack_eagerly = False
         self._unreported_bytes = 0
         self._reported = 0
@@ -299,7 +307,7 @@ class Delivery:
         chunk.body = body
         chunk.account = ahead
         chunk.launched = True
-        # A hint only, as the peer may take this frame late: the ack stays due.
+        # A hint only, as the peer may take this frame late: the ack stays due until it has.
         chunk.acked = self._received.cumulative
         if encoding is not _RAW:
             chunk.encoding = encoding
@@ -457,7 +465,7 @@ class Delivery:
     def _heard_data(self, acked: int, now: float) -> None:
         """A DATA frame came, perhaps again."""
         if self._ack_due is None:  # else it is due earlier
-            self._ack_due = now + self._ack_delay
+            self._owe_ack(now)
         self.last_heard = self._last_listened = now
         self._silent_for = 0.0
         if acked > self._acked_cumulative:
@@ -593,7 +601,12 @@ class Delivery:
         if self.state is not State.PEER_CLOSED and self._next_heartbeat <= now:
             self._push_heartbeat(now)
         if self._ack_due is not None and self._ack_due <= now:
-            self._push_ack()
+            if self._told < self._ack_owed:
+                self._push_ack()
+            elif self._told < self._received.cumulative or self._received.has_gaps:
+                self._owe_ack(now)  # for what came since
+            else:
+                self._ack_due = None
         self._pump(now)
 
     def listened(self, now: float) -> None:
@@ -726,6 +739,8 @@ class Delivery:
         chunk = self._unacked.pop(seq, None)
         if chunk is None:
             return
+        if chunk.acked > self._told:
+            self._told = chunk.acked
         size = len(chunk.body) + _FRAME_OVERHEAD
         account = chunk.account
         if account is not None:
@@ -884,7 +899,15 @@ class Delivery:
             self._acked_since_loss = 0
             self._window = min(self._timing.window_bytes, self._window + self._timing.chunk_bytes)
 
+    def _owe_ack(self, now: float) -> None:
+        self._ack_due = now + self._ack_delay
+        received = self._received
+        # What rides on data tells nothing of what came out of its turn.
+        self._ack_owed = _NEVER_TOLD if received.has_gaps else received.cumulative
+
     def _ack_by(self, due: float) -> None:
+        """Say it by then, whatever the peer knows."""
+        self._ack_owed = _NEVER_TOLD
         if self._ack_due is None or due < self._ack_due:
             self._ack_due = due
 

@@ -17,6 +17,11 @@ class ReceivedNumbers:
         self._ends: list[int] = []
         self._cursor = 0
 
+    @property
+    def has_gaps(self) -> bool:
+        """True if some have come, but not all before them."""
+        return bool(self._starts)
+
     def __contains__(self, number: int) -> bool:
         if number <= self.cumulative:
             return True

@@ -45,6 +45,12 @@ def alone() -> Delivery:
     return Delivery("bob", SMALL, 0.0)
 
 
+@pytest.fixture
+def roomy() -> Delivery:
+    """As `alone`, but no number of bytes in these tests makes an ack due at once."""
+    return Delivery("bob", Timing(), 0.0)
+
+
 def acked(cumulative: int, *ranges: tuple[int, int]) -> Ack:
     return Ack(AckState(cumulative, ranges))
 
@@ -175,6 +181,45 @@ def test_an_ack_rides_on_data_but_stays_due(alone):
     assert push.frame.acked == 1
     alone.tick(1.1)
     assert control(alone.pushes(), Ack) == [acked(1)]
+
+
+def test_an_ack_that_is_known_to_have_come_on_data_is_not_said_again(roomy):
+    roomy.receive_data("t", Data(1), b"", 1.0)
+    roomy.send("back", b"", 1.0)
+    roomy.pushes()
+    roomy.receive_data("t", Data(2, acked=1), b"", 1.05)
+    roomy.tick(1.1)
+    assert control(roomy.pushes(), Ack) == []
+    assert roomy.next_timeout() == pytest.approx(1.2)  # for the second
+    roomy.tick(1.21)
+    assert control(roomy.pushes(), Ack) == [acked(2)]
+
+
+def test_no_ack_is_due_when_all_of_it_has_come_on_data(roomy):
+    roomy.receive_data("t", Data(1), b"", 1.0)
+    roomy.send("back", b"", 1.0)
+    roomy.pushes()
+    roomy.receive_control(acked(1), 1.05)
+    roomy.tick(1.1)
+    assert control(roomy.pushes(), Ack) == []
+    assert roomy.next_timeout() == pytest.approx(5.0)  # a heartbeat
+
+
+def test_what_came_out_of_its_turn_is_acked_whatever_came_on_data(roomy):
+    roomy.receive_data("t", Data(2), b"", 1.0)
+    roomy.send("back", b"", 1.0)
+    roomy.pushes()
+    roomy.receive_control(acked(1), 1.05)
+    roomy.tick(1.1)
+    assert control(roomy.pushes(), Ack) == [acked(0, (2, 2))]
+    roomy.receive_data("t", Data(1), b"", 1.2)
+    roomy.send("back", b"", 1.2)
+    roomy.pushes()
+    roomy.receive_data("t", Data(4, acked=2), b"", 1.25)
+    roomy.tick(1.3)
+    assert control(roomy.pushes(), Ack) == []
+    roomy.tick(1.41)
+    assert control(roomy.pushes(), Ack) == [acked(2, (4, 4))]
 
 
 def test_an_ack_on_data_counts(pair):
