@@ -108,7 +108,7 @@ class RedisLinkSettings(BaseSettings):
         default=1 << 20,
         ge=1 << 10,
         le=256 << 20,
-        description="Bytes of a message that travel as one element of a list.",
+        description="Bytes of a message that travel as one element of a list, at most.",
     )
     lookahead: int = Field(
         default=32,

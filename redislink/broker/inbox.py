@@ -20,8 +20,11 @@ from redislink.errors import BrokerRefused, EndpointClosed
 
 _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
-_AHEAD: Final = 2
-"""BLPOPs under way at once for the chunks of one message."""
+_LEAST_AHEAD: Final = 2
+"""BLPOPs under way at once for the chunks of one message, of whatever size."""
+_MOST_AHEAD: Final = 32
+_BYTES_AHEAD: Final = 2 << 20
+"""Bytes that these may bring: what a fast line holds over a far distance."""
 
 
 class Interrupted(Exception):
@@ -115,11 +118,14 @@ class Wait:
                 raise Interrupted from None
             raise
 
-    def pop_of_many(self, name: bytes, timeout: float, count: int) -> Buffer | None:
-        """As `pop_one`, of a list onto which so many elements come one after another.
+    def pop_of_many(self, name: bytes, timeout: float, count: int, size: int) -> Buffer | None:
+        """As `pop_one`, of a list onto which ``count`` elements come one after another.
 
-        The BLPOP for the next is under way already when this returns, so that the line does not
+        BLPOPs for the next are under way already when this returns, so that the line does not
         lie idle for a round trip. `end_many` ends that.
+
+        Args:
+            size: of an element, about, in bytes.
         """
         connection = self._connection
         try:
@@ -127,7 +133,8 @@ class Wait:
                 connection = self._open()
             if self._interrupted:
                 raise Interrupted
-            more = min(count, _AHEAD) - self._posted
+            ahead = min(_MOST_AHEAD, max(_LEAST_AHEAD, _BYTES_AHEAD // max(1, size)), count)
+            more = ahead - self._posted
             if more > 0:
                 connection.write((pack_blpops((name,) * more, timeout),))
                 self._posted += more

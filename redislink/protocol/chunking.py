@@ -22,6 +22,34 @@ from redislink.protocol.frame import MAX_PARTS, Data, Encoding
 from redislink.protocol.received import ReceivedNumbers
 
 MAX_MESSAGE_BYTES: Final = 4 << 30
+_ENOUGH: Final = 16
+"""Chunks of which the last, on the way from the broker alone, hardly counts any more."""
+_TOO_FEW: Final = 8
+"""Least chunks of which cutting finer is not worth it: see `choose`."""
+
+
+def choose(size: int, least: int, most: int) -> int:
+    """How large the chunks of a message should be (bytes).
+
+    The receiver's line brings a chunk when all of it has gone over the sender's, so what the
+    relay adds to a message's time on the line is the time of one chunk. But the receiver knows
+    of the others only when the first has come, and asking the broker for them takes a round
+    trip, which costs a short message more than it gains.
+
+    Args:
+        size: of the message.
+        least: bytes below which a chunk is not worth the work that it makes. A message of less
+            than eight times that is not cut unless it has to be.
+        most: bytes that a chunk may have.
+    """
+    if size < _TOO_FEW * least:
+        return most
+    return min(most, max(least, -(-size // _ENOUGH)))
+
+
+def most_uncut(least: int, most: int) -> int:
+    """The size (bytes) up to which `choose` leaves a message whole."""
+    return min(most, _TOO_FEW * least - 1)
 
 
 def split(body: bytes, chunk_bytes: int) -> Iterator[bytes | memoryview]:
@@ -124,13 +152,16 @@ class Reassembly:
         entry = self.tags.get(tag)
         return entry.ready[0] if entry is not None and entry.ready else None
 
-    def missing(self, tag: str) -> int:
-        """How many chunks have not come of the first message of a tag that began to; else 0."""
+    def missing(self, tag: str) -> tuple[int, int]:
+        """Of the first message of a tag that began to come: (chunks to come, bytes of each).
+
+        Both are 0 if there is none. The last chunk may have fewer bytes.
+        """
         entry = self.tags.get(tag)
         if entry is None or not entry.partial:
-            return 0
+            return 0, 0
         partial = entry.partial[min(entry.partial)]
-        return partial.parts - len(partial.chunks)
+        return partial.parts - len(partial.chunks), max(map(len, partial.chunks.values()))
 
     @staticmethod
     def _hand_out(entry: _Tag, first: int, received: ReceivedNumbers) -> None:

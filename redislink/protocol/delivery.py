@@ -68,12 +68,15 @@ class Timing:
     Attributes:
         ack_delay: an ack goes over the control list so long after what it is for came, or twice
             as long, unless one that rode on data has reached the peer by then.
+        chunk_bytes: of a message that travel as one frame, at most.
+        least_chunk_bytes: what a message is not cut finer than; see `chunking.choose`.
         resend_after: a frame that the broker has had for so long, and that the peer still asks
             for, was lost; doubled (up to 16 times) for a frame each time that it was.
     """
 
     window_bytes: int = 32 << 20
     chunk_bytes: int = 1 << 20
+    least_chunk_bytes: int = 1 << 20
     peer_timeout: float = 30.0
     ack_delay: float = 0.1
     probe_interval: float = 1.0
@@ -212,7 +215,8 @@ class Delivery:
         self.last_heard = now
         self._timing = timing
         self._ack_bytes = timing.ack_bytes
-        self._chunk_bytes = timing.chunk_bytes
+        self._whole_bytes = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
+        """Messages up to this are never cut."""
         self._ack_delay = timing.ack_delay
         self.unpushed: list[Push | Leftover] = []
         """What `pushes` will give."""
@@ -296,7 +300,7 @@ class Delivery:
             or self._queue
             or tag in self._by_tag
             or self._paused_until != _LONG_AGO
-            or length > self._chunk_bytes
+            or length > self._whole_bytes
             or (in_flight > self._window and ahead.bytes)
         ):
             return None
@@ -518,8 +522,11 @@ class Delivery:
         """As `take`, but the message stays."""
         return self._reassembly.peek(tag)
 
-    def missing(self, tag: str) -> int:
-        """How many more chunks the message has that comes with this tag; 0 before the first."""
+    def missing(self, tag: str) -> tuple[int, int]:
+        """Of the message that comes with this tag: (chunks to come, bytes of each), about.
+
+        Both are 0 before the first.
+        """
         return self._reassembly.missing(tag)
 
     def wait(self, tag: str, now: float) -> None:
@@ -672,7 +679,9 @@ class Delivery:
             self._stop_sending()
 
     def _send_in_turn(self, tag: str, body: bytes, encoding: Encoding) -> None:
-        bodies = list(chunking.split(body, self._timing.chunk_bytes))
+        timing = self._timing
+        most = chunking.choose(len(body), timing.least_chunk_bytes, timing.chunk_bytes)
+        bodies = list(chunking.split(body, most))
         mine = self._by_tag.setdefault(tag, {})
         newest = mine[next(reversed(mine))] if mine else None
         previous = newest.seq - newest.part if newest is not None else 0

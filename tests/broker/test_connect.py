@@ -239,23 +239,34 @@ def test_many_elements_of_a_list_are_asked_for_ahead(valkey, size):
     wait, connection = Inbox(Broker(valkey.url)).acquire(), Broker(valkey.url).open()
     name, elements = b"many %d" % size, [bytes([n]) * size for n in range(5)]
     connection.execute(b"RPUSH", name, *elements[:3], timeout=5)
-    assert [bytes(wait.pop_of_many(name, 10, 5 - n)) for n in range(3)] == elements[:3]
-    assert wait.pop_of_many(name, 0.01, 2) is None
+    assert [bytes(wait.pop_of_many(name, 10, 5 - n, 1 << 20)) for n in range(3)] == elements[:3]
+    assert wait.pop_of_many(name, 0.01, 2, 1 << 20) is None
     connection.execute(b"RPUSH", name, *elements[3:], b"next", timeout=5)
-    assert bytes(wait.pop_of_many(name, 10, 2)) == elements[3]
+    assert bytes(wait.pop_of_many(name, 10, 2, 1 << 20)) == elements[3]
     assert connection.execute(b"LLEN", name, timeout=5) == 1, "both were asked for"
-    assert bytes(wait.pop_of_many(name, 10, 1)) == elements[4]
+    assert bytes(wait.pop_of_many(name, 10, 1, 1 << 20)) == elements[4]
     in_step = wait._connection
     wait.end_many()
     assert wait.pop_one(name, 10) == b"next"
     assert wait._connection is in_step
 
 
+@pytest.mark.parametrize(("size", "asked"), [(1, 32), (128 << 10, 16), (4 << 20, 2)])
+def test_more_is_asked_for_ahead_the_smaller_it_is(valkey, size, asked):
+    wait, connection = Inbox(Broker(valkey.url)).acquire(), Broker(valkey.url).open()
+    name = b"ahead %d" % size
+    assert wait.pop_of_many(name, 0.001, 100, size) is None
+    connection.execute(b"RPUSH", name, *[b"x"] * 100, timeout=5)
+    assert wait.pop_of_many(name, 10, asked, size) == b"x"
+    assert connection.execute(b"LLEN", name, timeout=5) == 100 - asked
+    wait.disconnect()
+
+
 def test_an_interrupt_ends_a_pop_of_many(valkey):
     wait = Inbox(Broker(valkey.url)).acquire()
-    assert wait.pop_of_many(b"interrupted many", 0.01, 3) is None
+    assert wait.pop_of_many(b"interrupted many", 0.01, 3, 1) is None
     wait.interrupt()
     with pytest.raises(Interrupted):
-        wait.pop_of_many(b"interrupted many", 10, 3)
+        wait.pop_of_many(b"interrupted many", 10, 3, 1)
     Broker(valkey.url).open().execute(b"RPUSH", b"other", b"x", timeout=5)
     assert wait.pop_one(b"other", 10) == b"x"

@@ -8,7 +8,9 @@ from redislink.errors import FrameError, UsageError
 from redislink.protocol.chunking import (
     MAX_MESSAGE_BYTES,
     Reassembly,
+    choose,
     count_parts,
+    most_uncut,
     split,
 )
 from redislink.protocol.frame import MAX_PARTS, Data, Encoding
@@ -175,18 +177,40 @@ def test_what_waits_for_the_last_frame_comes_with_it():
     assert take_all(reassembly, "t") == [b"1", b"2", b"3", b"4", b"5"]
 
 
+@pytest.mark.parametrize(
+    ("size", "chunk"),
+    [
+        *((0, 1000), (799, 1000), (800, 100), (1600, 100)),
+        *((1601, 101), (16_000, 1000), (99_999, 1000)),
+    ],
+)
+def test_a_message_is_cut_into_about_sixteen_but_not_too_fine_or_too_coarse(size, chunk):
+    assert choose(size, least=100, most=1000) == chunk
+
+
+@pytest.mark.parametrize("most", [50, 100, 799, 800, 1000])
+def test_what_is_left_whole_has_one_chunk_and_one_byte_more_has_several(most):
+    whole = most_uncut(100, most)
+    assert count_parts(whole, choose(whole, 100, most)) == 1
+    assert count_parts(whole + 1, choose(whole + 1, 100, most)) > 1
+
+
+def test_the_largest_chunk_allowed_wins_over_the_least():
+    assert choose(10_000, least=100, most=50) == 50
+
+
 def test_how_many_chunks_are_missing():
     reassembly, received = Reassembly(), ReceivedNumbers()
-    assert reassembly.missing("t") == 0
+    assert reassembly.missing("t") == (0, 0)
     first = frames_of("t", b"abcde", 1, first=1)
     second = frames_of("t", b"fg", 1, first=6, previous=1)
     for count, frame in enumerate(first[:-1], 1):
         reassembly.add(*frame, received)
-        assert reassembly.missing("t") == 5 - count
+        assert reassembly.missing("t") == (5 - count, 1)
     reassembly.add(*second[0], received)
-    assert reassembly.missing("t") == 1, "of the message that comes first"
+    assert reassembly.missing("t") == (1, 1), "of the message that comes first"
     reassembly.add(*first[-1], received)
-    assert reassembly.missing("t") == 1, "of the second"
+    assert reassembly.missing("t") == (1, 1), "of the second"
     reassembly.add(*second[1], received)
-    assert reassembly.missing("t") == 0
+    assert reassembly.missing("t") == (0, 0)
     assert take_all(reassembly, "t") == [b"abcde", b"fg"]

@@ -122,6 +122,16 @@ def test_a_message_is_acked_when_all_of_it_is(alone):
     assert not alone.is_acked(message + 1)
 
 
+def test_over_a_far_line_a_message_is_cut_finer():
+    delivery = Delivery("bob", Timing(chunk_bytes=1000, least_chunk_bytes=100), 0.0)
+    for size, parts in [(799, 1), (800, 8), (1600, 16), (3200, 16), (16_001, 17)]:
+        delivery.send("t", bytes(size), 0.0)
+        pushes = take_pushes(delivery)
+        assert len(pushes) == parts
+        assert {push.frame.parts for push in pushes} == {parts}
+        assert sum(len(push.body) for push in pushes) == size
+
+
 def test_what_was_given_up_is_not_acked(alone):
     message = alone.send("t", b"x", 0.0)
     alone.receive_control(Abort("no"), 0.0)
