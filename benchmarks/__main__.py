@@ -66,7 +66,7 @@ def _parse() -> argparse.Namespace:
         metavar="NAME",
         help=f"only these groups: {', '.join(plan.GROUPS)}",
     )
-    parser.add_argument("--runs", type=int, metavar="N", help="rounds (5; with --quick 1)")
+    parser.add_argument("--runs", type=int, metavar="N", help="rounds (7; with --quick 1)")
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="start nothing that would end later than this"
     )

@@ -61,32 +61,48 @@ class Bench:
         for name, world_size in sorted(needed_programs(sessions)):
             programs.prepare(name, world_size, self.prepared / f"{name}-{world_size}")
         turns = [
-            (number, session)
+            (number, [session for session in together if number < session.runs])
             for number in range(max((session.runs for session in sessions), default=0))
-            for session in sessions
-            if number < session.runs
+            for together in _together(sessions)
         ]
+        turns = [(number, together) for number, together in turns if together]
         records: list[Record] = []
         took: dict[str, float] = {}
         started = time.monotonic()
         try:
-            for turn, (number, session) in enumerate(turns, 1):
-                if time.monotonic() + took.get(session.label, 0.0) > self._deadline:
-                    self.skipped += 1
+            for turn, (number, together) in enumerate(turns, 1):
+                label = together[0].label
+                if time.monotonic() + took.get(label, 0.0) > self._deadline:
+                    self.skipped += len(together)
                     continue
-                record = self._runner.run(session)
-                records.append(record | {"round": number})
-                took[session.label] = record["took"]
+                if together[0].in_turns:
+                    found = self._runner.run_in_turns(together)
+                else:
+                    found = [self._runner.run(together[0])]
+                records += [record | {"round": number} for record in found]
+                took[label] = found[0]["took"]
                 minutes = (time.monotonic() - started) / 60
-                end = f"FAILED: {record['error']}" if record["error"] else f"{record['took']} s"
-                say(
-                    f"[{turn}/{len(turns)}, {minutes:.1f} min] round {number + 1}: "
-                    f"{session.label}: {end}"
-                )
+                for session, record in zip(together, found, strict=True):
+                    end = f"FAILED: {record['error']}" if record["error"] else f"{record['took']} s"
+                    say(
+                        f"[{turn}/{len(turns)}, {minutes:.1f} min] round {number + 1}: "
+                        f"{session.label}: {end}"
+                    )
         except KeyboardInterrupt:
-            self.skipped += len(turns) - len(records) - self.skipped
+            self.skipped = sum(len(together) for _, together in turns) - len(records)
             say("interrupted: what there is by now is all there will be")
         return records
+
+
+def _together(sessions: list[Session]) -> list[list[Session]]:
+    """Those that run at once, and the others each alone."""
+    found: list[list[Session]] = []
+    for session in sessions:
+        if session.in_turns and found and found[-1][0].group == session.group:
+            found[-1].append(session)
+        else:
+            found.append([session])
+    return found
 
 
 def check_out(revision: str, directory: Path) -> str:

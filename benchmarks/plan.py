@@ -28,7 +28,10 @@ THIN: Final = Profile("thin WAN", 0.020, 20e6)
 LINE: Final = Profile("100 Mbit", 0.010, 100e6)
 NETWORKS: Final = (LAN, WAN, THIN)
 LINE_BYTES: Final = 32 << 20
+WITH_BARS: Final = ("lr-aby3", "lr-semi2k", "sort-cheetah")
 MAIN: Final = (REDISLINK, BRPC)
+TURNS: Final = "turns-"
+"""Begins the names of groups whose sessions run at once and take turns."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Scale:
 
     Attributes:
         runs: rounds of what the bars are about.
+        turns: of each session in a round, where sessions take turns.
         other_runs: rounds of the rest, at most.
         few_runs: rounds of what takes long and no bar is about, at most.
         others: transports besides `MAIN`, by group; the line has no others than these.
@@ -55,6 +59,7 @@ class Scale:
     """
 
     runs: int
+    turns: int
     other_runs: int
     few_runs: int
     others: dict[str, tuple[str, ...]]
@@ -75,10 +80,13 @@ class Scale:
 
 _KIB, _MIB = 1 << 10, 1 << 20
 FULL: Final = Scale(
-    runs=5,
+    runs=7,
+    turns=7,
     other_runs=2,
     few_runs=2,
     others={
+        "turns-link": (REDISLINK_NONE,),
+        "turns-programs3": (MPLANG,),
         "link": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs3": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs2": (REDISLINK_UNIX, NAIVE, MEM),
@@ -107,11 +115,13 @@ FULL: Final = Scale(
 QUICK: Final = replace(
     FULL,
     runs=1,
+    turns=3,
     other_runs=1,
     few_runs=1,
     others={
-        "link": (REDISLINK_NONE, NAIVE),
-        "programs3": (MPLANG,),
+        "turns-link": (REDISLINK_NONE,),
+        "turns-programs3": (MPLANG,),
+        "link": (NAIVE,),
         "line": (REDISLINK, BRPC),
     },
     sizes=(64, 64 * _KIB, _MIB, 16 * _MIB),
@@ -127,6 +137,7 @@ QUICK: Final = replace(
 )
 TOY: Final = replace(
     QUICK,
+    turns=2,
     others={"line": (REDISLINK,)},
     sizes=(64, _MIB),
     endpoint_sizes=(64,),
@@ -152,6 +163,7 @@ def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
         psi_expected: size of the intersection.
     """
     return [
+        *_in_turns(scale, prepared),
         *_links(scale),
         *_programs(scale, prepared, psi_expected),
         *_line(scale),
@@ -163,6 +175,7 @@ def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
 
 
 GROUPS: Final = (
+    *("turns-link", "turns-programs3", "turns-programs2"),
     *("link", "programs3", "programs2", "line", "network", "lr", "parties", "sessions"),
     *("against-link", "against-lr"),
 )
@@ -185,8 +198,8 @@ def against(
     variants += [(transport, transport, None) for transport in beside]
     found = []
     for group, works, world_size in (
-        ("against-link", link_works((64, _MIB), 0.4), 2),
-        ("against-lr", [program_work("lr-aby3", 3, prepared, 3)], 3),
+        ("against-link", [round_trips_in_turns(7)], 2),
+        ("against-lr", [program_work("lr-aby3", 3, prepared, 7)], 3),
     ):
         for name, transport, directory in variants:
             found.append(
@@ -198,6 +211,7 @@ def against(
                     world_size=world_size,
                     runs=runs,
                     revision=directory,
+                    in_turns=True,
                 )
             )
     return found
@@ -234,12 +248,51 @@ def link_works(sizes: tuple[int, ...], seconds: float) -> list[Work]:
     ]
 
 
+def round_trips_in_turns(turns: int) -> Work:
+    """Small and large round trips through a link context, a third of a second each turn."""
+    return {
+        "name": "round_trips",
+        "kind": "link_round_trips",
+        "device": "L0",
+        "sizes": (64, _MIB),
+        "seconds": 0.3,
+        "repeats": turns,
+    }
+
+
+def _in_turns(scale: Scale, prepared: Path) -> list[Session]:
+    """What the bars on loopback are about: all transports of a group at once, in turns."""
+    works: dict[str, tuple[int, list[Work]]] = {"link": (2, [round_trips_in_turns(scale.turns)])}
+    for world_size, names in scale.programs.items():
+        chosen = [
+            program_work(name, world_size, prepared, scale.turns)
+            for name in names
+            if name in WITH_BARS
+        ]
+        if chosen:
+            works[f"programs{world_size}"] = world_size, chosen
+    found = []
+    for name, (world_size, mine) in works.items():
+        group = TURNS + name
+        for transport in _transports(scale, group):
+            if transport == MPLANG:  # over HTTP a program takes long
+                mine = [program_work("lr-aby3", world_size, prepared, 1)]
+            found.append(
+                Session(
+                    group,
+                    transport,
+                    transport,
+                    tuple(mine),
+                    world_size=world_size,
+                    runs=scale.runs,
+                    in_turns=True,
+                )
+            )
+    return found
+
+
 def _transports(scale: Scale, group: str) -> tuple[str, ...]:
     return (*MAIN, *scale.others.get(group, ()))
-
-
-def _runs(scale: Scale, transport: str) -> int:
-    return scale.runs if transport in MAIN else min(scale.runs, scale.other_runs)
 
 
 def _links(scale: Scale) -> list[Session]:
@@ -258,7 +311,7 @@ def _links(scale: Scale) -> list[Session]:
                 {"name": "endpoint_round_trips", "kind": "endpoint_round_trips"} | common,
                 {"name": "endpoint_one_ways", "kind": "endpoint_one_ways"} | common,
             ]
-        runs = _runs(scale, transport)
+        runs = min(scale.runs, scale.other_runs)
         found.append(Session("link", transport, transport, tuple(works), runs=runs))
     return found
 
@@ -289,8 +342,7 @@ def _programs(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
                     transport,
                     tuple(works),
                     world_size=world_size,
-                    # There is a bar for it with three parties.
-                    runs=scale.runs if slow and world_size == 3 else _runs(scale, transport),
+                    runs=min(scale.runs, scale.other_runs),
                 )
             )
     return found
@@ -299,7 +351,14 @@ def _programs(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
 def _line(scale: Scale) -> list[Session]:
     work = {"name": "line", "kind": "line", "device": "L0", "size": scale.line_bytes}
     return [
-        Session("line", t, t, (work,), profile=LINE, runs=_runs(scale, t))
+        Session(
+            "line",
+            t,
+            t,
+            (work,),
+            profile=LINE,
+            runs=scale.runs if t in MAIN else min(scale.runs, scale.other_runs),
+        )
         for t in scale.others["line"]
     ]
 

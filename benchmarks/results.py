@@ -198,15 +198,25 @@ def _line(results: Results) -> Sample | None:
 
 _LOOPBACK: Final = {"profile": "loopback"}
 BARS: Final = (
-    Bar("64 B round trip, loopback", 0.95, 0.7, "brpc", _against_brpc("link", round_trip(64))),
-    Bar("LR ABY3, loopback", 1.0, 0.75, "brpc", _against_brpc("programs3", program("lr-aby3"))),
-    Bar("LR SEMI2K, loopback", 1.0, 0.75, "brpc", _against_brpc("programs3", program("lr-semi2k"))),
+    Bar(
+        "64 B round trip, loopback", 0.95, 0.7, "brpc", _against_brpc("turns-link", round_trip(64))
+    ),
+    Bar(
+        "LR ABY3, loopback", 1.0, 0.75, "brpc", _against_brpc("turns-programs3", program("lr-aby3"))
+    ),
+    Bar(
+        "LR SEMI2K, loopback",
+        1.0,
+        0.75,
+        "brpc",
+        _against_brpc("turns-programs3", program("lr-semi2k")),
+    ),
     Bar(
         "1 MB round trip through the link, loopback",
         1.3,
         1.0,
         "brpc",
-        _against_brpc("link", round_trip(1 << 20)),
+        _against_brpc("turns-link", round_trip(1 << 20)),
     ),
     Bar(
         "LR ABY3 at 10 ms one way",
@@ -220,7 +230,7 @@ BARS: Final = (
         1.1,
         0.9,
         "brpc",
-        _against_brpc("programs2", program("sort-cheetah")),
+        _against_brpc("turns-programs2", program("sort-cheetah")),
     ),
     Bar("32 MB one way at 100 Mbit", 1.15, 1.05, "size/bandwidth", _line),
     Bar(
@@ -228,7 +238,7 @@ BARS: Final = (
         4,
         6,
         "times faster",
-        lambda results: results.ratio("programs3", MPLANG, REDISLINK, program("lr-aby3")),
+        lambda results: results.ratio("turns-programs3", MPLANG, REDISLINK, program("lr-aby3")),
         higher=True,
     ),
 )

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Final
 from benchmarks import processes, transports
 from benchmarks.calibrate import cpu_seconds
 from benchmarks.netproxy import BROKER, Edge, NetworkProcess, Profile
+from benchmarks.turns import Ring
 from redislink.broker import EmbeddedBroker
 
 LOOPBACK: Final = Profile("loopback")
@@ -50,6 +52,7 @@ class Session:
         timeout: seconds until it has failed.
         processes: if not one per party.
         revision: directory with the ``redislink`` of another revision, for its parties.
+        in_turns: run at once with the others of its group; one measures while they wait.
     """
 
     group: str
@@ -62,6 +65,7 @@ class Session:
     timeout: float = 120.0
     processes: int | None = None
     revision: Path | None = None
+    in_turns: bool = False
 
     @property
     def label(self) -> str:
@@ -86,28 +90,59 @@ class Runner:
 
     def run(self, session: Session) -> Record:
         """Run a session; the record says what came out, or why nothing did."""
-        record: Record = {}
-        for attempt in (1, 2):
+        return self._try_twice([session], lambda: [self._attempt(session)])[0]
+
+    def run_in_turns(self, sessions: Sequence[Session]) -> list[Record]:
+        """Run sessions at once, so that they take turns; a record for each."""
+        return self._try_twice(sessions, lambda: self._attempt_in_turns(sessions))
+
+    def _try_twice(
+        self, sessions: Sequence[Session], attempt: Callable[[], list[Record]]
+    ) -> list[Record]:
+        for number in (1, 2):
             start = time.monotonic()
-            record = {
+            found = attempt()
+            took = round(time.monotonic() - start, 2)
+            if number == 2 or not any(outcome["error"] for outcome in found):
+                break
+        return [
+            {
                 "group": session.group,
                 "variant": session.variant,
                 "transport": session.transport,
                 "profile": session.profile.name,
                 "world_size": session.world_size,
-                "attempts": attempt,
+                "attempts": number,
+                "took": took,
             }
-            try:
-                record |= self._run_once(session)
-                record["error"] = None
-            except SessionFailed as error:
-                record["error"] = str(error)
-            record["took"] = round(time.monotonic() - start, 2)
-            if record["error"] is None:
-                break
-        return record
+            | outcome
+            for session, outcome in zip(sessions, found, strict=True)
+        ]
 
-    def _run_once(self, session: Session) -> Record:
+    def _attempt(self, session: Session, turns: Sequence[str] | None = None) -> Record:
+        try:
+            return self._run_once(session, turns) | {"error": None}
+        except SessionFailed as error:
+            return {"error": str(error)}
+
+    def _attempt_in_turns(self, sessions: Sequence[Session]) -> list[Record]:
+        count = len(sessions)
+        ended: list[int] = []
+
+        def attempt(number: int) -> Record:
+            outcome = self._attempt(sessions[number], ring.arguments(number))
+            ended.append(number)
+            ring.pass_on(number, lambda: len(ended) == count)
+            return outcome
+
+        with (
+            tempfile.TemporaryDirectory(dir=self.scratch, prefix="turns-") as directory,
+            contextlib.closing(Ring(Path(directory), count)) as ring,
+            ThreadPoolExecutor(count) as pool,
+        ):
+            return list(pool.map(attempt, range(count)))
+
+    def _run_once(self, session: Session, turns: Sequence[str] | None) -> Record:
         names = [f"p{rank}" for rank in range(session.world_size)]
         devices = [work["device"] for work in session.works if "device" in work]
         with ExitStack() as stack:
@@ -149,6 +184,7 @@ class Runner:
                 ],
                 "directory": str(directory),
                 "timeout": session.timeout,
+                "turns": turns,
             }
             (directory / "job.json").write_text(json.dumps(job))
             before = _cpu_of(network)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
+
+from benchmarks.turns import Turns
 
 REDISLINK: Final = "redislink"
 REDISLINK_NONE: Final = "redislink-none"
@@ -39,6 +42,15 @@ class Joined:
         self.job = job
         self.rank = rank
         self.names: list[str] = job["parties"]
+        turns = job["turns"] if rank == 0 else None
+        self._turns = None if turns is None else Turns(*turns)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """While entered, no session but this measures; to be entered by all its parties.
+
+        Only the first party waits, so the others have to wait for it before they do anything.
+        """
+        return contextlib.nullcontext() if self._turns is None else self._turns
 
     @property
     def world_size(self) -> int:

@@ -84,7 +84,9 @@ def _warm_up(ends: _Ends, once: Callable[[], Any], seconds: float, most: int) ->
         count *= 4
 
 
-def _round_trips(ends: _Ends, payload: bytes | str, seconds: float, most: int) -> Values:
+def _round_trips(ends: _Ends, payload: bytes | str, seconds: float, most: int) -> list[float]:
+    """Seconds of each."""
+
     def round_trip() -> float:
         start = time.perf_counter()
         if ends.first:
@@ -96,12 +98,16 @@ def _round_trips(ends: _Ends, payload: bytes | str, seconds: float, most: int) -
         return time.perf_counter() - start
 
     count = _warm_up(ends, round_trip, seconds, most)
-    times = sorted(round_trip() for _ in range(count))
+    return [round_trip() for _ in range(count)]
+
+
+def _summary(times: list[float]) -> Values:
+    times = sorted(times)
     return {
-        "count": count,
+        "count": len(times),
         "min": times[0],
         "median": statistics.median(times),
-        "p95": times[math.ceil(0.95 * count) - 1],
+        "p95": times[math.ceil(0.95 * len(times)) - 1],
     }
 
 
@@ -138,13 +144,15 @@ def _one_ways(ends: _Ends, payload: bytes | str, seconds: float, most: int) -> V
 
 
 def link_round_trips(joined: Joined, work: Job) -> Values:
-    """Ping-pong of each size through a link context."""
+    """Ping-pong of each size through a link context, again and again if there are ``repeats``."""
+    times: dict[str, list[float]] = {str(size): [] for size in work["sizes"]}
     with joined.link(work["device"]) as context:
         ends = _link_ends(context)
-        return {
-            str(size): _round_trips(ends, "x" * size, work["seconds"], _MOST)
-            for size in work["sizes"]
-        }
+        for _ in range(work.get("repeats", 1)):
+            for size in work["sizes"]:
+                with joined.turn():
+                    times[str(size)] += _round_trips(ends, "x" * size, work["seconds"], _MOST)
+    return {size: _summary(found) for size, found in times.items()}
 
 
 def link_one_ways(joined: Joined, work: Job) -> Values:
@@ -160,7 +168,8 @@ def endpoint_round_trips(joined: Joined, work: Job) -> Values:
     """Ping-pong of each size by Endpoint.send and recv."""
     ends = _endpoint_ends(joined.endpoint)
     return {
-        str(size): _round_trips(ends, bytes(size), work["seconds"], _MOST) for size in work["sizes"]
+        str(size): _summary(_round_trips(ends, bytes(size), work["seconds"], _MOST))
+        for size in work["sizes"]
     }
 
 
@@ -213,10 +222,12 @@ def program(joined: Joined, work: Job) -> Values:
         runtime = spu.Runtime(context, prepared.config)
         times = []
         for _ in range(1 + work["repeats"]):
-            context.barrier()
-            start = time.perf_counter()
-            prepared.run(runtime)
-            times.append(time.perf_counter() - start)
+            with joined.turn():
+                context.barrier()
+                start = time.perf_counter()
+                prepared.run(runtime)
+                times.append(time.perf_counter() - start)
+                context.barrier()
         name = f"result-{work['name']}-{joined.rank}"
         prepared.save_result(runtime, Path(joined.job["directory"]) / name)
         del runtime

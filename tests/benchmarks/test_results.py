@@ -42,14 +42,16 @@ def record(group: str, transport: str, number: int, works: dict[str, Any]) -> di
     }
 
 
-def link(transport: str, number: int, seconds: float) -> dict[str, Any]:
+def link(transport: str, number: int, seconds: float, group: str = "link") -> dict[str, Any]:
     sizes = {str(size): {"median": seconds, "p95": seconds} for size in (64, 1 << 20)}
-    return record("link", transport, number, {"round_trips": sizes})
+    return record(group, transport, number, {"round_trips": sizes})
 
 
-def programs(transport: str, number: int, times: list[float]) -> dict[str, Any]:
+def programs(
+    transport: str, number: int, times: list[float], group: str = "programs3"
+) -> dict[str, Any]:
     values = {"first": 9.0, "later": times}
-    return record("programs3", transport, number, {"lr-aby3": values})
+    return record(group, transport, number, {"lr-aby3": values})
 
 
 def test_ratio_is_of_pairs_of_the_same_round() -> None:
@@ -100,11 +102,11 @@ def test_verdict(values: tuple[float, ...] | None, higher: bool, verdict: str) -
 
 def test_bars_are_read_from_records() -> None:
     records = [
-        link(REDISLINK, 0, 0.9),
-        link(BRPC, 0, 1.0),
-        programs(REDISLINK, 0, [1.0]),
-        programs(BRPC, 0, [2.0]),
-        programs(MPLANG, 0, [7.0]),
+        link(REDISLINK, 0, 0.9, "turns-link"),
+        link(BRPC, 0, 1.0, "turns-link"),
+        programs(REDISLINK, 0, [1.0], "turns-programs3"),
+        programs(BRPC, 0, [2.0], "turns-programs3"),
+        programs(MPLANG, 0, [7.0], "turns-programs3"),
         record("line", REDISLINK, 0, {"line": {str(plan.LINE_BYTES): {"seconds": 3.0}}}),
     ]
     figures = [bar.measure(Results(records)) for bar in BARS]

@@ -1,0 +1,56 @@
+"""Sessions take turns, strictly, and go on when one of them has ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plan
+from benchmarks.processes import ROOT
+from benchmarks.runner import Runner, Session
+from benchmarks.transports import BRPC, MEM
+from benchmarks.turns import Ring, Turns
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Ring]:
+    ring = Ring(tmp_path, 3)
+    yield ring
+    ring.close()
+
+
+def test_turns_go_round_and_pass_over_who_has_ended(ring: Ring) -> None:
+    order: list[int] = []
+    ended = [threading.Event() for _ in range(3)]
+
+    def session(number: int, count: int) -> None:
+        turns = Turns(*ring.arguments(number))
+        for _ in range(count):
+            with turns:
+                order.append(number)
+        ended[number].set()
+        ring.pass_on(number, lambda: all(event.is_set() for event in ended))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(session, range(3), (4, 1, 3)))
+    assert order == [0, 1, 2, 0, 2, 0, 2, 0]
+
+
+@pytest.mark.slow
+def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    good, bad = plan.round_trips_in_turns(2), plan.round_trips_in_turns(2)
+    good["seconds"], bad["sizes"] = 0.01, ("no size",)
+    records = Runner(tmp_path, ROOT).run_in_turns(
+        [
+            Session("g", BRPC, BRPC, (good,), in_turns=True),
+            Session("g", MEM, MEM, (bad,), timeout=20, in_turns=True),
+        ]
+    )
+    assert [record["variant"] for record in records] == [BRPC, MEM]
+    assert [record["error"] is None for record in records] == [True, False]
+    assert {record["attempts"] for record in records} == {2}
+    assert records[0]["parties"][0]["round_trips"]["values"]["64"]["count"] >= 4
