@@ -6,6 +6,7 @@ peak memory of each, beside the job's file. Ends with whoever started it, and wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -78,9 +79,10 @@ def run(job: dict[str, Any], index: int) -> dict[str, Any]:
     results = {}
     joined = transports.join(job, index)
     try:
-        for work in job["works"]:
-            call = functools.partial(workloads.KINDS[work["kind"]], joined, work)
-            results[work["name"]] = measured(call, broker_pid)
+        with joined.turns or contextlib.nullcontext():
+            for work in job["works"]:
+                call = functools.partial(workloads.KINDS[work["kind"]], joined, work)
+                results[work["name"]] = measured(call, broker_pid)
     except BaseException:  # noqa: BLE001 - whatever it is ends this process, and says so
         traceback.print_exc()
         sys.stderr.flush()

@@ -41,6 +41,7 @@ class Scale:
     Attributes:
         runs: rounds of what the bars are about.
         turns: of each session in a round, where sessions take turns.
+        in_turns: transports that take turns, by group, where they are not `MAIN`.
         other_runs: rounds of the rest, at most.
         few_runs: rounds of what takes long and no bar is about, at most.
         others: transports besides `MAIN`, by group; the line has no others than these.
@@ -60,6 +61,7 @@ class Scale:
 
     runs: int
     turns: int
+    in_turns: dict[str, tuple[str, ...]]
     other_runs: int
     few_runs: int
     others: dict[str, tuple[str, ...]]
@@ -82,11 +84,10 @@ _KIB, _MIB = 1 << 10, 1 << 20
 FULL: Final = Scale(
     runs=7,
     turns=7,
+    in_turns={"link": (*MAIN, REDISLINK_NONE), "http": (REDISLINK, MPLANG)},
     other_runs=2,
     few_runs=2,
     others={
-        "turns-link": (REDISLINK_NONE,),
-        "turns-programs3": (MPLANG,),
         "link": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs3": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs2": (REDISLINK_UNIX, NAIVE, MEM),
@@ -119,8 +120,6 @@ QUICK: Final = replace(
     other_runs=1,
     few_runs=1,
     others={
-        "turns-link": (REDISLINK_NONE,),
-        "turns-programs3": (MPLANG,),
         "link": (NAIVE,),
         "line": (REDISLINK, BRPC),
     },
@@ -138,6 +137,7 @@ QUICK: Final = replace(
 TOY: Final = replace(
     QUICK,
     turns=2,
+    in_turns={"http": ()},
     others={"line": (REDISLINK,)},
     sizes=(64, _MIB),
     endpoint_sizes=(64,),
@@ -175,7 +175,7 @@ def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
 
 
 GROUPS: Final = (
-    *("turns-link", "turns-programs3", "turns-programs2"),
+    *("turns-link", "turns-programs3", "turns-programs2", "turns-http"),
     *("link", "programs3", "programs2", "line", "network", "lr", "parties", "sessions"),
     *("against-link", "against-lr"),
 )
@@ -271,24 +271,21 @@ def _in_turns(scale: Scale, prepared: Path) -> list[Session]:
         ]
         if chosen:
             works[f"programs{world_size}"] = world_size, chosen
-    found = []
-    for name, (world_size, mine) in works.items():
-        group = TURNS + name
-        for transport in _transports(scale, group):
-            if transport == MPLANG:  # over HTTP a program takes long
-                mine = [program_work("lr-aby3", world_size, prepared, 1)]
-            found.append(
-                Session(
-                    group,
-                    transport,
-                    transport,
-                    tuple(mine),
-                    world_size=world_size,
-                    runs=scale.runs,
-                    in_turns=True,
-                )
-            )
-    return found
+    # Apart from brpc, as its idle servers take time from all others; and it takes long.
+    works["http"] = 3, [program_work("lr-aby3", 3, prepared, 1)]
+    return [
+        Session(
+            TURNS + name,
+            transport,
+            transport,
+            tuple(mine),
+            world_size=world_size,
+            runs=scale.runs,
+            in_turns=True,
+        )
+        for name, (world_size, mine) in works.items()
+        for transport in scale.in_turns.get(name, MAIN)
+    ]
 
 
 def _transports(scale: Scale, group: str) -> tuple[str, ...]:

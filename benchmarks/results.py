@@ -238,7 +238,7 @@ BARS: Final = (
         4,
         6,
         "times faster",
-        lambda results: results.ratio("turns-programs3", MPLANG, REDISLINK, program("lr-aby3")),
+        lambda results: results.ratio("turns-http", MPLANG, REDISLINK, program("lr-aby3")),
         higher=True,
     ),
 )

@@ -119,7 +119,7 @@ class Runner:
             for session, outcome in zip(sessions, found, strict=True)
         ]
 
-    def _attempt(self, session: Session, turns: Sequence[str] | None = None) -> Record:
+    def _attempt(self, session: Session, turns: Sequence[tuple[str, str]] | None = None) -> Record:
         try:
             return self._run_once(session, turns) | {"error": None}
         except SessionFailed as error:
@@ -137,12 +137,12 @@ class Runner:
 
         with (
             tempfile.TemporaryDirectory(dir=self.scratch, prefix="turns-") as directory,
-            contextlib.closing(Ring(Path(directory), count)) as ring,
+            contextlib.closing(Ring(Path(directory), [s.world_size for s in sessions])) as ring,
             ThreadPoolExecutor(count) as pool,
         ):
             return list(pool.map(attempt, range(count)))
 
-    def _run_once(self, session: Session, turns: Sequence[str] | None) -> Record:
+    def _run_once(self, session: Session, turns: Sequence[tuple[str, str]] | None) -> Record:
         names = [f"p{rank}" for rank in range(session.world_size)]
         devices = [work["device"] for work in session.works if "device" in work]
         with ExitStack() as stack:

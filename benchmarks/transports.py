@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,15 +41,13 @@ class Joined:
         self.job = job
         self.rank = rank
         self.names: list[str] = job["parties"]
-        turns = job["turns"] if rank == 0 else None
-        self._turns = None if turns is None else Turns(*turns)
+        self.turns = Turns(*job["turns"][rank]) if job["turns"] else None
+        """If other sessions run at once."""
 
-    def turn(self) -> AbstractContextManager[None]:
-        """While entered, no session but this measures; to be entered by all its parties.
-
-        Only the first party waits, so the others have to wait for it before they do anything.
-        """
-        return contextlib.nullcontext() if self._turns is None else self._turns
+    def next_turn(self) -> None:
+        """What comes next is measured, or no longer: let the other sessions come as far."""
+        if self.turns is not None:
+            self.turns.next()
 
     @property
     def world_size(self) -> int:

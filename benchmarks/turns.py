@@ -3,12 +3,14 @@
 Shared machines have slow minutes. What is measured in turns of a second meets them alike, so
 that the ratio of two sessions says something about these, and not about the minute.
 
-Rules: a turn is a byte in a named pipe, each session has one, and whoever has had its turn puts
-the byte into the next one's. Standard library only: MPLang's parties import this.
+Rules: a turn is a byte in a named pipe, each party has one. Whoever has had its turn puts the byte
+into the pipe of the same rank in the next session. Standard library only: MPLang's parties
+import this.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 from collections.abc import Callable, Sequence
@@ -20,54 +22,65 @@ _POLL: Final = 0.05
 
 
 class Turns:
-    """One session's turns, while entered; it is its first party that takes them."""
+    """One party's turns. It holds one while this is entered, and gives it away in `next`."""
 
     def __init__(self, mine: str, following: str) -> None:
         """Args: paths of named pipes, that exist."""
         self._mine, self._following = _open(mine), _open(following)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Turns:
         os.read(self._mine, 1)
+        return self
 
     def __exit__(self, *_: object) -> None:
         os.write(self._following, _TURN)
+
+    def next(self) -> None:
+        """Let the other sessions have theirs."""
+        os.write(self._following, _TURN)
+        os.read(self._mine, 1)
 
 
 class Ring:
     """The turns of several sessions, for whoever starts them."""
 
-    def __init__(self, directory: Path, count: int) -> None:
+    def __init__(self, directory: Path, sizes: Sequence[int]) -> None:
         """The first session has the first turn.
 
         Args:
             directory: where the pipes go.
-            count: of sessions.
+            sizes: how many parties each session has; all have as many.
         """
-        self._paths = [str(directory / f"turn{number}") for number in range(count)]
-        for path in self._paths:
+        (self._size,) = set(sizes)
+        self._paths = [
+            [str(directory / f"turn{number}-{rank}") for rank in range(self._size)]
+            for number in range(len(sizes))
+        ]
+        self._pipes = []
+        for path in itertools.chain(*self._paths):
             os.mkfifo(path)
-        self._pipes = [_open(path) for path in self._paths]
-        os.write(self._pipes[0], _TURN)
+            self._pipes.append(_open(path))
+        for pipe in self._pipes[: self._size]:
+            os.write(pipe, _TURN)
 
     def close(self) -> None:
         """No more turns."""
         for pipe in self._pipes:
             os.close(pipe)
 
-    def arguments(self, number: int) -> Sequence[str]:
-        """For a session's `Turns`."""
-        return self._paths[number], self._paths[(number + 1) % len(self._paths)]
+    def arguments(self, number: int) -> list[tuple[str, str]]:
+        """For the `Turns` of a session's parties, by rank."""
+        following = self._paths[(number + 1) % len(self._paths)]
+        return list(zip(self._paths[number], following, strict=True))
 
     def pass_on(self, number: int, over: Callable[[], bool]) -> None:
         """Stand in for a session that has ended, until all have."""
-        mine, following = (_open(path) for path in self.arguments(number))
-        try:
-            while not over():
-                if select.select([mine], [], [], _POLL)[0]:
-                    os.write(following, os.read(mine, 1))
-        finally:
-            os.close(mine)
-            os.close(following)
+        mine = self._pipes[number * self._size :][: self._size]
+        start = (number + 1) % len(self._paths) * self._size
+        following = dict(zip(mine, self._pipes[start:], strict=False))
+        while not over():
+            for pipe in select.select(mine, [], [], _POLL)[0]:
+                os.write(following[pipe], os.read(pipe, 1))
 
 
 def _open(path: str) -> int:

@@ -150,8 +150,9 @@ def link_round_trips(joined: Joined, work: Job) -> Values:
         ends = _link_ends(context)
         for _ in range(work.get("repeats", 1)):
             for size in work["sizes"]:
-                with joined.turn():
-                    times[str(size)] += _round_trips(ends, "x" * size, work["seconds"], _MOST)
+                joined.next_turn()
+                times[str(size)] += _round_trips(ends, "x" * size, work["seconds"], _MOST)
+        joined.next_turn()
     return {size: _summary(found) for size, found in times.items()}
 
 
@@ -222,12 +223,13 @@ def program(joined: Joined, work: Job) -> Values:
         runtime = spu.Runtime(context, prepared.config)
         times = []
         for _ in range(1 + work["repeats"]):
-            with joined.turn():
-                context.barrier()
-                start = time.perf_counter()
-                prepared.run(runtime)
-                times.append(time.perf_counter() - start)
-                context.barrier()
+            joined.next_turn()
+            context.barrier()
+            start = time.perf_counter()
+            prepared.run(runtime)
+            times.append(time.perf_counter() - start)
+            context.barrier()
+        joined.next_turn()
         name = f"result-{work['name']}-{joined.rank}"
         prepared.save_result(runtime, Path(joined.job["directory"]) / name)
         del runtime

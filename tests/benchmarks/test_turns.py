@@ -18,26 +18,31 @@ from benchmarks.turns import Ring, Turns
 
 @pytest.fixture
 def ring(tmp_path: Path) -> Iterator[Ring]:
-    ring = Ring(tmp_path, 3)
+    ring = Ring(tmp_path, [2, 2, 2])
     yield ring
     ring.close()
 
 
 def test_turns_go_round_and_pass_over_who_has_ended(ring: Ring) -> None:
-    order: list[int] = []
+    order: list[list[int]] = [[], []]
     ended = [threading.Event() for _ in range(3)]
 
+    def party(number: int, rank: int, count: int) -> None:
+        with Turns(*ring.arguments(number)[rank]) as turns:
+            for _ in range(count - 1):
+                order[rank].append(number)
+                turns.next()
+            order[rank].append(number)
+
     def session(number: int, count: int) -> None:
-        turns = Turns(*ring.arguments(number))
-        for _ in range(count):
-            with turns:
-                order.append(number)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(party, [number] * 2, range(2), [count] * 2))
         ended[number].set()
         ring.pass_on(number, lambda: all(event.is_set() for event in ended))
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(session, range(3), (4, 1, 3)))
-    assert order == [0, 1, 2, 0, 2, 0, 2, 0]
+    assert order == [[0, 1, 2, 0, 2, 0, 2, 0]] * 2
 
 
 @pytest.mark.slow
