@@ -1,6 +1,6 @@
 """Which sessions there are: what is compared with what, how often, and how long each takes.
 
-Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` less than 35.
+Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` about 40.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Scale:
         turns: of each session in a round, where sessions take turns.
         in_turns: transports that take turns, by group, where they are not `MAIN`.
         other_runs: rounds of the rest, at most.
+        alone_runs: rounds of the programs with nothing beside them, at most.
         few_runs: rounds of what takes long and no bar is about, at most.
         others: transports besides `MAIN`, by group; the line has no others than these.
         sizes: bytes of messages on the loopback, through a link context.
@@ -63,6 +64,7 @@ class Scale:
     turns: int
     in_turns: dict[str, tuple[str, ...]]
     other_runs: int
+    alone_runs: int
     few_runs: int
     others: dict[str, tuple[str, ...]]
     sizes: tuple[int, ...]
@@ -83,10 +85,11 @@ class Scale:
 _KIB, _MIB = 1 << 10, 1 << 20
 FULL: Final = Scale(
     runs=7,
-    turns=7,
+    turns=5,
     in_turns={"link": (*MAIN, REDISLINK_NONE), "http": (REDISLINK, MPLANG)},
     other_runs=2,
-    few_runs=2,
+    alone_runs=2,
+    few_runs=1,
     others={
         "link": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs3": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
@@ -118,6 +121,7 @@ QUICK: Final = replace(
     runs=1,
     turns=3,
     other_runs=1,
+    alone_runs=0,
     few_runs=1,
     others={
         "link": (NAIVE,),
@@ -129,7 +133,7 @@ QUICK: Final = replace(
     seconds=0.2,
     repeats=2,
     bursts=(1, 100, 1000),
-    parties=(2,),
+    parties=(),
     sessions=(1, 8),
     networks=(WAN,),
     programs={3: ("lr-aby3", "lr-semi2k"), 2: ("sort-cheetah",)},
@@ -339,7 +343,7 @@ def _programs(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
                     transport,
                     tuple(works),
                     world_size=world_size,
-                    runs=min(scale.runs, scale.other_runs),
+                    runs=min(scale.runs, scale.alone_runs),
                 )
             )
     return found
