@@ -3,9 +3,9 @@
 Shared machines have slow minutes. What is measured in turns of a second meets them alike, so
 that the ratio of two sessions says something about these, and not about the minute.
 
-Rules: a turn is a byte in a named pipe, each party has one. Whoever has had its turn puts the byte
-into the pipe of the same rank in the next session. Standard library only: MPLang's parties
-import this.
+Rules: a turn is a byte in a named pipe, each party has one. It stays there while the party has its
+turn, so that it is not lost with one that is killed, and goes into the pipe of the same rank in
+the next session then. Standard library only: MPLang's parties import this.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Turns:
         self._mine, self._following = _open(mine), _open(following)
 
     def __enter__(self) -> Turns:
-        os.read(self._mine, 1)
+        select.select([self._mine], [], [])
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.write(self._following, _TURN)
+        os.write(self._following, os.read(self._mine, 1))
 
     def next(self) -> None:
         """Let the other sessions have theirs."""
-        os.write(self._following, _TURN)
-        os.read(self._mine, 1)
+        self.__exit__()
+        self.__enter__()
 
 
 class Ring:

@@ -270,20 +270,25 @@ def test_a_connection_that_ends_in_the_middle_of_a_backlog(line: Line, outbox: O
 def test_a_flush_waits_for_what_was_pushed_before_it_alone(line: Line, outbox: Outbox) -> None:
     outbox.push(b"bulk", (b"", body(0)), 0)
     outbox.push(b"bulk", (b"", body(1)), 1)
-    flushed: list[bool] = []
-    flushing = threading.Thread(target=lambda: flushed.append(outbox.flush()))
+    flushed = threading.Event()
+    flushing = threading.Thread(target=lambda: outbox.flush() and flushed.set())
     flushing.start()
     pause = threading.Event()
     while not outbox._moved._waiters:  # type: ignore[attr-defined]
         assert not pause.wait(0.001)
         assert flushing.is_alive()
-    line.pushed()
-    outbox.push(b"bulk", (b"", body(2)), 2)  # does not have to be through
+
+    def later() -> tuple[bytes, bytes]:
+        assert flushed.wait(10)
+        return b"", body(2)
+
+    outbox.push_later(b"bulk", later, 2)  # does not have to be through
+    assert line.pushed() == (b"bulk", body(0))
+    assert not flushed.is_set()
     line.pushed()
     flushing.join(10)
-    assert flushed == [True]
-    assert outbox.is_behind
-    line.pushed()
+    assert flushed.is_set()
+    assert line.pushed() == (b"bulk", body(2))
 
 
 def test_a_flush_has_its_own_limit(line: Line, outbox: Outbox) -> None:
