@@ -171,9 +171,12 @@ def test_steps_that_last_are_reported(quick: None, caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO, "redislink.progress")
     alice, bob, carol = chains = _chains()
     told = threading.Event()
+    said: list[str] = []
 
     class Listen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("alice: "):
+                said.append(record.getMessage())
             if "waiting for bob" in record.getMessage():
                 told.set()
 
@@ -194,7 +197,6 @@ def test_steps_that_last_are_reported(quick: None, caplog: pytest.LogCaptureFixt
         assert outcome == [5]
     finally:
         logging.getLogger("redislink.progress").removeHandler(listen)
-    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("alice: ")]
     assert said[0].startswith("alice: step 1, share(bob): 0 s so far, waiting for bob (")
     _finish(*chains)
 
