@@ -148,8 +148,10 @@ def link_round_trips(joined: Joined, work: Job) -> Values:
     times: dict[str, list[float]] = {str(size): [] for size in work["sizes"]}
     with joined.link(work["device"]) as context:
         ends = _link_ends(context)
-        for _ in range(work.get("repeats", 1)):
-            for size in work["sizes"]:
+        # One size after the other: the small ones are not to pay for caches that the large ones
+        # filled just before.
+        for size in work["sizes"]:
+            for _ in range(work.get("repeats", 1)):
                 joined.next_turn()
                 times[str(size)] += _round_trips(ends, "x" * size, work["seconds"], _MOST)
         joined.next_turn()
