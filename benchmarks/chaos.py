@@ -26,7 +26,14 @@ from tests.support.bulk import MB, BulkOutcome, transfer
 from tests.support.groups import ClusterGroup, SentinelGroup
 from tests.support.servers import KINDS, Admin, debian_redis, make_server
 from tests.support.spreading import PARTIES, trio
-from tests.support.training import Injector, Outcome, differences, weight_error
+from tests.support.training import (
+    Injector,
+    Outcome,
+    at_steps,
+    differences,
+    every,
+    weight_error,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
@@ -106,7 +113,9 @@ def train(
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory, proxied as proxies:
         injectors = make()
         if through_proxies:
-            injectors.append(training.broken_lines(proxies, 1, cut=0.4, stall=4.0, delay=0.7))
+            injectors += training.broken_lines(
+                proxies, cut=every(0.2, 0.6), stall=every(2.0, 6.0), delay=every(0.35, 1.05)
+            )
         return training.train(
             {name: proxy.url() for name, proxy in proxies.items()} or server.url,
             Path(directory),
@@ -126,7 +135,7 @@ def under_faults(page: Page, kind: str) -> None:
         if undisturbed.problems:
             page.problem("; ".join(undisturbed.problems))
             return
-        every_sixth = [3, 9, 15, 21, 27]
+        every_sixth = at_steps([3, 9, 15, 21, 27])
         runs: list[tuple[str, Callable[[], list[Injector]], bool]] = [
             ("nothing", list, False),
             (
@@ -136,12 +145,12 @@ def under_faults(page: Page, kind: str) -> None:
             ),
             (
                 "CLIENT KILL TYPE normal every 200 ms",
-                lambda: [training.kill_clients(server, 0.2)],
+                lambda: [training.kill_clients(server, every(0.2))],
                 False,
             ),
             (
                 "FLUSHALL every 0.5 to 2.5 s, at random",
-                lambda: [training.flushes(server, 1, (0.5, 2.5))],
+                lambda: [training.flushes(server, every(0.5, 2.5))],
                 False,
             ),
             ("lines cut, gone half-open, slowed down, one at a time", list, True),
@@ -149,8 +158,8 @@ def under_faults(page: Page, kind: str) -> None:
                 "all of these at once",
                 lambda: [
                     training.restarts(server, every_sixth),
-                    training.kill_clients(server, 1.0),
-                    training.flushes(server, 2, (1.0, 4.0)),
+                    training.kill_clients(server, every(1.0)),
+                    training.flushes(server, every(1.0, 4.0)),
                 ],
                 True,
             ),
@@ -181,7 +190,7 @@ def sentinel(page: Page) -> None:
     undisturbed = None
     for what, steps in runs:
         with SentinelGroup(sentinels=3) as group:
-            outcome = train(group, partial(list, [training.failovers(group, steps)]))
+            outcome = train(group, partial(list, [training.failovers(group, at_steps(steps))]))
         undisturbed = undisturbed or outcome
         training_row(page, what, outcome, undisturbed)
 
@@ -202,11 +211,11 @@ def redis_cluster(page: Page) -> None:
     ]:
         with ClusterGroup(replicas=1) as group:
             session = group.spread_session(PARTIES)
-            every = 0.3 if kinds == (moves,) else 0.5
+            seconds = 0.3 if kinds == (moves,) else 0.5
             injectors = {
-                moves: training.slot_moves(group, session, every),
-                restarts: training.node_restarts(group, [3, 12, 21]),
-                lost: training.node_lost(group, 9),
+                moves: training.slot_moves(group, session, every(seconds)),
+                restarts: training.node_restarts(group, at_steps([3, 12, 21])),
+                lost: training.node_lost(group, at_steps([9])),
             }
             make = partial(list, [injectors[kind] for kind in kinds])
             outcome = train(group, make, session=session)

@@ -14,10 +14,11 @@ import pytest
 from redislink.broker import EmbeddedBroker
 from tests.broker_real.conftest import MakeServer
 from tests.support import training
-from tests.support.training import Injector, Outcome, differences
+from tests.support.training import Injector, Outcome, at_steps, differences
 
 pytestmark = pytest.mark.slow
 STEPS = 12
+EACH = range(1, STEPS + 1)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_the_broker_is_killed_and_comes_back_empty_five_times(
     own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
 ) -> None:
     server = own_server("valkey")
-    outcome = disturbed(server, tmp_path, [training.restarts(server, [2, 4, 7, 9, 12])])
+    outcome = disturbed(server, tmp_path, [training.restarts(server, at_steps([2, 4, 7, 9, 12]))])
     assert differences(outcome, undisturbed) == []
     assert outcome.faults["SIGKILL and empty restart"] == 5
     assert outcome.total("reconnects") >= 5
@@ -53,18 +54,20 @@ def test_all_connections_are_killed_again_and_again(
     own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
 ) -> None:
     server = own_server("redis-server")
-    outcome = disturbed(server, tmp_path, [training.kill_clients(server, every=0.2)])
+    outcome = disturbed(server, tmp_path, [training.kill_clients(server, at_steps(EACH))])
     assert differences(outcome, undisturbed) == []
+    assert outcome.faults["CLIENT KILL"] == len(EACH)
     assert outcome.faults["connections killed"] > 20
     assert outcome.total("reconnects") > 5
 
 
-def test_everything_is_flushed_at_random_times(
+def test_everything_is_flushed_again_and_again(
     own_server: MakeServer, undisturbed: Outcome, tmp_path: Path
 ) -> None:
     server = own_server("valkey")
-    outcome = disturbed(server, tmp_path, [training.flushes(server, 1, (0.5, 2.0))])
+    outcome = disturbed(server, tmp_path, [training.flushes(server, at_steps([1, 3, 6, 10]))])
     assert differences(outcome, undisturbed) == []
+    assert outcome.faults["FLUSHALL"] == 4
     assert outcome.faults["keys flushed"] > 0
 
 
@@ -77,9 +80,15 @@ def test_single_connections_are_cut_stalled_and_delayed(
             {name: proxy.url() for name, proxy in proxies.items()},
             tmp_path,
             steps=STEPS,
-            injectors=[training.broken_lines(proxies, 1, cut=0.5, stall=3.0, delay=0.7)],
+            injectors=training.broken_lines(
+                proxies, cut=at_steps(EACH), stall=at_steps([2, 8]), delay=at_steps([1, 4, 7])
+            ),
             # A half-open line is noticed after these.
             settings={"REPLY_TIMEOUT": "1", "BLPOP_TIMEOUT": "1"},
         )
     assert differences(outcome, undisturbed) == []
-    assert len(outcome.faults) == 3
+    assert outcome.faults == {
+        "connections cut": len(EACH),
+        "connections stalled half-open": 2,
+        "connections delayed 5 ms": 3,
+    }

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
 from redislink.errors import BrokerUnreachable
 from redislink.testing import Proxy
+from redislink.testing.proxy import ProxiedConnection
 from redislink.trial import write_trial
 from tests.support.groups import ClusterGroup, SentinelGroup, slot_of
 from tests.support.ledger import Comparison, compare
@@ -213,27 +214,55 @@ def weight_error(outcome: Outcome, undisturbed: Outcome) -> float:
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
 
+# ---- when it is done ----
+
+Moments = Callable[[Progress], Iterator[None]]
+"""When an injector does its harm; ends with the run."""
+
+
+def at_steps(steps: Iterable[int]) -> Moments:
+    """As soon as any party has done each of these steps: so often, however fast the run is."""
+
+    def moments(progress: Progress) -> Iterator[None]:
+        for step in steps:
+            if not progress.wait_for(step):
+                return
+            yield
+
+    return moments
+
+
+def every(least: float, most: float | None = None, seed: int = 1) -> Moments:
+    """Again and again from the start on, after so many seconds each time, or at random."""
+
+    def moments(progress: Progress) -> Iterator[None]:
+        chance = random.Random(seed)
+        while not progress.over.wait(chance.uniform(least, most or least)):
+            yield
+
+    return moments
+
+
 # ---- what is done to the broker ----
 
 
-def restarts(server: EmbeddedBroker, at_steps: Sequence[int]) -> Injector:
-    """Kill the broker and start it empty, as soon as any party has done each of these steps."""
+def restarts(server: EmbeddedBroker, when: Moments) -> Injector:
+    """Kill the broker and start it empty."""
 
     def inject(progress: Progress, counts: Counts) -> None:
-        for step in at_steps:
-            if progress.wait_for(step):
-                restart_empty(server)
-                counts["SIGKILL and empty restart"] += 1
+        for _ in when(progress):
+            restart_empty(server)
+            counts["SIGKILL and empty restart"] += 1
 
     return inject
 
 
-def kill_clients(server: EmbeddedBroker, every: float) -> Injector:
-    """Cut all connections of all parties, again and again."""
+def kill_clients(server: EmbeddedBroker, when: Moments) -> Injector:
+    """Cut all connections of all parties."""
 
     def inject(progress: Progress, counts: Counts) -> None:
         admin = Admin(server)
-        while not progress.over.wait(every):
+        for _ in when(progress):
             try:
                 killed = admin(b"CLIENT", b"KILL", b"TYPE", b"normal")
             except BrokerUnreachable:
@@ -245,12 +274,12 @@ def kill_clients(server: EmbeddedBroker, every: float) -> Injector:
     return inject
 
 
-def flushes(server: EmbeddedBroker, seed: int, between: tuple[float, float]) -> Injector:
-    """FLUSHALL, after a random number of seconds each time."""
+def flushes(server: EmbeddedBroker, when: Moments) -> Injector:
+    """FLUSHALL."""
 
     def inject(progress: Progress, counts: Counts) -> None:
-        admin, chance = Admin(server), random.Random(seed)
-        while not progress.over.wait(chance.uniform(*between)):
+        admin = Admin(server)
+        for _ in when(progress):
             try:
                 keys = admin(b"DBSIZE")
                 admin(b"FLUSHALL")
@@ -264,60 +293,53 @@ def flushes(server: EmbeddedBroker, seed: int, between: tuple[float, float]) -> 
 
 
 def broken_lines(
-    proxies: dict[str, Proxy], seed: int, *, cut: float, stall: float, delay: float
-) -> Injector:
-    """Cut, stall and slow down single connections, at random, each so often (s)."""
+    proxies: dict[str, Proxy], *, cut: Moments, stall: Moments, delay: Moments
+) -> list[Injector]:
+    """Cut single connections, stall them half-open, slow them down; each is chosen at random."""
+
+    def line(kind: str, when: Moments, harm: Callable[[ProxiedConnection], None]) -> Injector:
+        def inject(progress: Progress, counts: Counts) -> None:
+            chance = random.Random(kind)
+            for _ in when(progress):
+                live = [
+                    connection
+                    for name in PARTIES
+                    for connection in proxies[name].connections
+                    if not connection.stalled
+                ]
+                if live:
+                    harm(chance.choice(live))
+                    counts[f"connections {kind}"] += 1
+
+        return inject
+
+    def slow_down(connection: ProxiedConnection) -> None:
+        connection.delay = 0.005
+
+    return [
+        line("cut", cut, ProxiedConnection.cut),
+        line("stalled half-open", stall, ProxiedConnection.stall),
+        line("delayed 5 ms", delay, slow_down),
+    ]
+
+
+def failovers(group: SentinelGroup, when: Moments) -> Injector:
+    """Kill the master."""
 
     def inject(progress: Progress, counts: Counts) -> None:
-        chance = random.Random(seed)
-        now = time.monotonic()
-        due = {"cut": now + cut, "stalled half-open": now + stall / 3, "delayed 5 ms": now + delay}
-        every = {"cut": cut, "stalled half-open": stall, "delayed 5 ms": delay}
-        while True:
-            kind = min(due, key=lambda name: due[name])
-            if progress.over.wait(max(0.0, due[kind] - time.monotonic())):
-                return
-            due[kind] += every[kind] * chance.uniform(0.5, 1.5)
-            live = [
-                connection
-                for name in PARTIES
-                for connection in proxies[name].connections
-                if not connection.stalled
-            ]
-            if not live:
-                continue
-            connection = chance.choice(live)
-            counts[f"connections {kind}"] += 1
-            if kind == "cut":
-                connection.cut()
-            elif kind == "stalled half-open":
-                connection.stall()
-            else:
-                connection.delay = 0.005
+        for _ in when(progress):
+            group.fail_over()
+            counts["master killed, replica promoted"] += 1
 
     return inject
 
 
-def failovers(group: SentinelGroup, at_steps: Sequence[int]) -> Injector:
-    """Kill the master, as soon as any party has done each of these steps."""
+def slot_moves(group: ClusterGroup, session: str, when: Moments) -> Injector:
+    """Move the slot of one party's inbox after the other to the next master."""
 
     def inject(progress: Progress, counts: Counts) -> None:
-        for step in at_steps:
-            if progress.wait_for(step):
-                group.fail_over()
-                counts["master killed, replica promoted"] += 1
-
-    return inject
-
-
-def slot_moves(group: ClusterGroup, session: str, every: float) -> Injector:
-    """Move the slot of one party's inbox after the other to the next master, each so often (s)."""
-
-    def inject(progress: Progress, counts: Counts) -> None:
-        turn = 0
-        while not progress.over.wait(every):
+        for turn, _ in enumerate(when(progress)):
             slot = slot_of(session, PARTIES[turn % len(PARTIES)])
-            turn += 1
             with group.changing:
                 nodes = group.masters
                 target = nodes[(nodes.index(group.node_of(slot)) + 1) % len(nodes)]
@@ -327,24 +349,23 @@ def slot_moves(group: ClusterGroup, session: str, every: float) -> Injector:
     return inject
 
 
-def node_restarts(group: ClusterGroup, at_steps: Sequence[int]) -> Injector:
-    """Kill one master after the other and start it empty, as soon as a party has done a step."""
+def node_restarts(group: ClusterGroup, when: Moments) -> Injector:
+    """Kill one master after the other and start it empty."""
 
     def inject(progress: Progress, counts: Counts) -> None:
-        for turn, step in enumerate(at_steps):
-            if progress.wait_for(step):
-                with group.changing:
-                    group.restart_empty(group.masters[turn % len(group.masters)])
-                counts["node killed and started empty"] += 1
+        for turn, _ in enumerate(when(progress)):
+            with group.changing:
+                group.restart_empty(group.masters[turn % len(group.masters)])
+            counts["node killed and started empty"] += 1
 
     return inject
 
 
-def node_lost(group: ClusterGroup, at_step: int) -> Injector:
+def node_lost(group: ClusterGroup, when: Moments) -> Injector:
     """Kill a master for good: its replica takes over."""
 
     def inject(progress: Progress, counts: Counts) -> None:
-        if progress.wait_for(at_step):
+        for _ in when(progress):
             group.lose(next(iter(group.replicas)))
             counts["node lost, replica promoted"] += 1
 
