@@ -74,7 +74,8 @@ def connect(
     except BaseException:
         observers.close()
         raise
-    outbox = make_outbox(broker, settings.list_ttl, inboxes.values())
+    mark = keys.mark_list(spec.session, next(p for p in spec.party_names if p != name), name)
+    outbox = make_outbox(broker, settings.list_ttl, inboxes.values(), mark)
     inbox = Inbox(home, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     status_key = keys.status_key(spec.session, name)

@@ -32,6 +32,8 @@ from redislink.secret_files import read_private, write_private
 
 ANSWERS: Final = ("ping",)
 """Sent on each new connection, on no key: whether the server behind it answers."""
+HUSH: Final = ("client|reply",)
+"""A party's, on no key: that pushes need no answer. It goes without where it may not."""
 PUSH: Final = ("rpush", "pexpire", "del")
 """Commands on the lists to the other parties; all of them only write (``%W~``)."""
 POP: Final = ("blpop", "lpop", "del")
@@ -82,7 +84,7 @@ def party_users(
         number: of the database that they use, see `database`.
         cluster: whether the broker is a Redis Cluster, see `is_cluster`.
     """
-    anywhere = (*ANSWERS, *SLOTS) if cluster else ANSWERS
+    anywhere = (*ANSWERS, *(SLOTS if cluster else HUSH))
     return [
         PartyUser(
             party, f"{session}~{party}", tuple(_rules(session, party, parties, number, anywhere))

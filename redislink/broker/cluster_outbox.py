@@ -175,9 +175,11 @@ class ClusterOutbox:
 AnyOutbox = Outbox | ClusterOutbox
 
 
-def make_outbox(broker: Broker, ttl: int, inboxes: Iterable[bytes]) -> AnyOutbox:
+def make_outbox(broker: Broker, ttl: int, inboxes: Iterable[bytes], mark: bytes) -> AnyOutbox:
     """What fits the broker; see `Outbox` and `ClusterOutbox`."""
-    return ClusterOutbox(broker, ttl, inboxes) if broker.is_cluster else Outbox(broker, ttl)
+    if broker.is_cluster:
+        return ClusterOutbox(broker, ttl, inboxes)
+    return Outbox(broker, ttl, mark)
 
 
 def _hash_tag(name: bytes) -> bytes:

@@ -363,6 +363,14 @@ class Broker:
         return self._in_process
 
     @property
+    def may_be_quiet(self) -> bool:
+        """Whether pushes may go unanswered where the server allows that.
+
+        Not with several servers: their error replies say that a list is on another one now.
+        """
+        return self._finder is None and not self._in_process
+
+    @property
     def is_cluster(self) -> bool:
         """True for a Redis Cluster: lists of different parties may be on different servers."""
         return self._url.kind == "cluster"

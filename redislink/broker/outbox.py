@@ -3,6 +3,12 @@
 Rules:
 - A write goes out in one piece and returns; its replies are read off after some more writes
   and by `collect`, which says of each push whether the broker had room for it.
+- A broker that can be told to answer nothing (CLIENT REPLY OFF) answers marks alone: every so many
+  pushes, large ones, and what `collect` and `flush` add. A reply that nobody waits for costs the
+  broker a system call, in the way of the peer that waits for the push itself: a round trip of
+  64 B on one machine took a seventh longer with them. An answered mark speaks for the pushes before
+  it; one that is refused breaks the connection, as it does not say which of them were taken. The
+  broker then answers everything for a while. One that it refused all the same is probed for.
 - What the connection does not take soon goes to a `Backlog`, and all that comes after it too; a
   thread writes that, reads replies meanwhile, and ends with it. Nobody else waits for a line.
 - Nobody waits for the network while holding the lock, but for `_PATIENCE` at most.
@@ -13,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -26,6 +33,7 @@ from redislink.broker.wire import Buffer, pack, pack_push
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
+    BrokerPermissionError,
     BrokerRefused,
     BrokerUnreachable,
     EndpointClosed,
@@ -40,26 +48,48 @@ _READ_FROM: Final = 16
 """Writes that owe replies, from which on the replies are looked for: a system call each time."""
 _IDLE_SECONDS: Final = 0.05
 _JOIN_SECONDS: Final = 5.0
+_MOST_QUIET: Final = 32
+"""Small pushes in a row to which the broker answers nothing."""
+_QUIET_BYTES: Final = 16 << 10
+"""What counts as small. A larger command has memory of its own at the server, so that a server on
+the brink of its limit may refuse it, and a mark after it not."""
+_LOUD_SECONDS: Final = 60.0
+"""How long a broker answers everything after it has refused something."""
+_READ_MARKS_FROM: Final = 2
+_MARK_REPLIES: Final = 3
+_BE_QUIET: Final = pack((b"CLIENT", b"REPLY", b"OFF"))
+_SPEAK: Final = pack((b"CLIENT", b"REPLY", b"ON"))
 _logger = logging.getLogger("redislink")
 
 
 class Outbox:
     """All that one party sends, on one connection."""
 
-    def __init__(self, broker: Broker, ttl: int) -> None:
-        """Args: seconds that a list lives after the last push onto it."""
+    def __init__(self, broker: Broker, ttl: int, mark: bytes | None = None) -> None:
+        """Args:
+        broker: where the lists are.
+        ttl: seconds that a list lives after the last push onto it.
+        mark: a list of our own, to try whether the broker takes a push; None has it answer all.
+        """
         self._broker = broker
         self._ttl_ms = ttl * 1000
+        self._mark = b"" if mark is None else _pack_mark(mark, self._ttl_ms)
+        self._may_be_quiet = mark is not None and broker.may_be_quiet
+        self._loud_until = 0.0
+        self._quiet: list[object] | None = None
+        """Tokens of pushes that no mark speaks for yet; None while the broker answers all."""
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         """Signalled when the backlog got shorter, or is no more."""
         self._backlog: Backlog | None = None
         self._writer: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
-        self._unread: deque[tuple[int, object]] = deque()
+        self._unread: deque[tuple[int, object, Sequence[object]]] = deque()
+        """Replies that are owed, for what, and which quiet pushes they speak for as well."""
         self._read_of_first = 0
         """Replies to the earliest of them that were read."""
-        self._first_refused = False
+        self._refusal: BrokerBusy | None = None
+        """Of the earliest of them."""
         self._answers = 0
         """Writes whose replies have all been read, ever."""
         self._moved_at = 0.0
@@ -79,7 +109,7 @@ class Outbox:
     @property
     def has_unread(self) -> bool:
         """True while the broker owes replies, or writes wait."""
-        return bool(self._unread) or self._backlog is not None
+        return bool(self._unread or self._quiet) or self._backlog is not None
 
     @property
     def is_behind(self) -> bool:
@@ -175,6 +205,8 @@ class Outbox:
                     self._read_ready(connection)
                     # Not read with a timeout: it would hold up every sender as long again.
                     self._check_moves()
+                    self._mark_quiet(connection)
+                    self._hush(connection)
                 except BrokerError as error:
                     self._break(error)
             answered, self._answered = self._answered, []
@@ -189,9 +221,15 @@ class Outbox:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            connection, backlog = self._connection, self._backlog
+            connection = self._connection
             if connection is None:
                 return False
+            try:
+                self._mark_quiet(connection)
+            except BrokerError as error:
+                self._break(error)
+                return False
+            backlog = self._backlog
             last = backlog.next_number if backlog is not None else 0
         answers: int | None = None
         while True:
@@ -231,6 +269,9 @@ class Outbox:
             BrokerError: not now.
         """
         connection = self._broker.open_answering()
+        if self._may_be_quiet:
+            self._may_be_quiet = False  # not asked again, should the connection not survive that
+            self._may_be_quiet = _knows_quiet(connection, self._broker.timeout)
         with self._lock:
             if self._closed:
                 connection.close()
@@ -262,27 +303,83 @@ class Outbox:
             if connection is None:
                 self._check_open()
                 return
-            if self._backlog is not None:
-                kept = lasting(pieces)
-                self._backlog.add(name, Waiting(lambda: kept, replies, token))
-                return
             try:
-                idle_since, self._written_at = self._written_at, time.monotonic()
-                if self._written_at - idle_since >= _IDLE_SECONDS:
-                    self._check_alive(connection)
-                rest = connection.write_some(pieces)
-                if not self._unread:
-                    self._moved_at = self._written_at
-                self._unread.append((replies, token))
-                if rest:
-                    self._start_writer(connection, lasting(rest))
-                elif len(self._unread) >= _READ_FROM:
-                    # After the write, which somebody waits for, and not before it.
-                    self._read_ready(connection)
+                if self._backlog is None:
+                    idle_since, self._written_at = self._written_at, time.monotonic()
+                    if self._written_at - idle_since >= _IDLE_SECONDS:
+                        self._check_alive(connection)
+                    quiet = self._quiet
+                    if (
+                        quiet is not None
+                        and len(quiet) < _MOST_QUIET
+                        and len(pieces) == 1
+                        and len(pieces[0]) <= _QUIET_BYTES
+                    ):
+                        quiet.append(token)
+                        rest = connection.write_some(pieces)
+                        if rest:
+                            self._start_writer(connection, lasting(rest))
+                        return
+                self._write_answered(connection, pieces, replies, token, name)
             except BrokerError as error:
                 self._break(error)
         finally:
             self._lock.release()
+
+    def _write_answered(
+        self,
+        connection: BrokerConnection,
+        pieces: Sequence[Buffer],
+        replies: int,
+        token: object,
+        name: bytes | None,
+    ) -> None:
+        if self._backlog is not None:
+            kept = lasting(pieces)
+            self._backlog.add(name, Waiting(lambda: kept, replies, token))
+            return
+        rest = connection.write_some(self._aloud(pieces))
+        if not self._unread:
+            self._moved_at = time.monotonic()
+        self._owe(replies, token)
+        if rest:
+            self._start_writer(connection, lasting(rest))
+        elif len(self._unread) >= (_READ_FROM if self._quiet is None else _READ_MARKS_FROM):
+            # After the write, which somebody waits for, and not before it.
+            self._read_ready(connection)
+
+    def _aloud(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
+        """What to write so that the broker answers it."""
+        return pieces if self._quiet is None else [_SPEAK, *pieces, _BE_QUIET]
+
+    def _owe(self, replies: int, token: object) -> None:
+        """Something that the broker answers is on its way; so many replies without `_aloud`'s."""
+        if self._quiet is None:
+            self._unread.append((replies, token, ()))
+        else:
+            self._unread.append((replies + 1, token, self._quiet))
+            self._quiet = []
+
+    def _mark_quiet(self, connection: BrokerConnection) -> None:
+        """Have the broker answer for what it took quietly."""
+        if self._quiet:
+            self._write_answered(connection, (self._mark,), _MARK_REPLIES, None, None)
+
+    def _hush(self, connection: BrokerConnection) -> None:
+        """Let the broker answer marks alone from now on, if it can and refused nothing lately.
+
+        Not as soon as it is connected: what a party may not do shows in its first pushes.
+        """
+        if (
+            self._may_be_quiet
+            and self._quiet is None
+            and self._backlog is None
+            and time.monotonic() >= self._loud_until
+        ):
+            rest = connection.write_some((_BE_QUIET,))
+            self._quiet = []
+            if rest:
+                self._start_writer(connection, rest)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -330,7 +427,7 @@ class Outbox:
                     return
                 try:
                     if taken is not None:
-                        self._unread.append((taken.replies, taken.token))
+                        self._owe(taken.replies, taken.token)
                         backlog.begun()
                     rest = self._write_on(connection, rest)
                 except BrokerError as error:
@@ -346,7 +443,7 @@ class Outbox:
             elif taken is None:
                 return
             else:
-                rest = taken.pack()  # without the lock, as it seals
+                rest = self._aloud(taken.pack())  # without the lock, as it seals
 
     def _write_on(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Sequence[Buffer]:
         """Write what there is room for, and read what there is; returns what is left."""
@@ -367,7 +464,8 @@ class Outbox:
         self._moved.notify_all()
         self._unread.clear()
         self._read_of_first = 0
-        self._first_refused = False
+        self._refusal = None
+        self._quiet = None
         self._error = error
 
     def _check_alive(self, connection: BrokerConnection) -> None:
@@ -394,17 +492,43 @@ class Outbox:
                 try:
                     if not connection.read_now():
                         return
-                except BrokerBusy:
-                    self._first_refused = True
+                except BrokerBusy as error:
+                    self._refusal = error
+                    self._loud_until = time.monotonic() + _LOUD_SECONDS
                 replies = 1
             self._moved_at = time.monotonic()
             replies += self._read_of_first
             owed = len(self._unread)
             while self._unread and replies >= self._unread[0][0]:
-                needed, token = self._unread.popleft()
+                needed, token, quiet = self._unread.popleft()
                 replies -= needed
+                if self._refusal is not None and self._quiet is not None:
+                    raise self._refusal  # of what else it refused, it says nothing
+                self._answered += [(taken, True) for taken in quiet if taken is not None]
                 if token is not None:
-                    self._answered.append((token, not self._first_refused))
-                self._first_refused = False
+                    self._answered.append((token, self._refusal is None))
+                self._refusal = None
             self._answers += owed - len(self._unread)
             self._read_of_first = replies
+
+
+def _pack_mark(name: bytes, ttl_ms: int) -> bytes:
+    """A push that leaves nothing; owes `_MARK_REPLIES`. As any push, a full broker refuses it."""
+    return b"".join([*pack_push(name, (b"", b""), ttl_ms, clear=False), pack((b"DEL", name))])
+
+
+def _knows_quiet(connection: BrokerConnection, timeout: float) -> bool:
+    """Whether the broker can be told to answer nothing; many services forbid CLIENT.
+
+    Raises:
+        BrokerUnreachable: the connection broke; some proxy may have taken it at its word.
+    """
+    connection.write((_BE_QUIET + _SPEAK,))
+    try:
+        return bool(connection.read(timeout) == b"OK")
+    except BrokerUnreachable:
+        raise
+    except BrokerError:
+        with contextlib.suppress(BrokerPermissionError, BrokerRefused, BrokerBusy):
+            connection.read(timeout)  # the other one is refused too
+        return False

@@ -25,6 +25,7 @@ CONTROL_TAG: Final = "!control"
 CLAIM_TAG: Final = "!claim"
 DOCTOR_TAG: Final = "!doctor"
 STATUS_TAG: Final = "!status"
+MARK_TAG: Final = "!mark"
 NO_EPOCH: Final = "0"
 """Stands where the epoch stands in keys that have none: hello, claim and status."""
 
@@ -36,7 +37,9 @@ _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
 _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.ASCII)
 _SAFE: Final = ">,/:"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
-_CONTROL_TAGS: Final = frozenset({HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG})
+_CONTROL_TAGS: Final = frozenset(
+    {HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG, MARK_TAG}
+)
 
 
 def check_name(name: str, what: str) -> str:
@@ -133,6 +136,11 @@ def claim_key(session: str, party: str) -> bytes:
 def doctor_list(session: str, dst: str, src: str, epoch: str = NO_EPOCH) -> bytes:
     """Name of a list that ``redislink doctor`` of ``src`` tries things on, or leaves a note in."""
     return inbox_prefix(session, dst, src, epoch) + DOCTOR_TAG.encode()
+
+
+def mark_list(session: str, dst: str, src: str) -> bytes:
+    """Name of a list that ``src`` pushes onto and removes, to hear that pushes are taken."""
+    return inbox_prefix(session, dst, src, NO_EPOCH) + MARK_TAG.encode()
 
 
 def status_key(session: str, party: str) -> bytes:

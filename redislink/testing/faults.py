@@ -110,6 +110,11 @@ class FaultyBroker(Broker):
         with self._lock:
             return dict(Counter(fault for _, _, fault in self.history))
 
+    @property
+    def may_be_quiet(self) -> bool:
+        """False, as each push is answered for whether it was harmed."""
+        return False
+
     def open(self) -> BrokerConnection:
         """A new connection that injects faults."""
         return FaultyConnection(super().open(), self)

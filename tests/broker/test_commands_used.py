@@ -26,7 +26,7 @@ DATABASE: Final = 1  # another than 0, so that SELECT is needed
 CHUNK: Final = 4096
 LARGE: Final = bytes(4 * CHUNK)
 WAIT: Final = 20.0
-_WORD = re.compile(r"`([A-Z]+)`")
+_WORD = re.compile(r"`([A-Z]+(?: [A-Z]+)?)`")
 _SHOWN = re.compile(r"^\+[\d.]+ \[[^\]]*\] (.*)$")
 _ARGUMENT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
@@ -56,7 +56,7 @@ def documented() -> tuple[dict[str, set[str]], set[str]]:
         for command in _WORD.findall(cells[0]):
             where = cells[1].replace("the same", "list").replace("inbox", "list")
             kinds[command] = {kind for kind in ("claim", "status", "list") if kind in where}
-            if re.search("Cluster|Sentinel", row):
+            if re.search("cluster|sentinel", row, re.IGNORECASE):
                 elsewhere.add(command)
     return kinds, elsewhere
 
@@ -116,7 +116,7 @@ class Counted:
     def __call__(self, *command: bytes | int) -> Any:
         words = 2 if command[0] in (b"CONFIG", b"CLIENT", b"ACL") else 1
         reply = self._connection.execute(*command, timeout=5)
-        name = b"|".join(word for word in command[:words] if isinstance(word, bytes))
+        name = b" ".join(word for word in command[:words] if isinstance(word, bytes))
         self._sent[name.decode().upper()] += 1
         return reply
 
@@ -130,7 +130,7 @@ class Counted:
                 fields = dict(pair.split("=") for pair in values.split(","))
                 refused = int(fields["rejected_calls"])
                 assert not refused, line
-                counted[name.upper()] = int(fields["calls"])
+                counted[name.upper().replace("|", " ")] = int(fields["calls"])
         return set(counted - own)
 
     def close(self) -> None:
