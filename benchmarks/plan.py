@@ -14,6 +14,7 @@ from benchmarks.netproxy import Profile
 from benchmarks.runner import Session, Work
 from benchmarks.transports import (
     BRPC,
+    BRPC_KEPT,
     MEM,
     MPLANG,
     NAIVE,
@@ -91,7 +92,7 @@ FULL: Final = Scale(
     alone_runs=2,
     few_runs=1,
     others={
-        "link": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
+        "link": (BRPC_KEPT, REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs3": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs2": (REDISLINK_UNIX, NAIVE, MEM),
         "line": (REDISLINK, BRPC, NAIVE),
@@ -300,7 +301,8 @@ def _links(scale: Scale) -> list[Session]:
     found = []
     for transport in _transports(scale, "link"):
         ours = transport in (REDISLINK, REDISLINK_NONE)
-        most = max(scale.sizes) if ours or transport in MAIN else scale.largest_of_others
+        other = not ours and transport not in (BRPC, BRPC_KEPT)
+        most = scale.largest_of_others if other else max(scale.sizes)
         works = link_works(tuple(size for size in scale.sizes if size <= most), scale.seconds)
         if transport not in (MEM, MPLANG):
             works.append(

@@ -11,6 +11,7 @@ from benchmarks import results as of
 from benchmarks.results import Extract, Results
 from benchmarks.transports import (
     BRPC,
+    BRPC_KEPT,
     MEM,
     MPLANG,
     NAIVE,
@@ -25,6 +26,7 @@ _STYLES: Final = {
     REDISLINK_NONE: ("#e59866", "v"),
     REDISLINK_UNIX: ("#1e8449", "P"),
     BRPC: ("#1f618d", "s"),
+    BRPC_KEPT: ("#5dade2", "p"),
     NAIVE: ("#7d6608", "^"),
     MPLANG: ("#6c3483", "D"),
     MEM: ("#707b7c", "x"),

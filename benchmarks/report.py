@@ -28,7 +28,9 @@ _TRANSPORTS: Final = f"""\
 - `redislink`: through the broker (a Valkey of its own for each measurement), sealed, as by default.
 - `redislink-unix`: the same, but by the broker's unix socket instead of TCP.
 - `redislink-none`: the same as `redislink` with `security: none`, for what sealing costs.
-- `brpc`: SPU's own direct link, in the clear, parties listening.
+- `brpc`: SPU's own direct link, as it comes: in the clear, parties listening.
+- `brpc-kept`: the same, in processes whose malloc keeps freed memory, as in those of `redislink`
+  (`REDISLINK_KEPT_MEMORY_BYTES`); so it is as the fallback mode of redislink.
 - `naive`: an `IChannel` of plain redis-py that waits for each RPUSH and does one BLPOP per receive
   (`benchmarks/naive.py`); in the clear, and loses what the broker loses.
 - `{MPLANG}`: MPLang's HTTP communicator and channel, as its worker puts them together.

@@ -201,7 +201,7 @@ class Runner:
         """Where each party listens, by device and rank, for transports that do."""
         if session.transport == transports.MPLANG:
             devices = ["http"]
-        elif session.transport != transports.BRPC:
+        elif session.transport not in transports.LISTENING:
             return {}
         return {device: self._free_ports(session.world_size) for device in devices}
 

@@ -20,12 +20,17 @@ REDISLINK_UNIX: Final = "redislink-unix"
 REDISLINK_TRACED: Final = "redislink-traced"
 """As `REDISLINK`, and every party records its timeline meanwhile."""
 BRPC: Final = "brpc"
+BRPC_KEPT: Final = "brpc-kept"
+"""As `BRPC`, in processes that keep freed memory, as those of `REDISLINK` do."""
 MEM: Final = "mem"
 NAIVE: Final = "naive"
 MPLANG: Final = "mplang"
-ALL: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED, BRPC, NAIVE, MPLANG, MEM)
+ALL: Final = (
+    *(REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED),
+    *(BRPC, BRPC_KEPT, NAIVE, MPLANG, MEM),
+)
 THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED, NAIVE)
-LISTENING: Final = (BRPC, MPLANG)
+LISTENING: Final = (BRPC, BRPC_KEPT, MPLANG)
 RECV_TIMEOUT: Final = 120.0
 
 Job = dict[str, Any]
@@ -106,12 +111,13 @@ class _Brpc(Joined):
             ],
             "devices": {device: _device(self.names)},
         }
+        kept = {} if self.job["transport"] == BRPC_KEPT else {"kept_memory_bytes": 0}
         link = create_link(
             device,
             cluster=ClusterSpec.parse(content),
             party=self.names[self.rank],
             mode="brpc",
-            settings=RedisLinkSettings(_env_file=None, recv_timeout=RECV_TIMEOUT),
+            settings=RedisLinkSettings(_env_file=None, recv_timeout=RECV_TIMEOUT, **kept),
         )
         return link.context, link
 
@@ -186,6 +192,7 @@ _CLASSES: Final[dict[str, type[Joined]]] = {
     REDISLINK_UNIX: _Redislink,
     REDISLINK_TRACED: _Redislink,
     BRPC: _Brpc,
+    BRPC_KEPT: _Brpc,
     MEM: _Mem,
     NAIVE: _Naive,
     MPLANG: _Mplang,

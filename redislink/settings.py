@@ -116,6 +116,12 @@ class RedisLinkSettings(BaseSettings):
         le=64,
         description="How many tags to have BLPOPs under way for before they are received; 0: none.",
     )
+    kept_memory_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        description="Bytes of freed memory that a process with an SPU link keeps for the next "
+        "large message, where its malloc is glibc's; 0 leaves malloc as it is.",
+    )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )

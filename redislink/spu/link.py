@@ -18,6 +18,7 @@ from redislink.endpoint import Endpoint
 from redislink.errors import ConfigError, LinkError, RedisLinkError
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.spu.malloc import keep_freed_memory
 
 
 class LinkCommunicator:
@@ -133,6 +134,7 @@ def _join(
     party: str,
     settings: RedisLinkSettings,
 ) -> LinkCommunicator:
+    keep_freed_memory(settings.kept_memory_bytes)
     rank = members.index(party)
     desc = libspu.link.Desc()
     desc.recv_timeout_ms = int(settings.recv_timeout * 1000)
