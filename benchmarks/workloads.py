@@ -23,6 +23,9 @@ Values = dict[str, Any]
 _LEAST: Final = 2
 _MOST: Final = 5000
 _MOST_ON_ITS_WAY: Final = 64 << 20
+_LEAST_ONE_WAY: Final = 16
+"""Messages from which on their latency hardly counts in what is sent in a second; unless they are
+more than may be on their way."""
 
 
 class _Ends:
@@ -128,7 +131,7 @@ def _one_ways(ends: _Ends, payload: bytes | str, seconds: float, most: int) -> V
     bound = max(1, min(most, _MOST_ON_ITS_WAY // len(payload)))
     total = _warm_up(ends, lambda: _one_way(ends, payload, 1), seconds / 2, bound)
     warm = _one_way(ends, payload, total)
-    count = int(ends.ask(min(bound, max(1, total * seconds / 3 / warm))))
+    count = int(ends.ask(min(bound, max(_LEAST_ONE_WAY, total * seconds / 3 / warm))))
     repeats = int(ends.ask(max(1, min(5, seconds * total / warm / count))))
     times = [_one_way(ends, payload, count) / count for _ in range(repeats)]
     median = statistics.median(times)

@@ -22,7 +22,7 @@ from redislink.protocol.frame import MAX_PARTS, Data, Encoding
 from redislink.protocol.received import ReceivedNumbers
 
 MAX_MESSAGE_BYTES: Final = 4 << 30
-_ENOUGH: Final = 16
+_ENOUGH: Final = 64
 """Chunks of which the last, on the way from the broker alone, hardly counts any more."""
 _TOO_FEW: Final = 8
 """Least chunks of which cutting finer is not worth it: see `choose`."""

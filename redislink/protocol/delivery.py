@@ -54,6 +54,9 @@ _FRAME_OVERHEAD: Final = 128
 """What a frame counts besides its body, so that many small ones fill a window too."""
 _LONGEST_SILENCE: Final = 86_400.0
 _MOST_DOUBLINGS: Final = 4
+_OF_A_STREAM: Final = 2
+"""Messages like this one that are on their way already when it is one of a stream. One is where two
+parties exchange messages: what the peer sent meanwhile does not ack it yet."""
 _LONG_AGO: Final = float("-inf")
 _NEVER_TOLD: Final = sys.maxsize
 _OPEN, _CLOSING, _CLOSED, _FAILED = State.OPEN, State.CLOSING, State.CLOSED, State.FAILED
@@ -679,9 +682,7 @@ class Delivery:
             self._stop_sending()
 
     def _send_in_turn(self, tag: str, body: bytes, encoding: Encoding) -> None:
-        timing = self._timing
-        most = chunking.choose(len(body), timing.least_chunk_bytes, timing.chunk_bytes)
-        bodies = list(chunking.split(body, most))
+        bodies = list(chunking.split(body, self._chunk_bytes(len(body))))
         mine = self._by_tag.setdefault(tag, {})
         newest = mine[next(reversed(mine))] if mine else None
         previous = newest.seq - newest.part if newest is not None else 0
@@ -695,6 +696,15 @@ class Delivery:
             self._enqueue(chunk)
         if len(bodies) > 1:
             self._chunks_left[self._last_seq] = len(bodies)
+
+    def _chunk_bytes(self, size: int) -> int:
+        """How large the chunks of a message are that is sent now."""
+        timing = self._timing
+        if self._queue or self._ahead.bytes >= _OF_A_STREAM * size:
+            # It does not begin at once, so that nothing is gained by cutting it finer; and a
+            # receiver that asks for its second chunk would let the line lie idle meanwhile.
+            return timing.chunk_bytes
+        return chunking.choose(size, timing.least_chunk_bytes, timing.chunk_bytes)
 
     def _stop_sending(self) -> None:
         for chunk in self._unacked.values():

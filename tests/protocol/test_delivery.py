@@ -124,12 +124,38 @@ def test_a_message_is_acked_when_all_of_it_is(alone):
 
 def test_over_a_far_line_a_message_is_cut_finer():
     delivery = Delivery("bob", Timing(chunk_bytes=1000, least_chunk_bytes=100), 0.0)
-    for size, parts in [(799, 1), (800, 8), (1600, 16), (3200, 16), (16_001, 17)]:
+    for size, parts in [(799, 1), (800, 8), (1600, 16), (6400, 64), (12_800, 64), (64_001, 65)]:
         delivery.send("t", bytes(size), 0.0)
         pushes = take_pushes(delivery)
         assert len(pushes) == parts
         assert {push.frame.parts for push in pushes} == {parts}
         assert sum(len(push.body) for push in pushes) == size
+
+
+def test_of_a_stream_only_the_first_messages_are_cut_finer():
+    size = 100_000
+    far = Delivery("bob", Timing(chunk_bytes=size, least_chunk_bytes=size // 10), 0.0)
+
+    def parts(number):
+        far.send(f"t{number}", bytes(size), 0.0)
+        return far.pushes()[-1].frame.parts
+
+    assert [parts(number) for number in range(4)] == [10, 10, 1, 1]
+    far.receive_control(acked(11), 0.0)  # all of the first, one chunk of the second
+    assert parts(4) == 1
+    far.receive_control(acked(22), 0.0)
+    assert parts(5) == 10, "as where each waits for the answer to the one before"
+
+
+def test_what_the_window_holds_up_is_not_cut_finer():
+    size = 1000
+    timing = Timing(chunk_bytes=size, least_chunk_bytes=100, window_bytes=size)
+    far = Delivery("bob", timing, 0.0)
+    far.send("first", bytes(size), 0.0)
+    assert far._queue
+    far.send("second", bytes(100 * size), 0.0)
+    far.receive_control(acked(10), 0.0)
+    assert far.pushes()[-1].frame.parts == 100
 
 
 def test_what_was_given_up_is_not_acked(alone):
