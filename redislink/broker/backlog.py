@@ -3,8 +3,11 @@
 Rules:
 - A command that was begun is finished before anything else: the order of the bytes is RESP's.
 - Elements of one list go out in the order in which they were pushed.
-- Lists take turns, one element each, so that a small message waits for one chunk of a large
-  one and not for all of it. What is urgent (heartbeats, acks, probes) goes before all lists.
+- What is urgent (heartbeats, acks, probes) goes first, then what is small: it waits for one chunk
+  of a large message, and not for all of it. What is small is bounded by the windows.
+- Inboxes take turns with what is large, one element each. Lists of one inbox do not: messages are
+  received in the order in which they were sent, mostly, and chunks of the second are of no use to
+  a receiver that waits for those of the first, while the line to it lies idle.
 
 No I/O, no lock: the `Outbox` has both.
 """
@@ -13,11 +16,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
 
 from redislink.broker.wire import Buffer
-
-_URGENT: Final = b""
 
 
 class Waiting:
@@ -27,16 +27,29 @@ class Waiting:
         pack: what to write; may be dear, as it may seal a chunk.
         replies: how many the broker will owe for it.
         token: the pusher's, see `Outbox.push`.
+        is_large: it takes long on the line.
         number: in the order of `Backlog.add`.
     """
 
-    __slots__ = ("number", "pack", "replies", "token")
+    __slots__ = ("is_large", "number", "pack", "replies", "token")
 
-    def __init__(self, pack: Callable[[], Sequence[Buffer]], replies: int, token: object) -> None:
+    def __init__(
+        self,
+        pack: Callable[[], Sequence[Buffer]],
+        replies: int,
+        token: object,
+        *,
+        is_large: bool = False,
+    ) -> None:
         self.pack = pack
         self.replies = replies
         self.token = token
+        self.is_large = is_large
         self.number = 0
+
+
+_Inbox = OrderedDict[bytes, deque[Waiting]]
+"""What waits for each list of one inbox; the list whose turn it is comes first."""
 
 
 class Backlog:
@@ -49,7 +62,10 @@ class Backlog:
     def __init__(self, rest: Sequence[Buffer] = ()) -> None:
         self.rest = rest
         self.next_number = 0
-        self._lists: OrderedDict[bytes, deque[Waiting]] = OrderedDict()
+        self._urgent: deque[Waiting] = deque()
+        self._small: deque[tuple[bytes, Waiting]] = deque()
+        self._large: OrderedDict[bytes, _Inbox] = OrderedDict()
+        """By inbox; the one whose turn it is comes first."""
         self._taken: Waiting | None = None
 
     def add(self, name: bytes | None, waiting: Waiting) -> None:
@@ -60,26 +76,45 @@ class Backlog:
         """
         waiting.number = self.next_number
         self.next_number += 1
-        key = _URGENT if name is None else name
-        queue = self._lists.get(key)
-        if queue is None:
-            queue = self._lists[key] = deque()
-            if name is None:
-                self._lists.move_to_end(key, last=False)
-        queue.append(waiting)
+        if name is None:
+            self._urgent.append(waiting)
+            return
+        inbox = _inbox_of(name)
+        lists = self._large.get(inbox)
+        if not waiting.is_large and (lists is None or name not in lists):
+            self._small.append((name, waiting))
+            return
+        if lists is None:
+            lists = self._large[inbox] = OrderedDict()
+        lists.setdefault(name, deque()).append(waiting)
 
     def take(self) -> Waiting | None:
         """The next write, which counts as waiting until `begun`; None if there is none."""
-        if not self._lists:
+        if self._urgent:
+            self._taken = self._urgent.popleft()
+        elif self._small:
+            self._taken = self._small.popleft()[1]
+        elif self._large:
+            self._taken = self._take_large()
+        else:
             return None
-        key = next(iter(self._lists))
-        queue = self._lists[key]
-        self._taken = queue.popleft()
-        if not queue:
-            del self._lists[key]
-        elif key != _URGENT:
-            self._lists.move_to_end(key)
         return self._taken
+
+    def _take_large(self) -> Waiting:
+        inbox, lists = next(iter(self._large.items()))
+        name, queue = next(iter(lists.items()))
+        waiting = queue.popleft()
+        self._large.move_to_end(inbox)
+        if not queue:
+            self._forget(inbox, name)
+        return waiting
+
+    def _forget(self, inbox: bytes, name: bytes) -> None:
+        lists = self._large.get(inbox)
+        if lists is not None:
+            lists.pop(name, None)
+            if not lists:
+                del self._large[inbox]
 
     def begun(self) -> None:
         """What was taken is being written now."""
@@ -87,7 +122,9 @@ class Backlog:
 
     def drop(self, name: bytes) -> None:
         """Forget what waits for a list that is removed."""
-        self._lists.pop(name, None)
+        self._forget(_inbox_of(name), name)
+        if any(waits_for == name for waits_for, _ in self._small):
+            self._small = deque(pair for pair in self._small if pair[0] != name)
 
     def holds_before(self, number: int) -> bool:
         """True while something with a lower number has not been begun."""
@@ -96,8 +133,18 @@ class Backlog:
     def _first_of_each(self) -> Iterator[Waiting]:
         if self._taken is not None:
             yield self._taken
-        for queue in self._lists.values():
-            yield queue[0]
+        if self._urgent:
+            yield self._urgent[0]
+        if self._small:
+            yield self._small[0][1]
+        for lists in self._large.values():
+            for queue in lists.values():
+                yield queue[0]
+
+
+def _inbox_of(name: bytes) -> bytes:
+    """What stands before the end of a list's hash tag: session and owner of the inbox."""
+    return name[: name.find(b"}") + 1]
 
 
 def lasting(pieces: Sequence[Buffer]) -> list[Buffer]:

@@ -29,7 +29,7 @@ from typing import Final
 
 from redislink.broker.backlog import Backlog, Waiting, lasting
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.broker.wire import Buffer, pack, pack_push
+from redislink.broker.wire import LARGE, Buffer, pack, pack_push
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
@@ -168,7 +168,10 @@ class Outbox:
             self.push(name, encode(), token, clear=clear)
             return
         waiting = Waiting(
-            lambda: pack_push(name, encode(), self._ttl_ms, clear), 3 if clear else 2, token
+            lambda: pack_push(name, encode(), self._ttl_ms, clear),
+            3 if clear else 2,
+            token,
+            is_large=True,
         )
         with self._lock:
             connection = self._connection
@@ -336,7 +339,8 @@ class Outbox:
     ) -> None:
         if self._backlog is not None:
             kept = lasting(pieces)
-            self._backlog.add(name, Waiting(lambda: kept, replies, token))
+            large = sum(map(len, kept)) >= LARGE
+            self._backlog.add(name, Waiting(lambda: kept, replies, token, is_large=large))
             return
         rest = connection.write_some(self._aloud(pieces))
         if not self._unread:

@@ -55,7 +55,9 @@ def test_pushes_return_while_the_line_takes_nothing(line: Line, outbox: Outbox) 
     assert line.pushed() == (b"list", b"small")
 
 
-def test_lists_take_turns_and_what_is_urgent_does_not_wait(line: Line, outbox: Outbox) -> None:
+def test_what_is_urgent_goes_first_and_what_is_small_before_what_is_large(
+    line: Line, outbox: Outbox
+) -> None:
     for number in range(3):
         outbox.push(b"bulk", (b"", body(number)), number)
     outbox.push(b"other", (b"", b"first"), "first")
@@ -67,14 +69,42 @@ def test_lists_take_turns_and_what_is_urgent_does_not_wait(line: Line, outbox: O
         (b"bulk", body(0)),  # had begun
         (b"control", b"heartbeat"),
         (b"control", b"ack"),
-        (b"bulk", body(1)),
         (b"other", b"first"),
-        (b"bulk", body(2)),
         (b"other", b"second"),
+        (b"bulk", body(1)),
+        (b"bulk", body(2)),
     ]
     assert outbox.flush()
     tokens = [token for token, _ in outbox.collect()]
-    assert tokens == [0, "heartbeat", "ack", 1, "first", 2, "second"]
+    assert tokens == [0, "heartbeat", "ack", "first", "second", 1, 2]
+
+
+def test_inboxes_take_turns_and_their_lists_do_not(line: Line, outbox: Outbox) -> None:
+    to_bob, also_to_bob, to_carol = b"{s:bob}first", b"{s:bob}second", b"{s:carol}first"
+    pushes = [(to_bob, 0), (to_bob, 1), (also_to_bob, 2), (to_carol, 3), (to_bob, 4), (to_carol, 5)]
+    for name, number in pushes:
+        outbox.push(name, (b"", body(number)))
+    outbox.push(to_bob, (b"", b"small, but after what is large there"))
+    came = [line.pushed() for _ in range(7)]
+    assert [(name, element[0]) for name, element in came] == [
+        (to_bob, 0),  # had begun
+        *[(to_bob, 1), (to_carol, 3), (to_bob, 4), (to_carol, 5)],
+        (to_bob, ord("s")),
+        (also_to_bob, 2),
+    ]
+
+
+def test_small_ones_of_a_list_that_is_removed() -> None:
+    backlog = Backlog()
+    for number, name in enumerate([b"a", b"b", b"a", b"b"]):
+        backlog.add(name, Waiting(lambda: (), 1, number))
+    backlog.add(b"a", Waiting(lambda: (), 1, 4, is_large=True))
+    backlog.drop(b"a")
+    backlog.drop(b"c")
+    taken = []
+    while (waiting := backlog.take()) is not None:
+        taken.append(waiting.token)
+    assert taken == [1, 3]
 
 
 def test_memory_that_changes_after_the_push_is_not_what_goes_out(
