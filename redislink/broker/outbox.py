@@ -6,7 +6,7 @@ Rules:
 - A broker that can be told to answer nothing (CLIENT REPLY OFF) answers marks alone: every so many
   pushes, large ones, and what `collect` and `flush` add. A reply that nobody waits for costs the
   broker a system call, in the way of the peer that waits for the push itself: a round trip of
-  64 B on one machine took a seventh longer with them. An answered mark speaks for the pushes before
+  64 B on one machine took an eighth longer with them. An answered mark speaks for the pushes before
   it; one that is refused breaks the connection, as it does not say which of them were taken. The
   broker then answers everything for a while. One that it refused all the same is probed for.
 - What the connection does not take soon goes to a `Backlog`, and all that comes after it too; a

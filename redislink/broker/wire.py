@@ -32,7 +32,8 @@ Reply = Any
 LARGE: Final = 64 << 10
 """Bytes from which on a body is neither joined to what is sent nor copied on arrival."""
 
-_BUFFER_BYTES: Final = 64 << 10
+_BUFFER_BYTES: Final = 72 << 10
+"""A message of 64 KiB, with all that stands around it, is read at once."""
 _MAX_BULK: Final = 512 << 20
 _STEP: Final = 16 << 20
 _LARGEST_KEPT: Final = 4 << 20
