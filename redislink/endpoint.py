@@ -695,7 +695,7 @@ class Endpoint:
                 if large_before and len(push.body) >= LARGE:
                     # Its fellow chunks fill the line: sealed and written when they are through.
                     later = partial(encode, name, push.frame, push.body)
-                    outbox.push_later(name, later, token, clear=push.clear)
+                    outbox.push_later(name, later, len(push.body), token, clear=push.clear)
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)

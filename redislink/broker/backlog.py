@@ -5,9 +5,10 @@ Rules:
 - Elements of one list go out in the order in which they were pushed.
 - What is urgent (heartbeats, acks, probes) goes first, then what is small: it waits for one chunk
   of a large message, and not for all of it. What is small is bounded by the windows.
-- Inboxes take turns with what is large, one element each. Lists of one inbox do not: messages are
-  received in the order in which they were sent, mostly, and chunks of the second are of no use to
-  a receiver that waits for those of the first, while the line to it lies idle.
+- Inboxes take turns with what is large, one element each. Lists of one inbox do not: that of which
+  the least waits goes first, and of equal ones the first. So a stream of messages goes out in the
+  order in which they were sent, mostly, and one does not wait for all of a much larger one. Chunks
+  of the second are of no use to a receiver that waits for the first: its line would lie idle.
 
 No I/O, no lock: the `Outbox` has both.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 
-from redislink.broker.wire import Buffer
+from redislink.broker.wire import LARGE, Buffer
 
 
 class Waiting:
@@ -27,29 +28,39 @@ class Waiting:
         pack: what to write; may be dear, as it may seal a chunk.
         replies: how many the broker will owe for it.
         token: the pusher's, see `Outbox.push`.
-        is_large: it takes long on the line.
+        size: bytes, about.
         number: in the order of `Backlog.add`.
     """
 
-    __slots__ = ("is_large", "number", "pack", "replies", "token")
+    __slots__ = ("number", "pack", "replies", "size", "token")
 
     def __init__(
-        self,
-        pack: Callable[[], Sequence[Buffer]],
-        replies: int,
-        token: object,
-        *,
-        is_large: bool = False,
+        self, pack: Callable[[], Sequence[Buffer]], replies: int, token: object, size: int
     ) -> None:
         self.pack = pack
         self.replies = replies
         self.token = token
-        self.is_large = is_large
+        self.size = size
         self.number = 0
 
 
-_Inbox = OrderedDict[bytes, deque[Waiting]]
-"""What waits for each list of one inbox; the list whose turn it is comes first."""
+class _List:
+    """What waits for one list, and how many bytes it has."""
+
+    __slots__ = ("size", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Waiting] = deque()
+        self.size = 0
+
+    def append(self, waiting: Waiting) -> None:
+        self.waiting.append(waiting)
+        self.size += waiting.size
+
+    def popleft(self) -> Waiting:
+        waiting = self.waiting.popleft()
+        self.size -= waiting.size
+        return waiting
 
 
 class Backlog:
@@ -64,8 +75,8 @@ class Backlog:
         self.next_number = 0
         self._urgent: deque[Waiting] = deque()
         self._small: deque[tuple[bytes, Waiting]] = deque()
-        self._large: OrderedDict[bytes, _Inbox] = OrderedDict()
-        """By inbox; the one whose turn it is comes first."""
+        self._large: OrderedDict[bytes, dict[bytes, _List]] = OrderedDict()
+        """By inbox, of which the one whose turn it is comes first, and list."""
         self._taken: Waiting | None = None
 
     def add(self, name: bytes | None, waiting: Waiting) -> None:
@@ -81,12 +92,14 @@ class Backlog:
             return
         inbox = _inbox_of(name)
         lists = self._large.get(inbox)
-        if not waiting.is_large and (lists is None or name not in lists):
+        if waiting.size < LARGE and (lists is None or name not in lists):
             self._small.append((name, waiting))
             return
         if lists is None:
-            lists = self._large[inbox] = OrderedDict()
-        lists.setdefault(name, deque()).append(waiting)
+            lists = self._large[inbox] = {}
+        if name not in lists:
+            lists[name] = _List()
+        lists[name].append(waiting)
 
     def take(self) -> Waiting | None:
         """The next write, which counts as waiting until `begun`; None if there is none."""
@@ -102,10 +115,10 @@ class Backlog:
 
     def _take_large(self) -> Waiting:
         inbox, lists = next(iter(self._large.items()))
-        name, queue = next(iter(lists.items()))
-        waiting = queue.popleft()
+        name = min(lists, key=lambda name: lists[name].size)
+        waiting = lists[name].popleft()
         self._large.move_to_end(inbox)
-        if not queue:
+        if not lists[name].waiting:
             self._forget(inbox, name)
         return waiting
 
@@ -138,8 +151,8 @@ class Backlog:
         if self._small:
             yield self._small[0][1]
         for lists in self._large.values():
-            for queue in lists.values():
-                yield queue[0]
+            for each in lists.values():
+                yield each.waiting[0]
 
 
 def _inbox_of(name: bytes) -> bytes:

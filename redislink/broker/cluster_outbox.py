@@ -86,13 +86,15 @@ class ClusterOutbox:
         self,
         name: bytes,
         encode: Callable[[], tuple[bytes, Buffer]],
+        size: int,
         token: object = None,
         *,
         clear: bool = False,
     ) -> None:
         """As `Outbox.push_later`."""
         self._route(
-            _hash_tag(name), lambda outbox: outbox.push_later(name, encode, token, clear=clear)
+            _hash_tag(name),
+            lambda outbox: outbox.push_later(name, encode, size, token, clear=clear),
         )
 
     def delete(self, *names: bytes) -> None:

@@ -29,7 +29,7 @@ from typing import Final
 
 from redislink.broker.backlog import Backlog, Waiting, lasting
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.broker.wire import LARGE, Buffer, pack, pack_push
+from redislink.broker.wire import Buffer, pack, pack_push
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
@@ -152,6 +152,7 @@ class Outbox:
         self,
         name: bytes,
         encode: Callable[[], tuple[bytes, Buffer]],
+        size: int,
         token: object = None,
         *,
         clear: bool = False,
@@ -160,6 +161,7 @@ class Outbox:
 
         Args:
             encode: gives the element, when its turn has come; it may not be called at all.
+            size: bytes that it will have, about.
 
         Raises:
             EndpointClosed: after `close`.
@@ -167,11 +169,9 @@ class Outbox:
         if self._broker.in_process:
             self.push(name, encode(), token, clear=clear)
             return
+        replies = 3 if clear else 2
         waiting = Waiting(
-            lambda: pack_push(name, encode(), self._ttl_ms, clear),
-            3 if clear else 2,
-            token,
-            is_large=True,
+            lambda: pack_push(name, encode(), self._ttl_ms, clear), replies, token, size
         )
         with self._lock:
             connection = self._connection
@@ -208,7 +208,8 @@ class Outbox:
                     self._read_ready(connection)
                     # Not read with a timeout: it would hold up every sender as long again.
                     self._check_moves()
-                    self._mark_quiet(connection)
+                    if self._backlog is None:  # else the next of it is a mark
+                        self._mark_quiet(connection)
                     self._hush(connection)
                 except BrokerError as error:
                     self._break(error)
@@ -339,8 +340,8 @@ class Outbox:
     ) -> None:
         if self._backlog is not None:
             kept = lasting(pieces)
-            large = sum(map(len, kept)) >= LARGE
-            self._backlog.add(name, Waiting(lambda: kept, replies, token, is_large=large))
+            size = sum(map(len, kept))
+            self._backlog.add(name, Waiting(lambda: kept, replies, token, size))
             return
         rest = connection.write_some(self._aloud(pieces))
         if not self._unread:

@@ -79,32 +79,53 @@ def test_what_is_urgent_goes_first_and_what_is_small_before_what_is_large(
     assert tokens == [0, "heartbeat", "ack", "first", "second", 1, 2]
 
 
-def test_inboxes_take_turns_and_their_lists_do_not(line: Line, outbox: Outbox) -> None:
-    to_bob, also_to_bob, to_carol = b"{s:bob}first", b"{s:bob}second", b"{s:carol}first"
-    pushes = [(to_bob, 0), (to_bob, 1), (also_to_bob, 2), (to_carol, 3), (to_bob, 4), (to_carol, 5)]
-    for name, number in pushes:
-        outbox.push(name, (b"", body(number)))
-    outbox.push(to_bob, (b"", b"small, but after what is large there"))
-    came = [line.pushed() for _ in range(7)]
-    assert [(name, element[0]) for name, element in came] == [
-        (to_bob, 0),  # had begun
-        *[(to_bob, 1), (to_carol, 3), (to_bob, 4), (to_carol, 5)],
-        (to_bob, ord("s")),
-        (also_to_bob, 2),
+def in_turn(backlog: Backlog) -> Iterator[object]:
+    """Tokens, in the order in which they go out."""
+    while (waiting := backlog.take()) is not None:
+        backlog.begun()
+        yield waiting.token
+
+
+def filled(*pushes: tuple[bytes, int, str]) -> Backlog:
+    """Args: list, bytes and token of each push."""
+    backlog = Backlog()
+    for name, size, token in pushes:
+        backlog.add(name, Waiting(lambda: (), 1, token, size))
+    return backlog
+
+
+def test_a_stream_of_messages_goes_out_in_the_order_in_which_they_were_sent() -> None:
+    chunks = [(b"%d" % message, LARGE, f"{message}.{n}") for message in range(3) for n in range(3)]
+    assert list(in_turn(filled(*chunks))) == [token for *_, token in chunks]
+
+
+def test_a_message_does_not_wait_for_all_of_a_larger_one() -> None:
+    backlog = filled(*[(b"large", LARGE, f"large.{n}") for n in range(4)])
+    taken = [next(in_turn(backlog))]
+    for n in range(2):
+        backlog.add(b"other", Waiting(lambda: (), 1, f"other.{n}", LARGE))
+    backlog.add(b"large", Waiting(lambda: (), 1, "small, but after the rest of its list", 10))
+    assert [*taken, *in_turn(backlog)] == [
+        *("large.0", "other.0", "other.1", "large.1", "large.2", "large.3"),
+        "small, but after the rest of its list",
     ]
+
+
+def test_inboxes_take_turns() -> None:
+    to_bob, to_carol = b"{s:bob}:a", b"{s:carol}:a"
+    pushes = [*[(to_bob, LARGE, f"bob.{n}") for n in range(3)], (to_carol, 9 * LARGE, "carol.0")]
+    backlog = filled(*pushes, (to_carol, LARGE, "carol.1"))
+    assert list(in_turn(backlog)) == ["bob.0", "carol.0", "bob.1", "carol.1", "bob.2"]
 
 
 def test_small_ones_of_a_list_that_is_removed() -> None:
     backlog = Backlog()
     for number, name in enumerate([b"a", b"b", b"a", b"b"]):
-        backlog.add(name, Waiting(lambda: (), 1, number))
-    backlog.add(b"a", Waiting(lambda: (), 1, 4, is_large=True))
+        backlog.add(name, Waiting(lambda: (), 1, number, 10))
+    backlog.add(b"a", Waiting(lambda: (), 1, 4, LARGE))
     backlog.drop(b"a")
     backlog.drop(b"c")
-    taken = []
-    while (waiting := backlog.take()) is not None:
-        taken.append(waiting.token)
-    assert taken == [1, 3]
+    assert list(in_turn(backlog)) == [1, 3]
 
 
 def test_memory_that_changes_after_the_push_is_not_what_goes_out(
@@ -127,7 +148,7 @@ def test_what_is_pushed_later_is_encoded_in_its_turn(line: Line, outbox: Outbox)
         return b"head", body(number)
 
     for number in range(3):
-        outbox.push_later(b"list", lambda number=number: encode(number), number)
+        outbox.push_later(b"list", lambda number=number: encode(number), LARGE, number)
     assert encoded.acquire(timeout=10)  # the first fills the line
     assert not encoded.acquire(blocking=False)
     for number in range(3):
@@ -142,7 +163,7 @@ def test_deleting_a_list_forgets_what_waits_for_it(line: Line, outbox: Outbox) -
         raise AssertionError("encoded what was deleted")
 
     outbox.push(b"bulk", (b"", body(0)), 0)
-    outbox.push_later(b"bulk", never, "dropped")
+    outbox.push_later(b"bulk", never, LARGE, "dropped")
     outbox.push(b"other", (b"", b"stays"), "stays")
     outbox.delete(b"bulk")
     assert line.pushed() == (b"bulk", body(0))
@@ -243,7 +264,7 @@ def test_a_flush_waits_for_what_was_pushed_before_it_alone(line: Line, outbox: O
         assert flushed.wait(10)
         return b"", body(2)
 
-    outbox.push_later(b"bulk", later, 2)  # does not have to be through
+    outbox.push_later(b"bulk", later, LARGE, 2)  # does not have to be through
     assert line.pushed() == (b"bulk", body(0))
     assert not flushed.is_set()
     line.pushed()
@@ -267,7 +288,7 @@ def test_closing_with_a_backlog_ends_the_writer(line: Line, outbox: Outbox) -> N
     with pytest.raises(EndpointClosed):
         outbox.push(b"bulk", (b"", b"x"))
     with pytest.raises(EndpointClosed):
-        outbox.push_later(b"bulk", lambda: (b"", b"x"))
+        outbox.push_later(b"bulk", lambda: (b"", b"x"), LARGE)
 
 
 def test_many_threads_push_whole_commands(line: Line, outbox: Outbox) -> None:
@@ -305,7 +326,7 @@ def test_what_lasts_is_not_copied() -> None:
 def test_a_backlog_knows_what_has_not_begun() -> None:
     backlog = Backlog()
     for name in (b"a", b"b", None):
-        backlog.add(name, Waiting(lambda: (), 1, name))
+        backlog.add(name, Waiting(lambda: (), 1, name, 10))
     assert not backlog.holds_before(0)
     assert backlog.holds_before(1)
     order = []

@@ -169,7 +169,7 @@ def test_a_backlog_is_answered(line: QuietLine, outbox: Outbox) -> None:
     huge = b"h" * (1 << 20)  # more than a socket pair holds
     outbox.push(LIST, (b"", huge), "huge")
     outbox.push(LIST, (b"", b"waits"), "waits")
-    outbox.push_later(LIST, lambda: (b"", b"later"), "later")
+    outbox.push_later(LIST, lambda: (b"", b"later"), SIZE, "later")
     assert outbox.is_behind
     assert line.quiet_push() == b"small"
     assert [line.answered_push() for _ in range(3)] == [huge, b"waits", b"later"]
