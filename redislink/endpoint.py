@@ -692,17 +692,18 @@ class Endpoint:
                 if self._closing and push.tag is None:
                     self._last_words.append((peer, push))
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
+                size = push.message_bytes or len(push.body)
                 if large_before and len(push.body) >= LARGE:
                     # Its fellow chunks fill the line: sealed and written when they are through.
                     later = partial(encode, name, push.frame, push.body)
-                    outbox.push_later(name, later, len(push.body), token, clear=push.clear)
+                    outbox.push_later(name, later, size, token, clear=push.clear)
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)
                 if push.tag is None:
                     outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
                 else:
-                    outbox.push(name, element, token, clear=push.clear)
+                    outbox.push(name, element, token, clear=push.clear, size=size)
         except EndpointClosed:
             return  # a late ack, while another thread closes
         if self._outbox.error is not None:

@@ -5,10 +5,10 @@ Rules:
 - Elements of one list go out in the order in which they were pushed.
 - What is urgent (heartbeats, acks, probes) goes first, then what is small: it waits for one chunk
   of a large message, and not for all of it. What is small is bounded by the windows.
-- Inboxes take turns with what is large, one element each. Lists of one inbox do not: that of which
-  the least waits goes first, and of equal ones the first. So a stream of messages goes out in the
-  order in which they were sent, mostly, and one does not wait for all of a much larger one. Chunks
-  of the second are of no use to a receiver that waits for the first: its line would lie idle.
+- Inboxes take turns with what is large, one element each. Lists of one inbox do not: that of the
+  smaller message goes first, and of equal ones the first. So a stream of messages goes out in the
+  order in which they were sent, and one does not wait for all of a larger one. Chunks of the
+  second are of no use to a receiver that waits for the first: its line would lie idle.
 
 No I/O, no lock: the `Outbox` has both.
 """
@@ -28,7 +28,7 @@ class Waiting:
         pack: what to write; may be dear, as it may seal a chunk.
         replies: how many the broker will owe for it.
         token: the pusher's, see `Outbox.push`.
-        size: bytes, about.
+        size: bytes, of the whole message.
         number: in the order of `Backlog.add`.
     """
 
@@ -44,25 +44,6 @@ class Waiting:
         self.number = 0
 
 
-class _List:
-    """What waits for one list, and how many bytes it has."""
-
-    __slots__ = ("size", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: deque[Waiting] = deque()
-        self.size = 0
-
-    def append(self, waiting: Waiting) -> None:
-        self.waiting.append(waiting)
-        self.size += waiting.size
-
-    def popleft(self) -> Waiting:
-        waiting = self.waiting.popleft()
-        self.size -= waiting.size
-        return waiting
-
-
 class Backlog:
     """Writes that wait, of one connection.
 
@@ -75,7 +56,7 @@ class Backlog:
         self.next_number = 0
         self._urgent: deque[Waiting] = deque()
         self._small: deque[tuple[bytes, Waiting]] = deque()
-        self._large: OrderedDict[bytes, dict[bytes, _List]] = OrderedDict()
+        self._large: OrderedDict[bytes, dict[bytes, deque[Waiting]]] = OrderedDict()
         """By inbox, of which the one whose turn it is comes first, and list."""
         self._taken: Waiting | None = None
 
@@ -97,9 +78,7 @@ class Backlog:
             return
         if lists is None:
             lists = self._large[inbox] = {}
-        if name not in lists:
-            lists[name] = _List()
-        lists[name].append(waiting)
+        lists.setdefault(name, deque()).append(waiting)
 
     def take(self) -> Waiting | None:
         """The next write, which counts as waiting until `begun`; None if there is none."""
@@ -115,10 +94,10 @@ class Backlog:
 
     def _take_large(self) -> Waiting:
         inbox, lists = next(iter(self._large.items()))
-        name = min(lists, key=lambda name: lists[name].size)
+        name = min(lists, key=lambda name: lists[name][0].size)
         waiting = lists[name].popleft()
         self._large.move_to_end(inbox)
-        if not lists[name].waiting:
+        if not lists[name]:
             self._forget(inbox, name)
         return waiting
 
@@ -151,8 +130,8 @@ class Backlog:
         if self._small:
             yield self._small[0][1]
         for lists in self._large.values():
-            for each in lists.values():
-                yield each.waiting[0]
+            for queue in lists.values():
+                yield queue[0]
 
 
 def _inbox_of(name: bytes) -> bytes:

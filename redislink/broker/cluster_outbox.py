@@ -73,14 +73,15 @@ class ClusterOutbox:
         token: object = None,
         *,
         clear: bool = False,
+        size: int = 0,
         ttl: int | None = None,
         urgent: bool = False,
     ) -> None:
         """As `Outbox.push`."""
-        self._route(
-            _hash_tag(name),
-            lambda outbox: outbox.push(name, element, token, clear=clear, ttl=ttl, urgent=urgent),
+        push = methodcaller(
+            "push", name, element, token, clear=clear, size=size, ttl=ttl, urgent=urgent
         )
+        self._route(_hash_tag(name), push)
 
     def push_later(
         self,

@@ -128,6 +128,7 @@ class Outbox:
         token: object = None,
         *,
         clear: bool = False,
+        size: int = 0,
         ttl: int | None = None,
         urgent: bool = False,
     ) -> None:
@@ -137,6 +138,7 @@ class Outbox:
             element: in two parts, of which the second is not copied where it is large.
             token: comes out of `collect` when the broker has answered.
             clear: empty the list first.
+            size: bytes of the whole message, where the element is a part of one.
             ttl: seconds that the list lives, if not as usual.
             urgent: before all that waits already, but for what is urgent too.
 
@@ -146,7 +148,7 @@ class Outbox:
         ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
         replies = 3 if clear else 2
         pieces = pack_push(name, element, ttl_ms, clear)
-        self._write(pieces, replies, token, None if urgent else name)
+        self._write(pieces, replies, token, None if urgent else name, size)
 
     def push_later(
         self,
@@ -161,7 +163,7 @@ class Outbox:
 
         Args:
             encode: gives the element, when its turn has come; it may not be called at all.
-            size: bytes that it will have, about.
+            size: bytes of the whole message.
 
         Raises:
             EndpointClosed: after `close`.
@@ -298,9 +300,14 @@ class Outbox:
             writer.join(_JOIN_SECONDS)  # its wait ends with the connection
 
     def _write(
-        self, pieces: Sequence[Buffer], replies: int, token: object, name: bytes | None
+        self,
+        pieces: Sequence[Buffer],
+        replies: int,
+        token: object,
+        name: bytes | None,
+        size: int = 0,
     ) -> None:
-        """Args: of which list it is; None is urgent."""
+        """Args: of which list it is, None is urgent; bytes of the message, if it is a part."""
         self._lock.acquire()  # `with` costs twice as much, here where every message passes
         try:
             connection = self._connection
@@ -324,7 +331,7 @@ class Outbox:
                         if rest:
                             self._start_writer(connection, lasting(rest))
                         return
-                self._write_answered(connection, pieces, replies, token, name)
+                self._write_answered(connection, pieces, replies, token, name, size)
             except BrokerError as error:
                 self._break(error)
         finally:
@@ -337,10 +344,11 @@ class Outbox:
         replies: int,
         token: object,
         name: bytes | None,
+        size: int = 0,
     ) -> None:
         if self._backlog is not None:
             kept = lasting(pieces)
-            size = sum(map(len, kept))
+            size = max(size, sum(map(len, kept)))
             self._backlog.add(name, Waiting(lambda: kept, replies, token, size))
             return
         rest = connection.write_some(self._aloud(pieces))

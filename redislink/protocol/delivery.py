@@ -104,11 +104,13 @@ class Push:
         tag: of the data list; None is the control list.
         body: what follows the frame's header.
         clear: remove what the list holds first, as it is all sent again.
+        message_bytes: size of the whole message, where the body is a part of one; 0 elsewhere.
     """
 
     tag: str | None = None
     body: bytes | memoryview = b""
     clear: bool = False
+    message_bytes: int = 0
 
     @property
     def frame(self) -> Frame:
@@ -691,7 +693,7 @@ class Delivery:
             chunk = _Chunk()
             chunk.tag, chunk.body, chunk.encoding = tag, chunk_body, encoding
             chunk.seq, chunk.part, chunk.parts = self._last_seq, part, len(bodies)
-            chunk.previous = previous
+            chunk.previous, chunk.message_bytes = previous, len(body)
             self._unacked[self._last_seq] = mine[self._last_seq] = chunk
             self._enqueue(chunk)
         if len(bodies) > 1:

@@ -100,15 +100,21 @@ def test_a_stream_of_messages_goes_out_in_the_order_in_which_they_were_sent() ->
 
 
 def test_a_message_does_not_wait_for_all_of_a_larger_one() -> None:
-    backlog = filled(*[(b"large", LARGE, f"large.{n}") for n in range(4)])
+    backlog = filled(*[(b"large", 4 * LARGE, f"large.{n}") for n in range(4)])
     taken = [next(in_turn(backlog))]
     for n in range(2):
-        backlog.add(b"other", Waiting(lambda: (), 1, f"other.{n}", LARGE))
+        backlog.add(b"other", Waiting(lambda: (), 1, f"other.{n}", 2 * LARGE))
     backlog.add(b"large", Waiting(lambda: (), 1, "small, but after the rest of its list", 10))
     assert [*taken, *in_turn(backlog)] == [
         *("large.0", "other.0", "other.1", "large.1", "large.2", "large.3"),
         "small, but after the rest of its list",
     ]
+
+
+def test_what_the_window_lets_through_later_does_not_overtake() -> None:
+    backlog = filled(*[(b"first", 4 * LARGE, f"first.{n}") for n in range(4)])
+    backlog.add(b"second", Waiting(lambda: (), 1, "second.0", 4 * LARGE))
+    assert list(in_turn(backlog))[-1] == "second.0"
 
 
 def test_inboxes_take_turns() -> None:

@@ -129,6 +129,7 @@ def test_over_a_far_line_a_message_is_cut_finer():
         pushes = take_pushes(delivery)
         assert len(pushes) == parts
         assert {push.frame.parts for push in pushes} == {parts}
+        assert {push.message_bytes for push in pushes} == {size if parts > 1 else 0}
         assert sum(len(push.body) for push in pushes) == size
 
 
