@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {part: version(part) for part in _PARTS},
-        "revision": _git("describe", "--always", "--dirty", "--abbrev=10"),
+        "revision": _revision(),
     }
 
 
@@ -54,11 +54,18 @@ def _memory_kib() -> int:
     return int((_first_match("/proc/meminfo", "MemTotal") or "0").split()[0])
 
 
+def _revision() -> str:
+    """Of what is measured: a changed page or test makes no other revision of it."""
+    changed = _git("status", "--porcelain", "--", "redislink", "benchmarks")
+    revision = _git("describe", "--always", "--abbrev=10") or "not known"
+    return f"{revision}-dirty" if changed else revision
+
+
 def _git(*words: str) -> str:
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10
         )
     except OSError:
-        return "not known"
-    return done.stdout.strip() or "not known"
+        return ""
+    return done.stdout.strip()

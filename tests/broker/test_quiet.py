@@ -27,7 +27,7 @@ class QuietLine(Line):
 
     may_be_quiet = True
 
-    def __init__(self, timeout: float = 10.0, answer: bytes = b"+OK\r\n") -> None:
+    def __init__(self, timeout: float = 10.0, answer: bytes = b"+OK\r\n+PONG\r\n") -> None:
         super().__init__(timeout)
         self.answer = answer
 
@@ -37,7 +37,7 @@ class QuietLine(Line):
         return connection
 
     def take_question(self) -> None:
-        assert [self.command(), self.command()] == [OFF, ON]
+        assert [self.command() for _ in range(3)] == [OFF, ON, [b"PING"]]
 
     def quiet_push(self) -> bytes:
         """The element of a push that gets no answer."""
@@ -219,8 +219,16 @@ def test_a_line_that_does_not_answer_a_mark_is_broken(line: QuietLine) -> None:
     outbox.close()
 
 
-def test_a_broker_that_forbids_client_answers_everything() -> None:
-    line = QuietLine(answer=b"-ERR unknown command\r\n-NOPERM\r\n")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command\r\n-NOPERM\r\n+PONG\r\n",
+        b"+OK\r\n+OK\r\n+PONG\r\n",
+        b"-ERR unknown subcommand\r\n+OK\r\n+PONG\r\n",
+    ],
+)
+def test_a_broker_that_cannot_be_quiet_answers_everything(answer: bytes) -> None:
+    line = QuietLine(answer=answer)
     outbox = connected(line)
     line.take_question()
     for number in range(3):

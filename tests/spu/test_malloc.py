@@ -8,13 +8,17 @@ import sys
 import pytest
 
 from redislink import RedisLinkSettings
+from redislink.spu import create_link
 from redislink.spu.malloc import keep_freed_memory
+from tests.conftest import make_cluster, quick_settings
 
 SIZE = 8 << 20
 TIMES = 20
 PROGRAM = f"""
 import resource, sys
+from redislink.spu import create_link
 from redislink.spu.malloc import keep_freed_memory
+from tests.conftest import make_cluster, quick_settings
 kept = keep_freed_memory(int(sys.argv[1]))
 copies = [b"x" * {SIZE} for _ in range(3)]  # glibc adapts to what is freed, but not to so much
 del copies
@@ -49,3 +53,17 @@ def test_by_default_memory_is_kept() -> None:
 def test_where_malloc_is_not_glibcs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert not keep_freed_memory(1 << 20)
+
+
+def test_a_link_keeps_as_much_as_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def keep(most: int) -> None:
+        raise Asked(most)
+
+    monkeypatch.setattr("redislink.spu.link.keep_freed_memory", keep)
+    settings = quick_settings(kept_memory_bytes=12_345)
+    cluster = make_cluster("redis://127.0.0.1:1")
+    with pytest.raises(Asked, match="12345"):
+        create_link("SEMI2K", cluster=cluster, party="alice", mode="mem", settings=settings)
