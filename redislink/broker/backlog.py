@@ -19,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 
 from redislink.broker.wire import LARGE, Buffer
+from redislink.protocol import keys
 
 
 class Waiting:
@@ -71,7 +72,7 @@ class Backlog:
         if name is None:
             self._urgent.append(waiting)
             return
-        inbox = _inbox_of(name)
+        inbox = keys.inbox_of(name)
         lists = self._large.get(inbox)
         if waiting.size < LARGE and (lists is None or name not in lists):
             self._small.append((name, waiting))
@@ -114,9 +115,8 @@ class Backlog:
 
     def drop(self, name: bytes) -> None:
         """Forget what waits for a list that is removed."""
-        self._forget(_inbox_of(name), name)
-        if any(waits_for == name for waits_for, _ in self._small):
-            self._small = deque(pair for pair in self._small if pair[0] != name)
+        self._forget(keys.inbox_of(name), name)
+        self._small = deque(pair for pair in self._small if pair[0] != name)
 
     def holds_before(self, number: int) -> bool:
         """True while something with a lower number has not been begun."""
@@ -132,11 +132,6 @@ class Backlog:
         for lists in self._large.values():
             for queue in lists.values():
                 yield queue[0]
-
-
-def _inbox_of(name: bytes) -> bytes:
-    """What stands before the end of a list's hash tag: session and owner of the inbox."""
-    return name[: name.find(b"}") + 1]
 
 
 def lasting(pieces: Sequence[Buffer]) -> list[Buffer]:

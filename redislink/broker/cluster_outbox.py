@@ -21,6 +21,7 @@ from redislink.broker.outbox import Outbox
 from redislink.broker.url import Address
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, BrokerUnreachable, EndpointClosed
+from redislink.protocol import keys
 
 
 class ClusterOutbox:
@@ -30,7 +31,7 @@ class ClusterOutbox:
         """Args: seconds that a list lives after the last push; name of one list of each inbox."""
         self._broker = broker
         self._ttl = ttl
-        self._inboxes = {_hash_tag(name): name for name in inboxes}
+        self._inboxes = {keys.inbox_of(name): name for name in inboxes}
         self._reconnecting = threading.Lock()
         self._nodes: dict[Address, Outbox] = {}
         self._of_inbox: dict[bytes, Outbox] = {}
@@ -81,7 +82,7 @@ class ClusterOutbox:
         push = methodcaller(
             "push", name, element, token, clear=clear, size=size, ttl=ttl, urgent=urgent
         )
-        self._route(_hash_tag(name), push)
+        self._route(keys.inbox_of(name), push)
 
     def push_later(
         self,
@@ -94,7 +95,7 @@ class ClusterOutbox:
     ) -> None:
         """As `Outbox.push_later`."""
         self._route(
-            _hash_tag(name),
+            keys.inbox_of(name),
             lambda outbox: outbox.push_later(name, encode, size, token, clear=clear),
         )
 
@@ -102,7 +103,7 @@ class ClusterOutbox:
         """As `Outbox.delete`; the lists may be in several inboxes."""
         by_inbox: dict[bytes, list[bytes]] = defaultdict(list)
         for name in names:
-            by_inbox[_hash_tag(name)].append(name)
+            by_inbox[keys.inbox_of(name)].append(name)
         for inbox, lists in by_inbox.items():
             self._route(inbox, methodcaller("delete", *lists))
 
@@ -129,7 +130,7 @@ class ClusterOutbox:
             BrokerError: not all, just now.
         """
         with self._reconnecting:
-            addresses = {tag: self._broker.address(name) for tag, name in self._inboxes.items()}
+            addresses = {inbox: self._broker.address(name) for inbox, name in self._inboxes.items()}
             old, nodes = self._nodes, {}
             try:
                 for address in dict.fromkeys(addresses.values()):
@@ -142,7 +143,7 @@ class ClusterOutbox:
                     nodes[address].close()
                 raise
             self._nodes = nodes
-            self._of_inbox = {tag: nodes[address] for tag, address in addresses.items()}
+            self._of_inbox = {inbox: nodes[address] for inbox, address in addresses.items()}
             self._unconnected = None
             for address in old.keys() - nodes.keys():
                 self._answered += old[address].collect()
@@ -183,8 +184,3 @@ def make_outbox(broker: Broker, ttl: int, inboxes: Iterable[bytes], mark: bytes)
     if broker.is_cluster:
         return ClusterOutbox(broker, ttl, inboxes)
     return Outbox(broker, ttl, mark)
-
-
-def _hash_tag(name: bytes) -> bytes:
-    """What stands between the braces: session and owner of the inbox."""
-    return name[name.index(b"{") + 1 : name.index(b"}")]

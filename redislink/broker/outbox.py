@@ -212,7 +212,7 @@ class Outbox:
                     self._check_moves()
                     if self._backlog is None:  # else the next of it is a mark
                         self._mark_quiet(connection)
-                    self._hush(connection)
+                        self._hush(connection)
                 except BrokerError as error:
                     self._break(error)
             answered, self._answered = self._answered, []
@@ -383,12 +383,7 @@ class Outbox:
 
         Not as soon as it is connected: what a party may not do shows in its first pushes.
         """
-        if (
-            self._may_be_quiet
-            and self._quiet is None
-            and self._backlog is None
-            and time.monotonic() >= self._loud_until
-        ):
+        if self._may_be_quiet and self._quiet is None and time.monotonic() >= self._loud_until:
             rest = connection.write_some((_BE_QUIET,))
             self._quiet = []
             if rest:

@@ -113,6 +113,11 @@ def inbox_prefix(session: str, dst: str, src: str, epoch: str) -> bytes:
     return sender_prefix(session, dst, src) + f"{epoch}:".encode()
 
 
+def inbox_of(name: bytes) -> bytes:
+    """The beginning of a list's name that all lists of its inbox share, and no others."""
+    return name[: name.find(b"}") + 1]
+
+
 def data_list(session: str, dst: str, src: str, epoch: str, tag: str) -> bytes:
     """Name of the list on which ``src`` pushes its messages with ``tag`` for ``dst``."""
     return inbox_prefix(session, dst, src, epoch) + encode_tag(tag)

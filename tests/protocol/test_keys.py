@@ -93,3 +93,19 @@ def test_an_inbox_lies_in_one_cluster_slot():
         )
     }
     assert slots == {b"s:bob"}
+
+
+def test_lists_of_one_inbox_begin_alike_and_those_of_others_otherwise():
+    def of(session, dst):
+        names = [
+            keys.data_list(session, dst, "carol", "0123456789abcdef", "a}tag:{b"),
+            keys.hello_list(session, dst, "dave"),
+            keys.claim_key(session, dst),
+        ]
+        (inbox,) = {keys.inbox_of(name) for name in names}
+        assert all(name.startswith(inbox + b":") for name in names)
+        return inbox
+
+    assert (
+        len({of(session, dst) for session in ("s", "t") for dst in ("alice", "alic", "bob")}) == 6
+    )

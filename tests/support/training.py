@@ -232,11 +232,11 @@ def at_steps(steps: Iterable[int]) -> Moments:
     return moments
 
 
-def every(least: float, most: float | None = None, seed: int = 1) -> Moments:
+def every(least: float, most: float | None = None) -> Moments:
     """Again and again from the start on, after so many seconds each time, or at random."""
 
     def moments(progress: Progress) -> Iterator[None]:
-        chance = random.Random(seed)
+        chance = random.Random(f"{least} {most}")  # else faults of all kinds would come in step
         while not progress.over.wait(chance.uniform(least, most or least)):
             yield
 
