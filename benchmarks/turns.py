@@ -4,8 +4,8 @@ Shared machines have slow minutes. What is measured in turns of a second meets t
 that the ratio of two sessions says something about these, and not about the minute.
 
 Rules: a turn is a byte in a named pipe, each party has one. It stays there while the party has its
-turn, so that it is not lost with one that is killed, and goes into the pipe of the same rank in
-the next session then. Standard library only: MPLang's parties import this.
+turn, and goes into the pipe of the same rank in the next session then; in one system call, so that
+it is never lost with one that is killed. Standard library only: MPLang's parties import this.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Turns:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.write(self._following, os.read(self._mine, 1))
+        _give(self._mine, self._following)
 
     def next(self) -> None:
         """Let the other sessions have theirs."""
@@ -80,9 +80,13 @@ class Ring:
         following = dict(zip(mine, self._pipes[start:], strict=False))
         while not over():
             for pipe in select.select(mine, [], [], _POLL)[0]:
-                os.write(following[pipe], os.read(pipe, 1))
+                _give(pipe, following[pipe])
 
 
 def _open(path: str) -> int:
     # For both ways: nobody waits for the other end, and what was written stays.
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _give(mine: int, following: int) -> None:
+    os.splice(mine, following, 1)

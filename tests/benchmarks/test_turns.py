@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from benchmarks import plan
+from benchmarks import plan, processes
 from benchmarks.processes import ROOT
 from benchmarks.runner import Runner, Session
 from benchmarks.transports import BRPC, MEM
@@ -43,6 +48,42 @@ def test_turns_go_round_and_pass_over_who_has_ended(ring: Ring) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(session, range(3), (4, 1, 3)))
     assert order == [[0, 1, 2, 0, 2, 0, 2, 0]] * 2
+
+
+_TWO_SESSIONS: Final = """
+import sys, threading
+from benchmarks.turns import Turns
+
+def take_turns(mine, following):
+    with Turns(mine, following) as turns:
+        print("started", flush=True)
+        while True:
+            turns.next()
+
+one, other = sys.argv[1:]
+threading.Thread(target=take_turns, args=(other, one)).start()
+take_turns(one, other)
+"""
+
+
+def test_a_turn_is_not_lost_with_one_that_is_killed_while_it_gives_it_away(tmp_path: Path) -> None:
+    for number in range(10):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with contextlib.closing(Ring(directory, [1, 1])) as ring:
+            (paths,) = ring.arguments(0)
+            with subprocess.Popen(
+                [sys.executable, "-c", _TWO_SESSIONS, *paths],
+                env=processes.environment(),
+                stdout=subprocess.PIPE,
+            ) as process:
+                assert process.stdout is not None
+                assert [process.stdout.readline() for _ in paths] == [b"started\n"] * 2
+                process.kill()
+            with contextlib.ExitStack() as stack:
+                pipes = [stack.enter_context(Path(path).open("r+b", buffering=0)) for path in paths]
+                (held,) = select.select(pipes, [], [], 0)[0]
+                assert held.read(2) == b"t"
 
 
 @pytest.mark.slow
