@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,10 @@ hypothesis.settings.register_profile(
     "beside others", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("beside others")
+
+# A shell that starts `make test` in the background has it ignored, and so would the processes here
+# that are to end by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _sessions = itertools.count()
 TOGETHER = (
