@@ -16,9 +16,7 @@ SIZE = 8 << 20
 TIMES = 20
 PROGRAM = f"""
 import resource, sys
-from redislink.spu import create_link
 from redislink.spu.malloc import keep_freed_memory
-from tests.conftest import make_cluster, quick_settings
 kept = keep_freed_memory(int(sys.argv[1]))
 copies = [b"x" * {SIZE} for _ in range(3)]  # glibc adapts to what is freed, but not to so much
 del copies
