@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,8 +111,12 @@ def _watched_run(
             computed.set()
             thread.join()
         at_rest = [SocketWatch(process.pid) for process in processes]
+        give_up = time.monotonic() + 10
         for each in at_rest:
             each.look()
+            # Of other processes the kernel's list of sockets is no snapshot: once all was missing.
+            while not each.remotes and time.monotonic() < give_up:
+                each.look()
         yield throughout, at_rest
         for process in processes:
             assert process.stdin is not None
