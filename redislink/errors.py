@@ -41,6 +41,8 @@ holds a payload, a key or a password.
 
 from __future__ import annotations
 
+from redislink.text import one_line
+
 
 class RedisLinkError(Exception):
     """The root: ``except RedisLinkError`` catches all that this package raises."""
@@ -121,13 +123,6 @@ class PartyTaken(PeerError):
     """Another process already runs as this party in this session."""
 
 
-def one_line(text: str) -> str:
-    """What somebody else wrote, as one line that a terminal takes for nothing but text."""
-    return "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split())
-    )
-
-
 def reason_for_peers(error: BaseException) -> str:
     """What the peers are told when this error ends a party's part.
 
@@ -196,7 +191,7 @@ class LoadFailed(_NamedPeerError):
     """
 
     def __init__(self, peer: str, call: str, kind: str) -> None:
-        self.kind = one_line(kind)[:80]
+        self.kind = one_line(kind, 80)
         super().__init__(peer, f"{peer} {self.what(call, self.kind)}: see its log")
 
     @staticmethod

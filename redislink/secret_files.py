@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from redislink.errors import ConfigError
+from redislink.files import open_new, open_regular, read_opened
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_MOST_BYTES: Final = 64 << 10
 
 
 def read_private(path: str | Path, what: str, remedy: str) -> str:
@@ -24,16 +26,16 @@ def read_private(path: str | Path, what: str, remedy: str) -> str:
         remedy: what to do if it is not there, for messages.
 
     Raises:
-        ConfigError: it cannot be read, or others may read it too.
+        ConfigError: it cannot be read, is no regular file, or others may read it too.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_mode & _OTHERS:
                 raise ConfigError(
                     f"{what} {path}: others on this machine may read it: chmod 600 {path}, "
                     "and make a new one if they might have"
                 )
-            return file.read()
+            return read_opened(file, path, _MOST_BYTES)
     except OSError as error:
         raise ConfigError(f"{what} {path}: {error.strerror or error}: {remedy}") from None
     except UnicodeDecodeError:
@@ -47,8 +49,7 @@ def write_private(path: str | Path, text: str, what: str) -> None:
         ConfigError: it is there already, or cannot be written.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open_new(path) as file:
             file.write(text)
     except FileExistsError:
         raise ConfigError(

@@ -32,9 +32,9 @@ from redislink.errors import (
     RecvTimeout,
     RedisLinkError,
     UsageError,
-    one_line,
 )
 from redislink.logs import PartyLogger
+from redislink.text import one_line
 
 _STEP_TAG: Final = "step"
 _STATUS_TAG: Final = "status"
@@ -345,7 +345,7 @@ class Steps:
             )
 
     def _advance(self, text: str, detail: bytes) -> None:
-        text = one_line(text)[:_MOST_TEXT]
+        text = one_line(text, _MOST_TEXT)
         with self._lock:
             folded = b"".join(
                 len(part).to_bytes(8, "big") + part
@@ -369,7 +369,7 @@ class Steps:
                 for pair in pairs:
                     match pair:
                         case [bytes(digest), str(text)]:
-                            entries.append(_Entry(digest, one_line(text)[:_MOST_TEXT]))
+                            entries.append(_Entry(digest, one_line(text, _MOST_TEXT)))
                         case _:
                             raise self.not_understood(peer)
                 return first, entries

@@ -35,7 +35,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from redislink.errors import PayloadTypeError, UsageError, ValueDecodeError, one_line
+from redislink.errors import PayloadTypeError, UsageError, ValueDecodeError
+from redislink.text import one_line
 
 MAX_DEPTH: Final = 64
 """Containers within containers; the outermost is 1."""
@@ -541,7 +542,7 @@ class _Decoder:
         self.at += 2
         name = self._text(name_length)
         entry = _by_name.get(name)
-        shown = one_line(name)[:80]
+        shown = one_line(name, 80)
         if entry is None:
             self.fail(
                 f"it holds a dataclass {shown!r} that is not registered here: call "

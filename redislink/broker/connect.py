@@ -41,9 +41,9 @@ from redislink.errors import (
     BrokerUnreachable,
     ConfigError,
     UsageError,
-    one_line,
 )
 from redislink.settings import RedisLinkSettings
+from redislink.text import one_line
 
 _FAKE_SLICE: Final = 0.05
 # Error replies of a server that is not, or no longer, the one that has our lists: asking it again
@@ -508,7 +508,7 @@ def _fake_pool(name: str, options: dict[str, Any]) -> Any:
 
 def translate_error_reply(label: str, text: str) -> BrokerError:
     """The `BrokerError` for an error reply; its text is the broker's, without our data."""
-    text = one_line(text)[:200]
+    text = one_line(text, 200)
     if text.startswith("NOPERM"):
         return BrokerPermissionError(
             f"broker {label}: permission denied ({text}): "
@@ -547,7 +547,7 @@ def _translate(label: str, error: Exception, doing: str) -> BrokerError:
 
 
 def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:
-    text = one_line(str(error))[:200] or type(error).__name__
+    text = one_line(str(error), 200) or type(error).__name__
     if isinstance(error, redis.AuthenticationError):
         return _auth_error(label, text)
     if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -30,8 +30,9 @@ from redislink.cli.onlooker import (
     size,
 )
 from redislink.cli.who import ClusterOption
-from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken, one_line
+from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken
 from redislink.protocol.keys import check_name
+from redislink.text import one_line
 from redislink.watch import SessionView, sessions_of, total
 
 _WIDTH: Final = 120

@@ -28,8 +28,9 @@ from redislink.cli.onlooker import (
     size,
 )
 from redislink.cli.who import ClusterOption
-from redislink.errors import BrokerError, one_line
+from redislink.errors import BrokerError
 from redislink.protocol.status import Waiting
+from redislink.text import one_line
 from redislink.watch import PairView, PartyView, Reading, Watch
 
 _SHOWN_PAIRS: Final = 12

@@ -30,8 +30,8 @@ from redislink.errors import (
     BrokerError,
     BrokerPermissionError,
     BrokerUnreachable,
-    one_line,
 )
+from redislink.text import one_line
 
 SOON_DAYS: Final = 30
 """A certificate that ends sooner is worth a warning."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from redislink.doctor.examination import Examination, Place
 from redislink.doctor.finding import Verdict, failed, joined, mebibytes, passed, unseen, warned
-from redislink.errors import one_line
+from redislink.text import one_line
 
 _OLDEST: Final = (6, 0)
 _WITH_RULES_PER_KEY: Final = (7, 0)
@@ -38,7 +38,7 @@ def _version(exam: Examination, place: Place) -> Verdict:
 def judge_version(info: Mapping[str, str]) -> Verdict:
     """What ``INFO server`` says about it."""
     named = "Valkey" if "valkey_version" in info else "Redis"
-    text = one_line(info.get("valkey_version") or info.get("redis_version", ""))[:40]
+    text = one_line(info.get("valkey_version") or info.get("redis_version", ""), 40)
     # What calls itself neither, such as a service's own server, says with what it is compatible.
     parts = [int(part) if part.isdecimal() else 0 for part in f"{text}.0".split(".")[:2]]
     found = (parts[0], parts[1])
@@ -69,7 +69,7 @@ def _eviction(exam: Examination, place: Place) -> Verdict:
     policy = (exam.info(place, "memory") or {}).get("maxmemory_policy")
     if policy is None:
         return unseen("INFO", "maxmemory-policy has to be noeviction")
-    policy = one_line(policy)[:40]
+    policy = one_line(policy, 40)
     if policy == "noeviction":
         return passed("maxmemory-policy is noeviction")
     return warned(

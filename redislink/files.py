@@ -1,0 +1,151 @@
+"""How redislink opens files: only regular ones to read, and never another's to write.
+
+Rules:
+- Reading never waits: what is no regular file (FIFO, device, directory) is an `OSError` whose
+  ``strerror`` says so. Links are followed, as that is how Kubernetes mounts secrets.
+- Writing makes a new file, with mode 0600 unless the caller gives more to others, and never
+  writes through a symbolic link, a FIFO or a device. A link that stands in the place of a file
+  that is replaced goes away; what it leads to stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final, TextIO
+
+OWNER_ONLY: Final = 0o600
+EVERYBODY_READS: Final = 0o644
+MOST_READ: Final = 16 << 20
+"""Bytes; no file that is read whole comes near it."""
+
+_KINDS: Final = (
+    (stat.S_ISDIR, "is a directory, not a file"),
+    (stat.S_ISFIFO, "is a FIFO, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
+)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read; never waits for a writer at the other end of a FIFO.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        _refuse_special(os.fstat(descriptor).st_mode, path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_text(path: str | Path, most: int = MOST_READ) -> str:
+    """The text of a regular file in UTF-8.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        return read_opened(file, path, most)
+
+
+def read_opened(file: BinaryIO, path: str | Path, most: int = MOST_READ) -> str:
+    """As `read_text`, of a file that `open_regular` gave."""
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
+    return content.decode()
+
+
+def open_new(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
+    """Make a file to write UTF-8 text to; there may be nothing of that name, not even a link.
+
+    Args:
+        mode: for the new file; the process's umask takes away from it.
+
+    Raises:
+        FileExistsError: something of that name is there.
+        OSError: the file cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, mode), "w", encoding="utf-8")
+
+
+def open_in_place_of(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
+    """Make a file to write UTF-8 text to, at once in place of a file or link of that name.
+
+    For files that grow, and that somebody may read meanwhile. Whoever still writes to the old
+    file goes on writing there.
+
+    Raises:
+        OSError: the file cannot be made, or a FIFO, device or directory has its name.
+    """
+    file, passing = _open_beside(path, mode)
+    try:
+        _take_place(passing, path)
+    except BaseException:
+        file.close()
+        _remove(passing)
+        raise
+    return file
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, mode: int = OWNER_ONLY) -> Iterator[TextIO]:
+    """A file to write UTF-8 text to, that takes its name when the block ends.
+
+    Readers see the old file or the whole new one. If the block raises, the old one stays.
+
+    Raises:
+        OSError: the file cannot be written, or a FIFO, device or directory has its name.
+    """
+    file, passing = _open_beside(path, mode)
+    try:
+        with file:
+            yield file
+        _take_place(passing, path)
+    except BaseException:
+        _remove(passing)
+        raise
+
+
+def _open_beside(path: str | Path, mode: int) -> tuple[TextIO, Path]:
+    """A new file with a name of its own in the same directory, so that it can be renamed."""
+    _refuse_to_replace(path)
+    passing = Path(path).parent / f".redislink-{secrets.token_hex(8)}"
+    return open_new(passing, mode), passing
+
+
+def _take_place(passing: Path, path: str | Path) -> None:
+    _refuse_to_replace(path)
+    passing.replace(path)
+
+
+def _refuse_to_replace(path: str | Path) -> None:
+    """Root could rename over /dev/null, or over /dev/stdout, which is a link."""
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_special(Path(path).stat().st_mode, path)
+
+
+def _refuse_special(mode: int, path: str | Path) -> None:
+    if not stat.S_ISREG(mode):
+        text = next((text for is_kind, text in _KINDS if is_kind(mode)), "is not a regular file")
+        raise OSError(errno.EINVAL, text, str(path))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
