@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import threading
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NoReturn
 
@@ -27,16 +26,15 @@ import numpy as np
 import spu
 from numpy.typing import NDArray
 from spu import libspu
-from spu.utils import frontend
 
 from redislink.cluster import DeviceSpec
 from redislink.communicator import Communicator
 from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
+from redislink.spu.compiling import Compiled, Function, Kept, compile_function, flatten, name_of
 from redislink.spu.link import LinkCommunicator, runtime_config
 from redislink.steps import Failure, Silence, Steps
 
 Array = NDArray[Any]
-Function = Callable[..., Any]
 
 _DATA_TYPES: Final = {
     "bool": libspu.DataType.DT_I1,
@@ -56,13 +54,6 @@ _MOST_DIMENSIONS: Final = 32
 _MOST_SIZE: Final = 1 << 40
 _LARGE: Final = 1 << 20
 """Bytes from which on peers are told before the GIL is held for sharing or reconstructing."""
-_MOST_CODES: Final = 256
-_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
-
-# SPU's compiler caches in a dict without a lock, and in a simulator the parties are threads.
-# They share what is compiled: the same function for the same arguments gives the same code.
-_compile_lock = threading.Lock()
-_codes: OrderedDict[Hashable, bytes] = OrderedDict()
 
 
 class _NoValue:
@@ -168,16 +159,6 @@ class Surroundings:
     silence: Silence
 
 
-@dataclass(frozen=True, eq=False)
-class _Compiled:
-    """A function for arguments of certain shapes; ``code`` is empty at those outside."""
-
-    code: bytes
-    digest: bytes
-    out_tree: Any
-    out_shapes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
-
-
 @dataclass
 class _Members:
     """What only a member has: its end of the link, and SPU."""
@@ -212,7 +193,7 @@ class SpuDevice:
         self._at = at
         self._config = runtime_config(spec)
         self._io = spu.Io(len(members), self._config)
-        self._cache: OrderedDict[Hashable, _Compiled] = OrderedDict()
+        self._cache: Kept[Compiled] = Kept()
         self._own: _Members | None = None
         self._own_lock = threading.Lock()
         self._parent: SpuDevice | None = None
@@ -278,7 +259,7 @@ class SpuDevice:
         def compute(*arguments: Any, **named: Any) -> Any:
             return self._compute(function, static, arguments, named)
 
-        compute.__name__ = compute.__qualname__ = f"{self.name}.run({_name(function)})"
+        compute.__name__ = compute.__qualname__ = f"{self.name}.run({name_of(function)})"
         return compute
 
     def reveal(self, value: Any, to: str | Sequence[str]) -> Any:
@@ -490,42 +471,42 @@ class SpuDevice:
         places = {place + len(arguments) if place < 0 else place for place in static}
         if not places <= set(range(len(arguments))):
             raise UsageError(
-                f"{self._me}: {self.name}.run({_name(function)}): static_argnums {static} for "
+                f"{self._me}: {self.name}.run({name_of(function)}): static_argnums {static} for "
                 f"{len(arguments)} arguments: name places that are given"
             )
         fixed = tuple((place, arguments[place]) for place in sorted(places))
         traced = [a for place, a in enumerate(arguments) if place not in places]
         leaves, tree = jax.tree_util.tree_flatten((traced, named))
         leaves = [self._argument(leaf) for leaf in leaves]
-        handles = [leaf if isinstance(leaf, SpuArray) else None for leaf in leaves]
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
         key = (
             function,
             tuple((place, type(value), value) for place, value in fixed),  # 1 is not True
             tree,
             shapes,
-            tuple(handle is not None for handle in handles),
+            tuple(isinstance(leaf, SpuArray) for leaf in leaves),
         )
         try:
             compiled = self._cache.get(key)
         except TypeError as error:
             raise UsageError(
-                f"{self._me}: {self.name}.run({_name(function)}): a static argument is not "
+                f"{self._me}: {self.name}.run({name_of(function)}): a static argument is not "
                 f"hashable ({error}): take it out of static_argnums, or give a tuple"
             ) from None
         if compiled is None:
-            flat = _flatten(function, len(arguments), fixed, tree)
-            compiled = self._compile(flat, leaves, handles, key)
-            _remember(self._cache, key, compiled)
+            compiled = self._compile(function, len(arguments), fixed, tree, leaves)
+            self._cache.put(key, compiled, compiled.nbytes)
         public = [leaf for leaf in leaves if not isinstance(leaf, SpuArray)]
-        detail = hashlib.sha256(compiled.digest)
+        detail = hashlib.sha256()
+        for _, part in compiled.parts:
+            detail.update(hashlib.sha256(part).digest())
         for value in public:
             detail.update(value.tobytes())
-        call = f"{self.name}.run({_name(function)})({', '.join(map(_short, leaves))})"
+        call = f"{self.name}.run({name_of(function)})({', '.join(map(_short, leaves))})"
         with self._steps.step(call, self.members, detail.digest()):
             outputs = [SpuArray(self, shape, dtype) for shape, dtype in compiled.out_shapes]
             if self.is_member:
-                self._run_as_member(_name(function), compiled, leaves, outputs)
+                self._run_as_member(name_of(function), compiled, leaves, outputs)
             return jax.tree_util.tree_unflatten(compiled.out_tree, outputs)
 
     def _argument(self, leaf: Any) -> SpuArray | Array:
@@ -537,58 +518,20 @@ class SpuDevice:
         return _as_array(leaf)
 
     def _compile(
-        self,
-        flat: Function,
-        leaves: list[Any],
-        handles: list[SpuArray | None],
-        key: Hashable,
-    ) -> _Compiled:
-        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-        # Without this, JAX would cut 64-bit values to 32 bits.
-        wide = any(leaf.dtype.itemsize == 8 for leaf in leaves) or jax.config.jax_enable_x64
-        with self._at.silence(), _compile_lock, jax.enable_x64(wide):
-            try:
-                traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-            except Exception as error:
-                given = ", ".join(map(_short, leaves))
-                error.add_note(f"{self._me}: in {self.name}.run({flat.__name__}) with ({given})")
-                raise
-            digest = hashlib.sha256(_ADDRESS.sub("", str(traced)).encode())
-            for constant in traced.consts:
-                digest.update(_short(np.asarray(constant)).encode())
-                digest.update(np.asarray(constant).tobytes())
-            outputs, out_tree = jax.tree_util.tree_flatten(out)
-            code = b""
-            if self.is_member:
-                # With what was traced: what the function closes over may have changed.
-                place = (key, wide, digest.digest())
-                code = _codes.get(place) or self._lower(flat, shapes, handles)
-                _remember(_codes, place, code)
-        return _Compiled(
-            code,
-            digest.digest() + str(out_tree).encode(),
-            out_tree,
-            tuple((tuple(o.shape), np.dtype(o.dtype)) for o in outputs),
-        )
-
-    def _lower(self, flat: Function, shapes: list[Any], handles: list[SpuArray | None]) -> bytes:
-        executable, _ = frontend.compile(
-            frontend.Kind.JAX,
-            flat,
-            shapes,
-            {},
-            [f"i{number}" for number in range(len(shapes))],
-            [
-                libspu.Visibility.VIS_PUBLIC if handle is None else libspu.Visibility.VIS_SECRET
-                for handle in handles
-            ],
-            lambda outputs: [f"o{number}" for number in range(len(outputs))],
-        )
-        code: bytes = executable.code
-        return code
+        self, function: Function, count: int, fixed: Any, tree: Any, leaves: list[Any]
+    ) -> Compiled:
+        name = name_of(function)
+        given = ", ".join(map(_short, leaves))
+        with self._at.silence():
+            return compile_function(
+                flatten(function, count, fixed, tree),
+                leaves,
+                [isinstance(leaf, SpuArray) for leaf in leaves],
+                f"{self._me}: in {self.name}.run({name}) with ({given})",
+            )
 
     def _run_as_member(
-        self, name: str, compiled: _Compiled, leaves: list[Any], outputs: list[SpuArray]
+        self, name: str, compiled: Compiled, leaves: list[Any], outputs: list[SpuArray]
     ) -> None:
         own = self._ensure()
         relative = self.members.index(self._me)
@@ -753,33 +696,6 @@ def _short(value: Any) -> str:
     kind = {"f": "f", "i": "i", "u": "u", "b": "bool"}.get(value.dtype.kind, value.dtype.name)
     bits = "" if value.dtype.kind == "b" else str(value.dtype.itemsize * 8)
     return f"{kind}{bits}[{','.join(map(str, value.shape))}]"
-
-
-def _remember(cache: OrderedDict[Hashable, Any], key: Hashable, value: Any) -> None:
-    """Put it in as the newest; the oldest go."""
-    cache[key] = value
-    cache.move_to_end(key)
-    while len(cache) > _MOST_CODES:
-        cache.popitem(last=False)
-
-
-def _name(function: Function) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
-
-
-def _flatten(
-    function: Function, count: int, fixed: tuple[tuple[int, Any], ...], tree: Any
-) -> Function:
-    """``function`` as one of arrays alone."""
-
-    def flat(*leaves: Any) -> Any:
-        traced, named = jax.tree_util.tree_unflatten(tree, leaves)
-        given, rest = dict(fixed), iter(traced)
-        arguments = [given[place] if place in given else next(rest) for place in range(count)]
-        return function(*arguments, **named)
-
-    flat.__name__ = _name(function)
-    return flat
 
 
 def _as_array(value: Any) -> Array:

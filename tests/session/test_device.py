@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from redislink import NotRevealed, Session, UsageError
+from redislink.spu import compiling
 from redislink.spu import device as device_module
 from tests.session.conftest import Stage
 
@@ -156,13 +157,13 @@ def test_a_function_is_compiled_once_per_shape(
     memory: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lowered: list[Any] = []
-    real = device_module.SpuDevice._lower
+    real = compiling._lower
 
-    def count(self: Any, flat: Any, shapes: Any, handles: Any) -> bytes:
+    def count(flat: Any, shapes: Any, secret: Any) -> bytes:
         lowered.append(shapes[0].shape)
-        return real(self, flat, shapes, handles)
+        return real(flat, shapes, secret)
 
-    monkeypatch.setattr(device_module.SpuDevice, "_lower", count)
+    monkeypatch.setattr(compiling, "_lower", count)
     traced: list[Any] = []
 
     def double(x: Any) -> Any:
