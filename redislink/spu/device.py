@@ -24,34 +24,18 @@ from typing import Any, Final, NoReturn
 import jax
 import numpy as np
 import spu
-from numpy.typing import NDArray
 from spu import libspu
 
 from redislink.cluster import DeviceSpec
 from redislink.communicator import Communicator
 from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
+from redislink.spu.arrays import Array, as_array, short
 from redislink.spu.compiling import Compiled, Function, Kept, compile_function, flatten, name_of
 from redislink.spu.link import LinkCommunicator, runtime_config
+from redislink.spu.pytrees import count_leaves, fill, take_apart
+from redislink.spu.shares import Kind, kind_of, shape_untrusted, share_untrusted
 from redislink.steps import Failure, Silence, Steps
 
-Array = NDArray[Any]
-
-_DATA_TYPES: Final = {
-    "bool": libspu.DataType.DT_I1,
-    "int8": libspu.DataType.DT_I8,
-    "uint8": libspu.DataType.DT_U8,
-    "int16": libspu.DataType.DT_I16,
-    "uint16": libspu.DataType.DT_U16,
-    "int32": libspu.DataType.DT_I32,
-    "uint32": libspu.DataType.DT_U32,
-    "int64": libspu.DataType.DT_I64,
-    "uint64": libspu.DataType.DT_U64,
-    "float16": libspu.DataType.DT_F16,
-    "float32": libspu.DataType.DT_F32,
-    "float64": libspu.DataType.DT_F64,
-}
-_MOST_DIMENSIONS: Final = 32
-_MOST_SIZE: Final = 1 << 40
 _LARGE: Final = 1 << 20
 """Bytes from which on peers are told before the GIL is held for sharing or reconstructing."""
 
@@ -108,12 +92,12 @@ class SpuArray(_NoValue):
 
     def _why(self) -> str:
         return (
-            f"a value of {_short(self)} lives on {self.device} as shares and is not known here: "
+            f"a value of {short(self)} lives on {self.device} as shares and is not known here: "
             f"compute with it by run(), or reveal() it"
         )
 
     def __repr__(self) -> str:
-        return f"<SpuArray {_short(self)} on {self.device}>"
+        return f"<SpuArray {short(self)} on {self.device}>"
 
 
 class Withheld(_NoValue):
@@ -134,12 +118,12 @@ class Withheld(_NoValue):
 
     def _why(self) -> str:
         return (
-            f"a value of {_short(self)} was revealed to {', '.join(self.to)} only: use it there, "
+            f"a value of {short(self)} was revealed to {', '.join(self.to)} only: use it there, "
             "or add this party to reveal(to=…)"
         )
 
     def __repr__(self) -> str:
-        return f"<Withheld {_short(self)}, revealed to {', '.join(self.to)}>"
+        return f"<Withheld {short(self)}, revealed to {', '.join(self.to)}>"
 
 
 @dataclass(frozen=True)
@@ -288,7 +272,7 @@ class SpuDevice:
         handles, tree = jax.tree_util.tree_flatten(value)
         for handle in handles:
             self._check_handle(handle, "reveal")
-        names = ", ".join(_short(handle) for handle in handles)
+        names = ", ".join(short(handle) for handle in handles)
         call = f"{self.name}.reveal({names}; to={', '.join(receivers)})"
         with self._steps.step(call, {*self.members, *receivers}, str(tree).encode()):
             mine = self._own_shares(handles)
@@ -360,7 +344,7 @@ class SpuDevice:
     def _load(self, load: Any) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
         """Containers, leaves, and for each leaf every member's share."""
         leaves: list[Array] = []
-        tree = _take_apart(load() if callable(load) else load, leaves)
+        tree = take_apart(load() if callable(load) else load, leaves)
         return tree, leaves, [self._make_shares(x, libspu.Visibility.VIS_SECRET) for x in leaves]
 
     def _others(self) -> list[str]:
@@ -385,8 +369,10 @@ class SpuDevice:
         match self._steps.recv(owner):
             case ["failed", str(kind)]:
                 raise LoadFailed(owner, call, kind)
-            case ["value", tree, list(told), theirs] if _count(tree) == len(told):
-                shapes = [self._shape_untrusted(owner, entry) for entry in told]
+            case ["value", tree, list(told), theirs] if count_leaves(tree) == len(told):
+                shapes = [shape for entry in told if (shape := shape_untrusted(entry)) is not None]
+                if len(shapes) < len(told):
+                    raise self._steps.not_understood(owner)
                 if not self.is_member:
                     return self._keep(tree, shapes, [])
                 kinds = [self._kind_of_private(dtype) for _, dtype in shapes]
@@ -402,57 +388,27 @@ class SpuDevice:
                 self._sweep(own)
                 for handle, share in zip(handles, mine, strict=True):
                     own.runtime.set_var(self._name_of(handle), share)
-        return _fill(tree, handles)
-
-    def _shape_untrusted(self, peer: str, entry: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        match entry:
-            case [list(dims), str(name)] if name in _DATA_TYPES and len(dims) <= _MOST_DIMENSIONS:
-                size = 1
-                for dim in dims:
-                    if type(dim) is not int or not 0 <= dim <= _MOST_SIZE:
-                        raise self._steps.not_understood(peer)
-                    size *= dim
-                if size <= _MOST_SIZE:
-                    return tuple(dims), np.dtype(name)
-        raise self._steps.not_understood(peer)
+        return fill(tree, handles)
 
     def _shares_untrusted(
-        self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[_Kind | None]
+        self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[Kind | None]
     ) -> list[libspu.Share]:
         """Shares of arrays of these shapes and kinds; PeerError if they are not."""
         if not isinstance(body, list) or len(body) != len(shapes):
             raise self._steps.not_understood(peer)
-        return [
-            self._share_untrusted(peer, packed, shape, dtype, kind)
-            for packed, (shape, dtype), kind in zip(body, shapes, kinds, strict=True)
+        shares = [
+            share_untrusted(packed, shape, kind)
+            for packed, shape, kind in zip(body, shapes, kinds, strict=True)
         ]
+        found = [share for share in shares if share is not None]
+        if len(found) < len(shares):
+            raise self._steps.not_understood(peer)
+        return found
 
-    def _kind_of_private(self, dtype: np.dtype[Any]) -> _Kind:
+    def _kind_of_private(self, dtype: np.dtype[Any]) -> Kind:
         """Of what `private` shares: SPU here makes it as SPU at the owner does."""
         (share, *_) = self._io.make_shares(np.zeros((), dtype), libspu.Visibility.VIS_SECRET)
-        return _kind(share.meta)
-
-    def _share_untrusted(
-        self,
-        peer: str,
-        packed: Any,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        kind: _Kind | None,
-    ) -> libspu.Share:
-        match packed:
-            case [bytes(meta), list(chunks)] if all(type(chunk) is bytes for chunk in chunks):
-                parsed, share = libspu.ValueMeta(), libspu.Share()
-                if (
-                    parsed.ParseFromString(meta)
-                    and tuple(parsed.shape.dims) == shape
-                    and parsed.data_type == _DATA_TYPES[dtype.name]
-                    and kind in (None, _kind(meta))
-                    and _are_whole(chunks)
-                ):
-                    share.meta, share.share_chunks = meta, chunks
-                    return share
-        raise self._steps.not_understood(peer)
+        return kind_of(share.meta)
 
     def _make_shares(self, value: Array, visibility: libspu.Visibility) -> list[libspu.Share]:
         with self._large(value.nbytes):
@@ -502,7 +458,7 @@ class SpuDevice:
             detail.update(hashlib.sha256(part).digest())
         for value in public:
             detail.update(value.tobytes())
-        call = f"{self.name}.run({name_of(function)})({', '.join(map(_short, leaves))})"
+        call = f"{self.name}.run({name_of(function)})({', '.join(map(short, leaves))})"
         with self._steps.step(call, self.members, detail.digest()):
             outputs = [SpuArray(self, shape, dtype) for shape, dtype in compiled.out_shapes]
             if self.is_member:
@@ -515,13 +471,13 @@ class SpuDevice:
             return leaf
         if isinstance(leaf, Withheld):
             raise NotRevealed(f"{self._me}: an argument of {self.name}.run: {leaf._why()}")
-        return _as_array(leaf)
+        return as_array(leaf)
 
     def _compile(
         self, function: Function, count: int, fixed: Any, tree: Any, leaves: list[Any]
     ) -> Compiled:
         name = name_of(function)
-        given = ", ".join(map(_short, leaves))
+        given = ", ".join(map(short, leaves))
         with self._at.silence():
             return compile_function(
                 flatten(function, count, fixed, tree),
@@ -572,16 +528,16 @@ class SpuDevice:
 
     def _reconstruct(self, handles: list[SpuArray], mine: list[libspu.Share] | None) -> list[Array]:
         shapes = [(handle.shape, handle.dtype) for handle in handles]
-        kinds: list[_Kind | None] = [None] * len(handles)
+        kinds: list[Kind | None] = [None] * len(handles)
         if mine is not None:
-            kinds = [_kind(share.meta) for share in mine]
+            kinds = [kind_of(share.meta) for share in mine]
         shares = []
         for member in self.members:
             if mine is not None and member == self._me:
                 shares.append(mine)
                 continue
             theirs = self._shares_untrusted(member, self._steps.recv(member), shapes, kinds)
-            kinds = [_kind(share.meta) for share in theirs]
+            kinds = [kind_of(share.meta) for share in theirs]
             shares.append(theirs)
         values = []
         for pieces, (shape, dtype) in zip(zip(*shares, strict=True), shapes, strict=True):
@@ -689,73 +645,3 @@ def _are_whole(chunks: Sequence[bytes]) -> bool:
         if chunk.total_bytes != total:
             return False
     return end == (total or 0)
-
-
-def _short(value: Any) -> str:
-    """Such as ``f32[3,2]``."""
-    kind = {"f": "f", "i": "i", "u": "u", "b": "bool"}.get(value.dtype.kind, value.dtype.name)
-    bits = "" if value.dtype.kind == "b" else str(value.dtype.itemsize * 8)
-    return f"{kind}{bits}[{','.join(map(str, value.shape))}]"
-
-
-def _as_array(value: Any) -> Array:
-    """As numpy, with JAX's types for Python's numbers: 32 bits if they fit."""
-    if type(value) is bool:
-        return np.asarray(value)
-    if type(value) is int:
-        return np.asarray(value, np.int32 if -(2**31) <= value < 2**31 else np.int64)
-    if type(value) is float:
-        return np.asarray(value, np.float32)
-    array = np.asarray(value)
-    if array.dtype.name not in _DATA_TYPES:
-        raise UsageError(
-            f"SPU has no type for {type(value).__name__} (dtype {array.dtype.name}): give numbers "
-            f"of {', '.join(_DATA_TYPES)}"
-        )
-    return np.ascontiguousarray(array).reshape(array.shape)
-
-
-def _take_apart(value: Any, leaves: list[Array]) -> Any:
-    """The containers of a pytree, with the numbers of its leaves in their places."""
-    if value is None:
-        return None
-    if type(value) is dict:
-        if not all(type(key) in (str, int) for key in value):
-            raise UsageError("a dict for private() has keys that are not str or int: rename them")
-        return {key: _take_apart(value[key], leaves) for key in value}
-    if type(value) in (list, tuple):
-        return type(value)(_take_apart(part, leaves) for part in value)
-    leaves.append(_as_array(value))
-    return len(leaves) - 1
-
-
-def _count(tree: Any) -> int:
-    """Leaves of what `_take_apart` gave, by a peer; -1 if they are not numbered 0, 1, ….
-
-    ``tree`` is a decoded value, so its depth is bounded.
-    """
-    found: list[Any] = []
-
-    def visit(node: Any) -> None:
-        if isinstance(node, dict):
-            for part in node.values():
-                visit(part)
-        elif isinstance(node, list | tuple):
-            for part in node:
-                visit(part)
-        elif node is not None:
-            found.append(node)
-
-    visit(tree)
-    in_order = all(type(f) is int and f == number for number, f in enumerate(found))
-    return len(found) if in_order else -1
-
-
-def _fill(tree: Any, leaves: Sequence[Any]) -> Any:
-    if tree is None:
-        return None
-    if isinstance(tree, dict):
-        return {key: _fill(part, leaves) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_fill(part, leaves) for part in tree)
-    return leaves[tree]

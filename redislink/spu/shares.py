@@ -1,0 +1,78 @@
+"""Shares as peers send them: looked at before SPU sees them.
+
+Rule: what ends in ``_untrusted`` gives None for whatever is not what this step sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from spu import libspu
+
+from redislink.spu.arrays import DATA_TYPES
+
+_MOST_DIMENSIONS: Final = 32
+_MOST_SIZE: Final = 1 << 40
+
+Shape = tuple[tuple[int, ...], np.dtype[Any]]
+"""Of an array: shape and dtype."""
+Kind = tuple[str, Any]
+"""Storage type and visibility of a share, by which SPU interprets its bytes."""
+
+
+def kind_of(meta: bytes) -> Kind:
+    parsed = libspu.ValueMeta()
+    parsed.ParseFromString(meta)
+    return str(parsed.storage_type), parsed.visibility
+
+
+def are_whole(chunks: Sequence[bytes]) -> bool:
+    """True if chunks follow on each other and hold what they say.
+
+    SPU copies a chunk's content without looking at its length: one that is too long would
+    overwrite memory.
+    """
+    end, total = 0, None
+    for packed in chunks:
+        chunk = libspu.ValueChunk()
+        if not chunk.ParseFromString(packed) or chunk.chunk_offset != end:
+            return False
+        end += len(chunk.content)
+        total = chunk.total_bytes if total is None else total
+        if chunk.total_bytes != total:
+            return False
+    return end == (total or 0)
+
+
+def shape_untrusted(entry: Any) -> Shape | None:
+    """Shape and dtype of an array that a peer puts on a device."""
+    match entry:
+        case [list(dims), str(name)] if name in DATA_TYPES and len(dims) <= _MOST_DIMENSIONS:
+            size = 1
+            for dim in dims:
+                if type(dim) is not int or not 0 <= dim <= _MOST_SIZE:
+                    return None
+                size *= dim
+            if size <= _MOST_SIZE:
+                return tuple(dims), np.dtype(name)
+    return None
+
+
+def share_untrusted(packed: Any, expected: Shape, kind: Kind | None) -> libspu.Share | None:
+    """A peer's share of an array of this shape and, if it is known, this kind."""
+    shape, dtype = expected
+    match packed:
+        case [bytes(meta), list(chunks)] if all(type(chunk) is bytes for chunk in chunks):
+            parsed, share = libspu.ValueMeta(), libspu.Share()
+            if (
+                parsed.ParseFromString(meta)
+                and tuple(parsed.shape.dims) == shape
+                and parsed.data_type == DATA_TYPES[dtype.name]
+                and kind in (None, kind_of(meta))
+                and are_whole(chunks)
+            ):
+                share.meta, share.share_chunks = meta, chunks
+                return share
+    return None
