@@ -617,31 +617,3 @@ class SpuDevice:
 
     def _large(self, size: int) -> contextlib.AbstractContextManager[None]:
         return self._at.silence() if size >= _LARGE else contextlib.nullcontext()
-
-
-_Kind = tuple[str, Any]
-"""Storage type and visibility of a share, by which SPU interprets its bytes."""
-
-
-def _kind(meta: bytes) -> _Kind:
-    parsed = libspu.ValueMeta()
-    parsed.ParseFromString(meta)
-    return str(parsed.storage_type), parsed.visibility
-
-
-def _are_whole(chunks: Sequence[bytes]) -> bool:
-    """True if chunks follow on each other and hold what they say.
-
-    SPU copies a chunk's content without looking at its length: one that is too long would
-    overwrite memory.
-    """
-    end, total = 0, None
-    for packed in chunks:
-        chunk = libspu.ValueChunk()
-        if not chunk.ParseFromString(packed) or chunk.chunk_offset != end:
-            return False
-        end += len(chunk.content)
-        total = chunk.total_bytes if total is None else total
-        if chunk.total_bytes != total:
-            return False
-    return end == (total or 0)
