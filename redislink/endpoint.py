@@ -9,7 +9,8 @@ takes acks, probes, heartbeats and aborts off the control lists and keeps the ti
 that mends the outbox runs only while it is broken.
 
 Locks: ``_lock`` guards the deliveries and everything that is not the broker's. Nobody talks to
-the broker while holding it.
+the broker while holding it. Nobody reads or changes anything of a delivery without it; what
+`_Peer.kept` gives is the one exception, and says why.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class _Peer:
         self.codec = codec
         self.out_prefix, self.in_prefix = prefixes
         self.delivery = delivery
+        self.kept = delivery.kept
+        """Of the delivery; for asking whether a tag is in it, which needs no lock: that is one step
+        of the interpreter's. Who asks has set the purpose of its wait before, so that whatever
+        comes later interrupts it (`Endpoint._wake_another`)."""
         self.lanes = make_lanes(self.in_prefix)
         self.control_in = self.in_prefix + keys.CONTROL_TAG.encode()
 
@@ -121,7 +126,8 @@ class SendHandle:
 
     def test(self) -> bool:
         """True once the peer has received the message."""
-        return self._peer.delivery.is_acked(self._seq)
+        with self._endpoint._lock:
+            return self._peer.delivery.is_acked(self._seq)
 
     def wait(self, timeout: float | None = None) -> None:
         """Return once the peer has received the message.
@@ -365,7 +371,7 @@ class Endpoint:
             if self._closing or self._failure is not None:
                 self._check_usable()
             message = None
-            if tag in delivery.kept:
+            if tag in peer.kept:
                 with self._lock:
                     message = delivery.take(tag)
                     if not self._broker.in_process:
@@ -629,13 +635,14 @@ class Endpoint:
                     break
                 self._changed.wait(min(left, _UNREAD_CONTROL_WAIT))
             unfinished = self._unfinished() if self._failure is None else []
-        for peer in unfinished:
+            left_over = [(peer.name, peer.delivery.unacked_bytes) for peer in unfinished]
+        for name, size in left_over:
             self._log.warning(
                 "%s: closed without %s having taken everything (%d bytes left)",
                 self.party,
-                peer.name,
-                peer.delivery.unacked_bytes,
-                extra={"peer": peer.name},
+                name,
+                size,
+                extra={"peer": name},
             )
         self._leave(deadline)
 
@@ -743,7 +750,7 @@ class Endpoint:
             wait.purpose = (peer.name, tag, started)
             if self._closing or self._failure is not None:
                 self._check_usable()
-            if tag in delivery.kept:
+            if tag in peer.kept:
                 with self._lock:
                     message = delivery.take(tag)
             came = ""
@@ -807,7 +814,7 @@ class Endpoint:
                 self._not_a_frame_of(peer, error)
             if self._sleepers:
                 self._changed.notify_all()
-            if tag in delivery.kept and delivery.peek(tag) is not None:
+            if tag in peer.kept and delivery.peek(tag) is not None:
                 self._wake_another(peer, tag, wait)
             pushes = delivery.pushes() if delivery.unpushed else None
         finally:
@@ -899,6 +906,7 @@ class Endpoint:
             self._outbox.flush()
 
     def _unfinished(self) -> list[_Peer]:
+        """Called with the lock."""
         return [peer for peer in self._peers.values() if peer.delivery.state not in _OVER]
 
     # -- failure -----------------------------------------------------------------------------
