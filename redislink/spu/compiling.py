@@ -25,24 +25,22 @@ import numpy as np
 from spu import api, libspu
 from spu.utils import frontend
 
+from redislink.errors import UsageError
+
 Function = Callable[..., Any]
 _Kept = TypeVar("_Kept")
 
-_MOST_CODES: Final = 256
+_MOST_KEPT: Final = 256
 _MOST_BYTES: Final = 128 << 20
+"""Of what one cache keeps: codes, and the constants of the functions that they are of."""
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Kept(Generic[_Kept]):
     """The newest of what was made, up to a number and a sum of bytes; the last one always."""
 
-    def __init__(self, most: int = _MOST_CODES, most_bytes: int = _MOST_BYTES) -> None:
-        """Args:
-        most: of entries.
-        most_bytes: of all entries together, by the sizes given to `put`.
-        """
-        self._most = most
-        self._most_bytes = most_bytes
+    def __init__(self) -> None:
+        """Empty."""
         self._entries: OrderedDict[Hashable, tuple[_Kept, int]] = OrderedDict()
         self.total_bytes = 0
 
@@ -64,7 +62,7 @@ class Kept(Generic[_Kept]):
         self._entries[key] = (value, size)
         self.total_bytes += size - before
         while len(self._entries) > 1 and (
-            len(self._entries) > self._most or self.total_bytes > self._most_bytes
+            len(self._entries) > _MOST_KEPT or self.total_bytes > _MOST_BYTES
         ):
             _, (_, freed) = self._entries.popitem(last=False)
             self.total_bytes -= freed
@@ -115,7 +113,8 @@ def compile_function(
         where: for a note on what is raised: party and call.
 
     Raises:
-        Exception: what JAX or SPU's compiler raises, with ``where`` in a note.
+        UsageError: SPU's compiler refuses it.
+        Exception: what JAX raises, with ``where`` in a note.
     """
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     # Without this, JAX would cut 64-bit values to 32 bits.
@@ -134,6 +133,11 @@ def compile_function(
                 code = _lower(flat, shapes, secret)
                 _codes.put(place, code, len(code))
         except Exception as error:
+            if isinstance(error, RuntimeError) and "spu::compiler" in str(error):
+                raise UsageError(
+                    f"{where}: SPU cannot compile it; its compiler names on stderr the operation "
+                    "that it does not have: write that part with others, or compute it in the clear"
+                ) from error
             error.add_note(where)
             raise
     return Compiled(

@@ -483,7 +483,7 @@ class SpuDevice:
                 flatten(function, count, fixed, tree),
                 leaves,
                 [isinstance(leaf, SpuArray) for leaf in leaves],
-                f"{self._me}: in {self.name}.run({name}) with ({given})",
+                f"{self._me}: {self.name}.run({name}) with ({given})",
             )
 
     def _run_as_member(

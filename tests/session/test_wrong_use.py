@@ -190,7 +190,7 @@ def test_shapes_that_do_not_match(stage: Stage) -> None:
     own = {party: error for party, error in found.items() if isinstance(error, TypeError)}
     assert own, "as JAX says it"
     for party, error in own.items():
-        assert f"{party}: in SP0.run(matmul) with (f32[3], f32[2,5])" in error.__notes__
+        assert f"{party}: SP0.run(matmul) with (f32[3], f32[2,5])" in error.__notes__
     for error in found.values():
         assert isinstance(error, TypeError) or "TypeError in its program" in str(error)
 
