@@ -5,8 +5,11 @@ No message quotes what a file holds.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -57,3 +60,45 @@ def write_private(path: str | Path, text: str, what: str) -> None:
         ) from None
     except OSError as error:
         raise ConfigError(f"{what} {path}: cannot be written ({error.strerror})") from None
+
+
+def update_file(path: str | Path, change: Callable[[str], str], what: str) -> None:
+    """Put another text into a file that is there; owner, group and mode stay.
+
+    Whoever reads it meanwhile, or after a crash, finds the old text or the new one, whole.
+
+    Args:
+        path: of the file.
+        change: gives the new text for the old one.
+        what: what it is, for messages.
+
+    Raises:
+        ConfigError: it is not there, is no text, or cannot be written by this user.
+    """
+    target = Path(os.path.realpath(path))  # a link goes on leading there
+    try:
+        with target.open(encoding="utf-8") as file:
+            before = os.fstat(file.fileno())
+            text = file.read()
+        new = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        try:
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+                file.write(change(text))
+                file.flush()
+                os.fsync(descriptor)
+            new.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                new.unlink()
+            raise
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {path}: is not there: check the path") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {path}: cannot be changed ({error.strerror or error}): run this as its owner"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} {path}: is not text: check the path") from None

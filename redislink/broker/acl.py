@@ -51,11 +51,15 @@ SAID: Final = ("get",)
 PURGE: Final = ("unlink", "del")
 """An operator's on all keys of the session (``%W~``)."""
 
+EVERYTHING: Final = ("~*", "&*", "+@all")
+"""Rules of an administrator."""
+
 SLOTS: Final = ("cluster|slots",)
 """Sent to a Redis Cluster, on no key: which node has which inbox."""
 
 _PASSWORD_BYTES: Final = 32
 _WHAT: Final = "password file"
+_DEFAULT_OFF: Final = "user default off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,23 @@ def operator_user(
     return PartyUser(operator, f"{session}~{operator}", tuple(rules))
 
 
+def admin_user(name: str, others: Iterable[str]) -> PartyUser:
+    """The user of whoever runs the broker; belongs to no session.
+
+    Args:
+        name: of the user.
+        others: names of the parties and of the operator, whose passwords have files of that name.
+
+    Raises:
+        ConfigError: the name is not valid, is one of the others, or is the server's own.
+    """
+    if keys.check_name(name, "admin") in {"default", *others}:
+        raise ConfigError(
+            f"admin {name!r} is the server's own user, a party or the operator: take another name"
+        )
+    return PartyUser(name, name, EVERYTHING)
+
+
 def _rules(
     session: str, me: str, parties: Sequence[str], number: int, anywhere: Sequence[str]
 ) -> Iterator[str]:
@@ -183,11 +204,39 @@ def password_file(directory: Path, party: str) -> Path:
 
 def acl_file(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> str:
     """The text of an ``aclfile``: these users alone, and the default user off."""
-    lines = [
-        " ".join(["user", user.name, "on", hash_rule(passwords[user.party]), *user.rules])
+    return "\n".join([_DEFAULT_OFF, *_acl_lines(users, passwords).values()]) + "\n"
+
+
+def updated_acl_file(
+    text: str, users: Iterable[PartyUser], passwords: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """The text of an ``aclfile`` with these users in it, in place of those of the same names.
+
+    Every other line stays as it is.
+
+    Returns:
+        The text, and the names of all users in it, in order.
+    """
+    new = _acl_lines(users, passwords)
+    lines = []
+    names = []
+    for line in text.splitlines():
+        words = line.split(maxsplit=2)
+        if len(words) > 1 and words[0] == "user":
+            names.append(words[1])
+            line = new.pop(words[1], line)
+        lines.append(line)
+    return "\n".join([*lines, *new.values()]) + "\n", [*names, *new]
+
+
+def _acl_lines(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> dict[str, str]:
+    """The line of each user in an ``aclfile``, by the user's name."""
+    return {
+        user.name: " ".join(
+            ["user", user.name, "on", hash_rule(passwords[user.party]), *user.rules]
+        )
         for user in users
-    ]
-    return "\n".join(["user default off", *lines]) + "\n"
+    }
 
 
 def party_url(url: str, user: str, password: str) -> str:

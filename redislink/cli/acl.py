@@ -6,6 +6,7 @@ into its users.acl, are their SHA-256.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,8 @@ from redislink.broker import Broker
 from redislink.broker import acl as broker_acl
 from redislink.cli.errors import Verbose, say
 from redislink.cli.onlooker import broker_as, cluster_of
-from redislink.errors import BrokerError
-from redislink.secret_files import write_private
+from redislink.errors import BrokerError, ConfigError
+from redislink.secret_files import update_file, write_private
 
 
 def acl(
@@ -47,7 +48,16 @@ def acl(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write an ACL file for the server's setting aclfile.",
+            help="Write a new ACL file for the server's setting aclfile.",
+            show_default=False,
+        ),
+    ] = None,
+    update: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Put the users into an ACL file that is there, as for a second session. Its other "
+            "lines stay.",
             show_default=False,
         ),
     ] = None,
@@ -69,6 +79,14 @@ def acl(
             show_default=False,
         ),
     ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Make a user NAME as well, that may do everything on the broker.",
+            show_default=False,
+        ),
+    ] = None,
     database: Annotated[
         int | None,
         typer.Option(
@@ -87,6 +105,8 @@ def acl(
     Prints each party's user, password and rules: for the console of a service without ACL SETUSER,
     paste those. Needs Redis 7 or Valkey.
     """
+    if out is not None and update is not None:
+        raise ConfigError("give --out for a new file, or --update for one that is there, not both")
     spec = cluster_of(cluster)
     broker = None if apply is None else broker_as(apply, password_file)
     number = broker_acl.database(spec.broker or "") if database is None else database
@@ -98,6 +118,8 @@ def acl(
                 spec.session, spec.party_names, operator, number, cluster=slots
             )
         )
+    if admin is not None:
+        users.append(broker_acl.admin_user(admin, [user.party for user in users]))
     names = [user.party for user in users]
     if passwords is None:
         secrets = {name: broker_acl.make_password() for name in names}
@@ -105,6 +127,8 @@ def acl(
         secrets = broker_acl.keep_passwords(passwords, names)
     if out is not None:
         write_private(out, broker_acl.acl_file(users, secrets), "ACL file")
+    if update is not None:
+        _update(update, spec.session, users, secrets)
     if broker is not None:  # last: from then on the passwords are needed, and must be told
         broker_acl.apply_users(broker, users, secrets)
     for user in users:
@@ -112,25 +136,49 @@ def acl(
         typer.echo(f"  user      {user.name}")
         typer.echo(f"  password  {_told(passwords, user.party, secrets[user.party])}")
         typer.echo(f"  rules     {' '.join(user.rules)}")
-    _say_what_next(broker, out)
+    _say_what_next(broker, out, update, admin)
+
+
+def _update(
+    path: Path, session: str, users: Sequence[broker_acl.PartyUser], secrets: Mapping[str, str]
+) -> None:
+    """Put the users into an ACL file, and say whom else of this session it lets in."""
+    names: list[str] = []
+
+    def change(text: str) -> str:
+        changed, names[:] = broker_acl.updated_acl_file(text, users, secrets)
+        return changed
+
+    update_file(path, change, "ACL file")
+    made = {user.name for user in users}
+    rest = [name for name in names if name.startswith(f"{session}~") and name not in made]
+    if rest:
+        say(
+            f"{path} still has {', '.join(rest)} of session {session}: remove the line of whoever "
+            "takes no part any more"
+        )
 
 
 def _told(directory: Path | None, party: str, password: str) -> str:
     return password if directory is None else f"in {broker_acl.password_file(directory, party)}"
 
 
-def _say_what_next(broker: Broker | None, out: Path | None) -> None:
+def _say_what_next(
+    broker: Broker | None, out: Path | None, update: Path | None, admin: str | None
+) -> None:
     say(
         "a party's REDISLINK_BROKER_URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss:// with TLS; "
         "bring it the password by a safe way"
     )
     if out is not None:
-        say(
-            f"wrote {out}, with the default user off and no admin: add one if you need one, and "
-            "set the server's aclfile to it"
-        )
+        who = "no admin: for one, give --admin NAME" if admin is None else f"the admin {admin}"
+        say(f"wrote {out}, with the default user off and {who}; set the server's aclfile to it")
+    if update is not None:
+        say(f"{update} has these users now; the server reads it when it starts, or at ACL LOAD")
     if broker is not None:
-        say(f"broker {broker.label} has these users now; with an aclfile, ACL SAVE keeps them")
+        say(f"broker {broker.label} has these users now")
+        if update is None:
+            say("it forgets them when it restarts, unless its aclfile has them: give --update FILE")
         try:
             is_on = broker_acl.default_user_is_on(broker)
         except BrokerError as error:
@@ -138,8 +186,8 @@ def _say_what_next(broker: Broker | None, out: Path | None) -> None:
             return
         if is_on:
             say(
-                f"broker {broker.label}: its default user is on: make an admin of another name, "
-                "then ACL SETUSER default off"
+                f"broker {broker.label}: its default user is on: make an admin of another name "
+                "(--admin NAME), then ACL SETUSER default off"
             )
-    elif out is None:
+    elif out is None and update is None:
         say("turn the server's default user off once there is an admin of another name")

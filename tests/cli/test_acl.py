@@ -98,6 +98,106 @@ def test_a_file_for_the_server(call: Call, write_cluster: Write, tmp_path: Path)
     assert "users.acl: is there already" in err
 
 
+def test_a_second_session_in_the_file(
+    call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    words = ("acl", "--cluster", write_cluster(), "--passwords", "passwords")
+    assert call(*words, "--out", "users.acl", "--admin", "root")[0] == 0
+    path = tmp_path / "users.acl"
+    path.write_text("# of the hospital\n" + path.read_text() + "user cli~gone on ~x\n")
+    path.chmod(0o640)
+    first = path.read_text().splitlines()
+
+    second = write_cluster(CLUSTER | {"session": "night"})
+    update = ("acl", "--cluster", second, "--passwords", "passwords", "--update", "users.acl")
+    code, _, err = call(*update, "--apply", server.url)
+    assert code == 0, err
+    assert "users.acl has these users now; the server reads it when it starts" in err
+    assert "has these users now" in err
+    assert "forgets them" not in err
+    lines = path.read_text().splitlines()
+    assert lines[: len(first)] == first, "all that was there stays"
+    passwords = {
+        name: (tmp_path / f"passwords/{name}.password").read_text().strip() for name in NAMES
+    }
+    for line, name in zip(lines[len(first) :], NAMES, strict=True):
+        assert line.startswith(f"user night~{name} on {acl.hash_rule(passwords[name])} ")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640, "else its server could not read it any more"
+    assert {each.name for each in tmp_path.iterdir()} == {"cluster.yaml", "passwords", "users.acl"}
+
+    # Again, with a new password of one party: its line changes, and no other.
+    (tmp_path / "passwords" / "bob.password").unlink()
+    assert call(*update)[0] == 0
+    again = path.read_text().splitlines()
+    assert [old != new for old, new in zip(lines, again, strict=True)] == [
+        line.startswith("user night~bob ") for line in lines
+    ]
+    # Who is in the file and takes no part any more is named.
+    code, _, err = call("acl", "--cluster", write_cluster(), "--update", "users.acl")
+    assert code == 0
+    assert "users.acl still has cli~gone of session cli: remove the line" in err
+
+
+def test_a_file_that_a_link_leads_to_is_updated(
+    call: Call, write_cluster: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "etc").mkdir()
+    real, link = tmp_path / "etc" / "users.acl", tmp_path / "users.acl"
+    real.write_text("user default off\n")
+    link.symlink_to(real)
+    assert call("acl", "--cluster", write_cluster(), "--update", "users.acl")[0] == 0
+    assert link.is_symlink()
+    assert [line.split()[1] for line in real.read_text().splitlines()] == [
+        "default",
+        *(f"cli~{name}" for name in NAMES),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--update", "none.acl"], "none.acl: is not there"),
+        (["--update", "binary.acl"], "binary.acl: is not text"),
+        (["--update", "."], "cannot be changed"),
+        (["--update", "a.acl", "--out", "b.acl"], "not both"),
+        (["--admin", "alice"], "admin 'alice' is the server's own user, a party or the operator"),
+        (["--admin", "default"], "take another name"),
+        (["--admin", "watcher", "--operator", "watcher"], "take another name"),
+        (["--admin", "a b"], "admin"),
+    ],
+)
+def test_files_and_admins_that_cannot_be(
+    call: Call, write_cluster: Write, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "binary.acl").write_bytes(b"\xff\xfe")
+    code, out, err = call("acl", "--cluster", write_cluster(), *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert (tmp_path / "binary.acl").read_bytes() == b"\xff\xfe"
+
+
+def test_an_admin_of_the_broker(
+    call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path
+) -> None:
+    words = ("acl", "--cluster", write_cluster(), "--passwords", "passwords", "--admin", "root")
+    code, out, err = call(*words, "--out", "users.acl")
+    assert code == 0, err
+    assert "with the default user off and the admin root" in err
+    password = (tmp_path / "passwords" / "root.password").read_text().strip()
+    line = f"user root on {acl.hash_rule(password)} ~* &* +@all"
+    assert (tmp_path / "users.acl").read_text().splitlines()[-1] == line
+    assert printed(out)["root"]["rules"] == "~* &* +@all"
+
+    code, _, err = call(*words, "--apply", server.url)
+    assert code == 0, err
+    url = acl.party_url(server.url, "root", "").replace(":@", "@")
+    code, _, err = call(
+        *(*words, "--apply", url, "--password-file", "passwords/root.password")
+    )  # as that admin, who stays one
+    assert code == 0, err
+    assert "forgets them when it restarts" in err
+
+
 def test_the_database_comes_from_the_cluster_file_or_the_option(
     call: Call, write_cluster: Write
 ) -> None:
