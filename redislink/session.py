@@ -318,7 +318,10 @@ class Session:
             self._closed = True
         try:
             if self._steps.usable:
-                spawned = b"".join(self._devices[n].spawned_digest() for n in sorted(self._devices))
+                spawned = [
+                    (f"the calls of devices spawned from {name}", device.spawned_digest())
+                    for name, device in sorted(self._devices.items())
+                ]
                 self._steps.finish(self._close_timeout, spawned)
         except RedisLinkError as error:
             self._failure.set(error)
@@ -328,7 +331,7 @@ class Session:
             try:
                 if self._failure.error is None:
                     for device in self._devices.values():
-                        device.close()
+                        device.close_link()
             finally:
                 self._communicator.close()
 
@@ -363,6 +366,7 @@ class Session:
                 self._failure,
                 lambda device: self._make_link(device, members),
                 self._silence,
+                self._close_timeout,
             )
             self._devices[name] = SpuDevice(name, spec, members, self._steps, at)
         return self._devices[name]

@@ -5,6 +5,8 @@ Rules:
   call is a numbered step, and is folded into a chain of digests; no value ever is.
 - Messages of steps go through one stream per pair of parties. Each carries the steps since the
   last one to that peer, so a divergence is seen where the next message flows, at no extra cost.
+- Of each step they carry what an error needs: the call, where and when the program made it, and a
+  short digest of each part that must be equal, which says what differs when the calls look alike.
 - Where none flows a hang would follow. So a thread looks after steps that last: it tells the
   peers how far this party is, and compares with what they tell.
 - The first that sees a divergence aborts the session, with a reason that names it to everybody.
@@ -13,12 +15,16 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
 from typing import Any, Final
 
 from redislink.communicator import Communicator, Request
@@ -39,6 +45,8 @@ from redislink.text import one_line
 _STEP_TAG: Final = "step"
 _STATUS_TAG: Final = "status"
 _DIGEST_BYTES: Final = 16
+_PART_BYTES: Final = 4
+_MOST_PARTS: Final = 32
 _MOST_TEXT: Final = 120
 _REMEMBERED: Final = 64
 """Steps that a message tells at most, and that are kept for comparing."""
@@ -73,10 +81,29 @@ class StepProgress:
         return f"step {self.number}, {self.text}: {self.seconds:.0f} s so far{rest}"
 
 
+Part = tuple[str, bytes]
+"""Of a call: what it is, such as ``argument 1``, and bytes that must be equal everywhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """A step as it is told: digest of the chain, call, place in the program, digests of parts."""
+
     digest: bytes
     text: str
+    place: str
+    parts: bytes
+
+    @classmethod
+    def parse_untrusted(cls, told: Any) -> _Entry | None:
+        match told:
+            case [bytes(digest), str(text), str(place), bytes(parts)]:
+                if len(parts) <= _PART_BYTES * _MOST_PARTS:
+                    return cls(digest, one_line(text, _MOST_TEXT), one_line(place, 60), parts)
+        return None
+
+    def part(self, number: int) -> bytes:
+        return self.parts[number * _PART_BYTES : (number + 1) * _PART_BYTES]
 
 
 @dataclass(slots=True)
@@ -166,6 +193,7 @@ class Steps:
         self._lock = threading.Lock()
         self._in_step = threading.Lock()
         self._entries: deque[_Entry] = deque(maxlen=_REMEMBERED)
+        self._labels: deque[tuple[str, ...]] = deque(maxlen=_REMEMBERED)
         self._number = 0
         self._digest = b""
         self._told = dict.fromkeys(self._peers, 0)
@@ -193,13 +221,15 @@ class Steps:
         return self._number
 
     @contextlib.contextmanager
-    def step(self, text: str, parties: Collection[str], detail: bytes = b"") -> Iterator[None]:
+    def step(
+        self, text: str, parties: Collection[str], parts: Sequence[Part] = ()
+    ) -> Iterator[None]:
         """Make one collective call; what it sends and receives is inside this block.
 
         Args:
             text: what is called: names, shapes, never a value. All parties give the same.
             parties: who takes part, this party or not.
-            detail: further bytes that must be the same everywhere; only their digest travels.
+            parts: what else must be the same everywhere; only digests travel.
 
         Raises:
             ProgramDiverged: another party called something else.
@@ -215,7 +245,7 @@ class Steps:
             )
         try:
             self._check_usable(text)
-            self._advance(text, detail)
+            self._advance(text, parts)
             self._current = _Current(self._number, text, tuple(parties), time.monotonic())
             self._watch_from_now()
             yield
@@ -278,16 +308,20 @@ class Steps:
         message = self._communicator.recv(peer, _STEP_TAG, timeout)
         if current is not None:
             current.awaited = None
-        if not isinstance(message, list) or len(message) != 3:
+        if not isinstance(message, list) or len(message) != 4:
             raise self.not_understood(peer)
-        first, entries = self._parse_untrusted(peer, message[:2])
-        self._compare(peer, first, entries)
+        first, entries, versions = self._parse_untrusted(peer, message[:3])
+        self._compare(peer, first, entries, versions)
         last = first + len(entries) - 1
         if last != self._number:
+            own, other = self._entries[-1], entries[-1]
             raise self._diverged(
-                peer, self._number, f"is at step {last}, {entries[-1].text}", "skipped or repeated"
+                self._number,
+                "skipped or repeated",
+                f"{self._me} called {own.text} ({own.place}), {peer} is at step {last}, "
+                f"{other.text} ({other.place})",
             )
-        return message[2]
+        return message[3]
 
     def not_understood(self, peer: str) -> PeerError:
         """The error for a message of a peer that is not what this step sends."""
@@ -297,7 +331,7 @@ class Steps:
             "parties run the same version of redislink and spu"
         )
 
-    def finish(self, timeout: float, detail: bytes = b"") -> None:
+    def finish(self, timeout: float, parts: Sequence[Part] = ()) -> None:
         """The last step: all parties say that they have come to the end.
 
         A party that ends while others go on is a divergence as any other. One that does not come
@@ -305,14 +339,14 @@ class Steps:
 
         Args:
             timeout: seconds.
-            detail: as for `step`.
+            parts: as for `step`.
 
         Raises:
             ProgramDiverged: another party has called something else.
             PeerAborted: its run has failed.
         """
         deadline = time.monotonic() + timeout
-        with self.step("close()", self._peers, detail):
+        with self.step("close()", self._peers, parts):
             for peer in self._peers:
                 with contextlib.suppress(PeerClosed):
                     self.send(peer, None)
@@ -320,11 +354,37 @@ class Steps:
                 with contextlib.suppress(PeerClosed, RecvTimeout):
                     self.recv(peer, max(0.0, deadline - time.monotonic()))
 
-    def leave(self) -> None:
-        """Stop watching; take what peers have told, so that they need not wait to leave."""
+    def part(self, timeout: float, parts: Sequence[Part] = ()) -> None:
+        """`finish` and `leave` a chain whose session goes on: nothing of it is left under way.
+
+        Once a peer's farewell is here, so is all that it has told before.
+
+        Args:
+            timeout: seconds.
+            parts: as for `step`.
+
+        Raises:
+            ProgramDiverged, PeerAborted: as `finish`.
+        """
+        deadline = time.monotonic() + timeout
+        self.finish(timeout, parts)
+        self._stop_watching()
+        for peer in self._peers:
+            with contextlib.suppress(PeerClosed):
+                self.send(peer, None)
+        for peer in self._peers:
+            with contextlib.suppress(PeerClosed, RecvTimeout):
+                self.recv(peer, max(0.0, deadline - time.monotonic()))
+        self.leave()
+
+    def _stop_watching(self) -> None:
         self._stopped.set()
         if self._watcher is not None and self._watcher is not threading.current_thread():
             self._watcher.join()
+
+    def leave(self) -> None:
+        """Stop watching; take what peers have told, so that they need not wait to leave."""
+        self._stop_watching()
         if self._failure.error is None:
             with contextlib.suppress(RedisLinkError):
                 self._look()
@@ -335,50 +395,54 @@ class Steps:
         if self._failure.error is not None:
             raise self._failure.error.with_traceback(None)
         if self._stopped.is_set():
-            raise EndpointClosed(
-                f"{self._me}: {text} was called after the session was closed: join a new one"
+            what, advice = (
+                (self._chain, "spawn another") if self._chain else ("the session", "join a new one")
             )
+            raise EndpointClosed(f"{self._me}: {text} was called after {what} was closed: {advice}")
         if self._broken is not None:
             raise UsageError(
                 f"{self._me}: {text} was called after an earlier call had failed "
                 f"({type(self._broken).__name__}): leave the session, then start all again"
             )
 
-    def _advance(self, text: str, detail: bytes) -> None:
+    def _advance(self, text: str, parts: Sequence[Part]) -> None:
+        whole = one_line(text, max(len(text), 1))
         text = one_line(text, _MOST_TEXT)
+        if whole != text:
+            parts = [("shapes that this text leaves out", whole.encode()), *parts]
+        digests = [hashlib.sha256(content).digest() for _, content in parts]
+        place = f"{_place_in_program()}, {time.strftime('%H:%M:%S', time.gmtime())} UTC"
+        told = b"".join(digest[:_PART_BYTES] for digest in digests[:_MOST_PARTS])
         with self._lock:
-            folded = b"".join(
-                len(part).to_bytes(8, "big") + part
-                for part in (self._digest, text.encode(), detail)
-            )
-            self._digest = hashlib.sha256(folded).digest()[:_DIGEST_BYTES]
-            self._entries.append(_Entry(self._digest, text))
+            folded = hashlib.sha256(self._digest)
+            for content in (text.encode(), *digests):
+                folded.update(len(content).to_bytes(8, "big") + content)
+            self._digest = folded.digest()[:_DIGEST_BYTES]
+            self._entries.append(_Entry(self._digest, text, place, told))
+            self._labels.append(tuple(label for label, _ in parts))
             self._number += 1
 
     def _history(self, first: int) -> list[Any]:
-        """Number of the first step told, and the steps from there on; under the lock."""
+        """Number of the first step told, the steps from there on, versions; under the lock."""
         oldest = self._number - len(self._entries) + 1
         first = max(oldest, min(first, self._number))
-        entries = list(self._entries)[first - oldest :]
-        return [first, [[entry.digest, entry.text] for entry in entries]]
+        told = [[e.digest, e.text, e.place, e.parts] for e in list(self._entries)[first - oldest :]]
+        return [first, told, _versions()]
 
-    def _parse_untrusted(self, peer: str, told: list[Any]) -> tuple[int, list[_Entry]]:
+    def _parse_untrusted(self, peer: str, told: list[Any]) -> tuple[int, list[_Entry], str]:
         match told:
-            case [int(first), list(pairs)] if first > 0 and 0 < len(pairs) <= _REMEMBERED:
-                entries = []
-                for pair in pairs:
-                    match pair:
-                        case [bytes(digest), str(text)]:
-                            entries.append(_Entry(digest, one_line(text, _MOST_TEXT)))
-                        case _:
-                            raise self.not_understood(peer)
-                return first, entries
+            case [int(first), list(steps), str(versions)] if (
+                first > 0 and 0 < len(steps) <= _REMEMBERED
+            ):
+                entries = [e for step in steps if (e := _Entry.parse_untrusted(step)) is not None]
+                if len(entries) == len(steps):
+                    return first, entries, one_line(versions, _MOST_TEXT)
         raise self.not_understood(peer)
 
-    def _compare(self, peer: str, first: int, theirs: list[_Entry]) -> None:
+    def _compare(self, peer: str, first: int, theirs: list[_Entry], versions: str) -> None:
         """Raise ProgramDiverged if a step that both have made differs."""
         with self._lock:
-            mine = list(self._entries)
+            mine, labels = list(self._entries), list(self._labels)
             oldest = self._number - len(mine) + 1
             self._heard[peer] = max(self._heard[peer], first + len(theirs) - 1)
         common = range(max(first, oldest), min(first + len(theirs), oldest + len(mine)))
@@ -386,24 +450,25 @@ class Steps:
             own, other = mine[number - oldest], theirs[number - first]
             if own.digest == other.digest:
                 continue
-            hint = ""
-            if own.text == other.text:
+            if own.text != other.text:
+                hint = ""
+                what = f"called {own.text} ({own.place}), {peer} called {other.text}"
+            else:
                 known = number > common.start or number <= self._agreed[peer] + 1
-                hint = "in functions, public values or versions" if known else "or before"
-            raise self._diverged(peer, number, f"called {other.text}", hint, own.text)
+                hint = _what_differs(own, other, labels[number - oldest], known)
+                what = f"({own.place}) and {peer} called {own.text}"
+            if versions != _versions():
+                what = f"has {_versions()}, {peer} has {versions}; {self._me} {what}"
+            raise self._diverged(number, hint, f"{self._me} {what} ({other.place})")
         if common:
             self._agreed[peer] = max(self._agreed[peer], common[-1])
 
-    def _diverged(
-        self, peer: str, number: int, theirs: str, hint: str = "", own: str | None = None
-    ) -> ProgramDiverged:
-        if own is None:
-            own = self._entries[-1].text
+    def _diverged(self, number: int, hint: str, what: str) -> ProgramDiverged:
         chain = f" of {self._chain}" if self._chain else ""
         error = ProgramDiverged(
-            f"{ProgramDiverged.OPENING}{number}{chain}{f' ({hint})' if hint else ''}: {self._me} "
-            f"called {own}, {peer} {theirs}: run the same program, with the same arguments and "
-            "the same versions of jax and spu, at all parties"
+            f"{ProgramDiverged.OPENING}{number}{chain}{f' ({hint})' if hint else ''}: {what}: run "
+            "the same program, with the same arguments and the same versions of jax and spu, at "
+            "all parties"
         )
         self._failure.set(error)
         return error
@@ -458,9 +523,9 @@ class Steps:
                     message = self._communicator.recv(peer, _STATUS_TAG)
                     if not isinstance(message, list):
                         raise self.not_understood(peer)
-                    first, entries = self._parse_untrusted(peer, message)
+                    told = self._parse_untrusted(peer, message)
                     try:
-                        self._compare(peer, first, entries)
+                        self._compare(peer, *told)
                     except ProgramDiverged:
                         return  # the failure is set, and has ended every call
 
@@ -478,3 +543,36 @@ class Steps:
                 else f"{peer} (not heard of in any step)"
                 for peer in late
             )
+
+
+def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], known: bool) -> str:
+    """Of two calls that look alike; ``known`` if all before them was the same."""
+    found = [
+        label
+        for number, label in enumerate(labels[:_MOST_PARTS])
+        if own.part(number) != other.part(number)
+    ]
+    if found:
+        return f"what differs: {', '.join(found)}"
+    return "in what it was called with" if known else "or before"
+
+
+def _place_in_program() -> str:
+    """File and line, outside this package, from which the present call came."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "redislink",
+        "contextlib",
+    ):
+        frame = frame.f_back
+    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+@functools.cache
+def _versions() -> str:
+    """Of what must be the same everywhere."""
+    found = []
+    for package in ("redislink", "jax", "spu"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return ", ".join(found)

@@ -26,6 +26,7 @@ from spu import api, libspu
 from spu.utils import frontend
 
 from redislink.errors import UsageError
+from redislink.steps import Part
 
 Function = Callable[..., Any]
 _Kept = TypeVar("_Kept")
@@ -83,14 +84,16 @@ class Compiled:
 
     Attributes:
         code: for SPU.
-        parts: what must be equal everywhere: what each part is, and its digest.
+        parts: what must be equal everywhere.
+        labels: of its arguments, for errors.
         out_tree: containers of the results.
         out_shapes: shape and dtype of each result.
         constant_bytes: of the arrays that the function closes over.
     """
 
     code: bytes
-    parts: tuple[tuple[str, bytes], ...]
+    parts: tuple[Part, ...]
+    labels: tuple[str, ...]
     out_tree: Any
     out_shapes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
     constant_bytes: int
@@ -102,7 +105,11 @@ class Compiled:
 
 
 def compile_function(
-    flat: Function, leaves: Sequence[Any], secret: Sequence[bool], where: str
+    flat: Function,
+    leaves: Sequence[Any],
+    secret: Sequence[bool],
+    labels: tuple[str, ...],
+    where: str,
 ) -> Compiled:
     """Trace and compile a function.
 
@@ -110,6 +117,7 @@ def compile_function(
         flat: of arrays alone (`flatten`).
         leaves: its arguments, or what has their shapes and dtypes.
         secret: for each whether it is shares; else it is public.
+        labels: for each what to call it in errors.
         where: for a note on what is raised: party and call.
 
     Raises:
@@ -125,9 +133,7 @@ def compile_function(
             outputs, out_tree = jax.tree_util.tree_flatten(out)
             text = str(traced)
             constants, constant_bytes = _digest_of_constants(traced)
-            place = hashlib.sha256(
-                repr((text, constants, str(out_tree), shapes, tuple(secret), wide)).encode()
-            ).digest()
+            place = _digest(repr((text, constants, str(out_tree), shapes, tuple(secret), wide)))
             code = _codes.get(place)
             if code is None:
                 code = _lower(flat, shapes, secret)
@@ -143,9 +149,10 @@ def compile_function(
     return Compiled(
         code,
         (
-            ("the function", _ADDRESS.sub("", text).encode() + str(out_tree).encode()),
+            ("the function", _digest(_ADDRESS.sub("", text) + str(out_tree))),
             ("what the function closes over", constants),
         ),
+        labels,
         out_tree,
         tuple((tuple(o.shape), np.dtype(o.dtype)) for o in outputs),
         constant_bytes,
@@ -212,6 +219,10 @@ def _spu_keeps_nothing() -> Iterator[None]:
         yield
     finally:
         api._spu_compilation.cache.clear()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _digest_of_constants(traced: Any) -> tuple[bytes, int]:

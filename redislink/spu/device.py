@@ -19,7 +19,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NoReturn
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
 
 import jax
 import numpy as np
@@ -80,12 +81,11 @@ class SpuArray(_NoValue):
         shape, dtype: as numpy has them; known to every party.
     """
 
-    __slots__ = ("__weakref__", "_home", "_names", "device", "dtype", "shape")
+    __slots__ = ("__weakref__", "_home", "device", "dtype", "shape")
 
     def __init__(self, home: SpuDevice, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Not for users: `SpuDevice.private` and `SpuDevice.run` are."""
         self._home = home
-        self._names: dict[SpuDevice, str] = {}
         self.device = home.name
         self.shape = shape
         self.dtype = dtype
@@ -135,12 +135,14 @@ class Surroundings:
         failure: of the session.
         make_link: makes this party's end of the device's link; all members call it at once.
         silence: peers do not take silence within it for death.
+        close_timeout: seconds for which the others are waited for where something is closed.
     """
 
     communicator: Communicator
     failure: Failure
     make_link: Callable[[str], LinkCommunicator]
     silence: Silence
+    close_timeout: float
 
 
 @dataclass
@@ -153,6 +155,56 @@ class _Members:
     """None on a spawned device, whose link is that of its parent."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the runtime is used: spawned devices copy variables from other threads."""
+
+
+class _Spawned:
+    """The devices spawned from one, by number; of those that were closed only a digest is left.
+
+    They may be closed in any order, also from several threads: the digest is by number.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._open: dict[int, SpuDevice] = {}
+        self._closed: dict[int, bytes] = {}
+        self._folded = hashlib.sha256()
+        self._folded_count = 0
+
+    def next_number(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def add(self, number: int, device: SpuDevice) -> None:
+        with self._lock:
+            self._open[number] = device
+
+    def open(self) -> list[SpuDevice]:
+        with self._lock:
+            return [self._open[number] for number in sorted(self._open)]
+
+    def retire(self, device: SpuDevice) -> None:
+        with self._lock:
+            (number,) = (n for n, known in self._open.items() if known is device)
+            self._closed[number] = _calls_of(self._open.pop(number))
+            while self._folded_count + 1 in self._closed:
+                self._folded_count += 1
+                self._folded.update(self._closed.pop(self._folded_count))
+
+    def digest(self) -> bytes:
+        with self._lock:
+            whole = self._folded.copy()
+            for number in range(self._folded_count + 1, self._count + 1):
+                if number in self._closed:
+                    whole.update(self._closed[number])
+                elif number in self._open:
+                    whole.update(_calls_of(self._open[number]))
+            return whole.digest()
+
+
+def _calls_of(device: SpuDevice) -> bytes:
+    return device._steps.digest + device.spawned_digest()
 
 
 class SpuDevice:
@@ -181,9 +233,10 @@ class SpuDevice:
         self._own: _Members | None = None
         self._own_lock = threading.Lock()
         self._parent: SpuDevice | None = None
-        self._spawned: list[SpuDevice] = []
-        self._spawn_count = 0
+        self._closed = False
+        self._spawned = _Spawned()
         self._variable = 0
+        self._variables: dict[int, tuple[weakref.ref[SpuArray], str]] = {}
         self._garbage: deque[str] = deque()
 
     # -- what users call ---------------------------------------------------------------------
@@ -274,7 +327,9 @@ class SpuDevice:
             self._check_handle(handle, "reveal")
         names = ", ".join(short(handle) for handle in handles)
         call = f"{self.name}.reveal({names}; to={', '.join(receivers)})"
-        with self._steps.step(call, {*self.members, *receivers}, str(tree).encode()):
+        with self._steps.step(
+            call, {*self.members, *receivers}, [("the containers", str(tree).encode())]
+        ):
             mine = self._own_shares(handles)
             if mine is not None:
                 body = [[share.meta, list(share.share_chunks)] for share in mine]
@@ -298,9 +353,9 @@ class SpuDevice:
             ProgramDiverged, PeerError: as every call of a session.
         """
         with self._steps.step(f"{self.name}.spawn()", self.members):
-            self._spawn_count += 1
-            name = f"{self.name}~{self._spawn_count}"
-            place = self._at.communicator.sub(str(self._spawn_count))
+            number = self._spawned.next_number()
+            name = f"{self.name}~{number}"
+            place = self._at.communicator.sub(str(number))
             steps = Steps(place, self._at.failure, name)
             child = SpuDevice(
                 name, self._spec, self.members, steps, replace(self._at, communicator=place)
@@ -311,8 +366,47 @@ class SpuDevice:
                 with own.lock:
                     context = own.context.spawn()
                     child._own = _Members(context, spu.Runtime(context, self._config), None)
-            self._spawned.append(child)
+            self._spawned.add(number, child)
             return child
+
+    def close(self) -> None:
+        """End a spawned device, and free its thread and its runtime; safe to call twice.
+
+        All parties close it, after the same calls. Reveal what is needed of it before. Those
+        that are still open, and all other devices, end with the session.
+
+        Raises:
+            UsageError: this device was not spawned.
+            ProgramDiverged, PeerError: as every call of a session.
+        """
+        if self._parent is None:
+            raise UsageError(
+                f"{self._me}: {self.name} ends with its session: only what spawn() gave is closed"
+            )
+        if self._closed:
+            return
+        for child in self._spawned.open():
+            child.close()
+        self._steps.part(
+            self._at.close_timeout,
+            [("the calls of devices spawned from it", self.spawned_digest())],
+        )
+        self._closed = True
+        self._parent._spawned.retire(self)
+        self._own, self._cache = None, Kept()
+        self._variables.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
 
     def __repr__(self) -> str:
         return f"<SpuDevice {self.name} of {', '.join(self.members)}, at {self._me}>"
@@ -326,15 +420,15 @@ class SpuDevice:
 
     def spawned_digest(self) -> bytes:
         """Of the calls of all devices spawned from this one."""
-        return b"".join(child._steps.digest + child.spawned_digest() for child in self._spawned)
+        return self._spawned.digest()
 
     def leave(self) -> None:
         """Stop the chains of the devices spawned from this one."""
-        for child in self._spawned:
+        for child in self._spawned.open():
             child.leave()
             child._steps.leave()
 
-    def close(self) -> None:
+    def close_link(self) -> None:
         """Close the link."""
         if self._own is not None and self._own.link is not None:
             self._own.link.close()
@@ -450,16 +544,16 @@ class SpuDevice:
                 f"hashable ({error}): take it out of static_argnums, or give a tuple"
             ) from None
         if compiled is None:
-            compiled = self._compile(function, len(arguments), fixed, tree, leaves)
+            labels = _labels((traced, named), [p for p in range(len(arguments)) if p not in places])
+            compiled = self._compile(function, len(arguments), fixed, tree, leaves, labels)
             self._cache.put(key, compiled, compiled.nbytes)
-        public = [leaf for leaf in leaves if not isinstance(leaf, SpuArray)]
-        detail = hashlib.sha256()
-        for _, part in compiled.parts:
-            detail.update(hashlib.sha256(part).digest())
-        for value in public:
-            detail.update(value.tobytes())
+        public = [
+            (label, leaf.tobytes())
+            for label, leaf in zip(compiled.labels, leaves, strict=True)
+            if not isinstance(leaf, SpuArray)
+        ]
         call = f"{self.name}.run({name_of(function)})({', '.join(map(short, leaves))})"
-        with self._steps.step(call, self.members, detail.digest()):
+        with self._steps.step(call, self.members, [*compiled.parts, *public]):
             outputs = [SpuArray(self, shape, dtype) for shape, dtype in compiled.out_shapes]
             if self.is_member:
                 self._run_as_member(name_of(function), compiled, leaves, outputs)
@@ -474,7 +568,13 @@ class SpuDevice:
         return as_array(leaf)
 
     def _compile(
-        self, function: Function, count: int, fixed: Any, tree: Any, leaves: list[Any]
+        self,
+        function: Function,
+        count: int,
+        fixed: Any,
+        tree: Any,
+        leaves: list[Any],
+        labels: tuple[str, ...],
     ) -> Compiled:
         name = name_of(function)
         given = ", ".join(map(short, leaves))
@@ -483,6 +583,7 @@ class SpuDevice:
                 flatten(function, count, fixed, tree),
                 leaves,
                 [isinstance(leaf, SpuArray) for leaf in leaves],
+                labels,
                 f"{self._me}: {self.name}.run({name}) with ({given})",
             )
 
@@ -499,7 +600,7 @@ class SpuDevice:
             inputs, passing = [], []
             for leaf in leaves:
                 if isinstance(leaf, SpuArray):
-                    inputs.append(leaf._names[self])
+                    inputs.append(self._variable_of(leaf))
                     continue
                 share = self._make_shares(leaf, libspu.Visibility.VIS_PUBLIC)[relative]
                 passing.append(self._next_name())
@@ -524,7 +625,7 @@ class SpuDevice:
         for handle in handles:
             self._bring(handle, own)
         with own.lock, self._large(sum(h.size * h.dtype.itemsize for h in handles)):
-            return [own.runtime.get_var(handle._names[self]) for handle in handles]
+            return [own.runtime.get_var(self._variable_of(handle)) for handle in handles]
 
     def _reconstruct(self, handles: list[SpuArray], mine: list[libspu.Share] | None) -> list[Array]:
         shapes = [(handle.shape, handle.dtype) for handle in handles]
@@ -583,15 +684,15 @@ class SpuDevice:
 
     def _bring(self, handle: SpuArray, own: _Members) -> None:
         """See to it that a parent's variable is here too."""
-        if self in handle._names:
+        if id(handle) in self._variables:
             return
         home = handle._home
-        if home._own is None or home not in handle._names:
+        if home._own is None or id(handle) not in home._variables:
             raise UsageError(f"{self._me}: {handle!r} was never computed: an earlier call failed")
         if home is self:
             return
         with home._own.lock:
-            share = home._own.runtime.get_var(handle._names[home])
+            share = home._own.runtime.get_var(home._variable_of(handle))
         with own.lock:
             own.runtime.set_var(self._name_of(handle), share)
 
@@ -601,9 +702,18 @@ class SpuDevice:
 
     def _name_of(self, handle: SpuArray) -> str:
         """Give the handle a variable here, that goes when the handle does."""
-        name = handle._names[self] = self._next_name()
-        weakref.finalize(handle, self._garbage.append, name).atexit = False
+        name, key = self._next_name(), id(handle)
+        variables, garbage = self._variables, self._garbage
+
+        def free(_: object) -> None:
+            variables.pop(key, None)
+            garbage.append(name)
+
+        variables[key] = (weakref.ref(handle, free), name)
         return name
+
+    def _variable_of(self, handle: SpuArray) -> str:
+        return self._variables[id(handle)][1]
 
     def _sweep(self, own: _Members) -> None:
         """Free the variables whose handles are gone; under the lock.
@@ -617,3 +727,18 @@ class SpuDevice:
 
     def _large(self, size: int) -> contextlib.AbstractContextManager[None]:
         return self._at.silence() if size >= _LARGE else contextlib.nullcontext()
+
+
+def _labels(given: tuple[list[Any], dict[str, Any]], places: list[int]) -> tuple[str, ...]:
+    """What to call each leaf of arguments in errors: ``argument 1`` and what is in it.
+
+    Args:
+        given: the arguments by place, without static ones, and those by name.
+        places: of the former, from 0.
+    """
+    labels = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(given)[0]:
+        by_name, argument, *inner = path
+        what = argument.key if by_name.idx else places[argument.idx] + 1
+        labels.append(f"argument {what}{jax.tree_util.keystr(tuple(inner))}")
+    return tuple(labels)

@@ -86,6 +86,7 @@ def test_random_bits_are_those_of_a_raw_key(memory: Stage) -> None:
 def test_what_a_function_closes_over_must_be_equal(memory: Stage, make: Any) -> None:
     for error in memory.errors(_runs(make, lambda s: 1 if s.party == "bob" else 2)).values():
         assert isinstance(error, ProgramDiverged), repr(error)
+        assert "(what differs: what the function closes over)" in str(error)
 
 
 def _no_such_operation(x: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redislink import NotRevealed, Session, UsageError
+from redislink import EndpointClosed, NotRevealed, ProgramDiverged, Session, UsageError
 from redislink.spu import compiling
 from redislink.spu import device as device_module
 from tests.session.conftest import Stage
@@ -279,3 +281,77 @@ def test_spawned_devices_run_at_the_same_time(stage: Stage) -> None:
         for _ in range(3):
             expected = np.maximum(np.arange(4), expected) + 1
         assert np.allclose(got, expected, atol=1e-3)
+
+
+def test_a_spawned_device_takes_thread_and_runtime_along(stage: Stage) -> None:
+    def program(session: Session) -> Any:
+        sp = session.spu("SP1")
+        x = sp.private(lambda: np.arange(4, dtype=np.int32), owner="alice")
+        sums, gone = [], []
+        for number in range(2):
+            with sp.spawn() as lane:
+                with lane.spawn() as inner:
+                    assert inner.name == f"SP1~{number + 1}~1"
+                y = lane.run(lambda x, n: jnp.sum(x) + n)(x, number)
+                sums.append(lane.reveal(y, to=["bob"]))
+                if lane.is_member:
+                    gone.append(weakref.ref(lane._own))
+                watcher = lane._steps._watcher
+            lane.close()
+            assert not watcher.is_alive()
+            with pytest.raises(EndpointClosed, match=rf"called after SP1~{number + 1} was closed"):
+                lane.run(jnp.negative)(x)
+            gone.append(weakref.ref(lane))
+        del inner, y
+        gc.collect()
+        assert [found() for found in gone[:-1]] == [None] * (len(gone) - 1), "all but this lane"
+        again = sp.spawn()  # stays open
+        return sums, again.reveal(again.run(jnp.sum)(x), to=["bob"])
+
+    assert stage.play(program)["bob"] == ([6, 7], 6)
+
+
+def test_devices_are_closed_by_threads_in_any_order(stage: Stage) -> None:
+    def program(session: Session) -> Any:
+        sp = session.spu("SP1")
+        x = sp.private(lambda: np.int32(20), owner="alice")
+        lanes = [sp.spawn() for _ in range(4)]
+        turn = [threading.Event() for _ in lanes]
+        order = {"alice": (0, 1, 2, 3), "bob": (3, 2, 1, 0), "carol": (2, 0, 3, 1)}[session.party]
+
+        def work(number: int) -> Any:
+            with lanes[number] as lane:
+                got = lane.reveal(lane.run(jnp.negative)(x), to="carol")
+                turn[number].wait(20)
+            return got
+
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(work, number) for number in range(4)]
+            for number in order:
+                turn[number].set()
+            return [job.result() for job in jobs]
+
+    assert stage.play(program)["carol"] == [-20] * 4
+
+
+def test_a_device_that_is_closed_by_some_only(memory: Stage) -> None:
+    def program(session: Session) -> Any:
+        sp = session.spu("SP1")
+        lane = sp.spawn()
+        x = lane.private(lambda: np.int32(1), owner="alice")
+        if session.party != "bob":
+            lane.close()
+        return lane.reveal(x, to=["alice"])
+
+    for error in memory.errors(program).values():
+        assert isinstance(error, ProgramDiverged), repr(error)
+        assert "at step 2 of SP1~1" in str(error)
+        assert "called close() (test_device.py:" in str(error)
+
+
+def test_a_device_of_the_session_is_not_closed_alone(memory: Stage) -> None:
+    def program(session: Session) -> Any:
+        with pytest.raises(UsageError, match="SP1 ends with its session"):
+            session.spu("SP1").close()
+
+    memory.play(program)

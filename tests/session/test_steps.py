@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ NAMES = ("alice", "bob", "carol")
 
 
 _made: list[Steps] = []
+_TOLD = [b"d", "t", "p", b""]
 
 
 def _chains(recv_timeout: float = 5.0) -> list[Steps]:
@@ -68,7 +70,7 @@ def test_a_message_tells_all_steps_since_the_last_one() -> None:
                         alice._communicator.party,
                         bob._communicator.peek_message("alice", "step"),
                     )
-                    first, entries, _ = message[1]
+                    first, entries, *_ = message[1]
                     assert (first, len(entries)) == ((1, 6) if body == "a" else (7, 1))
                     assert bob.recv("alice") == body
     assert alice.digest == bob.digest == carol.digest
@@ -93,7 +95,11 @@ def test_the_first_step_that_differs_is_named(steps_before: int) -> None:
                         chain.recv("alice")
                     raised = str(caught.value)
     assert raised.startswith(f"programs diverge at step {steps_before + 1}")
-    assert "bob called other, alice called one: run the same program" in raised
+    assert re.search(
+        r": bob called other \(test_steps.py:\d+, [\d:]{8} UTC\), alice called one "
+        r"\(test_steps.py:\d+, [\d:]{8} UTC\): run the same program",
+        raised,
+    )
 
 
 def test_a_step_that_differs_long_ago_is_told_as_such() -> None:
@@ -110,22 +116,63 @@ def test_a_step_that_differs_long_ago_is_told_as_such() -> None:
                         chain.recv("alice")
 
 
-def test_details_count_and_are_not_told() -> None:
+@pytest.mark.parametrize(
+    ("alices", "bobs", "told"),
+    [
+        ([b"f", b"1", b"2"], [b"f", b"1", b"3"], "what differs: argument 2"),
+        ([b"f", b"1", b"2"], [b"g", b"1", b"3"], "what differs: the function, argument 2"),
+        ([b"f"] * 40, [b"f"] * 39 + [b"g"], "in what it was called with"),
+    ],
+)
+def test_what_differs_is_named_and_not_told(
+    alices: list[bytes], bobs: list[bytes], told: str
+) -> None:
     alice, bob, _ = _chains()
-    with alice.step("call", NAMES, b"secret-ish"):
+    labels = ["the function", *(f"argument {number}" for number in range(1, 40))]
+    with alice.step("call", NAMES, list(zip(labels, alices, strict=False))):
         alice.send("bob", None)
     message = bob._communicator.peek_message("alice", "step")
-    assert b"secret-ish" not in repr(message).encode()
-    with bob.step("call", NAMES, b"other"), pytest.raises(ProgramDiverged, match="in functions"):
+    assert not any(part in repr(message).encode() for part in (b"b'f'", b"b'1'"))
+    with (
+        bob.step("call", NAMES, list(zip(labels, bobs, strict=False))),
+        pytest.raises(ProgramDiverged, match=rf"at step 1 \({told}\): bob \(.* called call \("),
+    ):
+        bob.recv("alice")
+
+
+def test_texts_that_are_alike_as_far_as_they_are_told_may_differ() -> None:
+    alice, bob, _ = _chains()
+    with alice.step("x" * 200 + "a", NAMES):
+        alice.send("bob", None)
+    with (
+        bob.step("x" * 200 + "b", NAMES),
+        pytest.raises(ProgramDiverged, match="shapes that this text leaves out"),
+    ):
+        bob.recv("alice")
+
+
+def test_versions_that_differ_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    alice, bob, _ = _chains()
+    with alice.step("call", NAMES, [("the function", b"1")]):
+        alice.send("bob", None)
+    monkeypatch.setattr(steps_module, "_versions", lambda: "jax 0.0.1")
+    with (
+        bob.step("call", NAMES, [("the function", b"2")]),
+        pytest.raises(
+            ProgramDiverged, match=r"bob has jax 0\.0\.1, alice has redislink .*, spu \d.*; bob \("
+        ),
+    ):
         bob.recv("alice")
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        None, 5, [], b"raw", [1, [], None], [0, [[b"d", "t"]], None], [1, [[b"d"]], None],
-        [1, [["d", "t"]], None], [True, 5, None], ["1", [[b"d", "t"]], None],
-        [1, [[b"d", "t"]] * 65, None], [1, [[b"d", "t"]]], {"a": 1},
+        None, 5, [], b"raw", [1, [], "v", None], [0, [_TOLD], "v", None], {"a": 1},
+        [1, [[b"d", "t", "p"]], "v", None], [1, [["d", "t", "p", b""]], "v", None],
+        [1, [[b"d", "t", 5, b""]], "v", None], [1, [[b"d", "t", "p", b"1" * 129]], "v", None],
+        [True, 5, "v", None], ["1", [_TOLD], "v", None], [1, [_TOLD] * 65, "v", None],
+        [1, [_TOLD], None, None], [1, [_TOLD], "v"],
     ],
 )  # fmt: skip
 def test_what_is_no_step_is_refused(message: Any) -> None:

@@ -74,7 +74,8 @@ def _plus(number: int) -> Callable[[Any], Any]:
             id="owner: both wait for each other",
         ),
         pytest.param(
-            _run(_plus(1)), _run(_plus(2)), ("step 3", "in functions", "SP0.run(add)(f32[3])"),
+            _run(_plus(1)), _run(_plus(2)),
+            ("step 3", "(what differs: the function)", "SP0.run(add)(f32[3])"),
             id="function: the same messages flow",
         ),
         pytest.param(
@@ -82,7 +83,8 @@ def _plus(number: int) -> Callable[[Any], Any]:
             id="function: other messages flow",
         ),
         pytest.param(
-            _run(jnp.add, 1), _run(jnp.add, 2), ("step 3", "public values", "(f32[3], i32[])"),
+            _run(jnp.add, 1), _run(jnp.add, 2),
+            ("step 3", "(what differs: argument 2)", "(f32[3], i32[])"),
             id="public value",
         ),
         pytest.param(
@@ -108,6 +110,7 @@ def test_programs_that_diverge(stage: Stage, by_alice: Any, by_others: Any, word
     for error in stage.errors(_by_alice(by_alice, by_others)).values():
         assert isinstance(error, ProgramDiverged), repr(error)
         text = str(error)
+        assert text.count("(test_wrong_use.py:") == 2, "where each called it"
         assert "alice" in text
         assert "bob" in text or "carol" in text
         for word in words:
@@ -440,7 +443,7 @@ def test_forged_shares_are_refused_before_spu_sees_them(memory: Stage, forge: An
     def program(session: Session) -> Any:
         sp, x = _share(session)
         if session.party == "alice":
-            share = sp._own.runtime.get_var(x._names[sp])
+            share = sp._own.runtime.get_var(sp._variable_of(x))
             with session._steps.step("SP0.private(owner=alice)", sp.members):
                 for peer in ("bob", "carol"):
                     body = ["value", 0, [[[3], "float32"]], [forge(share)]]
@@ -463,10 +466,10 @@ def test_forged_shares_are_refused_where_a_value_is_revealed(
     def program(session: Session) -> Any:
         sp, x = _share(session, "SP1")  # of alice and bob
         if session.party == "alice":
-            share = sp._own.runtime.get_var(x._names[sp])
+            share = sp._own.runtime.get_var(sp._variable_of(x))
             call = f"SP1.reveal(f32[3]; to={receiver})"
             tree = str(jax.tree_util.tree_structure(0)).encode()
-            with session._steps.step(call, sp.members, tree):
+            with session._steps.step(call, sp.members, [("the containers", tree)]):
                 session._steps.send(receiver, [forge(share)])
             return session.communicator.recv(receiver, "done")
         third = "carol" if receiver == "bob" else "bob"
