@@ -35,17 +35,27 @@
     │   └── SealError          a frame that does not open
     └── LinkError              the SPU link cannot be made in the mode asked for
 
-Each message is one line and says who, what, how long, and what to do next. No message
-holds a payload, a key or a password.
+Each message is one line that is safe to print, and says who, what, how long, and what to do
+next. No message holds a payload, a key or a password.
 """
 
 from __future__ import annotations
 
-from redislink.text import one_line
+from redislink.text import MOST_IN_LINE, one_line
 
 
 class RedisLinkError(Exception):
-    """The root: ``except RedisLinkError`` catches all that this package raises."""
+    """The root: ``except RedisLinkError`` catches all that this package raises.
+
+    Its message is one line that is safe to print, whatever hosts, names and replies of others
+    are quoted in it.
+    """
+
+    def __init__(self, *args: object) -> None:
+        """Args: args: the message; texts in it are made safe by `redislink.text.one_line`."""
+        super().__init__(
+            *(one_line(arg, MOST_IN_LINE) if isinstance(arg, str) else arg for arg in args)
+        )
 
 
 class ConfigError(RedisLinkError):

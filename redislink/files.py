@@ -64,10 +64,9 @@ def read_text(path: str | Path, most: int = MOST_READ) -> str:
 
 def read_opened(file: BinaryIO, path: str | Path, most: int = MOST_READ) -> str:
     """As `read_text`, of a file that `open_regular` gave."""
-    content = file.read(most + 1)
-    if len(content) > most:
+    if os.fstat(file.fileno()).st_size > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
-    return content.decode()
+    return file.read().decode()
 
 
 def open_new(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:

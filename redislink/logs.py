@@ -1,16 +1,19 @@
 """Who a log record is of: `PartyLogger`; and records as JSON, for log collectors: `JsonFormatter`.
 
 Rules: a record of this package has the attributes ``session``, ``party`` and ``peer``, None
-where there is none; it never holds a payload, a key or a password.
+where there is none; it never holds a payload, a key or a password; and what it quotes is safe to
+print, whatever handler the program has.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Final
+
+from redislink.text import one_line
 
 NAME: Final = "redislink"
 _FIELDS: Final = ("session", "party", "peer")
@@ -31,6 +34,16 @@ class PartyLogger(logging.LoggerAdapter[logging.Logger]):
         """Add who it is; what the call gives as ``extra`` wins."""
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """As of any logger; what is quoted becomes one line that is safe to print."""
+        if not self.isEnabledFor(level):
+            return
+        shown = (
+            arg if isinstance(arg, int | float | Mapping) else one_line(str(arg)) for arg in args
+        )
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the caller's line, not this one
+        super().log(level, msg, *shown, **kwargs)
 
 
 class JsonFormatter(logging.Formatter):

@@ -21,11 +21,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from redislink._version import __version__
 from redislink.errors import ConfigError
+from redislink.files import EVERYBODY_READS, replacing
 from redislink.logs import PartyLogger
 from redislink.stats import EndpointStats, PeerStats
 
 try:
-    from prometheus_client import CollectorRegistry, push_to_gateway, write_to_textfile
+    from prometheus_client import CollectorRegistry, generate_latest, push_to_gateway
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
     from prometheus_client.exposition import basic_auth_handler, default_handler
     from prometheus_client.metrics_core import Metric
@@ -166,7 +167,7 @@ class MetricsExporter:
                     f"REDISLINK_METRICS_TEXTFILE: there is no directory {Path(named).parent}: make "
                     "it, or name another"
                 )
-            self._outlets.append((named, functools.partial(write_to_textfile, named)))
+            self._outlets.append((named, functools.partial(_write_textfile, named)))
         if push_url is not None:
             label, push = _gateway(push_url, self._grouping)
             self._outlets.append((label, push))
@@ -220,6 +221,12 @@ class MetricsExporter:
             or getattr(error, "reason", None)
             or type(error).__name__,
         )
+
+
+def _write_textfile(path: str, registry: CollectorRegistry) -> None:
+    """Whole or not at all, and readable for node_exporter, which runs as another user."""
+    with replacing(path, EVERYBODY_READS) as file:
+        file.write(generate_latest(registry).decode())
 
 
 def _gateway(url: str, grouping: dict[str, str]) -> tuple[str, Callable[[CollectorRegistry], None]]:

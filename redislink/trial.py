@@ -6,6 +6,7 @@ keygen`` for itself, and gives away the public key alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ import yaml
 
 from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
+from redislink.files import EVERYBODY_READS, open_new
 from redislink.identity import Identity, format_public_key
 
 DEVICE: Final = "SP0"
@@ -36,7 +38,7 @@ def write_trial(
     """
     names = ClusterSpec.parse(dict(content), str(cluster_file)).party_names
     for path in (cluster_file, *(key_files[name] for name in names)):
-        if path.exists():
+        if os.path.lexists(path):  # a link that leads nowhere, too
             raise ConfigError(f"{path}: is there already, and would be lost: move it away first")
     identities = {name: Identity.generate() for name in names}
     parties = [{"name": party} if isinstance(party, str) else party for party in content["parties"]]
@@ -53,7 +55,8 @@ def write_trial(
             key_files[name].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             identities[name].save(key_files[name], f"private key of {name}: trial only")
         cluster_file.parent.mkdir(parents=True, exist_ok=True)
-        cluster_file.write_text("".join(f"# {line}\n" for line in comment.splitlines()) + text)
+        with open_new(cluster_file, EVERYBODY_READS) as file:
+            file.write("".join(f"# {line}\n" for line in comment.splitlines()) + text)
     except OSError as error:
         raise ConfigError(f"{cluster_file.parent}: {error.strerror}: take another place") from None
     return spec

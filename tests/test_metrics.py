@@ -117,6 +117,7 @@ class TestTextfile:
         last = samples(path.read_text())
         assert last["redislink_session_open", ""] == 0
         assert last["redislink_messages_sent_total", "bob"] == 3
+        assert path.stat().st_mode & 0o444 == 0o444  # node_exporter runs as another user
         names = sorted(path.name for path in tmp_path.iterdir())
         assert names == [f"{cluster.session}.{party}.prom" for party in ("alice", "bob")]
 

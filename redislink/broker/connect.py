@@ -295,7 +295,7 @@ class Broker:
         """
         self.timeout = timeout
         self._url = parse_url(url)
-        self.label = self._url.label
+        self.label = one_line(self._url.label)
         """The URL without user and password, for messages."""
         self._in_process = self._url.kind == "fakeredis"
         self._finder: Finder[Any] | None = None

@@ -174,17 +174,17 @@ class EmbeddedBroker:
         options = {
             "bind": "127.0.0.1",
             "port": str(self.port),
-            "dir": str(log.parent),
-            "logfile": str(log),
+            "dir": _quoted(str(log.parent)),
+            "logfile": _quoted(str(log)),
             "save": '""',
             "appendonly": "no",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
         if path := self._socket_path():
-            options |= {"unixsocket": path, "unixsocketperm": "600"}
+            options |= {"unixsocket": _quoted(path), "unixsocketperm": "600"}
         if self._password:
-            options["requirepass"] = f'"{_escape(self._password)}"'
+            options["requirepass"] = _quoted(self._password)
         options |= self._options
         config = log.with_name("valkey.conf")
         config.touch(mode=0o600)
@@ -244,12 +244,13 @@ def _free_port() -> int:
         return port
 
 
-def _escape(text: str) -> str:
-    """As valkey.conf's double quotes want it; non-printable bytes as \\xHH."""
-    return "".join(
+def _quoted(text: str) -> str:
+    """As one argument in valkey.conf, with its spaces; non-printable bytes as \\xHH."""
+    escaped = "".join(
         chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\x{byte:02x}"
-        for byte in text.encode()
+        for byte in os.fsencode(text)
     )
+    return f'"{escaped}"'
 
 
 def _server_binary() -> Path:

@@ -14,7 +14,7 @@ import typer
 
 from redislink.broker import Broker
 from redislink.broker import acl as broker_acl
-from redislink.cli.errors import Verbose, say
+from redislink.cli.errors import Verbose, say, show
 from redislink.cli.onlooker import broker_as, cluster_of
 from redislink.errors import BrokerError, ConfigError
 from redislink.secret_files import update_file, write_private
@@ -132,10 +132,10 @@ def acl(
     if broker is not None:  # last: from then on the passwords are needed, and must be told
         broker_acl.apply_users(broker, users, secrets)
     for user in users:
-        typer.echo(user.party)
-        typer.echo(f"  user      {user.name}")
-        typer.echo(f"  password  {_told(passwords, user.party, secrets[user.party])}")
-        typer.echo(f"  rules     {' '.join(user.rules)}")
+        show(user.party)
+        show(f"  user      {user.name}")
+        show(f"  password  {_told(passwords, user.party, secrets[user.party])}")
+        show(f"  rules     {' '.join(user.rules)}")
     _say_what_next(broker, out, update, admin)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from redislink.bench import DEFAULT_SECONDS, PeerResult, run_bench
 from redislink.broker import Broker
@@ -70,7 +71,7 @@ def _say_missing(missing: list[str], waited_seconds: float) -> None:
 
 
 def _show(results: Sequence[PeerResult], title: str) -> None:
-    table = Table(title=title)
+    table = Table(title=Text(title))
     for heading in ("peer", "message"):
         table.add_column(heading)
     for heading in ("median ms", "p95 ms", "MB/s to", "MB/s from"):

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from redislink.cli.errors import Verbose, say
+from redislink.cli.errors import Verbose, say, show
 from redislink.errors import BrokerUnreachable, ConfigError
+from redislink.files import read_text
 
 _DEFAULT_PORT = 6379
+_MOST_BYTES = 64 << 10
 
 
 def broker(
@@ -53,7 +55,7 @@ def broker(
     signal.signal(signal.SIGTERM, _stop)
     try:
         with EmbeddedBroker(port=port, password=password) as server:
-            typer.echo(f"redis://127.0.0.1:{server.port}/0")
+            show(f"redis://127.0.0.1:{server.port}/0")
             say(f"broker runs (pid {server.pid}{', with password' if password else ''}); "
                 "Ctrl-C stops it and drops all it holds")  # fmt: skip
             server.wait()
@@ -69,6 +71,10 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 def first_line(path: Path) -> str:
     """The first line of a password file."""
     try:
-        return path.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"password file {path}: {error}: check the path") from None
+        return read_text(path, _MOST_BYTES).partition("\n")[0].rstrip("\r")
+    except OSError as error:
+        raise ConfigError(
+            f"password file {path}: {error.strerror or error}: check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"password file {path}: not UTF-8 text: check the path") from None

@@ -26,6 +26,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import redislink
 from redislink.broker import Broker, EmbeddedBroker, acl
@@ -307,7 +308,7 @@ class _Run:
         for party in sorted(failed, key=lambda p: _code_of(p) == ExitCode.PEER):
             code = _code_of(party)
             if code == ExitCode.PROGRAM:
-                print(party.output(), file=sys.stderr, end="")
+                errors.show_block(party.output())
             self._problem(_why(party), code)
         if failed:
             return
@@ -375,10 +376,11 @@ def _progress() -> Progress:
 
 def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
     console = Console()
-    table = Table(
-        title=f"Logistic regression between {len(PARTIES)} processes, "
-        f"via {result.broker}, {result.security}"
+    title = (
+        f"Logistic regression between {len(PARTIES)} processes, via {result.broker}, "
+        f"{result.security}"
     )
+    table = Table(title=Text(title))  # no markup: [::1] is a host
     table.add_column("party")
     for heading in ("listening\nsockets", "messages\nsent", "bytes\nsent"):
         table.add_column(heading, justify="right")

@@ -29,6 +29,7 @@ from redislink.errors import (
 )
 from redislink.logs import JsonFormatter
 from redislink.settings import LogFormat, RedisLinkSettings
+from redislink.text import MOST_IN_LINE, one_line, printable
 
 
 class ExitCode(enum.IntEnum):
@@ -80,9 +81,16 @@ def choose_log_format() -> None:
 
 def _handler() -> logging.Handler:
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s")
+    text = _PrintableFormatter("%(asctime)s %(name)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if _json else text)
     return handler
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Tracebacks hold errors that are not ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def _be_verbose(wanted: bool) -> bool:
@@ -120,7 +128,7 @@ def say(message: str, *, party: str = "", level: int = logging.INFO) -> None:
         party: whom it is of, where that is known; text has it in the message.
         level: of ``logging``; text does not show it.
     """
-    line = " ".join(message.split())
+    line = one_line(message, MOST_IN_LINE)
     if _json:
         fields = {"name": "redislink.cli", "levelno": level, "msg": line, "party": party or None}
         record = logging.makeLogRecord(fields | {"levelname": logging.getLevelName(level)})
@@ -128,6 +136,16 @@ def say(message: str, *, party: str = "", level: int = logging.INFO) -> None:
     else:
         line = f"redislink: {line}"
     print(line, file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """One line on stdout, safe to print: of a command's results."""
+    typer.echo(printable(line))
+
+
+def show_block(text: str) -> None:
+    """Lines of somebody else's on stderr, as a traceback or the output of a process."""
+    print(printable(text, keep="\n\t"), file=sys.stderr, end="", flush=True)
 
 
 class _Lines(logging.Handler):
@@ -189,7 +207,7 @@ def with_party(message: str, party: str) -> str:
 def fail(error: RedisLinkError, party: str = "") -> NoReturn:
     """End the process with the line and the code of ``error``."""
     if _verbose:
-        traceback.print_exception(error)
+        show_block("".join(traceback.format_exception(error)))
     text = with_party(str(error) or type(error).__name__, party)
     say(text, party=party, level=logging.ERROR)
     raise SystemExit(int(exit_code(error)))
@@ -207,9 +225,8 @@ def fail_usage(error: typer.TyperException) -> NoReturn:
 def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
     """End the process after an error of the user's program, with that program's traceback."""
     frames = error.__traceback__
-    traceback.print_exception(
-        type(error), error, frames if _verbose else _from_file(frames, program)
-    )
+    shown = frames if _verbose else _from_file(frames, program)
+    show_block("".join(traceback.format_exception(type(error), error, shown)))
     text = with_party(f"{program} failed with {type(error).__name__}: see above", party)
     say(text, party=party, level=logging.ERROR)
     raise SystemExit(int(ExitCode.PROGRAM))
@@ -218,7 +235,7 @@ def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
 def fail_unexpected(error: Exception) -> NoReturn:
     """End the process after an error that redislink should have foreseen."""
     if _verbose:
-        traceback.print_exception(error)
+        show_block("".join(traceback.format_exception(error)))
     hint = "please report it" if _verbose else "run again with --verbose, and please report it"
     say(f"internal error, {type(error).__name__}: {error}: {hint}", level=logging.ERROR)
     raise SystemExit(int(ExitCode.PROGRAM))

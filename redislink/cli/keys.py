@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 import yaml
 
-from redislink.cli.errors import Verbose, say
+from redislink.cli.errors import Verbose, say, show
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import ConfigError
 from redislink.identity import (
@@ -68,7 +68,7 @@ def keygen(
     path = out or Path(f"{name}.key")
     identity = Identity.generate()
     identity.save(path, f"private key of {name}, from redislink keygen: keep it to yourself")
-    typer.echo(f"- {_party_line(name, identity.public_key)}")
+    show(f"- {_party_line(name, identity.public_key)}")
     say(f"wrote {path}, which stays here; fingerprint {fingerprint(identity.public_key)}")
 
 
@@ -158,9 +158,9 @@ def _print_fingerprints(told: dict[str, Any]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        typer.echo(line.rstrip())
+        show(line.rstrip())
     if told["session"]:
-        typer.echo(
+        show(
             f"session {told['session']}, security {told['security']}, "
             f"digest {told['digest'][:_DIGEST_DIGITS]} (the same at every party, or they refuse "
             "each other)"
@@ -195,7 +195,7 @@ def init(
     }
     key_files = {name: directory / f"{name}.key" for name in parties}
     spec = write_trial(content, cluster, key_files, _TRIAL_COMMENT)
-    typer.echo(cluster)
+    show(str(cluster))
     files = ", ".join(str(path) for path in key_files.values())
     say(f"wrote {cluster} (device {DEVICE}) and {files}: for a trial on this machine only")
     first = spec.party_names[0]

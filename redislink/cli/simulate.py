@@ -29,6 +29,7 @@ from redislink.cli.errors import ExitCode, Verbose, say
 from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
 from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.text import printable
 from redislink.trial import write_trial
 
 TIME_IS_UP: Final = 124
@@ -210,8 +211,10 @@ class _Output:
         prefix = (f"{party:<{self._width}} | ", self._styles[party])
         with process.stdout as lines:
             for line in lines:
+                text = Text.from_ansi(line.rstrip("\n"))  # colours stay
+                text.plain = printable(text.plain, keep="\t")
                 with self._lock:
-                    self._console.print(Text.assemble(prefix, Text.from_ansi(line.rstrip("\n"))))
+                    self._console.print(Text.assemble(prefix, text))
 
 
 def _wait(processes: list[subprocess.Popen[str]], timeout: float) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from redislink.cli.errors import Verbose
+from redislink.cli.errors import Verbose, show
 
 
 def merge_files(
@@ -28,7 +28,7 @@ def merge_files(
     from redislink.trace.merge import merge
 
     merged = merge(files, out)
-    typer.echo(f"{out}: {merged.messages} messages between {len(merged.traces)} parties")
+    show(f"{out}: {merged.messages} messages between {len(merged.traces)} parties")
     clocks = zip(merged.traces, merged.alignment.offsets, merged.alignment.uncertainty, strict=True)
     for party, offset, uncertainty in clocks:
         known = f"± {uncertainty / 1e3:.3f} ms" if math.isfinite(uncertainty) else "by wall clock"
@@ -37,9 +37,9 @@ def merge_files(
             parts.append(f"cut after {party.cut_us / 1e6:.3f} s (REDISLINK_TRACE_LIMIT)")
         elif not party.is_whole:
             parts.append("its end is missing: the process was killed, or still runs")
-        typer.echo(f"  {party.party}: {', '.join(parts)}")
+        show(f"  {party.party}: {', '.join(parts)}")
     if merged.alignment.contradiction:
-        typer.echo(
+        show(
             f"  clocks ran at different speeds: some messages seem to arrive up to "
             f"{merged.alignment.contradiction / 1e3:.3f} ms before they were sent"
         )

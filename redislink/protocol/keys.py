@@ -32,7 +32,7 @@ NO_EPOCH: Final = "0"
 MAX_TAG_BYTES: Final = 512
 """Longest tag, in UTF-8 bytes before encoding. yacl's grow by about 4 per ``spawn``."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
 _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.ASCII)
 _SAFE: Final = ">,/:"
@@ -43,14 +43,19 @@ _CONTROL_TAGS: Final = frozenset(
 
 
 def check_name(name: str, what: str) -> str:
-    """Return ``name`` if it may name a party or a session.
+    """Return ``name`` if it may name a party, a session or a device.
+
+    Names become parts of file names and arguments of commands, so none is an option (``-rf``),
+    a directory (``..``) or a hidden file (``.env``).
 
     Raises:
-        ConfigError: it has other characters than ``A-Z a-z 0-9 _ . -``, or not 1 to 64 of them.
+        ConfigError: it has other characters than ``A-Z a-z 0-9 _ . -``, not 1 to 64 of them, or
+            does not begin with a letter or digit.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{what} name {name!r:.80} is not valid: use 1 to 64 characters of A-Z a-z 0-9 _ . -"
+            f"{what} name {name!r:.80} is not valid: use 1 to 64 characters of A-Z a-z 0-9 _ . -, "
+            "of which the first is a letter or digit"
         )
     return name
 

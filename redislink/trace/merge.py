@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from redislink.errors import ConfigError
+from redislink.files import read_text, replacing
+from redislink.protocol.keys import check_name
 from redislink.trace.clocks import Alignment, align
 from redislink.trace.record import FIELDS, FORMAT, SEND, WAIT
 
@@ -24,6 +26,17 @@ _SHORTEST_COMPUTE: Final = 10.0
 _APART: Final = 0.003
 """Microseconds left free at both its ends: to a reader that adds in floating point, slices that
 touch overlap, and it draws each inside the one before."""
+_NOT_OURS: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    ConfigError,
+)
+"""What values raise that `TraceRecorder` never writes."""
+_MOST_READ: Final = 4 << 30
 _KINDS: Final = {SEND: "send", WAIT: "wait"}
 
 
@@ -108,7 +121,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     messages = [*match_messages(traces)]
     alignment = align(*_bounds(traces, messages))
     try:
-        with out.open("w", encoding="ascii") as file:
+        with replacing(out) as file:
             file.write('{"displayTimeUnit":"ms","otherData":')
             file.write(json.dumps(_about(traces, alignment)) + ',"traceEvents":[\n')
             separator = ""
@@ -128,7 +141,7 @@ def read_trace(path: Path) -> PartyTrace:
         ConfigError: it cannot be read, or is no trace of redislink.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, _MOST_READ).splitlines()
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): check the path") from None
     except UnicodeDecodeError:
@@ -137,7 +150,7 @@ def read_trace(path: Path) -> PartyTrace:
     for number, line in enumerate(lines, 1):
         try:
             reader.take(json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+        except _NOT_OURS:
             if number == len(lines) > 1:
                 break  # the process was killed while it wrote this
             raise ConfigError(
@@ -177,9 +190,9 @@ class _Reader:
             raise ValueError("another version")
         trace = PartyTrace(
             self._path,
-            str(about["session"]),
-            str(about["party"]),
-            [str(party) for party in about["parties"]],
+            check_name(about["session"], "session"),
+            check_name(about["party"], "party"),
+            [check_name(party, "party") for party in about["parties"]],
             {str(peer): str(epoch) for peer, epoch in about["epochs"].items()},
             int(about["monotonic_ns"]),
             int(about["wall_ns"]),

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from redislink.errors import ConfigError
+from redislink.files import open_in_place_of
 from redislink.logs import PartyLogger
 from redislink.protocol.frame import BytesLike, Encoding
 
@@ -50,10 +51,11 @@ class TraceRecorder:
     """One endpoint's trace file. `attach` once, then `close`."""
 
     def __init__(self, directory: Path, session: str, party: str, limit: int) -> None:
-        """Make the file, in place of one of an earlier run.
+        """Make the file, in place of one of an earlier run; only its owner can read it.
 
         Args:
-            directory: made if it is not there; the file is SESSION.PARTY.trace.jsonl.
+            directory: made, with mode 0700, if it is not there; the file is
+                SESSION.PARTY.trace.jsonl.
             limit: calls after which it ends.
 
         Raises:
@@ -64,8 +66,8 @@ class TraceRecorder:
         self._party = party
         self._limit = limit
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = self.path.open("w", encoding="ascii")
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file: TextIO = open_in_place_of(self.path)
         except OSError as error:
             raise ConfigError(
                 f"{party}: cannot write the trace {self.path} ({error.strerror}): name a "

@@ -79,6 +79,19 @@ def test_a_directory_with_too_long_a_path_for_a_socket(tmp_path, monkeypatch):
         assert broker.unix_url == broker.url
 
 
+@pytest.mark.parametrize("name", ["with a space", "quote's \"#%41?'", "ü"])
+def test_a_temporary_directory_of_any_name(monkeypatch, name):
+    with tempfile.TemporaryDirectory() as short:  # a socket's path may not be long
+        directory = Path(short, name)
+        directory.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(directory))
+        with EmbeddedBroker(password=name) as broker:
+            assert broker.unix_url != broker.url
+            for url in (broker.url, broker.unix_url):
+                Broker(url).open_answering().close()
+        assert not list(directory.iterdir())
+
+
 def test_a_port_that_is_taken():
     with (
         EmbeddedBroker() as first,

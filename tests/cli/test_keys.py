@@ -30,7 +30,7 @@ class TestKeygen:
         secret = path.read_text().splitlines()[1]
         assert secret not in out + err
 
-    @pytest.mark.parametrize("name", ["123", "1e3", "null", "on", "-", "...", "2024-01-01", "a.b"])
+    @pytest.mark.parametrize("name", ["123", "1e3", "null", "on", "0x1F", "1_0", "2024-1-1", "a.b"])
     def test_any_name_is_read_back_as_it_is(self, call: Call, name: str) -> None:
         _, out, _ = call("keygen", "--out", "x.key", "--", name)
         (line,) = yaml.safe_load(out)
@@ -211,6 +211,35 @@ def test_run_takes_the_identity_and_checks_it_first(
     result = redislink(*words, "alice.key", program)
     assert result.stdout == f"{tmp_path / 'alice.key'}\n"
     check_one_line(redislink(*words, "none.key", program), 2, "none.key", "redislink keygen")
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "bob.key"])
+def test_init_writes_through_no_link(call: Call, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "planted")
+    code, out, err = call("init", "alice", "bob")
+    assert (code, out) == (2, "")
+    assert f"{name}: is there already" in err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("init", "alice", ".."),
+        ("init", "alice", "bob", "--session", ".env"),
+        ("keygen", "--", "-rf"),
+        ("keygen", "alice", "--psk", "."),
+        ("inspect", "--", "-s"),
+        ("purge", "."),
+    ],
+)
+def test_names_that_mean_something_to_a_shell(
+    call: Call, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert "of which the first is a letter or digit" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

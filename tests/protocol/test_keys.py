@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from redislink.errors import ConfigError, FrameError, UsageError
 from redislink.protocol import keys
 
-names = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 epochs = st.just("0") | st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
 tags = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
 paths = st.tuples(names, names, names, epochs, tags)
@@ -69,9 +69,23 @@ def test_encodings_that_are_not_ours_are_refused(encoded):
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "ü", "a" * 65, "a b", "a\n", "{a}", "*", None, 3])
-def test_names_are_checked_at_the_door(name):
+@pytest.mark.parametrize("first", ["", ".", "-", "_"])
+def test_names_are_checked_at_the_door(name, first):
     with pytest.raises(ConfigError, match="party name"):
-        keys.check_name(name, "party")
+        keys.check_name(first + name if isinstance(name, str) else name, "party")
+
+
+@pytest.mark.parametrize("name", [".", "..", "-rf", "--help", ".env", "_", "__pycache__", "..."])
+def test_names_are_no_directories_options_or_hidden_files(name):
+    with pytest.raises(ConfigError, match="first is a letter or digit"):
+        keys.check_name(name, "session")
+    with pytest.raises(FrameError):
+        keys.parse_list_untrusted(f"rl:{{{name}:bob}}:alice:0:!hello".encode())
+
+
+@pytest.mark.parametrize("name", ["a", "7", "a.", "A-_.9", "a" * 64])
+def test_names_that_are_valid(name):
+    assert keys.check_name(name, "party") == name
 
 
 @pytest.mark.parametrize("tag", ["", "x" * 513, "ü" * 257, "\ud800", None, b"bytes", 7])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
 from redislink import ConfigError, Endpoint, RecvTimeout, UsageError
+from redislink.files import open_in_place_of
 from redislink.trace.merge import merge, read_trace
 from redislink.trace.record import FIELDS
 from tests.conftest import connect_as, join, make_cluster, quick_settings, run_parties
@@ -256,11 +259,14 @@ def test_calls_that_the_disk_does_not_keep_up_with_do_not_fill_the_memory(
 
 
 def test_a_full_disk_ends_the_trace_and_not_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / "traces"
-    directory.mkdir()
-    (directory / "traced.alice.trace.jsonl").symlink_to("/dev/full")
+
+    def open_full_for_alice(path: Path) -> TextIO:
+        return Path("/dev/full").open("w") if "alice" in path.name else open_in_place_of(path)
+
+    monkeypatch.setattr("redislink.trace.record.open_in_place_of", open_full_for_alice)
     record(directory)
     assert "alice: the trace" in caplog.text
     assert "No space left on device" in caplog.text
@@ -311,6 +317,26 @@ def test_a_party_that_cannot_join_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="bob"):
         connect_as(cluster, "alice", quick_settings(trace_dir=tmp_path, connect_timeout=0.3))
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_for_its_owner_alone_and_writes_through_no_link(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        directory = tmp_path / "traces"
+        directory.mkdir()
+        victim = tmp_path / "victim"
+        victim.write_text("precious")
+        (directory / "traced.alice.trace.jsonl").symlink_to(victim)
+        record(directory)
+        record(tmp_path / "made")
+    finally:
+        os.umask(before)
+    assert victim.read_text() == "precious"
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+    for path in (*directory.iterdir(), *(tmp_path / "made").iterdir()):
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+        assert not path.is_symlink()
+    assert len(merge([*directory.iterdir()], tmp_path / "out").traces) == 3
 
 
 def test_a_directory_that_cannot_be_is_said_before_joining(tmp_path: Path) -> None:
