@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# A CA, a certificate for the broker, and one for each party, for TLS between parties and broker.
+# Makes a CA, a certificate for the broker, and one for everybody who connects to it.
 #
-#   make-certificates.sh DIR broker HOST...    HOST: each name and address under which parties reach it
-#   make-certificates.sh DIR party NAME...     NAME: as in the cluster file
+#   make-certificates.sh DIR broker HOST...    HOST: each name and address of the broker
+#   make-certificates.sh DIR client NAME...    NAME: a party of the cluster file, an admin, an operator
 #
-# The first call makes the CA. No file is ever written over: to renew a certificate, move both of its
-# files away and run this again; parties and broker go on trusting it, as the CA stays. Days that they
-# are valid: CA_DAYS (3650), CERTIFICATE_DAYS (398).
+# The first call makes the CA. The script never overwrites a file: to renew a certificate, move both of
+# its files away and run the script again. The CA stays, so everybody goes on trusting the new one.
+# Certificates are valid for CERTIFICATE_DAYS (398), the CA for CA_DAYS (3650).
 # Needs openssl 1.1.1 or later. ca.key stays where this ran, offline; nobody else needs it.
 #
-# These certificates guard the way to the broker alone. Who a party is to the others is proved by its
-# own key (`redislink keygen`), which the broker and this CA never see.
+# These certificates protect the connection to the broker, and nothing else. A party proves to the
+# others who it is with its own key (`redislink keygen`), which neither broker nor CA ever sees.
 set -euo pipefail
 umask 077
 
 usage() {
-  sed -n '3,4s/^# *//p' "$0" >&2
+  sed -n '4,5s/^# *//p' "$0" >&2
   exit 2
 }
 
 [ "$#" -ge 3 ] || usage
 directory=$1 kind=$2
 shift 2
-case $kind in broker | party) ;; *) usage ;; esac
+case $kind in broker | client) ;; *) usage ;; esac
 command -v openssl >/dev/null || { echo "openssl is not installed: install it" >&2; exit 1; }
 
 mkdir -p "$directory"
@@ -104,9 +104,9 @@ for name in "$@"; do
   check_name "$name"
 done
 make_ca
-if [ "$kind" = party ]; then
+if [ "$kind" = client ]; then
   for name in "$@"; do
-    [ "$name" != ca ] && [ "$name" != broker ] || { echo "$name: is no party" >&2; exit 2; }
+    [ "$name" != ca ] && [ "$name" != broker ] || { echo "$name: is the name of another file here: take another" >&2; exit 2; }
     make_certificate "$name" clientAuth "DNS:$name"
   done
 else

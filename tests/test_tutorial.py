@@ -1,13 +1,16 @@
-"""The tutorial's commands, as written: three processes in three directories, each with only its own
-data and key, over a broker with one generated user per party."""
+"""The tutorial, typed as it stands, on the broker that the guide in deploy/ sets up.
+
+Everybody has a terminal: three parties, the administrator, the operator. What is typed is what the
+two pages show, block by block, but for what a reader replaces too: ``NAME``, the address of the
+broker, and ``/etc`` for one who is not root. The broker is Debian's redis-server, with the
+configuration, certificates and users of the guide, started by what its unit says.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,29 +19,45 @@ from typing import Final
 import pytest
 
 from redislink import Simulator
-from redislink.broker import EmbeddedBroker
+from redislink.broker import Broker, acl
+from redislink.broker.connect import BrokerConnection
+from tests.conftest import quick_settings
+from tests.deploy.test_broker_files import free_port, server_binary
+from tests.support import systemd
+from tests.support.terminal import Terminal, terminals
 
 ROOT: Final = Path(__file__).parent.parent
-TUTORIAL: Final = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 PARTIES: Final = ("alice", "bob", "carol")
-TIMEOUT: Final = 120.0
-_BLOCK = re.compile(r"(?:<!-- ([^>]*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
-BLOCKS: Final = [match.groups() for match in _BLOCK.finditer(TUTORIAL)]
-pytestmark = pytest.mark.slow
+UNIT: Final = "redislink-broker"
+_BLOCK = re.compile(r"^(?:<!-- ([^>]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"^#{2,} (.*)$", re.MULTILINE)
 
 
-def _commands(place: str) -> list[str]:
-    return [text for where, _, text in BLOCKS if where == place]
+def sections(page: str) -> dict[str, list[tuple[str, str]]]:
+    """By heading, the blocks that say where they belong: that, and their text."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found: dict[str, list[tuple[str, str]]] = {}
+    # A comment in a block looks like a heading: headings count only between blocks.
+    blocks = list(_BLOCK.finditer(text))
+    inside = [block.span() for block in blocks]
+    headings = [
+        heading
+        for heading in _HEADING.finditer(text)
+        if not any(start <= heading.start() < end for start, end in inside)
+    ]
+    for heading, after in zip(headings, [*headings[1:], None], strict=True):
+        end = after.start() if after else len(text)
+        found[heading[1]] = [
+            (block[1], block[3])
+            for block in blocks
+            if heading.end() < block.start() < end and block[1]
+        ]
+    return found
 
 
-def _block(language: str) -> str:
-    return next(text for _, kind, text in BLOCKS if kind == language)
-
-
-class Place:
-    """A directory for each party, and one for the broker's admin."""
-
-    ALL: Final = """
+TUTORIAL: Final = sections("docs/tutorial.md")
+GUIDE: Final = sections("deploy/README.md")
+ALL: Final = """
 import runpy, sys
 from pathlib import Path
 for words in sys.argv[1:]:
@@ -47,87 +66,162 @@ for words in sys.argv[1:]:
     print("==", program, flush=True)
     runpy.run_path(str(Path(__file__).with_name(program)), run_name="__main__")
 """
-    """Runs several programs in one process: to start one each takes most of the time."""
+"""Runs several programs in one process: to start one each takes most of the time."""
 
-    def __init__(self, root: Path, broker: EmbeddedBroker) -> None:
+
+def blocks(section: str, where: str) -> list[str]:
+    """What somebody types in a section of the tutorial."""
+    (name,) = (name for name in TUTORIAL if name.endswith(section))
+    return [text for place, text in TUTORIAL[name] if place == where]
+
+
+def file(name: str) -> str:
+    """A file that the tutorial shows."""
+    (text,) = (t for found in TUTORIAL.values() for place, t in found if place == f"file: {name}")
+    return text
+
+
+class People:
+    """Everybody's terminal; all began in one directory, each goes to its own."""
+
+    def __init__(self, root: Path, port: int, opened: dict[str, Terminal]) -> None:
         self.root = root
-        self.broker = broker
-        for name in (*PARTIES, "admin"):
-            (root / name).mkdir()
-        for name in PARTIES:
-            shutil.copytree(
-                ROOT / "examples", root / name / "programs", ignore=shutil.ignore_patterns("data")
-            )
-            (root / name / "programs" / "all.py").write_text(self.ALL)
-        for party, file in (("alice", "alice.csv"), ("bob", "bob.csv"), ("carol", "carol.json")):
-            shutil.copy(ROOT / "examples" / "data" / file, root / party)
+        self._port = port
+        self._opened = opened
 
-    def start(self, who: str, command: str) -> subprocess.Popen[str]:
-        """Start a block of commands in somebody's directory."""
-        text = command.replace("PARTY", who).replace(
-            "broker.example:6379", f"127.0.0.1:{self.broker.port}"
+    def _as_typed(self, who: str, block: str) -> str:
+        return (
+            block.replace("NAME", who)
+            .replace("broker.example:6379", f"localhost:{self._port}")
+            .replace("/etc/", f"{self.root}/etc/")
         )
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.Popen(
-            ["bash", "-euc", text],
-            cwd=self.root / who,
-            env=inherited | {"PATH": path, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+
+    def type(self, who: str, block: str) -> str:
+        """What it printed."""
+        self._opened[who].start(self._as_typed(who, block))
+        return self._opened[who].wait()
+
+    def all_type(self, block: str) -> dict[str, str]:
+        """The three parties at the same time; what each printed."""
+        return self.each_types(dict.fromkeys(PARTIES, block))
+
+    def each_types(self, block_of: dict[str, str]) -> dict[str, str]:
+        """At the same time, each its own block."""
+        for who, block in block_of.items():
+            self._opened[who].start(self._as_typed(who, block))
+        return {who: self._opened[who].wait() for who in block_of}
+
+    def administer(self, *headings: str) -> str:
+        """The administrator types sections of the guide, for systemd on Debian 12."""
+        said = ""
+        for heading in headings:
+            for place, block in GUIDE[heading]:
+                assert place.startswith("admin")
+                said += self.type("admin", block)
+        return said
 
     def files(self) -> set[str]:
-        """What lies in the parties' directories, by path; without compiled Python."""
-        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*"))
-        return {path for path in found if "__pycache__" not in path}
+        """What lies in the parties' directories and programs, without compiled Python."""
+        found = (path for party in PARTIES for path in self.root.glob(f"{party}/**/*"))
+        names = {path.relative_to(self.root).as_posix() for path in found}
+        return {n for n in names if "__pycache__" not in n and "/out/" not in n}
 
-    def together(self, commands: dict[str, str]) -> dict[str, str]:
-        """Run blocks of commands at the same time."""
-        started = {who: self.start(who, command) for who, command in commands.items()}
+    def log_in(self, user: str) -> BrokerConnection:
+        """A connection to the broker as a party's user, with what the party has got."""
+        party = self.root / user.partition("~")[2]
+        password = (party / "broker.password").read_text().strip()
+        settings = quick_settings(
+            broker_url=acl.party_url(f"rediss://localhost:{self._port}/0", user, password),
+            broker_tls_ca=party / "ca.crt",
+            broker_tls_cert=party / "client.crt",
+            broker_tls_key=party / "client.key",
+        )
+        return Broker.from_settings(settings, None).open()
+
+    def hand_over(self, name: str, *to: str) -> None:
+        """Bring a file of the administrator's to the others."""
+        for who in to:
+            shutil.copy(self.root / "broker" / name, self.root / who)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Iterator[People]:
+    """Everybody in front of an empty directory, with a clone of the repository in it."""
+    server_binary("redis-server")
+    root = tmp_path
+    port = free_port()
+    # A checkout after `make demo`, without what is in no clone.
+    ignored = shutil.ignore_patterns("__pycache__", "tls", "passwords", "users.acl")
+    for part in ("deploy", "examples"):
+        shutil.copytree(ROOT / part, root / "redislink" / part, ignore=ignored)
+    (root / "redislink" / ".venv").symlink_to(sys.prefix)
+    systemd.install_commands(
+        root / "commands", root, "--tls-port", str(port), "--bind", "127.0.0.1"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
+    env |= {"PATH": f"{root / 'commands'}:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    with terminals(root, (*PARTIES, "admin", "operator"), env) as opened:
         try:
-            return {who: self._end(who, process) for who, process in started.items()}
+            yield People(root, port, opened)
         finally:
-            for process in started.values():
-                process.kill()
-                process.wait()
-
-    def _end(self, who: str, process: subprocess.Popen[str]) -> str:
-        out, err = process.communicate(timeout=TIMEOUT)
-        assert process.returncode == 0, f"{who}: {out}{err}"
-        return out
+            systemd.stop(root, UNIT)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """All that the tutorial says before training."""
-    password = secrets.token_urlsafe(16)
-    with EmbeddedBroker(password=password) as broker:
-        place = Place(tmp_path_factory.mktemp("tutorial"), broker)
-        keygen, fingerprint = _commands("each party")
-        cluster = _block("yaml")
-        for party, line in place.together(dict.fromkeys(PARTIES, keygen)).items():
-            cluster = re.sub(
-                rf'^ *- {{name: {party}, public_key: "x25519:…"}}$', "  " + line.strip(), cluster,
-                flags=re.MULTILINE,
-            )  # fmt: skip
-        assert "…" not in cluster
-        for who in (*PARTIES, "admin"):
-            (place.root / who / "cluster.yaml").write_text(cluster)
-        (place.root / "admin" / "admin.password").write_text(password)
-        place.together({"alice": fingerprint, "admin": _commands("admin")[0]})
-        for party in PARTIES:
-            given = place.root / "admin" / "passwords" / f"{party}.password"
-            shutil.copy(given, place.root / party / "broker.password")
-        yield place
+@pytest.mark.slow
+def test_the_tutorial_from_top_to_bottom(people: People) -> None:
+    set_up(people)
+    train(people)
+    watch(people)
+    add_a_session(people)
+
+
+def set_up(people: People) -> None:
+    """Steps 1 to 4 of the tutorial, and those of the guide."""
+    root = people.root
+    (install,) = blocks("try it alone", "everybody")
+    *not_typed, activate = install.splitlines()
+    assert not_typed == ["git clone REPOSITORY redislink", "make -C redislink demo"]
+    for who in (*PARTIES, "admin", "operator"):
+        people.type(who, activate)
+        assert people.type(who, "command -v redislink").startswith(sys.prefix)
+
+    (keygen,) = blocks("Make the keys", "each party")
+    cluster = file("cluster.yaml")
+    for party, said in people.all_type(keygen).items():
+        (line,) = (line for line in said.splitlines() if line.startswith("- {"))
+        shown = f'  - {{name: {party}, public_key: "x25519:…"}}\n'
+        assert shown in cluster
+        cluster = cluster.replace(shown, f"  {line}\n")
+    for who in (*PARTIES, ""):
+        (root / who / "cluster.yaml").write_text(cluster)
+    (fingerprint,) = blocks("Write the cluster file", "each party")
+    assert re.search(r"^alice .* own$", people.type("alice", fingerprint), re.MULTILINE)
+
+    people.administer(
+        "1. Make the broker's files", "2. Collect what each party gets", "Start it with systemd"
+    )
+    people.administer("4. Check it")
+    for who in (*PARTIES, "operator"):
+        given = root / "broker" / "hand-out" / who
+        assert {path.name for path in given.iterdir()} == {
+            *("broker.password", "ca.crt", "client.crt", "client.key")
+        }
+        shutil.copytree(given, root / who, dirs_exist_ok=True)
+    settings, doctor = blocks("Set up the broker", "each party")
+    people.all_type(settings)
+    for party in PARTIES:
+        assert (root / party / ".env").stat().st_mode & 0o777 == 0o600
+    said = people.type("alice", doctor)
+    assert "FAIL" not in said
+    assert re.search(r"client certificate.*PASS", said)
+    assert re.search(r"login.*PASS.*hospitals~alice", said)
+    people.hand_over("cluster.yaml", "operator")
 
 
 ARGUMENTS: Final = {
     "logistic_regression.py": dict.fromkeys(PARTIES, "--data ."),
     "millionaire.py": {"alice": "--wealth 3", "bob": "--wealth 5", "carol": "--wealth 4"},
-    "psi.py": dict.fromkeys(("alice", "bob"), "--input PARTY.csv --output out") | {"carol": ""},
+    "psi.py": dict.fromkeys(("alice", "bob"), "--input NAME.csv --output out") | {"carol": ""},
     "mlp.py": dict.fromkeys(PARTIES, "--data ."),
     "kmeans.py": dict.fromkeys(PARTIES, "--data ."),
 }
@@ -138,12 +232,10 @@ SAID: Final = {
     "mlp.py": {"bob": r"0\.9\d+ of 140 held-out patients told rightly"},
     "kmeans.py": dict.fromkeys(("alice", "bob"), r"groups of \d+, \d+ patients"),
 }
-
-
 SHOWN: Final = "programs/logistic_regression.py --data ."
 
 
-def _check(program: str, printed: dict[str, str]) -> None:
+def check(program: str, printed: dict[str, str]) -> None:
     for party in PARTIES:
         said = SAID[program].get(party)
         if said is None:
@@ -153,13 +245,20 @@ def _check(program: str, printed: dict[str, str]) -> None:
             assert re.search(said, printed[party]), printed[party]
 
 
-def test_the_examples_as_three_processes_apart(place: Place) -> None:
-    (command,) = _commands("each party, at once")
+def train(people: People) -> None:
+    """Steps 5 and 7: the programs, one after the other in the same processes."""
+    for block in blocks("Train", "each party"):
+        people.all_type(block)
+    (command,) = blocks("Train", "each party, at once")
     assert SHOWN in command
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     for program in SAID:
-        assert f"`programs/{program}`" in TUTORIAL or program in SHOWN
-    before = place.files()
-    printed = place.together(
+        assert f"`programs/{program}`" in page or program in SHOWN
+    before = people.files()
+    assert not {"bob/alice.csv", "carol/alice.csv"} & before
+    for party in PARTIES:
+        (people.root / party / "programs" / "all.py").write_text(ALL)
+    printed = people.each_types(
         {
             party: command.replace(
                 SHOWN,
@@ -171,15 +270,61 @@ def test_the_examples_as_three_processes_apart(place: Place) -> None:
     )
     parts = {party: re.split(r"^== .*$", text, flags=re.M)[1:] for party, text in printed.items()}
     for number, program in enumerate(SAID):
-        _check(program, {party: parts[party][number] for party in PARTIES})
-    assert {path for path in place.files() - before if path.count("/") == 1} == {
-        "alice/out",
-        "bob/out",
+        check(program, {party: parts[party][number] for party in PARTIES})
+    assert people.files() - before == {
+        *(f"{party}/programs/all.py" for party in PARTIES),
+        *("alice/out", "bob/out"),
     }
 
 
+def watch(people: People) -> None:
+    """Step 6."""
+    people.type("operator", "cd operator")
+    (top,) = blocks("Watch", "operator")
+    said = people.type("operator", top)
+    assert "session hospitals" in said
+    assert "not known" not in said, "it may see all that is shown"
+    assert all(party in said for party in PARTIES)
+
+
+def add_a_session(people: People) -> None:
+    """Step 8: it is there at once, and after a restart of the broker."""
+    (cluster,) = blocks("Add a second session", "administrator")
+    people.type("admin", cluster)
+    people.hand_over("night.yaml", *PARTIES)
+    before = people.log_in("hospitals~alice")
+    people.administer("Add a session")
+    people.log_in("night~alice").close()
+    assert before.execute(b"PING", timeout=5) == b"PONG", "the first session was not disturbed"
+    before.close()
+
+    (restart,) = blocks("Add a second session", "administrator, with systemd")
+    people.type("admin", restart)
+    (bench,) = blocks("Add a second session", "each party, at once")
+    for party, said in people.all_type(bench.replace("--seconds 1", "--seconds 0.1")).items():
+        for peer in PARTIES:
+            assert peer == party or re.search(rf"{peer}\W.*\d", said), said
+    people.log_in("hospitals~alice").close()
+
+
+def test_every_block_of_the_tutorial_belongs_to_somebody() -> None:
+    """A block that says nothing would be typed by nobody."""
+    for page in ("docs/tutorial.md", "deploy/README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        bare = [
+            block[3].strip().splitlines()[0]
+            for block in _BLOCK.finditer(text)
+            if block[2] == "sh" and not block[1]
+        ]
+        if page == "docs/tutorial.md":
+            assert not bare
+        else:  # compose, other distributions, a party's unit, Kubernetes
+            assert len(bare) == 6, bare
+
+
+@pytest.mark.slow
 def test_the_first_program(capsys: pytest.CaptureFixture[str], simulator: Simulator) -> None:
-    code = compile(_block("python"), "first.py", "exec")
+    code = compile(file("first.py"), "first.py", "exec")
     simulator.run(lambda _: exec(code, {}))
     assert sorted(capsys.readouterr().out.splitlines()) == [
         "32.0",

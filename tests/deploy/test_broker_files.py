@@ -30,21 +30,17 @@ SCRIPT: Final = DEPLOY / "make-certificates.sh"
 TEMPLATE: Final = DEPLOY / "users.acl.template"
 SESSION: Final = "hospitals"
 PARTIES: Final = ("alice", "bob", "carol")
-ADMIN: Final = "user admin on {hash} ~* &* +@all\n"
 _READY: Final = re.compile(r"eady to accept connections")
 
 
 def users_acl(hashes: dict[str, str]) -> str:
-    """The file that ``redislink acl --out`` writes for this session, and an administrator."""
-
-    class Hashed(dict[str, str]):
-        def __missing__(self, party: str) -> str:
-            return f"\0{party}\0"
-
-    text = acl.acl_file(acl.party_users(SESSION, PARTIES), Hashed())
-    for party in PARTIES:
-        text = text.replace(acl.hash_rule(f"\0{party}\0"), hashes[party])
-    return text + ADMIN.format(hash=hashes["admin"])
+    """The file that ``redislink acl --out --admin admin`` writes for this session."""
+    users = [*acl.party_users(SESSION, PARTIES), acl.admin_user("admin", PARTIES)]
+    names = [user.party for user in users]
+    text = acl.acl_file(users, dict(zip(names, names, strict=True)))
+    for name in names:
+        text = text.replace(acl.hash_rule(name), hashes[name])
+    return text
 
 
 def placeholders() -> dict[str, str]:
@@ -57,21 +53,6 @@ def test_the_template_is_what_redislink_acl_writes() -> None:
     )
 
 
-def test_the_guide_makes_an_administrator(tmp_path: Path) -> None:
-    guide = (DEPLOY / "README.md").read_text()
-    (commands,) = (b for b in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "password=" in b)
-    done = subprocess.run(
-        ["bash", "-ec", commands + 'printf %s "$password"'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    made = (tmp_path / "users.acl").read_text()
-    assert made == ADMIN.format(hash=acl.hash_rule(done.stdout))
-    assert len(done.stdout) > 40
-
-
 # -- certificates ----------------------------------------------------------------------------------
 
 
@@ -82,7 +63,7 @@ def make_certificates(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_script_makes_a_chain_and_writes_over_nothing(tmp_path: Path) -> None:
     made = make_certificates(str(tmp_path), "broker", "broker.example", "192.0.2.1", "::1")
     assert made.returncode == 0, made.stderr
-    assert make_certificates(str(tmp_path), "party", "alice").returncode == 0
+    assert make_certificates(str(tmp_path), "client", "alice").returncode == 0
     shown = {
         name: subprocess.run(
             ["openssl", "x509", "-in", tmp_path / f"{name}.crt", "-noout", "-text"],
@@ -101,7 +82,7 @@ def test_the_script_makes_a_chain_and_writes_over_nothing(tmp_path: Path) -> Non
         assert path.stat().st_mode & 0o777 == (0o600 if path.suffix == ".key" else 0o644), path
 
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for arguments in (("broker", "other.example"), ("party", "bob", "alice")):
+    for arguments in (("broker", "other.example"), ("client", "bob", "alice")):
         again = make_certificates(str(tmp_path), *arguments)
         assert again.returncode == 1
         assert "is there already, and stays" in again.stderr
@@ -110,7 +91,7 @@ def test_the_script_makes_a_chain_and_writes_over_nothing(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["a/b", "..", "-x", "a b", "a\nb", "$(id)", ""])
 def test_the_script_refuses_what_is_no_name(tmp_path: Path, name: str) -> None:
-    assert make_certificates(str(tmp_path / "made"), "party", name).returncode == 2
+    assert make_certificates(str(tmp_path / "made"), "client", name).returncode == 2
     assert not list(tmp_path.rglob("*.key"))
 
 
@@ -186,7 +167,7 @@ def broker_directory(tmp_path: Path) -> tuple[Path, dict[str, str]]:
         shutil.copy(DEPLOY / name, tmp_path)
     tls = str(tmp_path / "tls")
     assert make_certificates(tls, "broker", "localhost", "127.0.0.1").returncode == 0
-    assert make_certificates(tls, "party", *PARTIES).returncode == 0
+    assert make_certificates(tls, "client", *PARTIES).returncode == 0
     passwords = {name: acl.make_password() for name in (*PARTIES, "admin")}
     text = TEMPLATE.read_text()
     for name, placeholder in placeholders().items():

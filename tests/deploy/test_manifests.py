@@ -132,9 +132,10 @@ def test_the_server_finds_its_files_where_the_configuration_names_them() -> None
 
     broker = compose_broker()
     root = broker["working_dir"]
-    assert {volume["target"] for volume in broker["volumes"]} == {f"{root}/{n}" for n in needed}
-    assert {volume["source"] for volume in broker["volumes"]} == {f"./{n}" for n in needed}
-    assert all(volume["read_only"] for volume in broker["volumes"])
+    (volume,) = broker["volumes"]
+    assert (volume["source"], volume["target"]) == ("./server", root)
+    assert volume["read_only"]
+    assert copied_by_the_guide("server") == copied_by_the_guide("/etc/redislink-broker") == needed
 
     pod = named("StatefulSet", "redislink-broker")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -146,6 +147,26 @@ def test_the_server_finds_its_files_where_the_configuration_names_them() -> None
     assert mounted == needed
     secret = named("Secret", sources[1]["secret"]["name"])["stringData"]
     assert {item["key"] for item in sources[1]["secret"]["items"]} == set(secret)
+
+
+def copied_by_the_guide(directory: str) -> set[str]:
+    """What the guide's ``install`` commands put into a directory, by path there."""
+    copied: set[str] = set()
+    guide = (DEPLOY / "README.md").read_text()
+    for line in re.findall(r"^sudo install (-m .*)$", guide, re.MULTILINE):
+        *sources, to = re.sub(r"-[mog] \S+ ", "", line).split()
+        if to in (directory, f"{directory}/tls"):
+            copied |= set(sources)
+    return copied
+
+
+def test_the_container_can_read_what_is_copied_for_it() -> None:
+    (user,) = {compose_broker()["user"]}
+    number, _, group = user.partition(":")
+    guide = (DEPLOY / "README.md").read_text()
+    lines = re.findall(r"^sudo install .* server(?:/tls)?(?: .*)?$", guide, re.MULTILINE)
+    assert len(lines) == 4
+    assert all(f"-o {number} -g {group} " in line for line in lines)
 
 
 def test_maxmemory_fits_into_every_limit() -> None:
