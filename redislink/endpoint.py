@@ -365,6 +365,7 @@ class Endpoint:
         slice_, probed = self._first_slice, False
         missing, size = 0, 0  # chunks of the message, and bytes of one, once one has come
         wait = self._inbox.acquire()
+        wait.give_up = started + limit
         # Before the check: whoever ends the session sets the failure, then looks for waits.
         wait.purpose = (peer.name, tag, started)
         try:
@@ -747,6 +748,7 @@ class Endpoint:
             return None  # another thread waits for a tag before this one, which may be long
         wait = lane.wait
         try:
+            wait.give_up = started + limit
             wait.purpose = (peer.name, tag, started)
             if self._closing or self._failure is not None:
                 self._check_usable()
@@ -1042,6 +1044,8 @@ class Endpoint:
             if purpose is not None and now - purpose[2] > _UNREAD_CONTROL_WAIT:
                 with self._lock:
                     self._register(wait)
+                if now > wait.give_up + wait.margin:
+                    wait.interrupt()  # a reply has begun and drips: its timeout holds all the same
         busy = busy or self._outbox.has_unread
         pause = _UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
         for peer in self._peers.values():

@@ -23,10 +23,14 @@ from redis.retry import Retry
 from redislink.broker.finding import ClusterFinder, Finder, SentinelFinder
 from redislink.broker.url import WRITE_SO, Address, parse_url
 from redislink.broker.wire import (
+    LISTING,
     NOT_YET,
+    SHORT,
+    Bound,
     Buffer,
     ErrorReply,
     LibraryWire,
+    NotRespError,
     SocketWire,
     Wire,
     error_text,
@@ -60,6 +64,15 @@ _PASSING_CODES: Final = (
     "MISCONF",
     "NOREPLICAS",
 )
+# Error replies to AUTH, or to a command before it; the last ones are those of Redis 6 and earlier.
+_LOGIN_CODES: Final = (
+    "WRONGPASS",
+    "NOAUTH",
+    "ERR AUTH",
+    "Authentication required",
+    "ERR invalid password",
+    "ERR Client sent AUTH",
+)
 _FAILURES: Final = (redis.RedisError, OSError, ValueError)
 _fake_servers: Final[dict[str, Any]] = {}
 _fake_servers_lock: Final = threading.Lock()
@@ -88,13 +101,38 @@ class BrokerConnection:
         self._on_elsewhere = on_elsewhere
         self.usable = True
         self._wire: Wire = LibraryWire(connection)
+        self._timeout = timeout
+        if not in_process:
+            # redis-py would read the answers to this with neither a deadline nor a limit.
+            connection.redis_connect_func = self._log_in
         try:
             connection.connect()
-            if not in_process:
-                self._wire = SocketWire(connection, timeout)
         except _FAILURES as error:
             self.close()
             raise _translate(label, error, "connecting") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _log_in(self, connection: Any) -> None:
+        """What follows on the socket's connecting: AUTH and SELECT, where they are needed.
+
+        Args:
+            connection: redis-py's, which calls this.
+
+        Raises:
+            BrokerError: as `read`.
+        """
+        self._wire = SocketWire(connection, self._timeout)
+        provider = connection.credential_provider
+        if provider is None and (connection.username or connection.password):
+            provider = redis.UsernamePasswordCredentialProvider(
+                connection.username, connection.password
+            )
+        if provider is not None:
+            self.execute(b"AUTH", *provider.get_credentials(), timeout=self._timeout)
+        if connection.db:
+            self.execute(b"SELECT", connection.db, timeout=self._timeout)
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write packed commands (see `wire.pack`); each owes one `read`.
@@ -146,8 +184,11 @@ class BrokerConnection:
         with contextlib.suppress(*_FAILURES):  # whoever uses it next is told
             self._wire.wait_movable(seconds, writes=writes)
 
-    def read(self, timeout: float) -> Any:
+    def read(self, timeout: float, most: Bound = SHORT) -> Any:
         """The next reply, waiting at most ``timeout`` seconds; error replies are raised.
+
+        Args:
+            most: what the reply may have; one that has more breaks the connection.
 
         Returns:
             bytes, or a memoryview where they are many; int; None; or a list of these.
@@ -157,7 +198,7 @@ class BrokerConnection:
                 another one has our lists; it is closed now.
             BrokerError: the broker's own error reply; the connection stays usable.
         """
-        return self._reply("a reply", self._wire.read, timeout)
+        return self._reply("a reply", self._wire.read, timeout, most)
 
     def pop(self, name: bytes, timeout: float, margin: float) -> Any:
         """BLPOP of one list: the element, or None if none came in ``timeout`` seconds.
@@ -225,10 +266,10 @@ class BrokerConnection:
         """Write commands in one go; each owes one `read`."""
         self.write((b"".join(map(pack, commands)),))
 
-    def execute(self, *command: bytes | int | str, timeout: float) -> Any:
+    def execute(self, *command: bytes | int | str, timeout: float, most: Bound = SHORT) -> Any:
         """Send one command and read its reply."""
         self.write((pack(command),))
-        return self.read(timeout)
+        return self.read(timeout, most)
 
     def interrupt(self) -> None:
         """Make a `read` in another thread end with an error, now.
@@ -325,7 +366,7 @@ class Broker:
                 if value is not None
             }
         if self._url.kind == "sentinel":
-            self._finder = SentinelFinder(self._url, self._make_pool, _translate)
+            self._finder = SentinelFinder(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
             self._finder = ClusterFinder(self._url, self._ask_slots)
         if self._finder is not None:
@@ -480,10 +521,16 @@ class Broker:
         except (ValueError, TypeError, redis.RedisError):
             raise ConfigError(f"broker URL {self.label}: cannot be parsed: {WRITE_SO}") from None
 
+    def _ask_sentinel(self, address: Address, *command: bytes | str) -> Any:
+        label = f"{self.label} (a sentinel)"
+        pool = self._make_pool(self._url.sentinel_at(address))
+        with contextlib.closing(self._connect(pool, label, None)) as connection:
+            return connection.execute(*command, timeout=self.timeout, most=LISTING)
+
     def _ask_slots(self, address: Address) -> Any:
         with contextlib.closing(self.on(address).open()) as connection:
             try:
-                return connection.execute(b"CLUSTER", b"SLOTS", timeout=self.timeout)
+                return connection.execute(b"CLUSTER", b"SLOTS", timeout=self.timeout, most=LISTING)
             except BrokerRefused as error:
                 raise BrokerRefused(
                     f"{error}: a server that is no node of a Redis Cluster has a URL redis://…"
@@ -514,7 +561,7 @@ def translate_error_reply(label: str, text: str) -> BrokerError:
             f"broker {label}: permission denied ({text}): "
             "let this party's ACL user run the commands that docs/broker.md lists on its keys"
         )
-    if text.startswith(("WRONGPASS", "NOAUTH", "ERR AUTH", "Authentication required")):
+    if text.startswith(_LOGIN_CODES):
         return _auth_error(label, text)
     if text.startswith("OOM"):
         return BrokerBusy(f"broker {label}: out of memory ({text}): raise its maxmemory")
@@ -554,6 +601,11 @@ def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:
         return BrokerUnreachable(
             f"broker {label}: its certificate is not trusted ({text}): set REDISLINK_BROKER_TLS_CA "
             "to the PEM file of the CA that signed it"
+        )
+    if isinstance(error, NotRespError):
+        return BrokerUnreachable(
+            f"broker {label}: no answer to what was asked, while {doing} ({text}): check that it "
+            "is a Redis or Valkey server, and what stands between it and this party"
         )
     return BrokerUnreachable(
         f"broker {label}: no connection while {doing} ({text}): "

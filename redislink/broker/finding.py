@@ -18,9 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-import redis
 from redis.crc import key_slot
-from redis.sentinel import Sentinel
 
 from redislink.broker.url import Address, BrokerUrl
 from redislink.errors import BrokerBusy, BrokerError, BrokerRefused, BrokerUnreachable
@@ -94,22 +92,14 @@ class Finder(abc.ABC, Generic[_Answer]):
 class SentinelFinder(Finder[Address]):
     """The master, as the first sentinel has it that knows one that is up."""
 
-    def __init__(
-        self,
-        url: BrokerUrl,
-        make_pool: Callable[[str], redis.ConnectionPool],
-        translate: Callable[[str, Exception, str], BrokerError],
-    ) -> None:
-        """Args: the broker's; makes a pool of a URL; makes ours of one of redis-py's errors."""
+    def __init__(self, url: BrokerUrl, ask: Callable[..., Any]) -> None:
+        """Args: the broker's; the reply of the sentinel at an address to a command."""
         super().__init__()
         self._url = url
-        self._translate = translate
+        self._ask_sentinel = ask
+        self._sentinels = list(url.addresses)
+        """In the order in which they are asked."""
         self._behind = False
-        self._library: Any = Sentinel([])  # type: ignore[no-untyped-call]
-        self._library.sentinels = [
-            redis.Redis(connection_pool=make_pool(url.sentinel_at(address)))
-            for address in url.addresses
-        ]
 
     def address(self, _: bytes | None) -> Address:
         return self._current()
@@ -117,9 +107,9 @@ class SentinelFinder(Finder[Address]):
     def every(self) -> list[Address]:
         master = self._current()
         with self._asking:
-            replicas = self._library.discover_slaves(self._url.master)
-            self._disconnect()
-        return [master, *((str(host), int(port)) for host, port in replicas)]
+            replicas = self._asked(self._sentinels[0], b"SENTINEL", b"REPLICAS", self._url.master)
+        up = (replica for replica in replicas if _is_up(replica))
+        return [master, *(self._place_untrusted(replica) for replica in up)]
 
     def moved(self, _: Address, __: str) -> None:
         self._behind = True
@@ -128,25 +118,22 @@ class SentinelFinder(Finder[Address]):
     def _ask(self) -> Address:
         failure: BrokerError | None = None
         answered = False
-        sentinels = self._library.sentinels
+        sentinels = self._sentinels
         if self._behind:  # the one that named the last master: ask another one first
             self._behind = False
             sentinels.append(sentinels.pop(0))
-        try:
-            for place, sentinel in enumerate(sentinels):
-                try:
-                    state = sentinel.sentinel_masters().get(self._url.master)
-                except (redis.RedisError, OSError, ValueError, TypeError, AttributeError) as error:
-                    failed = self._translate(f"{self._url.label} (a sentinel)", error, "asking")
-                    if failure is None or failed.passes:
-                        failure = failed
-                    continue
-                answered = True
-                if state and self._library.check_master_state(state, self._url.master):
+        for place, sentinel in enumerate(sentinels):
+            try:
+                masters = self._asked(sentinel, b"SENTINEL", b"MASTERS")
+            except BrokerError as error:
+                if failure is None or error.passes:
+                    failure = error
+                continue
+            answered = True
+            for state in masters:
+                if state.get("name") == self._url.master and _is_up(state):
                     sentinels.insert(0, sentinels.pop(place))
-                    return str(state["ip"]), int(state["port"])
-        finally:
-            self._disconnect()
+                    return self._place_untrusted(state)
         if failure is not None and not answered:
             raise failure
         raise BrokerUnreachable(
@@ -154,9 +141,40 @@ class SentinelFinder(Finder[Address]):
             f"{self._url.master!r:.80} that is up: wait for a failover to end, or check the name"
         )
 
-    def _disconnect(self) -> None:
-        for sentinel in self._library.sentinels:
-            sentinel.connection_pool.disconnect()
+    def _asked(self, sentinel: Address, *command: bytes | str) -> list[dict[str, str]]:
+        """What a sentinel says of servers, of each its properties."""
+        try:
+            return _servers_untrusted(self._ask_sentinel(sentinel, *command))
+        except (ValueError, TypeError):
+            raise self._nonsense() from None
+
+    def _place_untrusted(self, state: dict[str, str]) -> Address:
+        try:
+            return state["ip"], _port(int(state["port"]))
+        except (KeyError, ValueError):
+            raise self._nonsense() from None
+
+    def _nonsense(self) -> BrokerRefused:
+        return BrokerRefused(
+            f"broker {self._url.label} (a sentinel): answered with something else than a list of "
+            "servers: check that it is a sentinel"
+        )
+
+
+def _servers_untrusted(reply: Any) -> list[dict[str, str]]:
+    """Properties of servers, in a reply to SENTINEL; ValueError, TypeError if it is another."""
+    if not isinstance(reply, list):
+        raise TypeError
+    servers = []
+    for flat in reply:
+        words = [bytes(word).decode(errors="replace") for word in flat]
+        servers.append(dict(zip(words[::2], words[1::2], strict=True)))
+    return servers
+
+
+def _is_up(state: dict[str, str]) -> bool:
+    """Whether a sentinel takes this server for one that serves."""
+    return not {"s_down", "o_down"} & set(state.get("flags", "").split(","))
 
 
 class _SlotMap:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
-from redislink.broker.wire import Buffer, pack_blpop, pack_blpops
+from redislink.broker.wire import CONTROL, ELEMENT, Buffer, pack_blpop, pack_blpops
 from redislink.errors import BrokerRefused, EndpointClosed
 
 _LONGEST_MARGIN: Final = 5.0
@@ -37,6 +37,8 @@ class Wait:
     Attributes:
         purpose: (peer, tag, since) of the receive that uses it now; None while it is idle.
             For the endpoint's eyes only.
+        give_up: when that receive's timeout is over, monotonic seconds.
+        margin: seconds by which a reply may be late before the connection counts as broken.
         cancelled, registered: for the endpoint's use.
     """
 
@@ -44,10 +46,11 @@ class Wait:
         "_broker",
         "_connection",
         "_interrupted",
-        "_margin",
         "_on_open",
         "_posted",
         "cancelled",
+        "give_up",
+        "margin",
         "purpose",
         "registered",
     )
@@ -56,11 +59,12 @@ class Wait:
         """Args: the broker; what to call whenever a new connection to it works."""
         self._broker = broker
         self._on_open = on_open
-        self._margin = min(_LONGEST_MARGIN, broker.timeout)
+        self.margin = min(_LONGEST_MARGIN, broker.timeout)
         self._connection: BrokerConnection | None = None
         self._interrupted = False
         self._posted = 0
         self.purpose: tuple[str, str, float] | None = None
+        self.give_up = 0.0
         self.cancelled = False
         self.registered = False
 
@@ -68,7 +72,7 @@ class Wait:
         """Take the first element of the first of these lists that has one.
 
         Args:
-            names: lists in one Cluster slot.
+            names: lists in one Cluster slot, of control frames or hellos: of small elements.
             timeout: seconds to wait, finite and above 0.
 
         Returns:
@@ -86,7 +90,7 @@ class Wait:
             if self._interrupted:
                 raise Interrupted
             connection.write((pack_blpop(names, timeout),))
-            reply = connection.read(timeout + self._margin)
+            reply = connection.read(timeout + self.margin, CONTROL)
             if reply is None:
                 if self._interrupted:
                     raise Interrupted
@@ -106,7 +110,7 @@ class Wait:
                 connection = self._open()
             if self._interrupted:
                 raise Interrupted
-            element = connection.pop(name, timeout, self._margin)
+            element = connection.pop(name, timeout, self.margin)
             if type(element) is bytes:  # nearly always
                 return element
             if element is None and self._interrupted:
@@ -140,7 +144,7 @@ class Wait:
                 self._posted += more
             if not connection.wait_readable(timeout):
                 return None
-            element = connection.read_popped(name, self._margin)
+            element = connection.read_popped(name, self.margin)
             self._posted -= 1
             if element is None and self._interrupted:
                 raise Interrupted
@@ -190,7 +194,7 @@ class Wait:
         if blpop_timeout is None and not connection.wait_readable(patience):
             raise TimeoutError
         try:
-            element = connection.read_popped(name, (blpop_timeout or 0.0) + self._margin)
+            element = connection.read_popped(name, (blpop_timeout or 0.0) + self.margin)
             if type(element) is bytes:  # nearly always
                 return element
             return _element_untrusted(element, self._broker.label)
@@ -208,7 +212,7 @@ class Wait:
         """
         try:
             connection = self._connection or self._open()
-            element = connection.execute(b"LPOP", name, timeout=self._broker.timeout)
+            element = connection.execute(b"LPOP", name, timeout=self._broker.timeout, most=ELEMENT)
             if element is None:
                 return None
             return _popped_untrusted([name, element], (name,), self._broker.label)[1]

@@ -480,7 +480,7 @@ class Outbox:
         """Notice that an idle connection has ended before writing to it, and losing that."""
         self._read_ready(connection)
         if not self._unread and connection.readable():
-            connection.read(self._broker.timeout)  # raises: nothing was asked
+            connection.read_now()  # nothing was asked; if it is an error, this raises it
             raise BrokerUnreachable(f"broker {self._broker.label}: it said something unasked")
 
     def _check_moves(self) -> None:

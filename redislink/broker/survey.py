@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.url import Address
+from redislink.broker.wire import ELEMENT, LISTING
 from redislink.errors import (
     BrokerPermissionError,
     BrokerRefused,
@@ -33,6 +34,7 @@ Command = tuple[bytes | int | str, ...]
 
 _SCAN_COUNT: Final = 1000
 _LONGEST_SCAN: Final = 60.0
+_MOST_KEYS: Final = 1 << 20
 _BATCH: Final = 200
 """Keys that one writing asks about, or removes: a broker serves others between two of them."""
 _STRINGS: Final = (keys.CLAIM_TAG, keys.STATUS_TAG)
@@ -127,6 +129,11 @@ class Survey:
                     continue
                 if session in (None, parsed[0]) and name.startswith(prefix):
                     names[name] = parsed
+                if len(names) > _MOST_KEYS:
+                    raise BrokerRefused(
+                        f"broker {self.label}: it names more than {_MOST_KEYS} keys of ours: "
+                        "check that it is a Redis or Valkey server, and who pushes to it"
+                    )
             for batch in _batches(list(names)):
                 # A slot that moves while we look shows its keys twice.
                 for key in self._describe(connection, {name: names[name] for name in batch}):
@@ -158,7 +165,9 @@ class Survey:
         connection = self._nodes.of(key.name)
         for index in range(most):
             try:
-                element = connection.execute("LINDEX", key.name, index, timeout=self._timeout)
+                element = connection.execute(
+                    "LINDEX", key.name, index, timeout=self._timeout, most=ELEMENT
+                )
             except BrokerPermissionError:
                 raise _not_allowed(
                     self.label, "LINDEX", "leave --frames out, or come as an admin"
@@ -216,6 +225,7 @@ class Survey:
                 reply = connection.execute(
                     *("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _SCAN_COUNT),
                     timeout=self._timeout,
+                    most=LISTING,
                 )
             except BrokerPermissionError:
                 self.refused.add("SCAN")
@@ -261,16 +271,17 @@ class Survey:
 
     def _ask(self, connection: BrokerConnection, commands: Sequence[Command]) -> list[Any]:
         """The replies, None for each that is refused."""
+        give_up = time.monotonic() + self._timeout
         connection.send(commands)
         try:
-            return [self._reply(connection, command) for command in commands]
+            return [self._reply(connection, command, give_up) for command in commands]
         except BaseException:
             connection.close()  # replies are still to come: out of step
             raise
 
-    def _reply(self, connection: BrokerConnection, command: Command) -> Any:
+    def _reply(self, connection: BrokerConnection, command: Command, give_up: float) -> Any:
         try:
-            reply = connection.read(self._timeout)
+            reply = connection.read(max(0.001, give_up - time.monotonic()))
         except (BrokerPermissionError, BrokerRefused) as error:
             # A key of another type than its name says is no matter of permissions.
             if "WRONGTYPE" not in str(error):

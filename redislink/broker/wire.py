@@ -5,8 +5,11 @@ its parsers copy a large bulk several times: a 1 MB round trip took 6.7 ms throu
 1.2 ms through a plain ``recv_into`` loop. fakeredis has no socket and
 keeps redis-py's own reading and writing.
 
-Rules: replies come in the order of the commands; a wire on which anything but an error reply
-went wrong is out of step, and its owner closes it.
+Rules:
+- Replies come in the order of the commands; a wire on which anything but an error reply went
+  wrong is out of step, and its owner closes it.
+- The server is not trusted: a reply has a deadline as a whole, not only for each read of it, and
+  has no more elements and bytes than a `Bound` allows that fits what was asked.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import redis
 
@@ -39,6 +42,28 @@ _STEP: Final = 16 << 20
 _LARGEST_KEPT: Final = 4 << 20
 _LEAST_RATE: Final = 16 << 10
 """Bytes per second at which a large bulk must come: a broker that drips holds nobody up."""
+
+
+class Bound(NamedTuple):
+    """What a reply may have at most.
+
+    Attributes:
+        elements: of all its arrays together.
+        bytes: of all its bulk strings together.
+    """
+
+    elements: int
+    bytes: int
+
+
+SHORT: Final = Bound(1024, 2 * LARGE)
+"""Nearly every command's reply."""
+LISTING: Final = Bound(1 << 18, 32 << 20)
+"""Replies as long as what they list: SCAN, CLUSTER SLOTS, SENTINEL MASTERS."""
+CONTROL: Final = Bound(2, LARGE)
+"""A popped hello or control frame, and the name of its list."""
+ELEMENT: Final = Bound(2, _MAX_BULK + (4 << 10))
+"""An element of any list, and perhaps the list's name."""
 _MAX_PIECES: Final = 512
 _TLS_STEP: Final = 64 << 10
 """Bytes per call where TLS does not say how many of them went out."""
@@ -57,10 +82,16 @@ _PEXPIRE: Final = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n"
 """Begins with the end of the element before it."""
 _INTEGERS: Final = re.compile(rb"(?::[0-9]+\r\n)+").match
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
+_LINES: Final = b":+-"
+"""Kinds of replies that are one line."""
 
 
 class WireError(OSError):
     """The connection broke, or what came is not RESP."""
+
+
+class NotRespError(WireError):
+    """What came is no reply to what was asked, of whatever server."""
 
 
 class ErrorReply:
@@ -105,10 +136,13 @@ class Wire(Protocol):
         """Until a reply begins to arrive or, if ``writes``, there is room; or so many seconds."""
         ...
 
-    def read(self, timeout: float) -> Reply:
-        """The next reply, beginning within ``timeout`` seconds.
+    def read(self, timeout: float, most: Bound = SHORT) -> Reply:
+        """The next reply, beginning within ``timeout`` seconds, and whole soon after.
 
         A large bulk is a view that is good until the next read.
+
+        Args:
+            most: what it may have; a reply that has more is an error.
         """
         ...
 
@@ -132,7 +166,10 @@ class Wire(Protocol):
         ...
 
     def read_now(self) -> Reply:
-        """The next reply, a line, if all of it is here; else `NOT_YET`. `readable` was True."""
+        """The next reply, a line, if all of it is here; else `NOT_YET`. `readable` was True.
+
+        Never waits: a reply of another kind is an error.
+        """
         ...
 
     def readable(self) -> bool:
@@ -216,6 +253,10 @@ class SocketWire:
         self._large = bytearray()
         """Kept for the next large bulk: fresh pages cost more than what is read into them."""
         self._start = self._end = 0
+        self._elements_left, self._bytes_left = SHORT
+        """Of the reply that is being read."""
+        self._give_up = 0.0
+        """When that must be whole; 0 until the first wait for more of it."""
         self._popped_for = -1.0
         self._packed_seconds = b""
         """``_popped_for`` as the last argument of a BLPOP, but for its ``$``."""
@@ -288,9 +329,11 @@ class SocketWire:
         if not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             _poll(self._socket, seconds, select.POLLIN | (select.POLLOUT if writes else 0))
 
-    def read(self, timeout: float) -> Reply:
+    def read(self, timeout: float, most: Bound = SHORT) -> Reply:
         if timeout != self._timeout:
             self._set_timeout(timeout)
+        self._elements_left, self._bytes_left = most
+        self._give_up = 0.0
         return self._parse()
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
@@ -325,6 +368,8 @@ class SocketWire:
                 raise _ended()
             self._start, self._end = 0, len(came)
             self._view[: len(came)] = came
+        self._elements_left, self._bytes_left = ELEMENT
+        self._give_up = 0.0
         return element_of(self._parse(), name)
 
     def read_integers(self) -> int:
@@ -340,6 +385,8 @@ class SocketWire:
             self._end += self._receive_now(self._view[self._end :])
             if self._buffer.find(_CRLF, self._start, self._end) < 0:
                 return NOT_YET
+        if self._buffer[self._start] not in _LINES:
+            raise NotRespError("the broker answered a push with something else than a number")
         return self._parse()
 
     def readable(self) -> bool:
@@ -401,17 +448,25 @@ class SocketWire:
         if kind == _ARRAY:
             count = _length(rest)
             if depth >= _MAX_DEPTH:
-                raise WireError("the broker sent arrays within arrays without end")
-            return None if count < 0 else [self._parse(depth + 1) for _ in range(count)]
+                raise NotRespError("the broker sent arrays within arrays without end")
+            if count < 0:
+                return None
+            self._elements_left -= count
+            if self._elements_left < 0:
+                raise NotRespError("the broker sent more elements than an answer to this can have")
+            return [self._parse(depth + 1) for _ in range(count)]
         if kind == _STATUS:
             return bytes(rest)
         if kind == _ERROR:
             return ErrorReply(rest.decode(errors="replace"))
-        raise WireError("the broker does not speak RESP2")
+        raise NotRespError("the broker does not speak RESP2")
 
     def _read_bulk(self, size: int) -> bytes | memoryview | None:
         if size < 0:
             return None
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise NotRespError("the broker sent more bytes than an answer to this can have")
         if size < LARGE - 2:
             while self._end - self._start < size + 2:
                 self._fill()
@@ -422,7 +477,8 @@ class SocketWire:
         whole = self._large if size + 2 <= len(self._large) else bytearray(min(size + 2, _STEP))
         if len(whole) <= _LARGEST_KEPT:
             self._large = whole
-        give_up = time.monotonic() + self._timeout + size / _LEAST_RATE
+        self._check_pace()
+        self._give_up += size / _LEAST_RATE
         have = min(self._end - self._start, size + 2)
         whole[:have] = self._view[self._start : self._start + have]
         self._start += have
@@ -431,17 +487,25 @@ class SocketWire:
                 whole += bytes(min(size + 2 - have, len(whole)))
             with memoryview(whole) as view:
                 have += self._receive_into(view[have : size + 2])
-            if time.monotonic() > give_up:
-                raise TimeoutError("a reply that comes too slowly")
+            self._check_pace()
         return memoryview(whole)[:size]
 
     def _fill(self) -> None:
         """More bytes into the buffer, which holds less than a line or a small bulk."""
+        self._check_pace()
         if self._start == self._end:
             self._start, self._end = 0, self._receive_into(self._view)
             return
         self._make_room()
         self._end += self._receive_into(self._view[self._end :])
+
+    def _check_pace(self) -> None:
+        """More of a reply has to be waited for: that must not go on for ever."""
+        now = time.monotonic()
+        if not self._give_up:
+            self._give_up = now + self._timeout
+        elif now > self._give_up:
+            raise TimeoutError("a reply that comes too slowly")
 
     def _make_room(self) -> None:
         if self._start and self._end > _BUFFER_BYTES // 2:
@@ -449,7 +513,7 @@ class SocketWire:
             self._view[:held] = self._buffer[self._start : self._end]
             self._start, self._end = 0, held
         if self._end == _BUFFER_BYTES:
-            raise WireError("the broker sent a line without an end")
+            raise NotRespError("the broker sent a line without an end")
 
     def _receive_into(self, view: memoryview) -> int:
         try:
@@ -517,7 +581,11 @@ class LibraryWire:
         if not writes:  # not `can_read`, which opens the connection again if it was closed
             time.sleep(min(seconds, _IN_PROCESS_WAIT))
 
-    def read(self, timeout: float) -> Reply:
+    def read(
+        self,
+        timeout: float,
+        most: Bound = SHORT,  # noqa: ARG002 - nobody strange answers in process
+    ) -> Reply:
         try:
             return self._connection.read_response(disable_decoding=True, timeout=timeout)
         except redis.ResponseError as error:
@@ -576,7 +644,7 @@ def _after(pieces: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
 def _length(text: bytearray) -> int:
     size = int(text)
     if not -1 <= size <= _MAX_BULK:
-        raise WireError(f"the broker sent a reply of {size} bytes")
+        raise NotRespError(f"the broker sent a reply of {size} bytes")
     return size
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection, translate_error_reply
-from redislink.broker.wire import Buffer, element_of, pack_blpop
+from redislink.broker.wire import ELEMENT, LISTING, Bound, Buffer, element_of, pack_blpop
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError
 from redislink.protocol import keys
 
@@ -190,7 +190,7 @@ class FaultyBroker(Broker):
             connection = super().open()
             try:
                 for command in commands:
-                    reply = connection.execute(*command, timeout=self.timeout)
+                    reply = connection.execute(*command, timeout=self.timeout, most=LISTING)
                     if then_delete and reply:
                         connection.execute(b"DEL", *reply, timeout=self.timeout)
             finally:
@@ -294,12 +294,12 @@ class FaultyConnection(BrokerConnection):
         if not writes and not self.readable():
             self._inner.wait_movable(seconds, writes=False)
 
-    def read(self, timeout: float) -> Any:
+    def read(self, timeout: float, most: Bound = ELEMENT) -> Any:
         """The next reply: the broker's, or the one that the fault makes."""
         if not self._owed:
-            return self._inner.read(timeout)
+            return self._inner.read(timeout, most)
         owed = self._owed[0]
-        self._read_real(owed, timeout)
+        self._read_real(owed, timeout, most)
         self._owed.popleft()
         if owed.error is not None:
             raise owed.error
@@ -346,13 +346,13 @@ class FaultyConnection(BrokerConnection):
         """As of the connection behind."""
         self._inner.close()
 
-    def _read_real(self, owed: _Owed, timeout: float) -> None:
+    def _read_real(self, owed: _Owed, timeout: float, most: Bound = ELEMENT) -> None:
         """Read the broker's replies to one command; the first counts."""
         if owed.settled:
             return
         for number in range(owed.real_replies):
             try:
-                reply = self._inner.read(timeout)
+                reply = self._inner.read(timeout, most)
             except BrokerError as error:
                 if not self._inner.usable:
                     raise

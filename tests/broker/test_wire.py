@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from redislink.broker import wire
-from redislink.broker.wire import ErrorReply, SocketWire, WireError, pack_blpop, pack_push
+from redislink.broker.wire import ELEMENT, ErrorReply, SocketWire, WireError, pack_blpop, pack_push
 
 NAME = b"rl:{s:bob}:alice:0:t"
 
@@ -128,7 +128,7 @@ def test_a_large_size_takes_no_memory_before_it_comes(line: Line) -> None:
     line.say(b"$%d\r\nshort" % (400 << 20))
     line.server.shutdown(socket.SHUT_WR)
     with pytest.raises(WireError, match="closed"):
-        line.wire.read(5.0)
+        line.wire.read(5.0, ELEMENT)
     assert len(line.wire._large) <= 4 << 20
 
 
