@@ -12,15 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from redislink.cluster.mask import Mask
+from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
+from redislink.files import read_text
 from redislink.identity import parse_public_key
 from redislink.protocol.keys import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+_OTHER_THAN_TEXT = frozenset({"string_type", "model_type", "tuple_type", "dict_type"})
+"""Errors of pydantic about what may have been meant as text, or stands empty."""
 _REQUIRED_MEMBERS = {"ABY3": 3, "CHEETAH": 2, "SECURENN": 3}
 
 
@@ -120,6 +123,11 @@ class ClusterSpec(BaseModel):
     def _valid_session(cls, session: str) -> str:
         return _as_value_error(check_name, session, "session")
 
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _nothing_below(cls, devices: Any) -> Any:
+        return {} if devices is None else devices  # all of them are commented out
+
     @field_validator("parties", mode="before")
     @classmethod
     def _names_alone(cls, parties: Any) -> Any:
@@ -160,6 +168,20 @@ class ClusterSpec(BaseModel):
         Raises:
             ConfigError: one line that names source, place and remedy.
         """
+        return cls._parse(content, source, None)
+
+    @classmethod
+    def load(cls, text: str, source: str) -> ClusterSpec:
+        """As `parse`, of a YAML text; errors also say the line.
+
+        Raises:
+            ConfigError: as `parse`.
+        """
+        written = YamlText(text, source)
+        return cls._parse(written.content, source, written)
+
+    @classmethod
+    def _parse(cls, content: Any, source: str, written: YamlText | None) -> ClusterSpec:
         if not isinstance(content, dict):
             raise ConfigError(
                 f"{source}: a cluster file is a mapping with session, parties and devices, "
@@ -169,14 +191,18 @@ class ClusterSpec(BaseModel):
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
+            path = first["loc"]
             text = str(first["msg"]).removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 text = "there is no such field: check the spelling, or take it out"
             elif first["type"] == "missing":
                 text = "is missing: add it"
-            where = f"{source}: {place}: " if place else f"{source}: "
-            raise ConfigError(where + " ".join(text.split())) from None
+            elif written is not None and first["type"] in _OTHER_THAN_TEXT:
+                text = written.misread(path) or text
+            line = "" if written is None else written.place(path)
+            place = ".".join(str(part) for part in path)
+            where = f"{source}{line}: {place}: " if place else f"{source}{line}: "
+            raise ConfigError(where + text) from None
 
     @property
     def world_size(self) -> int:
@@ -257,7 +283,7 @@ def load_cluster(path: str | Path) -> ClusterSpec:
         ConfigError: one line that names file, place and remedy.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise ConfigError(
             f"cluster file {path}: {error.strerror or error}: check the path given with --cluster "
@@ -265,16 +291,7 @@ def load_cluster(path: str | Path) -> ClusterSpec:
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"cluster file {path}: not UTF-8 text: save it as UTF-8 YAML") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(
-            f"cluster file {path}{place}: not valid YAML ({problem}): mend that line"
-        ) from None
-    return ClusterSpec.parse(content, f"cluster file {path}")
+    return ClusterSpec.load(text, f"cluster file {path}")
 
 
 def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> str:
