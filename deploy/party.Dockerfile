@@ -2,11 +2,23 @@
 #   docker build --file deploy/party.Dockerfile --tag registry.example/redislink-party:0.1.0 .
 # and then, on top of it:  FROM registry.example/redislink-party:0.1.0
 #                          COPY program.py /srv/redislink/program.py
+#
+# The image holds an installed wheel and no source. What `docker build` sees of the checkout is in
+# .dockerignore; keys, passwords and settings come when it runs, as files (kubernetes/party.yaml).
+FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE .gitignore ./
+COPY redislink redislink
+COPY examples examples
+ENV PIP_CONSTRAINT=/src/constraints.txt PIP_NO_CACHE_DIR=1
+RUN pip wheel --no-deps --wheel-dir /dist . \
+ && python -m venv --without-pip /opt/redislink \
+ && pip --python /opt/redislink/bin/python install /dist/*.whl
+
 FROM docker.io/library/python:3.11.14-slim-bookworm
-COPY . /src
-RUN pip install --no-cache-dir --constraint /src/constraints.txt /src \
- && rm -rf /src \
- && useradd --uid 10002 --no-create-home --shell /usr/sbin/nologin redislink
+RUN useradd --uid 10002 --no-create-home --shell /usr/sbin/nologin redislink
+COPY --from=build /opt/redislink /opt/redislink
+ENV PATH=/opt/redislink/bin:$PATH
 USER 10002:10002
 WORKDIR /tmp
 ENTRYPOINT ["redislink"]
