@@ -5,16 +5,14 @@ No message quotes what a file holds.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from redislink.errors import ConfigError
-from redislink.files import open_new, open_regular, read_opened
+from redislink.files import open_new, open_regular, read_opened, replacing
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_BYTES: Final = 64 << 10
@@ -75,25 +73,17 @@ def update_file(path: str | Path, change: Callable[[str], str], what: str) -> No
     Raises:
         ConfigError: it is not there, is no text, or cannot be written by this user.
     """
-    target = Path(os.path.realpath(path))  # a link goes on leading there
+    target = os.path.realpath(path)  # a link goes on leading there
     try:
-        with target.open(encoding="utf-8") as file:
+        with open_regular(target) as file:
             before = os.fstat(file.fileno())
-            text = file.read()
-        new = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-        try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                os.fchown(descriptor, before.st_uid, before.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
-                file.write(change(text))
-                file.flush()
-                os.fsync(descriptor)
-            new.replace(target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            raise
+            text = read_opened(file, target)
+        with replacing(target) as new:
+            os.fchown(new.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
+            new.write(change(text))
+            new.flush()
+            os.fsync(new.fileno())
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: is not there: check the path") from None
     except OSError as error:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import runpy
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -44,6 +45,8 @@ PARTIES: Final = ("alice", "bob", "carol")
 DATA_OWNERS: Final = ("alice", "bob")
 LEARNS_MODEL: Final = "alice"
 PROGRAM: Final = "logistic_regression.py"
+NEXT_PROGRAM: Final = "millionaire.py"
+"""Of the examples, the one to try next."""
 ACCURACY_TOLERANCE: Final = 0.02
 """How far fixed-point arithmetic may move the accuracy from that of floating point."""
 _LOOK_INTERVAL: Final = 0.1
@@ -409,6 +412,39 @@ def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
             "broker saw names, tags, sizes and times."
             + (" Each party was a Redis user of its own, with its own inbox." if with_acl else "")
         )
+        _say_what_next()
+
+
+def _say_what_next() -> None:
+    """How to run a program of one's own choice; what can be typed, as it stands."""
+    typer.echo("\nNext, three parties in three terminals. Type:\n")
+    for line in next_commands():
+        typer.echo(f"  {line}")
+
+
+def next_commands() -> list[str]:
+    """What to type after the demo, to run a program in a terminal for each party."""
+    commands = []
+    if sys.prefix != sys.base_prefix:
+        activate = shlex.quote(_from_here(Path(sys.prefix) / "bin" / "activate"))
+        commands.append(f"source {activate}  # in each terminal: puts redislink on its PATH")
+    program = shlex.quote(_from_here(find_examples() / NEXT_PROGRAM))
+    commands += [
+        f"redislink init {' '.join(PARTIES)} --dir trial",
+        "redislink broker  # goes on running: open other terminals for the parties",
+    ]
+    commands += [
+        f"redislink run --cluster trial/cluster.yaml --party {party} "
+        f"--identity trial/{party}.key {program} --wealth {wealth}"
+        for party, wealth in zip(PARTIES, (3, 5, 4), strict=True)
+    ]
+    return commands
+
+
+def _from_here(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _figure(value: int | None) -> str:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from redislink.broker import Broker, EmbeddedBroker, acl
-from redislink.cli.demo import PARTIES
+from redislink.cli.demo import PARTIES, next_commands
 from tests.cli.conftest import TIMEOUT, Run, Start, check_one_line, ended
 from tests.support.groups import ClusterGroup
 from tests.support.keyspace import run
@@ -105,7 +105,9 @@ def test_acl_by_who_is_no_admin(redislink: Run) -> None:
         check_one_line(redislink("demo", "--broker", url, "--acl"), 3, "may not run ACL")
 
 
-def test_table_whatever_the_user_has_set(redislink: Run) -> None:
+def test_table_whatever_the_user_has_set(
+    redislink: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Settings of the user's own sessions do not lead the demo astray."""
     result = redislink(
         "demo",
@@ -123,6 +125,9 @@ def test_table_whatever_the_user_has_set(redislink: Run) -> None:
     assert "no party listened, and every connection went to the broker" in said
     assert "sealed all messages" in said
     assert "Each party was a Redis user of its own" in said
+    printed = [line.strip() for line in result.stdout.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    assert printed[-len(next_commands()) :] == next_commands(), "it ends with what to type next"
 
 
 def test_a_party_that_fails(redislink: Run) -> None:

@@ -38,20 +38,23 @@ class Terminal:
         self._process.stdin.write(typed.encode())
         self._process.stdin.flush()
 
-    def wait(self, timeout: float = TIMEOUT) -> str:
+    def wait(self) -> str:
         """What the block printed, on either stream."""
+        return self.read_until(f"{self._end}\n").removesuffix(f"{self._end}\n")
+
+    def read_until(self, text: str, timeout: float = TIMEOUT) -> str:
+        """What it prints until it has printed this."""
         assert self._process.stdout is not None
         said = b""
         deadline = time.monotonic() + timeout
-        end = f"{self._end}\n".encode()
-        while not said.endswith(end):
+        while text.encode() not in said:
             remaining = deadline - time.monotonic()
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, remaining))
             read = os.read(self._process.stdout.fileno(), 1 << 16) if ready else b""
             assert ready, f"not over after {timeout:.0f} s:\n{said.decode()}"
             assert read, f"a command failed:\n{said.decode()}"
             said += read
-        return said.removesuffix(end).decode()
+        return said.decode()
 
     def type(self, block: str) -> str:
         """Type a block and wait for its end."""
