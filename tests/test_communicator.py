@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,6 +32,7 @@ from redislink import (
     values,
 )
 from tests.conftest import IDENTITIES, in_thread, run_parties
+from tests.support.waiting import wait_until
 
 Make = Callable[..., list[Any]]
 _brokers = itertools.count()
@@ -66,14 +67,6 @@ def pair(make: Make) -> list[Any]:
     return make()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not come"
-        pause.wait(0.005)
-
-
 def blocked(communicator: Any, count: int = 1) -> bool:
     """True while so many of its calls wait for a message."""
     if isinstance(communicator, ThreadCommunicator):
@@ -81,6 +74,13 @@ def blocked(communicator: Any, count: int = 1) -> bool:
         return len(condition._waiters) >= count  # type: ignore[attr-defined]
     waits = communicator.endpoint._inbox.waits()
     return sum(wait.purpose is not None for wait in waits) >= count
+
+
+def waits_for_acks(communicator: Any) -> bool:
+    """True while one of its calls waits until a peer has received something."""
+    if isinstance(communicator, ThreadCommunicator):
+        return blocked(communicator)
+    return bool(communicator.endpoint._sleepers)
 
 
 def start_recv(communicator: Any, src: str, tag: str, count: int = 1) -> Any:
@@ -230,8 +230,16 @@ class TestMessages:
 
     def test_a_silence_can_be_announced(self, pair: list[Any]) -> None:
         alice, bob = pair
-        with alice.announce_silence(5):
-            alice.send("bob", "t", 1)
+        announced = contextlib.ExitStack()
+        announced.enter_context(alice.announce_silence(5))
+        if isinstance(bob, RedisCommunicator):  # threads are not watched
+            allowed = lambda: bob.endpoint._peers["alice"].delivery._allowed_silence  # noqa: E731
+            usual = bob.endpoint.settings.peer_timeout
+            wait_until(lambda: usual + 4 < allowed() <= usual + 5)
+            announced.close()
+            wait_until(lambda: allowed() == usual)
+        announced.close()
+        alice.send("bob", "t", 1)
         assert bob.recv("alice", "t") == 1
 
 
@@ -321,6 +329,8 @@ class TestHandles:
     def test_send_sync(self, pair: list[Any]) -> None:
         alice, bob = pair
         started = in_thread(lambda: alice.send_sync("bob", "t", [1]))
+        wait_until(lambda: waits_for_acks(alice))
+        assert not started[1]
         assert bob.recv("alice", "t") == [1]
         assert outcome(started) is None
 

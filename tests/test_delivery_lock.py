@@ -14,7 +14,8 @@ from redislink.endpoint import Endpoint
 from redislink.protocol.delivery import Delivery
 from redislink.testing import Faults, FaultyBroker
 from tests.conftest import in_thread, join, make_cluster, run_parties
-from tests.test_endpoint import blocked, wait_until
+from tests.support.waiting import wait_until
+from tests.test_endpoint import blocked
 
 _offences: set[str] = set()
 

@@ -1,8 +1,6 @@
 """The endpoint's conformance suite: unchanged on fakeredis and on a real Valkey."""
 
 import random
-import threading
-import time
 
 import pytest
 
@@ -23,15 +21,7 @@ from redislink.broker import Broker
 from redislink.protocol import keys
 from redislink.protocol.frame import Encoding
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
-
-
-def wait_until(condition, seconds=10):
-    """Return once the condition holds; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not come"
-        pause.wait(0.005)
+from tests.support.waiting import wait_until
 
 
 def blocked(endpoint, tag):

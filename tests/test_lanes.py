@@ -1,8 +1,6 @@
 """Lanes on a real broker: messages whose BLPOP is under way before they are asked for."""
 
 import random
-import threading
-import time
 
 import pytest
 
@@ -10,6 +8,7 @@ from redislink import Endpoint, EndpointClosed, RecvCancelled
 from redislink.broker import Broker
 from redislink.broker.inbox import Wait
 from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
+from tests.support.waiting import wait_until
 
 DEPTH = 8
 
@@ -54,13 +53,6 @@ def result(started):
     thread.join(15)
     assert len(outcome) == 1, "it has not ended"
     return outcome[0]
-
-
-def until(condition) -> None:
-    give_up, pause = time.monotonic() + 10, threading.Event()
-    while not condition():
-        assert time.monotonic() < give_up
-        pause.wait(0.005)
 
 
 def receives(endpoint: Endpoint) -> bool:
@@ -124,7 +116,7 @@ def test_lanes_that_wait_in_vain_lose_nothing(pair, admin):
         client = next(line for line in clients if b" addr=127.0.0.1:%d " % port in line)
         return b" flags=N " in client and b" qbuf=0 " in client
 
-    until(has_nothing_to_do)  # all its BLPOPs have ended; their replies are still to be read
+    wait_until(has_nothing_to_do)  # all its BLPOPs have ended; their replies are still to be read
     exchange(alice, bob, [f"t{n}" for n in range(3, 40)])
     assert alice.stats().frames_resent == bob.stats().reconnects == 0
 
@@ -133,7 +125,7 @@ def test_two_threads_of_which_the_second_gets_its_message_first(pair):
     alice, bob = pair()
     exchange(alice, bob, ["t1", "t2"])
     first = in_thread(lambda: bob.recv("alice", "t3"))
-    until(lambda: receives(bob))
+    wait_until(lambda: receives(bob))
     alice.send("bob", "t4", b"4")
     assert bob.recv("alice", "t4", timeout=3) == b"4"
     alice.send("bob", "t3", b"3")  # as if because of the other
@@ -176,7 +168,7 @@ def test_closing_ends_a_receive_on_a_lane(pair):
     alice, bob = pair()
     exchange(alice, bob, ["t1", "t2"])
     waiting = in_thread(lambda: bob.recv("alice", "t3"))
-    until(lambda: receives(bob))
+    wait_until(lambda: receives(bob))
     bob.close()
     assert isinstance(result(waiting), EndpointClosed)
 
@@ -185,7 +177,7 @@ def test_cancelling_ends_a_receive_on_a_lane(pair):
     alice, bob = pair()
     exchange(alice, bob, ["t1", "t2"])
     waiting = in_thread(lambda: bob.recv("alice", "t3"))
-    until(lambda: receives(bob))
+    wait_until(lambda: receives(bob))
     bob.cancel_recv("alice", "t")
     assert isinstance(result(waiting), RecvCancelled)
     exchange(alice, bob, ["t3", "t4", "t5"])

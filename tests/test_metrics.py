@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from redislink import ConfigError, Endpoint, metrics
 from redislink.metrics import EndpointCollector
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
-from tests.test_endpoint import blocked, wait_until
+from tests.support.waiting import wait_until
+from tests.test_endpoint import blocked
 
 PASSWORD = "s3cret-of-the-gateway"
 Samples = dict[tuple[str, str], float]

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from redislink import Endpoint, RecvCancelled, ThreadCommunicator
 from redislink.stats import COUNTS
 from tests.conftest import in_thread
-from tests.test_endpoint import blocked, wait_until
+from tests.support.waiting import wait_until
+from tests.test_endpoint import blocked
 
 URL = "fakeredis://stats"
 

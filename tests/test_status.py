@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from redislink.protocol import keys
 from redislink.protocol.status import PartyStatus, decode_status_untrusted
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 from tests.support.renewals import Renewals
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +35,15 @@ def status_of(
     cluster: ClusterSpec, party: str, wanted: Callable[[PartyStatus], bool] = lambda _: True
 ) -> PartyStatus:
     """The first of its documents to be as wanted."""
-    give_up = time.monotonic() + 10
-    while True:
+
+    def look() -> PartyStatus | None:
         document = value_of(cluster, "GET", keys.status_key(cluster.session, party))
-        if document is not None:
-            status = decode_status_untrusted(document)
-            if wanted(status):
-                return status
-        assert time.monotonic() < give_up, document
-        time.sleep(0.01)
+        status = None if document is None else decode_status_untrusted(document)
+        return status if status is not None and wanted(status) else None
+
+    found = wait_until(look)
+    assert found is not None
+    return found
 
 
 def test_what_passed_and_what_is_waited_for(broker_url: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from redislink.broker.claim import PartyClaim
 from redislink.broker.connect import BrokerConnection
 from redislink.broker.outage import Outage
 from redislink.logs import PartyLogger
+from tests.support.waiting import wait_until
 
 COMMANDS = 4
 """Three measurements of the round trip, and the SET."""
@@ -89,13 +89,6 @@ def value_of(broker: Broker, *command: bytes | int | str) -> Any:
         connection.close()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim's thread wakes a hundred times as often."""
@@ -109,7 +102,7 @@ def test_a_status_is_written_again_and_again_and_goes_with_the_claim(quick: None
     claim.acquire(Outage("alice", 10))
     try:
         claim.publish(STATUS, lambda: b"%d" % next(numbers))
-        wait_for(lambda: (value_of(broker, "GET", STATUS) or b"0") >= b"2")
+        wait_until(lambda: (value_of(broker, "GET", STATUS) or b"0") >= b"2")
         assert 0 < value_of(broker, "PTTL", STATUS) <= 6000
         assert claim.last_round_trip > 0
         assert value_of(broker, "GET", b"claim") == claim.instance.encode()
@@ -130,9 +123,9 @@ def test_a_snapshot_that_fails_does_not_end_the_claim(quick: None) -> None:
 
     try:
         claim.publish(STATUS, snapshot)
-        wait_for(lambda: bool(calls))
+        wait_until(lambda: bool(calls))
         value_of(broker, "PEXPIRE", b"claim", 1000)
-        wait_for(lambda: value_of(broker, "PTTL", b"claim") > 1000)
+        wait_until(lambda: value_of(broker, "PTTL", b"claim") > 1000)
         assert len(calls) == 1, "and is not asked again"
         assert value_of(broker, "EXISTS", STATUS) == 0
     finally:
@@ -144,7 +137,7 @@ def test_a_status_of_another_run_is_not_removed(quick: None) -> None:
     claim = claim_through(broker)
     claim.acquire(Outage("alice", 10))
     claim.publish(STATUS, lambda: b"mine")
-    wait_for(lambda: value_of(broker, "GET", STATUS) == b"mine")
+    wait_until(lambda: value_of(broker, "GET", STATUS) == b"mine")
     claim._stop.set()
     claim._thread.join()  # type: ignore[union-attr]
     for key in (b"claim", STATUS):

@@ -2,19 +2,23 @@
 
 import socket
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from redislink import BrokerAuthError, BrokerRefused, BrokerUnreachable
-from redislink.broker import Broker, EmbeddedBroker, make_outbox
+from redislink.broker import Broker, EmbeddedBroker, finding, make_outbox
 from redislink.broker.cluster_outbox import ClusterOutbox
 from redislink.broker.finding import ClusterFinder, _moved_untrusted, _slots_untrusted
 from redislink.broker.url import parse_url
 from redislink.errors import BrokerBusy, EndpointClosed
 from redislink.protocol import keys
+from tests.conftest import in_thread
 from tests.support.groups import MASTER, ClusterGroup, SentinelGroup, slot_of
 from tests.support.servers import debian_redis
 from tests.support.traffic import talk
+from tests.support.waiting import wait_until
 
 PARTIES = ("alice", "bob", "carol")
 
@@ -112,8 +116,8 @@ class TestCluster:
         assert outbox.flush()
         assert sorted(outbox.collect()) == sorted((name, True) for name in names * 2)
         assert not outbox.has_unread
-        for name in names:
-            clients = cluster.ask(cluster.node_of(slot_of(session, PARTIES[0])), "CLIENT", "LIST")
+        for name, party in zip(names, PARTIES, strict=True):
+            clients = cluster.ask(cluster.node_of(slot_of(session, party)), "CLIENT", "LIST")
             assert bytes(clients).count(b"cmd=pexpire") == 1
             assert execute(broker.at(name), b"LPOP", name) == b"xy"
         outbox.delete(*(name + b"2" for name in names))  # in three slots
@@ -228,31 +232,28 @@ class TestSlotMap:
         finder.forget()
         assert finder.address(b"x") == ("h", 3)
 
-    def test_one_thread_asks_for_all_and_all_get_its_error(self):
-        asked, everybody_waits = [], threading.Event()
+    def test_one_thread_asks_for_all_and_all_get_its_error(self, monkeypatch):
+        asked, came = [], []
 
         def ask(address):
             asked.append(address)
-            everybody_waits.wait(5)
             raise BrokerUnreachable("away")
 
+        def monotonic():
+            came.append(threading.get_ident())
+            return time.monotonic()
+
         finder = ClusterFinder(parse_url("redis+cluster://h:1"), ask)
-        outcome = []
-
-        def find():
-            try:
-                finder.address(b"x")
-            except BrokerUnreachable as error:
-                outcome.append(error)
-
-        threads = [threading.Thread(target=find) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        everybody_waits.set()
-        for thread in threads:
+        monkeypatch.setattr(finding, "time", SimpleNamespace(monotonic=monotonic))
+        with finder._asking:  # so that all of them come before the first may ask
+            threads = [in_thread(lambda: finder.address(b"x")) for _ in range(4)]
+            wait_until(lambda: len(set(came)) == 4)
+        for thread, _ in threads:
             thread.join(10)
-        assert len(outcome) == 4
-        assert len(asked) <= 4
+        errors = [outcome for _, (outcome,) in threads]
+        assert isinstance(errors[0], BrokerUnreachable)
+        assert all(error is errors[0] for error in errors)
+        assert asked == [("h", 1)]
 
     def test_a_node_that_is_out_of_reach_is_asked_last_from_then_on(self):
         asked = []

@@ -16,8 +16,8 @@ from redislink.cli.demo import PARTIES, next_commands
 from tests.cli.conftest import TIMEOUT, Run, Start, check_one_line, ended
 from tests.support.groups import ClusterGroup
 from tests.support.keyspace import run
-from tests.support.spreading import wait_until
 from tests.support.tls_terminator import TlsTerminator
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

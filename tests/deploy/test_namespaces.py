@@ -21,7 +21,7 @@ from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
 from redislink.trial import trial_devices, write_trial
 from tests.support.namespaces import Host, Internet, dial, listener, missing
-from tests.support.spreading import wait_until
+from tests.support.waiting import wait_until
 
 PARTIES: Final = ("alice", "bob", "carol")
 PROGRAM: Final = Path(__file__).parents[2] / "examples" / "logistic_regression.py"

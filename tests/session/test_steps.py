@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from redislink import PeerError, ProgramDiverged, RecvTimeout, ThreadCommunicator
+from redislink import PeerError, ProgramDiverged, ThreadCommunicator
 from redislink import steps as steps_module
 from redislink.steps import Failure, Silence, Steps
 from tests.conftest import in_thread, run_parties
+from tests.support.waiting import wait_until
 
 NAMES = ("alice", "bob", "carol")
 
@@ -186,10 +187,20 @@ def test_what_is_no_step_is_refused(message: Any) -> None:
 
 
 def test_a_status_that_is_none_is_no_divergence(quick: None) -> None:
-    alice, bob, _ = _chains(recv_timeout=0.3)
+    alice, bob, _ = _chains(recv_timeout=20)
     alice._communicator.send("bob", "status", "nonsense")
-    with pytest.raises(RecvTimeout), bob.step("call", NAMES):
-        bob.recv("alice")
+
+    def wait() -> Any:
+        with bob.step("call", NAMES):
+            return bob.recv("alice")
+
+    thread, outcome = in_thread(wait)
+    wait_until(lambda: not bob._communicator.has_message("alice", "status"))  # bob has looked
+    assert not outcome
+    with alice.step("call", NAMES):
+        alice.send("bob", 7)
+    thread.join(10)
+    assert outcome == [7]
 
 
 def test_two_that_wait_for_each_other_hear_of_it(quick: None) -> None:
@@ -249,9 +260,22 @@ def test_steps_that_last_are_reported(quick: None, caplog: pytest.LogCaptureFixt
 
 
 def test_one_that_does_not_come_to_the_end_is_not_waited_for() -> None:
-    alice, bob, carol = _chains()
+    alice, bob, carol = _chains(recv_timeout=600)  # what a finish without its own would take
     run_parties(lambda: alice.finish(0.2), lambda: carol.finish(0.2))
     bob.finish(5)
+
+
+def test_one_that_comes_to_the_end_late_is_waited_for() -> None:
+    alice, bob, carol = _chains()
+    others = [in_thread(lambda chain=chain: chain.finish(20)) for chain in (alice, carol)]
+    for chain in (alice, carol):
+        wait_until(lambda chain=chain: chain._current is not None and chain._current.awaited)
+    wait_until(lambda: alice._heard["carol"] == carol._heard["alice"] == 1)
+    assert [outcome for _, outcome in others] == [[], []]
+    bob.finish(5)
+    for thread, outcome in others:
+        thread.join(10)
+        assert outcome == [None]
 
 
 def test_a_silence_of_several_threads_ends_with_the_last() -> None:

@@ -13,7 +13,7 @@ from redislink import (
 )
 from redislink.spu.channel import RelayChannel
 from tests.conftest import in_thread, run_parties
-from tests.test_endpoint import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -194,6 +194,8 @@ def test_wait_link_task_finish_waits_for_the_peer_to_receive(channels):
     alice, bob = channels
     alice.SendAsync("k", b"x")
     thread, outcome = in_thread(alice.WaitLinkTaskFinish)
+    wait_until(lambda: alice._endpoint._sleepers)
+    assert not outcome
     assert bob.Recv("k") == b"x"
     thread.join(10)
     assert outcome == [None]
@@ -218,11 +220,16 @@ def test_a_value_that_is_not_bytes(channels, value):
     assert bob.Recv("k") == b"nothing was lost"
 
 
-@pytest.mark.parametrize("key", ["", None, 7])
-def test_a_key_that_is_no_tag(mesh, key):
-    alice, _ = mesh("fakeredis://keys", 2)
-    with pytest.raises(UsageError):
-        alice.send("bob", key, b"")
+@pytest.mark.parametrize("key", ["k" * 512, "\udc80"])
+def test_a_key_that_is_no_tag(channels, key):
+    alice, bob = channels
+    for send in (alice.Send, alice.SendAsync, alice.SendAsyncThrottled):
+        with pytest.raises(UsageError, match="tag"):
+            send(key, b"x")
+    with pytest.raises(UsageError, match="tag"):
+        bob.Recv(key)
+    alice.Send("k", b"nothing was lost")
+    assert bob.Recv("k") == b"nothing was lost"
 
 
 def test_after_the_endpoint_is_closed(channels):

@@ -14,7 +14,7 @@ from redislink.broker import EmbeddedBroker
 from tests.conftest import connect_as, make_cluster, quick_settings
 from tests.support.ledger import Comparison, Ledger, compare
 from tests.support.servers import Admin
-from tests.support.spreading import wait_until
+from tests.support.waiting import wait_until
 
 MB = 1_000_000
 _TIMEOUT = 120.0

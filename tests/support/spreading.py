@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from redislink.cli.parties import PartyProcess
 from redislink.trial import write_trial
+from tests.support.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("spread_party.py")
 PARTIES = ("alice", "bob", "carol")
@@ -82,15 +82,6 @@ class Trio:
         """Send a signal; returns when that was."""
         os.kill(self.processes[party].pid, number)
         return time.monotonic()
-
-
-def wait_until(condition: Callable[[], bool], timeout: float) -> None:
-    """Return once the condition holds."""
-    deadline = time.monotonic() + timeout
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"what was waited for did not come in {timeout:g} s"
-        pause.wait(0.005)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from redislink.files import open_in_place_of
 from redislink.trace.merge import merge, read_trace
 from redislink.trace.record import FIELDS
 from tests.conftest import connect_as, join, make_cluster, quick_settings, run_parties
-from tests.test_endpoint import wait_until
+from tests.support.waiting import wait_until
 
 Event = dict[str, Any]
 SECRET = b"a payload that no file may hold"
