@@ -76,6 +76,17 @@ class SpuConfig(BaseModel):
     use_redis_channel: bool = True
     runtime: dict[str, bool | int | str] = {}
 
+    @model_validator(mode="after")
+    def _room_for_fractions(self) -> SpuConfig:
+        # The point is in the ring: SPU would take a scale of 2**31 or more in FM32 for another.
+        most = int(self.field.removeprefix("FM")) - 2
+        if self.fxp_fraction_bits > most:
+            raise ValueError(
+                f"fxp_fraction_bits: {self.field} has room for {most} at most: take fewer, or a "
+                "larger field"
+            )
+        return self
+
 
 class DeviceSpec(BaseModel):
     """A device: an SPU that lives on ``members``, who count themselves in rank order."""

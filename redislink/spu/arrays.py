@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 from spu import libspu
@@ -26,6 +27,7 @@ DATA_TYPES: Final = {
     "float32": libspu.DataType.DT_F32,
     "float64": libspu.DataType.DT_F64,
 }
+MOST_DIMENSIONS: Final = 32
 
 
 def short(value: Any) -> str:
@@ -35,18 +37,95 @@ def short(value: Any) -> str:
     return f"{kind}{bits}[{','.join(map(str, value.shape))}]"
 
 
+def is_prng_key(value: Any) -> bool:
+    """True for a typed key, as ``jax.random.key`` makes it, and for arrays of them."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def columns_of(value: Any) -> tuple[object, ...]:
+    """Names of the columns of a table of pandas or pyarrow; none for anything else."""
+    names = getattr(value, "columns", None) if hasattr(value, "iloc") else None
+    names = getattr(value, "column_names", None) if names is None else names
+    return () if names is None else tuple(names)
+
+
+def check_result(result: Any) -> None:
+    """Refuse what a function returns that shares cannot hold.
+
+    Args:
+        result: what has its shape and dtype.
+
+    Raises:
+        UsageError: SPU has no such type.
+    """
+    if is_prng_key(result):
+        raise UsageError("is a typed PRNG key: return jax.random.key_data(key)")
+    if result.dtype.name in DATA_TYPES:
+        return
+    remedy = "convert it with .astype"
+    if np.dtype(result.dtype).kind == "c":
+        remedy = "return its real and its imaginary part"
+    raise UsageError(f"is {result.dtype.name}, of which SPU has no shares: {remedy}")
+
+
 def as_array(value: Any) -> Array:
-    """As numpy, with JAX's types for Python's numbers: 32 bits if they fit."""
+    """As numpy, with JAX's types for Python's numbers: 32 bits if they fit.
+
+    A Python float past float32 stays a float64, so that it can be seen to be out of range.
+    Byte order, order of axes and gaps are those that SPU takes.
+
+    Raises:
+        UsageError: SPU has no such type, or too few dimensions for it, or it is a masked array
+            with something masked.
+    """
     if type(value) is bool:
         return np.asarray(value)
     if type(value) is int:
-        return np.asarray(value, np.int32 if -(2**31) <= value < 2**31 else np.int64)
+        return np.asarray(value, _type_of_int(value))
     if type(value) is float:
-        return np.asarray(value, np.float32)
+        fits = not abs(value) > float(np.finfo(np.float32).max)
+        return np.asarray(value, np.float32 if fits or value in (np.inf, -np.inf) else np.float64)
+    if is_prng_key(value):
+        raise UsageError(
+            "is a typed PRNG key, of which SPU has no type: give jax.random.key_data(key), and "
+            "make the key of it again with jax.random.wrap_key_data where it is used"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        value = _unmasked(value)
     array = np.asarray(value)
     if array.dtype.name not in DATA_TYPES:
         raise UsageError(
-            f"SPU has no type for {type(value).__name__} (dtype {array.dtype.name}): give numbers "
-            f"of {', '.join(DATA_TYPES)}"
+            f"cannot be shared: SPU has no type for {type(value).__name__} (dtype "
+            f"{array.dtype.name}): give numbers of {', '.join(DATA_TYPES)}"
         )
-    return np.ascontiguousarray(array).reshape(array.shape)
+    if array.ndim > MOST_DIMENSIONS:
+        raise UsageError(f"has {array.ndim} dimensions, more than {MOST_DIMENSIONS}: reshape it")
+    if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        array = array.view(np.uint8) != 0  # of true ones SPU looks at the last bit
+    native = array.dtype.newbyteorder("=")
+    return np.ascontiguousarray(array, native).reshape(array.shape)
+
+
+def _type_of_int(value: int) -> type[np.generic]:
+    if -(2**31) <= value < 2**31:
+        return np.int32
+    if -(2**63) <= value < 2**63:
+        return np.int64
+    if 0 <= value < 2**64:
+        return np.uint64
+    raise UsageError(
+        "is an int of more than 64 bits, of which SPU has no type: split it, or give a float"
+    )
+
+
+def _unmasked(value: Any) -> Any:
+    masked = np.ma.getmaskarray(value)
+    if masked.any():
+        (first, *_) = np.argwhere(masked)
+        raise UsageError(
+            f"has masked values ({int(masked.sum())} of {masked.size}; the first at "
+            f"{first.tolist()}), and SPU would take what is under the mask: say what they count "
+            "as, with filled(…)"
+        )
+    return value.data

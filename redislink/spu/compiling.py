@@ -26,6 +26,8 @@ from spu import api, libspu
 from spu.utils import frontend
 
 from redislink.errors import UsageError
+from redislink.spu.arrays import DATA_TYPES, check_result, is_prng_key
+from redislink.spu.ranges import Ranges
 from redislink.steps import Part
 
 Function = Callable[..., Any]
@@ -109,6 +111,7 @@ def compile_function(
     leaves: Sequence[Any],
     secret: Sequence[bool],
     labels: tuple[str, ...],
+    ranges: Ranges,
     where: str,
 ) -> Compiled:
     """Trace and compile a function.
@@ -118,10 +121,12 @@ def compile_function(
         leaves: its arguments, or what has their shapes and dtypes.
         secret: for each whether it is shares; else it is public.
         labels: for each what to call it in errors.
-        where: for a note on what is raised: party and call.
+        ranges: what the device can hold.
+        where: for what is raised: party and call.
 
     Raises:
-        UsageError: SPU's compiler refuses it.
+        UsageError: SPU's compiler refuses it, or it returns, or closes over, what the device
+            cannot hold.
         Exception: what JAX raises, with ``where`` in a note.
     """
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -131,6 +136,7 @@ def compile_function(
         try:
             traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
             outputs, out_tree = jax.tree_util.tree_flatten(out)
+            _check(traced, out, ranges, where)
             text = str(traced)
             constants, constant_bytes = _digest_of_constants(traced)
             place = _digest(repr((text, constants, str(out_tree), shapes, tuple(secret), wide)))
@@ -157,6 +163,27 @@ def compile_function(
         tuple((tuple(o.shape), np.dtype(o.dtype)) for o in outputs),
         constant_bytes,
     )
+
+
+def _check(traced: Any, out: Any, ranges: Ranges, where: str) -> None:
+    """Refuse results and arrays closed over that the device cannot hold.
+
+    Single numbers are not looked at: JAX's own functions are full of ``-inf`` and of the largest
+    float, where any very large number does.
+    """
+    for path, result in jax.tree_util.tree_flatten_with_path(out)[0]:
+        try:
+            check_result(result)
+        except UsageError as error:
+            raise UsageError(f"{where}: the result{jax.tree_util.keystr(path)} {error}") from None
+    for constant in _constants(traced):
+        array = _plain(constant)
+        if not array.ndim or array.dtype.name not in DATA_TYPES:
+            continue
+        try:
+            ranges.check(array, wrap_ok=True)
+        except UsageError as error:
+            raise UsageError(f"{where}: an array that it closes over {error}") from None
 
 
 def flatten(
@@ -241,8 +268,7 @@ def _digest_of_constants(traced: Any) -> tuple[bytes, int]:
 
 def _plain(constant: Any) -> np.ndarray[Any, Any]:
     """As numpy; typed PRNG keys, which numpy has no type for, as the numbers in them."""
-    dtype = getattr(constant, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if is_prng_key(constant):
         constant = jax.random.key_data(constant)
     return np.asarray(constant)
 

@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
@@ -30,10 +31,11 @@ from spu import libspu
 from redislink.cluster import DeviceSpec
 from redislink.communicator import Communicator
 from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
-from redislink.spu.arrays import Array, as_array, short
+from redislink.spu.arrays import Array, as_array, columns_of, short
 from redislink.spu.compiling import Compiled, Function, Kept, compile_function, flatten, name_of
 from redislink.spu.link import LinkCommunicator, runtime_config
-from redislink.spu.pytrees import count_leaves, fill, take_apart
+from redislink.spu.pytrees import Unknown, count_leaves_untrusted, fill, take_apart
+from redislink.spu.ranges import Ranges
 from redislink.spu.shares import Kind, kind_of, shape_untrusted, share_untrusted
 from redislink.steps import Failure, Silence, Steps
 
@@ -229,6 +231,7 @@ class SpuDevice:
         self._at = at
         self._config = runtime_config(spec)
         self._io = spu.Io(len(members), self._config)
+        self._ranges = Ranges.of(name, self._config, self._io)
         self._cache: Kept[Compiled] = Kept()
         self._own: _Members | None = None
         self._own_lock = threading.Lock()
@@ -241,22 +244,26 @@ class SpuDevice:
 
     # -- what users call ---------------------------------------------------------------------
 
-    def private(self, load: Any, owner: str) -> Any:
+    def private(self, load: Any, owner: str, *, wrap_ok: bool = False) -> Any:
         """Put a value on the device as secret shares, one for each member.
 
         Args:
             load: called without arguments, at the owner only; gives an array, a number, or a
-                pytree of them in dicts, lists and tuples. At the owner it may be the value
-                itself; what the others pass is not looked at.
+                pytree of them in dicts, lists, tuples and namedtuples. At the owner it may be the
+                value itself; what the others pass is not looked at.
             owner: the party that has the value, a member or not.
+            wrap_ok: whole numbers may be of the field's full width, where comparing, sorting and
+                dividing go wrong; adding, multiplying, bitwise operations and ``==`` are right.
 
         Returns:
             The handle, `SpuArray`; for a pytree, the same with handles as leaves.
 
         Raises:
-            LoadFailed: ``load`` raised, or gave what SPU cannot take. At every party but the
-                owner, which raises the error itself; the session can go on.
-            UsageError: ``owner`` is not a party.
+            LoadFailed: ``load`` raised, or gave what the device cannot hold. At every party but
+                the owner, which raises the error itself; the session can go on.
+            UsageError: ``owner`` is not a party. At the owner, before anything is shared: NaN,
+                infinity, what is out of the device's range, a dtype or container that SPU does
+                not have; with the place of the first, how many there are, and the range.
             ProgramDiverged, PeerError: as every call of a session.
         """
         self._check_party(owner, "owner")
@@ -265,7 +272,7 @@ class SpuDevice:
             if owner != self._me:
                 return self._receive_private(owner, call)
             try:
-                loaded = self._load(load)
+                loaded = self._load(load, wrap_ok)
             except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
                 failed = error
                 self._steps.tell_failure(self._others(), ["failed", type(error).__name__], error)
@@ -273,7 +280,13 @@ class SpuDevice:
                 return self._send_private(*loaded)
         raise failed
 
-    def run(self, function: Function, static_argnums: int | Sequence[int] = ()) -> Function:
+    def run(
+        self,
+        function: Function,
+        static_argnums: int | Sequence[int] = (),
+        *,
+        wrap_ok: bool = False,
+    ) -> Function:
         """A function of JAX arrays, to be computed on the device: ``run(f)(x, y)``.
 
         It is compiled once per shapes and static arguments, as by ``jax.jit``: keep one function
@@ -284,17 +297,19 @@ class SpuDevice:
             function: may be called with shapes only, to be compiled.
             static_argnums: places of arguments that are not arrays; hashable, public, and equal
                 at all parties.
+            wrap_ok: for public whole numbers, as in `private`.
 
         Returns:
             A function that gives what ``function`` does, with handles (`SpuArray`) for arrays.
             It raises what JAX raises while it traces ``function`` (at every party, before
-            anything is sent), UsageError for an argument that is of another device or was not
-            revealed, and ProgramDiverged and PeerError as every call of a session.
+            anything is sent), UsageError for an argument that is of another device, was not
+            revealed or does not fit on this one, and for results of types that SPU does not have,
+            and ProgramDiverged and PeerError as every call of a session.
         """
         static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
 
         def compute(*arguments: Any, **named: Any) -> Any:
-            return self._compute(function, static, arguments, named)
+            return self._compute(function, static, arguments, named, wrap_ok)
 
         compute.__name__ = compute.__qualname__ = f"{self.name}.run({name_of(function)})"
         return compute
@@ -322,7 +337,7 @@ class SpuDevice:
             )
         for party in receivers:
             self._check_party(party, "to")
-        handles, tree = jax.tree_util.tree_flatten(value)
+        handles, tree = self._flatten(value, "reveal")
         for handle in handles:
             self._check_handle(handle, "reveal")
         names = ", ".join(short(handle) for handle in handles)
@@ -435,11 +450,27 @@ class SpuDevice:
 
     # -- private -----------------------------------------------------------------------------
 
-    def _load(self, load: Any) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
+    def _load(self, load: Any, wrap_ok: bool) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
         """Containers, leaves, and for each leaf every member's share."""
-        leaves: list[Array] = []
-        tree = take_apart(load() if callable(load) else load, leaves)
+
+        def hold(leaf: Any, place: str) -> Array:
+            return self._hold(leaf, lambda: f"value{place}", wrap_ok)
+
+        value = load() if callable(load) else load
+        try:
+            tree, leaves = take_apart(value, hold)
+        except UsageError as error:
+            raise UsageError(f"{self._me}: {self.name}.private: {error}") from None
         return tree, leaves, [self._make_shares(x, libspu.Visibility.VIS_SECRET) for x in leaves]
+
+    def _hold(self, leaf: Any, where: Callable[[], str], wrap_ok: bool) -> Array:
+        """As an array that shares of this device can hold; UsageError if there is none."""
+        try:
+            array = as_array(leaf)
+            self._ranges.check(array, columns_of(leaf), wrap_ok)
+        except UsageError as error:
+            raise UsageError(f"{where()} {error}") from None
+        return array
 
     def _others(self) -> list[str]:
         return [party for party in self._at.communicator.party_names if party != self._me]
@@ -457,24 +488,26 @@ class SpuDevice:
         mine = []
         if self.is_member:
             mine = [of_all[self.members.index(self._me)] for of_all in shares]
-        return self._keep(tree, [(leaf.shape, leaf.dtype) for leaf in leaves], mine)
+        return self._keep(self._me, tree, [(leaf.shape, leaf.dtype) for leaf in leaves], mine)
 
     def _receive_private(self, owner: str, call: str) -> Any:
         match self._steps.recv(owner):
             case ["failed", str(kind)]:
                 raise LoadFailed(owner, call, kind)
-            case ["value", tree, list(told), theirs] if count_leaves(tree) == len(told):
+            case ["value", tree, list(told), theirs] if count_leaves_untrusted(tree) == len(told):
                 shapes = [shape for entry in told if (shape := shape_untrusted(entry)) is not None]
                 if len(shapes) < len(told):
                     raise self._steps.not_understood(owner)
                 if not self.is_member:
-                    return self._keep(tree, shapes, [])
+                    return self._keep(owner, tree, shapes, [])
                 kinds = [self._kind_of_private(dtype) for _, dtype in shapes]
                 mine = self._shares_untrusted(owner, theirs, shapes, kinds)
-                return self._keep(tree, shapes, mine)
+                return self._keep(owner, tree, shapes, mine)
         raise self._steps.not_understood(owner)
 
-    def _keep(self, tree: Any, shapes: Sequence[Any], mine: Sequence[libspu.Share]) -> Any:
+    def _keep(
+        self, owner: str, tree: Any, shapes: Sequence[Any], mine: Sequence[libspu.Share]
+    ) -> Any:
         handles = [SpuArray(self, shape, dtype) for shape, dtype in shapes]
         if self.is_member:
             own = self._ensure()
@@ -482,7 +515,13 @@ class SpuDevice:
                 self._sweep(own)
                 for handle, share in zip(handles, mine, strict=True):
                     own.runtime.set_var(self._name_of(handle), share)
-        return fill(tree, handles)
+        try:
+            return fill(tree, handles)
+        except Unknown as error:
+            raise UsageError(
+                f"{self._me}: {owner} put a namedtuple {error} on {self.name}, and this party has "
+                "no such class: import its module here too, or take a dict"
+            ) from None
 
     def _shares_untrusted(
         self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[Kind | None]
@@ -517,6 +556,7 @@ class SpuDevice:
         static: tuple[int, ...],
         arguments: tuple[Any, ...],
         named: dict[str, Any],
+        wrap_ok: bool,
     ) -> Any:
         places = {place + len(arguments) if place < 0 else place for place in static}
         if not places <= set(range(len(arguments))):
@@ -526,8 +566,17 @@ class SpuDevice:
             )
         fixed = tuple((place, arguments[place]) for place in sorted(places))
         traced = [a for place, a in enumerate(arguments) if place not in places]
-        leaves, tree = jax.tree_util.tree_flatten((traced, named))
-        leaves = [self._argument(leaf) for leaf in leaves]
+        rest = [place for place in range(len(arguments)) if place not in places]
+        given, tree = self._flatten((traced, named), f"run({name_of(function)})")
+
+        def label(number: int) -> str:
+            what = _labels((traced, named), rest)[number]
+            return f"{self._me}: {self.name}.run({name_of(function)}): {what}"
+
+        leaves = [
+            self._argument(leaf, partial(label, number), wrap_ok)
+            for number, leaf in enumerate(given)
+        ]
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
         key = (
             function,
@@ -544,7 +593,7 @@ class SpuDevice:
                 f"hashable ({error}): take it out of static_argnums, or give a tuple"
             ) from None
         if compiled is None:
-            labels = _labels((traced, named), [p for p in range(len(arguments)) if p not in places])
+            labels = _labels((traced, named), rest)
             compiled = self._compile(function, len(arguments), fixed, tree, leaves, labels)
             self._cache.put(key, compiled, compiled.nbytes)
         public = [
@@ -559,13 +608,23 @@ class SpuDevice:
                 self._run_as_member(name_of(function), compiled, leaves, outputs)
             return jax.tree_util.tree_unflatten(compiled.out_tree, outputs)
 
-    def _argument(self, leaf: Any) -> SpuArray | Array:
+    def _flatten(self, value: Any, call: str) -> tuple[list[Any], Any]:
+        try:
+            leaves, tree = jax.tree_util.tree_flatten(value)
+        except ValueError as error:
+            raise UsageError(
+                f"{self._me}: {self.name}.{call}: JAX cannot sort the keys of a dict ({error}): "
+                "give it keys of one kind"
+            ) from None
+        return leaves, tree
+
+    def _argument(self, leaf: Any, where: Callable[[], str], wrap_ok: bool) -> SpuArray | Array:
         if isinstance(leaf, SpuArray):
             self._check_handle(leaf, "run")
             return leaf
         if isinstance(leaf, Withheld):
             raise NotRevealed(f"{self._me}: an argument of {self.name}.run: {leaf._why()}")
-        return as_array(leaf)
+        return self._hold(leaf, where, wrap_ok)
 
     def _compile(
         self,
@@ -584,6 +643,7 @@ class SpuDevice:
                 leaves,
                 [isinstance(leaf, SpuArray) for leaf in leaves],
                 labels,
+                self._ranges,
                 f"{self._me}: {self.name}.run({name}) with ({given})",
             )
 

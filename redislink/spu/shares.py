@@ -11,21 +11,23 @@ from typing import Any, Final
 import numpy as np
 from spu import libspu
 
-from redislink.spu.arrays import DATA_TYPES
+from redislink.spu.arrays import DATA_TYPES, MOST_DIMENSIONS
 
-_MOST_DIMENSIONS: Final = 32
 _MOST_SIZE: Final = 1 << 40
 
 Shape = tuple[tuple[int, ...], np.dtype[Any]]
 """Of an array: shape and dtype."""
-Kind = tuple[str, Any]
-"""Storage type and visibility of a share, by which SPU interprets its bytes."""
+Kind = tuple[str, Any, Any]
+"""Storage type, visibility and data type of a share, by which SPU interprets its bytes."""
+
+_FRACTIONS: Final = frozenset(t for name, t in DATA_TYPES.items() if name.startswith("float"))
 
 
 def kind_of(meta: bytes) -> Kind:
+    """By what SPU will interpret a share with this meta data."""
     parsed = libspu.ValueMeta()
     parsed.ParseFromString(meta)
-    return str(parsed.storage_type), parsed.visibility
+    return str(parsed.storage_type), parsed.visibility, parsed.data_type
 
 
 def are_whole(chunks: Sequence[bytes]) -> bool:
@@ -49,7 +51,7 @@ def are_whole(chunks: Sequence[bytes]) -> bool:
 def shape_untrusted(entry: Any) -> Shape | None:
     """Shape and dtype of an array that a peer puts on a device."""
     match entry:
-        case [list(dims), str(name)] if name in DATA_TYPES and len(dims) <= _MOST_DIMENSIONS:
+        case [list(dims), str(name)] if name in DATA_TYPES and len(dims) <= MOST_DIMENSIONS:
             size = 1
             for dim in dims:
                 if type(dim) is not int or not 0 <= dim <= _MOST_SIZE:
@@ -61,7 +63,11 @@ def shape_untrusted(entry: Any) -> Shape | None:
 
 
 def share_untrusted(packed: Any, expected: Shape, kind: Kind | None) -> libspu.Share | None:
-    """A peer's share of an array of this shape and, if it is known, this kind."""
+    """A peer's share of an array of this shape and, if it is known, this kind.
+
+    SPU's data type may be another than JAX's: the indices of ``lax.top_k`` are 64 bits wide. But
+    a fraction stays a fraction, and a whole number a whole number.
+    """
     shape, dtype = expected
     match packed:
         case [bytes(meta), list(chunks)] if all(type(chunk) is bytes for chunk in chunks):
@@ -69,7 +75,9 @@ def share_untrusted(packed: Any, expected: Shape, kind: Kind | None) -> libspu.S
             if (
                 parsed.ParseFromString(meta)
                 and tuple(parsed.shape.dims) == shape
-                and parsed.data_type == DATA_TYPES[dtype.name]
+                and not parsed.is_complex
+                and parsed.data_type in DATA_TYPES.values()
+                and (parsed.data_type in _FRACTIONS) == (dtype.kind == "f")
                 and kind in (None, kind_of(meta))
                 and are_whole(chunks)
             ):

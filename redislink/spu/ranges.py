@@ -1,0 +1,165 @@
+"""What the shares of a device can hold, and the refusal of what they cannot.
+
+SPU takes whatever it is given, without a word: NaN as 0, infinity and what is too large as the
+largest number that it has; and it compares whole numbers of the ring's full width wrongly. So all
+that comes in is looked at before it is shared. Results cannot be looked at.
+
+With k bits in the ring and f fraction bits:
+
+- a fraction x is held as the whole number floor or ceiling of x * 2**f, which has to be from
+  -2**(k-2) to 2**(k-2): comparing takes the sign of a difference, and that must fit;
+- the same bounds hold for whole numbers, if they are to be compared; and a type of more than k
+  bits is refused by SPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from spu import libspu
+
+from redislink.errors import UsageError
+from redislink.spu.arrays import Array, short
+
+_NAN: Final = "NaN"
+_INFINITE: Final = "infinite"
+_OUTSIDE: Final = "out of range"
+_REMEDIES: Final = {
+    _NAN: "shares have no NaN: fill in a number (numpy.nan_to_num), or leave those rows out",
+    _INFINITE: "shares have no infinity: put a large number there (numpy.clip)",
+    _OUTSIDE: "divide by a scale that all parties know, or take a larger field or fewer "
+    "fxp_fraction_bits",
+}
+_WHOLE: Final = (
+    "beyond, comparing, sorting and dividing go wrong: take a larger field, or pass wrap_ok=True "
+    "if they are only added, multiplied and compared for being equal"
+)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What a device can hold.
+
+    Attributes:
+        device: what to call it in errors: name, protocol, field and fraction bits.
+        ring_bits: bits of the ring, k.
+        fraction_bits: bits behind the point, f.
+    """
+
+    device: str
+    ring_bits: int
+    fraction_bits: int
+
+    @classmethod
+    def of(cls, name: str, config: Any, io: Any) -> Ranges:
+        """Of the device with this ``libspu.RuntimeConfig`` and ``spu.Io``.
+
+        SPU is asked for the least number that it has, which depends on the fraction bits: what it
+        takes for a field where the configuration names none is its own affair.
+        """
+        ring_bits = int(config.field.name.removeprefix("FM"))
+        shares = io.make_shares(np.array(-np.inf), libspu.Visibility.VIS_PUBLIC)
+        least = -float(io.reconstruct(shares))
+        fraction_bits = ring_bits - 2 - round(math.log2(least))
+        about = f"{config.protocol.name}, {config.field.name}, {fraction_bits} fraction bits"
+        return cls(f"{name} ({about})", ring_bits, fraction_bits)
+
+    @property
+    def fraction_limit(self) -> float:
+        """L: fractions are from -L to less than L."""
+        return math.ldexp(1.0, self.ring_bits - 2 - self.fraction_bits)
+
+    @property
+    def whole_limit(self) -> int:
+        """L: whole numbers that can be compared are from -L to less than L."""
+        return 1 << (self.ring_bits - 2)
+
+    def check(self, array: Array, columns: Sequence[object] = (), wrap_ok: bool = False) -> None:
+        """Refuse what the device cannot hold.
+
+        Args:
+            array: as `as_array` gives it.
+            columns: names of the columns, if the last of two axes has names.
+            wrap_ok: whole numbers may be of the ring's full width.
+
+        Raises:
+            UsageError: how many values cannot be held, where the first is, and what to do; no
+                value is in the text.
+        """
+        if array.dtype.kind == "f":
+            self._check_fractions(array, columns)
+        elif array.dtype.kind in "iu":
+            self._check_whole(array, columns, wrap_ok)
+
+    def _check_fractions(self, array: Array, columns: Sequence[object]) -> None:
+        limit = self.fraction_limit
+        # Of float16, the limit itself may be infinite. Where there is a NaN, it is the least.
+        if not array.size or (float(array.min()) >= -limit and float(array.max()) < limit):
+            return
+        wide = array.astype(np.float64)
+        bad = [
+            (_NAN, np.isnan(wide)),
+            (_INFINITE, np.isinf(wide)),
+            (_OUTSIDE, np.isfinite(wide) & ~((wide >= -limit) & (wide < limit))),
+        ]
+        exponent = self.ring_bits - 2 - self.fraction_bits
+        self._refuse(
+            array,
+            columns,
+            bad,
+            f"holds fractions x with -2**{exponent} <= x < 2**{exponent} (about {limit:.2g})",
+            "; ".join(_REMEDIES[kind] for kind, found in bad if found.any()),
+        )
+
+    def _check_whole(self, array: Array, columns: Sequence[object], wrap_ok: bool) -> None:
+        if array.dtype.itemsize * 8 > self.ring_bits:
+            narrow = f"{'u' * (array.dtype.kind == 'u')}int{self.ring_bits}"
+            raise UsageError(
+                f"is {short(array)}, and {self.device} has whole numbers of {self.ring_bits} bits: "
+                f"give {narrow}, as with .astype(numpy.{narrow}), or take a larger field"
+            )
+        limit = self.whole_limit
+        info = np.iinfo(array.dtype)
+        if wrap_ok or not array.size or (info.max < limit and info.min >= -limit):
+            return
+        if int(array.min()) >= -limit and int(array.max()) < limit:
+            return
+        exponent = self.ring_bits - 2
+        bad = [(_OUTSIDE, (array >= limit) | (array < -limit))]
+        self._refuse(
+            array,
+            columns,
+            bad,
+            f"compares whole numbers n with -2**{exponent} <= n < 2**{exponent}",
+            _WHOLE,
+        )
+
+    def _refuse(
+        self,
+        array: Array,
+        columns: Sequence[object],
+        bad: list[tuple[str, Any]],
+        can: str,
+        remedy: str,
+    ) -> None:
+        every = np.logical_or.reduce([found for _, found in bad])
+        place = np.unravel_index(int(np.argmax(every)), array.shape)
+        kind = next(kind for kind, found in bad if found[place])
+        count = int(every.sum())
+        if array.ndim:
+            what = f"has values that do not fit ({count} of {array.size}; the first, at "
+            what += f"{_at(place, columns)}, is {kind})"
+        else:
+            what = f"does not fit (it is {kind})"
+        raise UsageError(f"{what}: {self.device} {can}: {remedy}")
+
+
+def _at(place: tuple[Any, ...], columns: Sequence[object]) -> str:
+    index = ", ".join(str(int(i)) for i in place)
+    if len(place) == 2 and int(place[1]) < len(columns):
+        return f"[{index}], column {str(columns[int(place[1])])!r:.80}"
+    return f"[{index}]"
