@@ -25,7 +25,6 @@ from logistic_regression import DATA, FEATURE_OWNERS, align
 from numpy.typing import NDArray
 
 from redislink import Session
-from redislink.spu import private_scratch
 
 GROUPS = 2
 ROUNDS = 5
@@ -115,7 +114,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Groups of two hospitals' patients")
     parser.add_argument("--data", type=Path, default=DATA, help="directory of your PARTY.csv")
     options = parser.parse_args()
-    with private_scratch(), Session.join() as own_session:
+    with Session.join() as own_session:
         groups = main(own_session, options.data)
         if groups is not None:
             sizes = np.bincount(groups.member_of, minlength=GROUPS)

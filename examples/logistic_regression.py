@@ -33,7 +33,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redislink import Session
-from redislink.spu import private_scratch
 
 Array = NDArray[Any]
 
@@ -252,7 +251,7 @@ def run_and_report(options: argparse.Namespace) -> None:
         if options.report is not None:
             append_line(options.report, event)
 
-    with private_scratch(), Session.join() as session:
+    with Session.join() as session:
         model = main(session, options.data, report)
         result: dict[str, Any] = {"event": "result", "party": session.party}
         if model is not None:

@@ -28,7 +28,6 @@ from logistic_regression import DATA, FEATURE_OWNERS, LABEL_OWNER, align, prepar
 from numpy.typing import NDArray
 
 from redislink import Session
-from redislink.spu import private_scratch
 
 MODEL_OWNER = "carol"
 LEARNS = LABEL_OWNER
@@ -137,7 +136,7 @@ if __name__ == "__main__":
         text = json.dumps(trained)
         (options.data / f"{MODEL_OWNER}.json").write_text(text + "\n", encoding="utf-8")
     else:
-        with private_scratch(), Session.join() as own_session:
+        with Session.join() as own_session:
             found = main(own_session, options.data)
             if found is not None:
                 print(f"{found[1]:.4f} of {len(found[0])} held-out patients told rightly")

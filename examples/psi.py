@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from redislink import Session
-from redislink.spu import private_scratch
 
 PROTOCOLS = ("KKRT", "RR22")
 PARTIES = ("alice", "bob")
@@ -72,7 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--protocol", choices=PROTOCOLS, help="default: one after the other")
     options = parser.parse_args()
     chosen = PROTOCOLS if options.protocol is None else (options.protocol,)
-    with private_scratch(), Session.join() as own_session:
+    with Session.join() as own_session:
         sizes = main(own_session, options.input, options.output, chosen)
         for name, size in sizes.items():
             written = options.output / f"{own_session.party}_{name}.csv"

@@ -33,7 +33,8 @@
     │   └── BrokerTampered     too many frames did not open
     ├── FrameError             bytes from the broker that are not a frame of ours
     │   └── SealError          a frame that does not open
-    └── LinkError              the SPU link cannot be made in the mode asked for
+    ├── LinkError              the SPU link cannot be made in the mode asked for
+    └── IntersectionFailed     libpsi failed at this party, or its process was ended
 
 Each message is one line that is safe to print, and says who, what, how long, and what to do
 next. No message holds a payload, a key or a password.
@@ -249,3 +250,16 @@ class SealError(FrameError):
 
 class LinkError(RedisLinkError):
     """An SPU link cannot be made in the mode asked for; the message says what to change."""
+
+
+class IntersectionFailed(RedisLinkError):
+    """libpsi failed at this party, or the process in which it ran was ended (``Session.psi``)."""
+
+    told_to_peers = "its private set intersection failed"
+
+    def __init__(self, party: str, why: str) -> None:
+        super().__init__(
+            f"{party}: the private set intersection failed in its own process ({why}): check "
+            "memory and space for temporary files here, and that both parties run the same "
+            "version of spu, then start all again"
+        )

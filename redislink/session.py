@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +24,6 @@ from redislink.communicator import Communicator, RedisCommunicator
 from redislink.endpoint import Endpoint
 from redislink.errors import (
     EndpointClosed,
-    LoadFailed,
-    PeerError,
     RedisLinkError,
     UsageError,
     reason_for_peers,
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
     from redislink.spu.link import LinkCommunicator
 
 MakeLink = Callable[[str, Sequence[str]], "LinkCommunicator"]
-"""From the name of a device, or of a link of an intersection, and its members."""
+"""From the name of a device and its members."""
 
 NAMESPACE: Final = "session"
 _REPORT_INTERVAL: Final = 10
@@ -139,12 +136,10 @@ class Session:
     def over(cls, endpoint: Endpoint) -> Session:
         """A session over an endpoint that is there already; closing it closes the endpoint."""
 
-        def make_link(name: str, members: Sequence[str]) -> LinkCommunicator:
-            from redislink.spu.link import create_link, link_parties
+        def make_link(device: str, _members: Sequence[str]) -> LinkCommunicator:
+            from redislink.spu.link import create_link
 
-            if name in endpoint.cluster.devices:
-                return create_link(name, endpoint)
-            return link_parties(name, members, endpoint)
+            return create_link(device, endpoint)
 
         return cls(
             RedisCommunicator(endpoint, NAMESPACE),
@@ -229,64 +224,37 @@ class Session:
     ) -> dict[str, Any] | None:
         """Private set intersection between two parties: which rows have keys that both have.
 
-        Both learn which of their own keys the other has too, and how many rows it has.
+        Both learn which of their own keys the other has too, and how many rows it has. libpsi
+        runs in a process of its own; ``docs/data-on-disk.md`` tells what it writes meanwhile.
 
         Args:
-            table: this party's: a dict of columns (lists or arrays of one length), the path of
-                a CSV file, or a function that gives either; not looked at elsewhere.
+            table: this party's; not looked at elsewhere. A dict of columns (lists, arrays,
+                Series, all of one length), a pandas or polars DataFrame, a pyarrow Table, the
+                path of a CSV file in UTF-8, or a function that gives one of these. Rows are
+                counted by position: labels of a pandas index mean nothing here.
             keys: the column, or columns, by which rows are matched, in this party's table; text
-                or integers, each there once. They may have other names at the other party.
+                or integers, each there once. Equal is what has the same text, to the letter.
+                They may have other names at the other party.
             columns: which of its own columns this party wants; None takes all.
             parties: the two.
             protocol: ``RR22`` (fast), ``KKRT`` or ``ECDH`` (least traffic).
 
         Returns:
             At the two, their own columns with the rows in common, in the same order at both
-            (that of the keys as text); None elsewhere.
+            (that of the keys as text): a list where a list was given, else an array. None
+            elsewhere.
 
         Raises:
             ValueError, OSError: this party's table is not right; the other gets LoadFailed.
-            UsageError: parties or protocol are not valid.
+            UsageError: parties, keys, columns or protocol are not valid.
+            IntersectionFailed: libpsi has failed here. The session has ended for all.
             ProgramDiverged, PeerError: as every call of a session.
         """
-        from redislink.spu import intersection
+        from redislink.spu.intersection import Query, intersect_tables
 
         pair = self._check_pair(parties)
-        if protocol not in intersection.PROTOCOLS:
-            raise UsageError(
-                f"{self.party}: psi has no protocol {protocol!r:.40}: use one of "
-                f"{', '.join(intersection.PROTOCOLS)}"
-            )
-        own_keys = (keys,) if isinstance(keys, str) else tuple(keys)
-        wanted = (columns,) if isinstance(columns, str) else columns
-        call = f"psi({protocol}, {len(own_keys)} keys; {', '.join(pair)})"
-        with self._steps.step(call, pair):
-            if self.party not in pair:
-                return None
-            (peer,) = (party for party in pair if party != self.party)
-            failed: Exception | None = None
-            try:
-                own = intersection.read_table(table)
-                rows = intersection.keys_of(own, own_keys)
-                chosen = intersection.pick_columns(own, wanted)
-            except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
-                failed = error
-            if failed is not None:
-                self._steps.tell_failure([peer], type(failed).__name__, failed)
-                with suppress(PeerError):  # which would hide this party's own error
-                    self._steps.recv(peer)
-            else:
-                self._steps.send(peer, None)
-                theirs = self._steps.recv(peer)
-                if isinstance(theirs, str):
-                    raise LoadFailed(peer, call, theirs)
-                if theirs is not None:
-                    raise self._steps.not_understood(peer)
-                name = f"@psi.{'-'.join(str(self.cluster.rank(party)) for party in pair)}"
-                with self._make_link(name, pair) as link:
-                    found = intersection.intersect(link.context, rows, protocol)
-                return intersection.pick_rows(chosen, found)
-        raise failed
+        query = Query.check(self.party, table, keys, columns, protocol)
+        return intersect_tables(self._steps, self._communicator, pair, query, self.abort)
 
     # -- the end -----------------------------------------------------------------------------
 

@@ -230,8 +230,7 @@ def _in_memory(
         from redislink.spu.memory import create_memory_link
 
         numbers[name] = numbers.get(name, 0) + 1
-        kind = "device" if name in cluster.devices else "intersection"
-        place = links.sub(kind).sub(name.lstrip("@")).sub(str(numbers[name]))
+        place = links.sub(name).sub(str(numbers[name]))
         return create_memory_link(place, members)
 
     return Session(communicator, user, cluster, make_link, settings.close_timeout)

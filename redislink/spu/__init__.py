@@ -2,8 +2,8 @@
 
 from redislink.settings import LinkMode
 from redislink.spu.device import SpuArray, SpuDevice, Withheld
-from redislink.spu.intersection import private_scratch
 from redislink.spu.link import LinkCommunicator, create_link, runtime_config
+from redislink.spu.scratch import private_scratch
 
 __all__ = [
     "LinkCommunicator",

@@ -1,179 +1,244 @@
 """Private set intersection by ``spu.psi``: the parties learn which keys they share.
 
-libpsi reads and writes files and logs much. Rules:
-- It gets a file of the keys alone, each as hex, in a directory that only this user can read; the
-  other columns never leave memory, and keep their types.
-- It also writes keys to files under ``TMPDIR``: programs whose keys are secret on their own
-  machine run inside `private_scratch`.
+Rules:
+- Both tables are checked, and each party knows that the other's is right, before libpsi runs.
+- libpsi gets no key but a digest of each, under a secret that the two make for this call alone
+  and that never leaves memory. It writes what it gets to the disk, and logs.
+- It runs in a process of its own, see `redislink.spu.psi_relay`.
+- Once it has begun, whatever goes wrong at one party ends the session for all, at once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
+import hashlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from spu import psi
+
+from redislink.communicator import Communicator
+from redislink.errors import LoadFailed, PeerError, UsageError, reason_for_peers
+from redislink.spu.psi_child import DIGEST_BYTES
+from redislink.spu.psi_relay import PsiRelay
+from redislink.spu.tables import Table, read_table, select_columns, take_rows
+from redislink.steps import Steps
 
 PROTOCOLS: Final = ("KKRT", "RR22", "ECDH")
-Table = Mapping[str, Sequence[Any] | NDArray[Any]]
-_ROW: Final = "row"
+_NAMESPACE: Final = "psi"
+_NONCE_BYTES: Final = 32
+_PURPOSE: Final = b"redislink psi digests"
+
+Row = tuple[str, ...]
+"""The key of one row, as text: a part for each key column."""
 
 
-def read_table(source: Any) -> dict[str, Any]:
-    """A party's table.
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What one party asks for.
+
+    Attributes:
+        table: see `redislink.spu.tables.read_table`.
+        keys: the columns by which rows are matched.
+        columns: those that it wants; None takes all.
+        protocol: one of `PROTOCOLS`.
+    """
+
+    table: Any
+    keys: tuple[Any, ...]
+    columns: tuple[Any, ...] | None
+    protocol: str
+
+    @classmethod
+    def check(cls, party: str, table: Any, keys: Any, columns: Any, protocol: str) -> Self:
+        """From the arguments of `redislink.Session.psi`.
+
+        Raises:
+            UsageError: keys, columns or protocol are not valid.
+        """
+        if protocol not in PROTOCOLS:
+            raise UsageError(
+                f"{party}: psi has no protocol {protocol!r:.40}: use one of {', '.join(PROTOCOLS)}"
+            )
+        own_keys = _names(party, "keys", keys)
+        if not own_keys:
+            raise UsageError(f"{party}: psi needs a column to match rows by: name one in keys=")
+        wanted = None if columns is None else _names(party, "columns", columns)
+        return cls(table, own_keys, wanted, protocol)
+
+    def load(self) -> tuple[list[Row], Table]:
+        """The keys of all rows, and the columns wanted.
+
+        Raises:
+            ValueError, OSError: the table is not right.
+            Exception: whatever the function that gives it raises.
+        """
+        table = read_table(self.table)
+        return keys_of(table, self.keys), select_columns(table, self.columns)
+
+
+def intersect_tables(
+    steps: Steps,
+    communicator: Communicator,
+    pair: Sequence[str],
+    query: Query,
+    abort: Callable[[str], None],
+) -> Table | None:
+    """Make the step ``psi`` of a session.
 
     Args:
-        source: a mapping of column name to values; the path of a CSV file with a header (all
-            its values are then text); or a function without arguments that gives either.
+        steps: of the session.
+        communicator: of the session.
+        pair: who takes part, in rank order.
+        query: what this party asks for; of no account where it takes no part.
+        abort: ends the session, with a reason for the peers.
+
+    Returns:
+        The columns with the rows in common, in the order of their keys; None where this party
+        takes no part.
 
     Raises:
-        ValueError: it is none of these, or the columns differ in length.
+        as `redislink.Session.psi`.
     """
-    if callable(source):
-        source = source()
-    if isinstance(source, str | Path):
-        source = _read_csv(Path(source))
-    if not isinstance(source, Mapping):
-        raise ValueError(f"a table is a dict of columns or a path, not {type(source).__name__}")
-    table = dict(source)
-    if len({len(column) for column in table.values()}) > 1:
-        raise ValueError("the columns of the table differ in length")
-    return table
+    me = communicator.party
+    call = f"psi({query.protocol}, {len(query.keys)} keys; {', '.join(pair)})"
+    with steps.step(call, pair):
+        if me not in pair:
+            return None
+        (peer,) = (party for party in pair if party != me)
+        failed: Exception | None = None
+        try:
+            rows, columns = query.load()
+        except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
+            failed = error
+        if failed is None:
+            salt = _agree(steps, peer, call, len(rows))
+            if salt is None:
+                return take_rows(columns, [])
+            line = communicator.sub(_NAMESPACE).sub(str(steps.number))
+            try:
+                found = intersect(line, peer, pair.index(me), query.protocol, digests(rows, salt))
+            except BaseException as error:
+                abort(reason_for_peers(error))
+                raise
+            return take_rows(columns, sorted(found, key=lambda number: rows[number]))
+        steps.tell_failure([peer], type(failed).__name__, failed)
+        with suppress(PeerError):  # which would hide this party's own error
+            steps.recv(peer)
+    raise failed
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if len(set(header)) != len(header):
-            raise ValueError(f"{path}: a column name stands twice in the header")
-        columns: list[list[str]] = [[] for _ in header]
-        for row in rows:
-            if len(row) != len(header):
-                raise ValueError(f"{path}, line {rows.line_num}: not as many fields as the header")
-            for column, field in zip(columns, row, strict=True):
-                column.append(field)
-    return dict(zip(header, columns, strict=True))
+def intersect(
+    communicator: Communicator, peer: str, rank: int, protocol: str, own: bytes
+) -> list[int]:
+    """Which of this party's digests the peer has too.
+
+    Args:
+        communicator: with a namespace for this intersection alone.
+        peer: who does the same.
+        rank: of this party among the two, 0 or 1.
+        protocol: one of `PROTOCOLS`.
+        own: digests, from `digests`.
+
+    Returns:
+        Their places, from 0.
+
+    Raises: as `PsiRelay.run`.
+    """
+    return PsiRelay(communicator, peer).run(rank, protocol, own)
 
 
-def keys_of(table: Mapping[str, Any], keys: Sequence[str]) -> list[tuple[str, ...]]:
+def keys_of(table: Table, keys: Sequence[Any]) -> list[Row]:
     """The key of every row, as text.
 
     Raises:
         ValueError: a column is missing, a key is neither text nor an integer, or two rows have
             the same.
     """
-    missing = [key for key in keys if key not in table]
-    if missing:
-        raise ValueError(
-            f"the table has no column {missing[0]!r}: it has {', '.join(map(str, table))}"
-        )
-    columns = []
-    for key in keys:
-        column = table[key]
-        for value in column:
-            if not isinstance(value, str | int | np.integer) or isinstance(value, bool):
-                raise ValueError(
-                    f"column {key!r} holds {type(value).__name__}: keys are text or integers"
-                )
-        columns.append([str(value) for value in column])
+    columns = [_as_text(name, column) for name, column in select_columns(table, keys).items()]
     rows = list(zip(*columns, strict=True))
-    first: dict[tuple[str, ...], int] = {}
-    for number, row in enumerate(rows, 1):
-        if row in first:
-            raise ValueError(
-                f"rows {first[row]} and {number} have the same {' and '.join(keys)}: keep one"
-            )
-        first[row] = number
+    if len(set(rows)) < len(rows):
+        first: dict[Row, int] = {}
+        for number, row in enumerate(rows, 1):
+            if row in first:
+                named = " and ".join(map(str, keys))
+                raise ValueError(f"rows {first[row]} and {number} have the same {named}: keep one")
+            first[row] = number
     return rows
 
 
-def pick_columns(table: Mapping[str, Any], columns: Sequence[str] | None) -> dict[str, Any]:
-    """Some columns of a table; None takes all.
-
-    Raises:
-        ValueError: one is missing.
-    """
-    names = list(table) if columns is None else list(columns)
-    missing = [name for name in names if name not in table]
-    if missing:
-        raise ValueError(
-            f"the table has no column {missing[0]!r}: it has {', '.join(map(str, table))}"
-        )
-    return {name: table[name] for name in names}
-
-
-def pick_rows(table: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Some rows: an array for an array, else a list."""
-    return {
-        name: column[np.asarray(rows, np.int64)]
-        if isinstance(column, np.ndarray)
-        else [column[row] for row in rows]
-        for name, column in table.items()
-    }
-
-
-def intersect(context: Any, rows: Sequence[tuple[str, ...]], protocol: str) -> list[int]:
-    """Which of this party's rows the other has too, in the order of their keys.
+def digests(rows: Sequence[Row], salt: bytes) -> bytes:
+    """A digest of each key, one after the other.
 
     Args:
-        context: a link context of two.
-        rows: keys, each there once; the same number of columns at both.
-        protocol: one of `PROTOCOLS`.
+        rows: keys.
+        salt: the secret of this intersection, 32 bytes.
+    """
+    found = bytearray()
+    for row in rows:
+        text = "".join(f"{len(part)}:{part}" for part in row)
+        found += hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES, key=salt).digest()
+    return bytes(found)
+
+
+def _names(party: str, what: str, names: Any) -> tuple[Any, ...]:
+    given = (names,) if isinstance(names, str) else names
+    with suppress(TypeError):
+        chosen = tuple(given)
+        if len(set(chosen)) == len(chosen):
+            return chosen
+    raise UsageError(
+        f"{party}: psi takes {what}= as the name of a column, or as names, each there once"
+    )
+
+
+def _as_text(name: Any, column: Any) -> list[str]:
+    for number, value in enumerate(column, 1):
+        if not isinstance(value, str | int | np.integer) or isinstance(value, bool):
+            raise ValueError(
+                f"column {name!r:.80}, row {number} holds {type(value).__name__}: keys are text "
+                "or integers"
+            )
+    texts = [str(value) for value in column]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        number = next(n for n, text in enumerate(texts, 1) if not _is_unicode(text))
+        raise ValueError(
+            f"column {name!r:.80}, row {number} holds half a surrogate pair, which is no text: "
+            "read the file again with the right encoding"
+        ) from None
+    return texts
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _agree(steps: Steps, peer: str, call: str, count: int) -> bytes | None:
+    """Tell the peer that all is well here, and make a secret with it.
 
     Returns:
-        Numbers of rows, from 0. The members get theirs in the same order of keys.
+        The secret; None if either has no rows, so that nothing is in common.
+
+    Raises:
+        LoadFailed: the peer's table is not right.
+        ProgramDiverged, PeerError: as a receive of a step.
     """
-    width = len(rows[0]) if rows else 1
-    names = [f"k{number}" for number in range(width)]
-    settings = {}
-    if protocol == "ECDH":
-        settings["ecdh_params"] = psi.EcdhParams(curve=psi.EllipticCurveType.CURVE_25519)
-    # Only this user can read it: libpsi writes INPUT.temp.csv beside its input.
-    with tempfile.TemporaryDirectory(prefix="redislink-psi-") as directory:
-        source, target = Path(directory, "input.csv"), Path(directory, "output.csv")
-        with source.open("w", newline="", encoding="ascii") as file:
-            writer = csv.writer(file)
-            writer.writerow([*names, _ROW])
-            for number, row in enumerate(rows):
-                writer.writerow([*(f"x{key.encode().hex()}" for key in row), number])
-        config = psi.PsiExecuteConfig(
-            protocol_conf=psi.PsiProtocolConfig(
-                protocol=psi.parse_protocol(f"PROTOCOL_{protocol}"),
-                receiver_rank=0,
-                broadcast_result=True,
-                **settings,
-            ),
-            input_params=psi.InputParams(path=str(source), selected_keys=names, keys_unique=True),
-            output_params=psi.OutputParams(path=str(target)),
-        )
-        psi.psi_execute(config, context)
-        with target.open(newline="", encoding="ascii") as file:
-            found = [int(row[_ROW]) for row in csv.DictReader(file)]
-    return sorted(found, key=lambda number: rows[number])
-
-
-@contextlib.contextmanager
-def private_scratch() -> Iterator[None]:
-    """Give libpsi a directory that only this user can read.
-
-    It writes keys in the clear to files under ``TMPDIR``, readable for everybody on the machine,
-    and removes them at exit. Changes the environment of the whole process, so it belongs around
-    a program and not around a call.
-    """
-    before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(prefix="redislink-psi-") as directory:
-        os.environ["TMPDIR"] = directory
-        try:
-            yield
-        finally:
-            del os.environ["TMPDIR"]
-            if before is not None:
-                os.environ["TMPDIR"] = before
+    mine = os.urandom(_NONCE_BYTES)
+    steps.send(peer, [mine, count])
+    match steps.recv(peer):
+        case str(kind):
+            raise LoadFailed(peer, call, kind)
+        case [bytes(theirs), int(others)] if len(theirs) == _NONCE_BYTES:
+            if not count or not others:
+                return None
+            return hashlib.sha256(_PURPOSE + b"".join(sorted((mine, theirs)))).digest()
+        case _:
+            raise steps.not_understood(peer)

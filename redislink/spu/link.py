@@ -104,27 +104,6 @@ def create_link(
     return _join(device, members, chosen, endpoint, cluster, party, settings)
 
 
-def link_parties(name: str, members: Sequence[str], endpoint: Endpoint) -> LinkCommunicator:
-    """Make this party's end of a link between parties of which no device need consist.
-
-    Args:
-        name: the same at all members, and not that of a device.
-        members: names; this party is one of them. Every member must be calling it.
-        endpoint: this party's; ``REDISLINK_LINK_MODE`` of its settings counts.
-
-    Raises:
-        ConfigError: no brpc address.
-        LinkError: the link cannot be made in this mode.
-    """
-    chosen = _choose_mode(
-        None, endpoint.settings, None, PartyLogger(endpoint.session, endpoint.party)
-    )
-    ordered = sorted(members, key=endpoint.cluster.rank)
-    return _join(
-        name, ordered, chosen, endpoint, endpoint.cluster, endpoint.party, endpoint.settings
-    )
-
-
 def _join(
     name: str,
     members: list[str],
@@ -189,7 +168,7 @@ def runtime_config(device: DeviceSpec) -> Any:
 def _choose_mode(
     mode: LinkMode | str | None,
     settings: RedisLinkSettings,
-    spec: DeviceSpec | None,
+    spec: DeviceSpec,
     log: PartyLogger,
 ) -> LinkMode:
     try:
@@ -199,8 +178,7 @@ def _choose_mode(
             f"there is no link mode {mode!r:.40}: use {', '.join(m.value for m in LinkMode)}"
         ) from None
     if chosen is None:
-        by_file = spec is None or spec.config.use_redis_channel
-        chosen = LinkMode.CHANNELS if by_file else LinkMode.BRPC
+        chosen = LinkMode.CHANNELS if spec.config.use_redis_channel else LinkMode.BRPC
     if chosen is LinkMode.CHANNELS and not has_channels():
         log.warning(
             "this spu (%s) has no IChannel: falling back to brpc, for which every member must "

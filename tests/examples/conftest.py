@@ -3,8 +3,6 @@ an endpoint over a real broker."""
 
 from __future__ import annotations
 
-import atexit
-import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -26,14 +24,6 @@ CLUSTER: Final = EXAMPLES / "cluster.yaml"
 
 # As `python examples/NAME.py` and `redislink run` have it.
 sys.path.insert(0, str(EXAMPLES))
-
-
-@atexit.register
-def _hush_libpsi() -> None:
-    """libpsi logs to standard output as late as the process's end: keep pytest's result last."""
-    sys.stdout.flush()
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
 
 
 @dataclass(frozen=True)
@@ -88,9 +78,3 @@ def place(request: pytest.FixtureRequest) -> Place:
 def simulated() -> Place:
     """The quickest place: for what does not depend on where the parties are."""
     return Place(None)
-
-
-@pytest.fixture(autouse=True)
-def _private_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # libpsi's files, as in the examples' command lines.
-    monkeypatch.setenv("TMPDIR", str(tmp_path))

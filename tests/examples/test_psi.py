@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import stat
 from pathlib import Path
 
 import psi
 import pytest
 
 from redislink import Session
-from redislink.spu import private_scratch
 from tests.examples.conftest import DATA, Place
 
 
@@ -56,12 +53,3 @@ def test_a_member_without_a_file_is_told(simulated: Place, tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match="needs a file: give --input"):
         simulated.play(main)
-
-
-def test_scratch_is_private_and_goes_away() -> None:
-    before = os.environ["TMPDIR"]
-    with private_scratch():
-        directory = Path(os.environ["TMPDIR"])
-        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert not directory.exists()
-    assert os.environ["TMPDIR"] == before

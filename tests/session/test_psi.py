@@ -17,11 +17,6 @@ ALICE = {"id": ["b", "c,d", "a", "é\n"], "x": np.array([1.5, 2.5, 3.5, 4.5]), "
 BOB = {"patient": ["zz", "é\n", "c,d", "b", ""], "y": [[0], [1], [2], [3], [4]]}
 
 
-@pytest.fixture(autouse=True)
-def _private_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-
-
 def _tables(session: Session) -> tuple[Any, Any]:
     return {"alice": (ALICE, "id"), "bob": (lambda: BOB, ["patient"])}.get(
         session.party, (None, "id")
@@ -57,7 +52,6 @@ def test_several_keys_some_columns_and_files(memory: Stage, tmp_path: Path) -> N
     assert found["alice"]["n"].tolist() == [1, 2]
     assert found["carol"] == {"n": ["1", "2"]}
     assert found["bob"] is None
-    assert list(tmp_path.glob("*.csv")) == [path], "libpsi writes beside its input"
 
 
 def test_nobody_in_common_and_no_rows_at_all(memory: Stage) -> None:
@@ -76,7 +70,7 @@ def test_nobody_in_common_and_no_rows_at_all(memory: Stage) -> None:
         ({"x": [1]}, "has no column 'id': it has x"),
         ({"id": [1.5]}, "holds float: keys are text or integers"),
         ({"id": ["a"], "x": []}, "columns of the table differ in length"),
-        (5, "a dict of columns or a path, not int"),
+        (5, "a table is a dict of columns, a DataFrame"),
     ],
 )
 def test_a_table_that_is_not_right(memory: Stage, table: Any, words: str) -> None:
@@ -90,17 +84,3 @@ def test_a_table_that_is_not_right(memory: Stage, table: Any, words: str) -> Non
     assert isinstance(found["bob"], LoadFailed)
     assert "alice could not load its data for psi(RR22" in str(found["bob"])
     assert isinstance(found["carol"], PeerAborted)
-
-
-def test_a_csv_file_is_read_as_text(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text('id,x\n1,"a,b"\n02,\n')
-    assert intersection.read_table(path) == {"id": ["1", "02"], "x": ["a,b", ""]}
-    path.write_text("id,x\n1\n")
-    with pytest.raises(ValueError, match="line 2: not as many fields as the header"):
-        intersection.read_table(str(path))
-    path.write_text("id,id\n1,2\n")
-    with pytest.raises(ValueError, match="a column name stands twice"):
-        intersection.read_table(lambda: path)
-    path.write_text("")
-    assert intersection.read_table(path) == {}

@@ -1,0 +1,234 @@
+"""The parent's side of libpsi in a process of its own (`redislink.spu.psi_child`).
+
+Rules:
+- What the child sends goes through a communicator, under the key that libpsi gave it; what it
+  waits for is received when it asks. So no more is kept here than libpsi would keep.
+- The child may die at any time and of any cause. Here that is an error, and never more.
+- Whatever ends the session ends the wait: one receive is out for as long as the child lives.
+- Nothing outlives the call: no process, no thread, no file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+import spu
+
+from redislink.communicator import Communicator, Request
+from redislink.errors import IntersectionFailed, RecvTimeout, SendTimeout, one_line
+from redislink.logs import PartyLogger
+from redislink.spu import psi_child
+from redislink.spu.psi_child import Kind, read_frame, write_frame
+from redislink.spu.scratch import Scratch, scratch
+
+LOGGER: Final = "redislink.libpsi"
+_MESSAGES, _END = "messages", "end"
+"""Namespace of libpsi's messages, and the tag with which a party says that it is done."""
+_THREADS: Final = 64
+"""More than libpsi has receives out at a time, which are two or three."""
+_LOOK: Final = 0.05
+"""Seconds between looks at a full window, as messages may be taken out of turn."""
+_PATIENCE: Final = 1.0
+"""Seconds to wait for the last lines of a child that is dead."""
+_MOST_OF_A_LINE: Final = 500
+_NOTABLE: Final = ("[warning]", "[error]", "[critical]", "terminate called", "what():")
+
+
+class PsiRelay:
+    """One intersection at one party."""
+
+    def __init__(self, communicator: Communicator, peer: str) -> None:
+        """Args:
+        communicator: with a namespace for this intersection alone, the same at both.
+        peer: the other party.
+        """
+        self._communicator = communicator
+        self._messages = communicator.sub(_MESSAGES)
+        self._peer = peer
+        self._me = communicator.party
+        self._log = PartyLogger(communicator.session, self._me, LOGGER)
+        self._line, self._childs_end = socket.socketpair()
+        self._write_lock = threading.Lock()
+        self._throttle_lock = threading.Lock()
+        self._window = 0
+        self._untaken: list[Request] = []
+        self._found: list[int] = []
+        self._error: BaseException | None = None
+        self._ended = threading.Event()
+        """The child has a result, or something has gone wrong."""
+        self._peer_ended = threading.Event()
+        self._log_ended = threading.Event()
+        self._last_line = ""
+
+    def run(self, rank: int, protocol: str, digests: bytes) -> list[int]:
+        """Intersect; the peer is doing the same.
+
+        Args:
+            rank: of this party among the two, 0 or 1.
+            protocol: KKRT, RR22 or ECDH.
+            digests: of the keys, `psi_child.DIGEST_BYTES` each, none twice and one at least.
+
+        Returns:
+            Which of them the peer has too: their places, from 0, in any order. Both parties
+            have a result when either returns.
+
+        Raises:
+            IntersectionFailed: libpsi failed here, or its process was ended.
+            OSError: it cannot be started.
+            PeerError, BrokerError, EndpointClosed: as a receive.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._line.close)
+            pool = stack.enter_context(ThreadPoolExecutor(_THREADS, "redislink-psi"))
+            stack.callback(self._communicator.close)  # ends its receives
+            with self._childs_end:
+                made = stack.enter_context(scratch())
+                child = self._start(made, rank, protocol)
+            stack.callback(_kill, child)
+            stack.callback(self._ended.set)
+            pool.submit(self._do, self._watch_peer)
+            pool.submit(self._do, self._keep_log, child)
+            pool.submit(self._do, self._serve, child, pool)
+            self._write(Kind.START, 0, digests)
+            self._ended.wait()
+            if self._error is None:
+                self._communicator.send(self._peer, _END, b"")
+                self._peer_ended.wait()
+            if self._error is not None:
+                raise self._error
+        return self._found
+
+    # -- threads -----------------------------------------------------------------------------
+
+    def _do(self, work: Callable[..., None], *arguments: object) -> None:
+        """In the pool: the first exception of any of its threads ends the wait."""
+        try:
+            work(*arguments)
+        except BaseException as error:  # noqa: BLE001 - raised by run()
+            if self._error is None:
+                self._error = error
+            self._ended.set()
+
+    def _watch_peer(self) -> None:
+        """Wait for the peer's end; what ends the session shows here, whatever the child does."""
+        try:
+            while True:
+                try:
+                    self._communicator.recv(self._peer, _END)
+                    return
+                except RecvTimeout:
+                    if self._ended.is_set():
+                        raise
+        finally:
+            self._peer_ended.set()
+
+    def _keep_log(self, child: subprocess.Popen[bytes]) -> None:
+        lines: IO[bytes] | None = child.stdout
+        assert lines is not None  # noqa: S101 - for mypy: it is a pipe
+        try:
+            for raw in lines:
+                line = one_line(raw.decode(errors="replace"))[:_MOST_OF_A_LINE]
+                if not line:
+                    continue
+                self._last_line = line
+                notable = any(word in line for word in _NOTABLE)
+                self._log.log(logging.WARNING if notable else logging.DEBUG, "%s", line)
+        finally:
+            lines.close()
+            self._log_ended.set()
+
+    def _serve(self, child: subprocess.Popen[bytes], pool: ThreadPoolExecutor) -> None:
+        while True:
+            try:
+                kind, number, name, body = read_frame(self._line)
+            except (EOFError, OSError):
+                raise IntersectionFailed(self._me, self._last_words(child)) from None
+            key = name.decode()
+            match kind:
+                case Kind.SEND:
+                    self._messages.send(self._peer, key, body)
+                case Kind.SEND_THROTTLED:
+                    pool.submit(self._do, self._send_throttled, number, key, body)
+                case Kind.RECV:
+                    pool.submit(self._do, self._recv, number, key, body)
+                case Kind.WINDOW:
+                    self._window = number
+                case Kind.FOUND:
+                    self._found = np.frombuffer(body, np.int64).tolist()
+                    self._ended.set()
+                    return
+                case _:
+                    raise IntersectionFailed(self._me, one_line(body.decode(errors="replace")))
+
+    def _recv(self, number: int, key: str, limit: bytes) -> None:
+        (milliseconds,) = struct.unpack("<Q", limit)
+        body = self._messages.recv(self._peer, key, milliseconds / 1000 if milliseconds else None)
+        self._write(Kind.REPLY, number, body)
+
+    def _send_throttled(self, number: int, key: str, body: bytes) -> None:
+        with self._throttle_lock:
+            while self._window and not self._ended.is_set():
+                self._untaken = [request for request in self._untaken if not request.test()]
+                if len(self._untaken) < self._window:
+                    break
+                with contextlib.suppress(SendTimeout):
+                    self._untaken[0].wait(_LOOK)
+            self._untaken.append(self._messages.send(self._peer, key, body))
+        self._write(Kind.REPLY, number)
+
+    def _write(self, kind: Kind, number: int, body: bytes = b"") -> None:
+        with contextlib.suppress(OSError), self._write_lock:  # that it is dead, _serve sees
+            write_frame(self._line, kind, number, b"", body)
+
+    # -- the child ---------------------------------------------------------------------------
+
+    def _start(self, made: Scratch, rank: int, protocol: str) -> subprocess.Popen[bytes]:
+        descriptor = self._childs_end.fileno()
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", psi_child.__file__),  # nobody else's code
+                *(str(descriptor), str(rank), protocol, str(Path(spu.__file__).parent)),
+            ],
+            cwd=made.path,
+            # Our settings may hold passwords.
+            env={n: v for n, v in os.environ.items() if not n.startswith("REDISLINK_")}
+            | {"TMPDIR": "."},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(descriptor, made.descriptor),
+            umask=0o077,
+            # Ctrl-C at the terminal is for the party; and what libpsi starts ends with it.
+            process_group=0,
+        )
+
+    def _last_words(self, child: subprocess.Popen[bytes]) -> str:
+        code = child.wait()
+        self._log_ended.wait(_PATIENCE)
+        how = f"it ended with code {code}" if code >= 0 else f"ended by {_signal_name(-code)}"
+        return f"{how}; its last line: {self._last_line or 'none'}"
+
+
+def _signal_name(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,124 @@
+"""Directories for what libpsi writes, that only this user can read and that always go away.
+
+Rules:
+- A directory is made with mode 0700, below the system's temporary directory, and locked for as
+  long as a process uses it. The lock (`flock`) ends with the last process that holds it, however
+  that ends.
+- A directory that nobody holds is a dead run's. Each start removes those of this user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PREFIX: Final = "redislink-psi-"
+_ATTEMPTS: Final = 100
+_PAUSE: Final = 0.02
+"""Seconds between attempts to remove a directory that something still writes to."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A directory of this process.
+
+    Attributes:
+        path: where it is.
+        descriptor: of the directory, with the lock; a child that inherits it shares the lock.
+    """
+
+    path: Path
+    descriptor: int
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Scratch]:
+    """A new directory, gone after the block; directories that dead runs left go first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    remove_abandoned()
+    made = _make()
+    try:
+        yield made
+    finally:
+        remove(made.path)
+        os.close(made.descriptor)
+
+
+def remove_abandoned() -> None:
+    """Remove this user's directories that no process holds."""
+    with contextlib.suppress(OSError):
+        for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                _remove_if_abandoned(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with all in it, also while something still writes there."""
+    for _ in range(_ATTEMPTS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(_PAUSE)
+
+
+def _make() -> Scratch:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        # Before the lock, another start may take it for abandoned.
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        taken = False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            taken = True
+        except OSError:
+            pass  # a file system without locks: nobody can take it either
+        if not taken and path.exists():
+            return Scratch(path, descriptor)
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: it is in use
+        shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def private_scratch() -> Iterator[None]:
+    """Give libpsi a directory that only this user can read, for programs that call it themselves.
+
+    `redislink.Session.psi` does not need it. ``spu.psi`` writes keys in clear to files under
+    ``TMPDIR``, readable for everybody on the machine, and removes them at exit. Changes the
+    environment of the whole process, so it belongs around a program and not around a call.
+    """
+    before = os.environ.get("TMPDIR")
+    with scratch() as made:
+        os.environ["TMPDIR"] = str(made.path)
+        try:
+            yield
+        finally:
+            del os.environ["TMPDIR"]
+            if before is not None:
+                os.environ["TMPDIR"] = before

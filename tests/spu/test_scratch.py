@@ -1,0 +1,100 @@
+"""Scratch directories: private, and gone in every case."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from redislink.spu import private_scratch
+from redislink.spu.scratch import PREFIX, remove_abandoned, scratch
+
+HOLDER = """
+import sys
+from redislink.spu.scratch import scratch
+with scratch() as made:
+    (made.path / "keys.csv").write_text("x")
+    print(made.path, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's temporary directory, for this test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_only_this_user_can_read_it_and_it_goes_away(temporary: Path) -> None:
+    before = os.umask(0)
+    try:
+        with scratch() as made:
+            assert made.path.parent == temporary
+            assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
+            (made.path / "sub").mkdir()
+            (made.path / "sub" / "file").touch()
+    finally:
+        os.umask(before)
+    assert list(temporary.iterdir()) == []
+
+
+def test_it_goes_away_after_an_error(temporary: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch():
+        raise KeyboardInterrupt
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_left_goes_at_the_next_start(temporary: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        path = Path(holder.stdout.readline().strip())
+        with scratch():
+            assert path.exists(), "it is in use"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (path / "keys.csv").exists()
+    with scratch() as made:
+        assert list(temporary.iterdir()) == [made.path]
+
+
+def test_only_directories_of_ours_are_removed(temporary: Path) -> None:
+    elsewhere = temporary / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    (temporary / f"{PREFIX}link").symlink_to(elsewhere)
+    (temporary / f"{PREFIX}file").touch()
+    (temporary / "other").mkdir()
+    (temporary / f"{PREFIX}dead").mkdir()
+    remove_abandoned()
+    assert {path.name for path in temporary.iterdir()} == {
+        *("elsewhere", "other", f"{PREFIX}link", f"{PREFIX}file")
+    }
+    assert (elsewhere / "file").exists()
+
+
+def test_programs_that_call_libpsi_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "before")
+    with private_scratch():
+        directory = Path(os.environ["TMPDIR"])
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert not directory.exists()
+    assert os.environ["TMPDIR"] == "before"
+    monkeypatch.delenv("TMPDIR")
+    with private_scratch():
+        assert os.environ["TMPDIR"]
+    assert "TMPDIR" not in os.environ
