@@ -7,7 +7,6 @@ port: the fallback), ``mem`` joins threads of one process.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
