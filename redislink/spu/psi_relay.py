@@ -28,11 +28,12 @@ import numpy as np
 import spu
 
 from redislink.communicator import Communicator, Request
-from redislink.errors import IntersectionFailed, RecvTimeout, SendTimeout, one_line
+from redislink.errors import IntersectionFailed, RecvTimeout, SendTimeout
 from redislink.logs import PartyLogger
 from redislink.spu import psi_child
 from redislink.spu.psi_child import Kind, read_frame, write_frame
 from redislink.spu.scratch import Scratch, scratch
+from redislink.text import one_line
 
 LOGGER: Final = "redislink.libpsi"
 _MESSAGES, _END = "messages", "end"
@@ -140,7 +141,7 @@ class PsiRelay:
         assert lines is not None  # noqa: S101 - for mypy: it is a pipe
         try:
             for raw in lines:
-                line = one_line(raw.decode(errors="replace"))[:_MOST_OF_A_LINE]
+                line = one_line(raw.decode(errors="replace"), _MOST_OF_A_LINE)
                 if not line:
                     continue
                 self._last_line = line
@@ -171,7 +172,7 @@ class PsiRelay:
                     self._ended.set()
                     return
                 case _:
-                    raise IntersectionFailed(self._me, one_line(body.decode(errors="replace")))
+                    raise IntersectionFailed(self._me, body.decode(errors="replace")[:_MOST_OF_A_LINE])
 
     def _recv(self, number: int, key: str, limit: bytes) -> None:
         (milliseconds,) = struct.unpack("<Q", limit)
