@@ -172,7 +172,8 @@ class PsiRelay:
                     self._ended.set()
                     return
                 case _:
-                    raise IntersectionFailed(self._me, body.decode(errors="replace")[:_MOST_OF_A_LINE])
+                    said = body.decode(errors="replace")
+                    raise IntersectionFailed(self._me, one_line(said, _MOST_OF_A_LINE))
 
     def _recv(self, number: int, key: str, limit: bytes) -> None:
         (milliseconds,) = struct.unpack("<Q", limit)

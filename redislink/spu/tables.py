@@ -13,11 +13,15 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from redislink.files import open_regular
+from redislink.text import one_line
 
 Column = list[Any] | NDArray[Any]
 Table = dict[Any, Column]
@@ -74,7 +78,7 @@ def select_columns(table: Table, names: Sequence[Any] | None) -> Table:
     for name in names:
         if name not in table:
             raise ValueError(
-                f"the table has no column {name!r:.80}: it has {', '.join(map(str, table))}"
+                f"the table has no column {name!r:.80}: it has {one_line(', '.join(map(str, table)))}"
             )
     return {name: table[name] for name in names}
 
@@ -147,18 +151,18 @@ def read_csv(path: Path) -> Table:
         ValueError: it is not such a file; the message names file and line, and what to do.
         OSError: it cannot be read.
     """
-    with path.open("rb") as raw:
+    with open_regular(path) as raw:
         if raw.read(2) in _MARKS:
             raise ValueError(f"{path}: is in UTF-16: {_convert(path, 'UTF-16')}")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return _parse(path, file)
-    except UnicodeDecodeError:
-        line = _first_line_not_utf8(path)
-        raise ValueError(
-            f"{path}, line {line}: is not UTF-8, so probably Windows-1252 or Latin-1: "
-            f"{_convert(path, 'WINDOWS-1252')}"
-        ) from None
+        raw.seek(0)
+        try:
+            return _parse(path, TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
+        except UnicodeDecodeError:
+            line = _first_line_not_utf8(path)
+            raise ValueError(
+                f"{path}, line {line}: is not UTF-8, so probably Windows-1252 or Latin-1: "
+                f"{_convert(path, 'WINDOWS-1252')}"
+            ) from None
 
 
 def _parse(path: Path, file: TextIO) -> Table:
@@ -208,12 +212,13 @@ def _content(path: Path, rows: Any) -> Iterator[list[str]]:
 
 
 def _first_line_not_utf8(path: Path) -> int:
-    with path.open("rb") as raw:
+    number = 0
+    with open_regular(path) as raw:
         for number, line in enumerate(raw, 1):
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return number
+                break
     return number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any, Final
@@ -196,5 +197,12 @@ def test_a_file_that_is_not_right_is_named(tmp_path: Path, data: bytes, words: s
     with pytest.raises(ValueError, match=words) as caught:
         read_table(path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_path_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         read_table(tmp_path / "missing.csv")
+    os.mkfifo(tmp_path / "fifo.csv")
+    for path, words in ((tmp_path, "is a directory"), (tmp_path / "fifo.csv", "is a FIFO")):
+        with pytest.raises(OSError, match=words):
+            read_table(path)
