@@ -77,9 +77,8 @@ def select_columns(table: Table, names: Sequence[Any] | None) -> Table:
         return dict(table)
     for name in names:
         if name not in table:
-            raise ValueError(
-                f"the table has no column {name!r:.80}: it has {one_line(', '.join(map(str, table)))}"
-            )
+            has = one_line(", ".join(map(str, table)))
+            raise ValueError(f"the table has no column {name!r:.80}: it has {has}")
     return {name: table[name] for name in names}
 
 
@@ -212,14 +211,15 @@ def _content(path: Path, rows: Any) -> Iterator[list[str]]:
 
 
 def _first_line_not_utf8(path: Path) -> int:
-    number = 0
+    good = 0
     with open_regular(path) as raw:
-        for number, line in enumerate(raw, 1):
+        for line in raw:
             try:
                 line.decode()
             except UnicodeDecodeError:
                 break
-    return number
+            good += 1
+    return good + 1
 
 
 def _convert(path: Path, encoding: str) -> str:
