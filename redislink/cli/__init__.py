@@ -7,10 +7,11 @@ results go to stdout, all else to stderr; every way out is a code of `errors.Exi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from redislink import __version__
 from redislink.cli import errors
 from redislink.cli.acl import acl
 from redislink.cli.bench import bench
@@ -24,7 +25,7 @@ from redislink.cli.sessions import inspect, purge, sessions
 from redislink.cli.simulate import simulate
 from redislink.cli.top import top
 from redislink.cli.trace import merge_files
-from redislink.cli.version import version
+from redislink.cli.version import version as show_versions
 from redislink.errors import RedisLinkError
 
 __all__ = ["ExitCode", "app", "main"]
@@ -35,14 +36,28 @@ app = typer.Typer(
     name="redislink",
     help="SPU computations between parties that hold no open port, over a Redis or Valkey broker.",
     epilog=_EPILOG,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        errors.show(f"redislink {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _root(context: typer.Context, verbose: Verbose = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -78,7 +93,7 @@ app.command(epilog=_EPILOG)(sessions)
 app.command(epilog=_EPILOG)(inspect)
 app.command(epilog=_EPILOG)(purge)
 app.add_typer(_trace, name="trace", epilog=_EPILOG)
-app.command(epilog=_EPILOG)(version)
+app.command("version", epilog=_EPILOG)(show_versions)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,26 @@ ClusterOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _complete_party(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: the names in the cluster file, if there is one that can be read."""
+    with contextlib.suppress(ConfigError):
+        path = context.params.get("cluster") or RedisLinkSettings.load().cluster_file
+        if path is not None:
+            names = load_cluster(path).party_names
+            return [name for name in names if name.startswith(incomplete)]
+    return []
+
+
 PartyOption = Annotated[
     str | None,
     typer.Option(
-        "--party", metavar="NAME", help="Who I am; else REDISLINK_PARTY.", show_default=False
+        "--party",
+        metavar="NAME",
+        help="Who I am; else REDISLINK_PARTY.",
+        show_default=False,
+        autocompletion=_complete_party,
     ),
 ]
 IdentityOption = Annotated[
