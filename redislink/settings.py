@@ -186,6 +186,6 @@ class RedisLinkSettings(BaseSettings):
             first = error.errors(include_url=False, include_input=False)[0]
             name = str(first["loc"][0]) if first["loc"] else "settings"
             text = str(first["msg"]).removeprefix("Value error, ")
-            raise ConfigError(
-                f"REDISLINK_{name.upper()}: {text}: set it as .env.example says"
-            ) from None
+            field = cls.model_fields.get(name)
+            meant = field.description if field and field.description else "check the value"
+            raise ConfigError(f"REDISLINK_{name.upper()}: {text}: {meant}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import zipfile
@@ -45,3 +47,24 @@ def test_the_command_and_the_version_are_installed() -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="redislink")
     assert script.value == "redislink.cli:main"
     assert importlib.metadata.version("redislink") == __version__
+
+
+def test_no_text_sends_to_a_file_that_a_wheel_does_not_have() -> None:
+    """Errors, remedies and help, which are what people see who have the wheel alone."""
+    absent = re.compile(r"(?<![\w/.])(docs|deploy|tests|benchmarks|\.ci)/|\.env\.example|README")
+    for path in (ROOT / "redislink").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        of_commands = {
+            id(node.body[0])
+            for node in ast.walk(tree)
+            if path.parent.name == "cli" and isinstance(node, ast.FunctionDef)
+        }
+        comments = {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and id(node) not in of_commands
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                shown = "" if id(node) in comments else node.value
+                assert not absent.search(shown), f"{path}:{node.lineno}: {shown}"

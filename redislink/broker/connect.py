@@ -559,7 +559,7 @@ def translate_error_reply(label: str, text: str) -> BrokerError:
     if text.startswith("NOPERM"):
         return BrokerPermissionError(
             f"broker {label}: permission denied ({text}): "
-            "let this party's ACL user run the commands that docs/broker.md lists on its keys"
+            "give this party's user the rules that redislink acl prints"
         )
     if text.startswith(_LOGIN_CODES):
         return _auth_error(label, text)
@@ -576,7 +576,10 @@ def translate_error_reply(label: str, text: str) -> BrokerError:
         )
     if text.startswith(_PASSING_CODES):
         return BrokerBusy(f"broker {label}: cannot serve just now ({text}): wait, or see its log")
-    return BrokerRefused(f"broker {label}: refused a command ({text}): see docs/broker.md")
+    return BrokerRefused(
+        f"broker {label}: refused a command ({text}): see its log, and whether "
+        "this service has the command"
+    )
 
 
 def _auth_error(label: str, text: str) -> BrokerAuthError:

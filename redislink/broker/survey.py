@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -139,6 +140,18 @@ class Survey:
                 for key in self._describe(connection, {name: names[name] for name in batch}):
                     found[key.name] = key
         return list(found.values())
+
+    def sessions(self) -> list[str]:
+        """Names of all sessions that have a key, in order; no key is asked about.
+
+        Raises: as `keys`.
+        """
+        names = set()
+        for connection in self._nodes.all():
+            for name in self._scan(connection, f"{keys.PREFIX}:{{".encode()):
+                with contextlib.suppress(FrameError):
+                    names.add(keys.parse_list_untrusted(name)[0])
+        return sorted(names)
 
     def values(self, names: Sequence[bytes]) -> list[bytes | None]:
         """The values of these claims and status, where there is one and it may be read.

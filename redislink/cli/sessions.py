@@ -37,6 +37,7 @@ from redislink.watch import SessionView, sessions_of, total
 
 _WIDTH: Final = 120
 _SHOWN_ELEMENTS: Final = 10
+_SHOWN_SESSIONS: Final = 10
 _SessionArgument = Annotated[
     str, typer.Argument(metavar="SESSION", help="Name of the session.", show_default=False)
 ]
@@ -84,19 +85,26 @@ def inspect(
     as_json: JsonOption = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show a session's keys: lists, how long they are, their memory, when they expire."""
+    """Show a session's keys: lists, how long they are, their memory, when they expire.
+
+    A session that has none is an error that names those that there are.
+    """
     check_name(session, "session")
     source, destination = _pair(pair)
     survey = look_at(cluster, broker, password_file)
     try:
-        found = sorted(
-            (
-                key
-                for key in survey.keys(session)
-                if source in (None, key.src) and destination in (None, key.dst)
-            ),
-            key=lambda key: key.name,
-        )
+        every = sorted(survey.keys(session), key=lambda key: key.name)
+        if not every:
+            raise _no_such_session(survey, session)
+        found = [
+            key for key in every if source in (None, key.src) and destination in (None, key.dst)
+        ]
+        if not found:
+            pairs = sorted({f"{key.src}:{key.dst}" for key in every})
+            raise ConfigError(
+                f"session {session}: nothing goes from {source} to {destination}: it has "
+                f"{', '.join(pairs)}"
+            )
         shown = [_as_dict(key) for key in found]
         for key, row in zip(found, shown, strict=True):
             if frames and key.is_ours and key.depth is not None:
@@ -109,6 +117,15 @@ def inspect(
         return
     _show_keys(shown, f"session {session} at {survey.label}")
     say_refused(survey.refused)
+
+
+def _no_such_session(survey: Survey, session: str) -> ConfigError:
+    there = survey.sessions()
+    shown = ", ".join(there[:_SHOWN_SESSIONS]) + (", …" if len(there) > _SHOWN_SESSIONS else "")
+    return ConfigError(
+        f"session {session}: nothing of it is at {survey.label}, so no party runs it there: "
+        + (f"there are {shown}" if there else "nor is any other; check the broker and its database")
+    )
 
 
 def purge(

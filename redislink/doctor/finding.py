@@ -118,7 +118,7 @@ def failed(text: str, remedy: str, blame: Blame = Blame.BROKER) -> Verdict:
 def failed_with(error: RedisLinkError, blame: Blame) -> Verdict:
     """The failure that an error is: its message ends with ``: `` and what to do."""
     text, _, remedy = str(error).rpartition(": ")
-    return failed(text or remedy, remedy if text else "see docs/how-to/doctor.md", blame)
+    return failed(text or remedy, remedy if text else "mend what it names", blame)
 
 
 def joined(found: Sequence[tuple[str, Verdict]]) -> Verdict:

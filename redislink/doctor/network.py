@@ -208,7 +208,8 @@ def without_tls(reached: list[tuple[Any, ...]]) -> Verdict:
     return warned(
         "not used: whoever is on the way to the broker can learn its password, and cut "
         "connections; messages of sealed sessions are secret all the same",
-        "let the broker speak TLS (deploy/valkey.conf), and write rediss:// in the URL",
+        "let the broker speak TLS (tls-port, tls-cert-file and tls-key-file in its configuration), "
+        "and write rediss:// in the URL",
     )
 
 

@@ -81,7 +81,7 @@ def commands(exam: Examination) -> Verdict:
     if len(forbidden) < len(missing):
         return failed(
             f"refused to user {exam.user}: {said}",
-            "take a broker, or a plan of the service, that has these commands (docs/broker.md)",
+            "take a broker, or a plan of the service, that has these commands",
         )
     return _refused(exam, said, [tried.rule for tried in forbidden])
 

@@ -144,17 +144,21 @@ def test_unreachable_broker(redislink: Run, write_cluster: Write, write_program:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("recv_timeout", "soon"), ("connect_timeout", "-1"), ("link_mode", "pigeon")],
+    ("name", "value", "meant"),
+    [
+        ("recv_timeout", "soon", "Seconds that a receive waits"),
+        ("connect_timeout", "-1", "Seconds to wait for every other party"),
+        ("link_mode", "pigeon", "channels, brpc or mem"),
+    ],
 )
 def test_bad_setting(
-    redislink: Run, write_cluster: Write, write_program: Write, name: str, value: str
+    redislink: Run, write_cluster: Write, write_program: Write, name: str, value: str, meant: str
 ) -> None:
     result = redislink(
         *("run", "--cluster", write_cluster(), "--party", "alice", write_program(JOIN)),
         **{name: value},
     )
-    check_one_line(result, 2, f"REDISLINK_{name.upper()}", ".env.example")
+    check_one_line(result, 2, f"REDISLINK_{name.upper()}", meant)
 
 
 def test_peer_that_does_not_come(

