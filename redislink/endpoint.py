@@ -38,20 +38,22 @@ from redislink.errors import (
     FrameError,
     PayloadTypeError,
     PeerClosed,
+    PeerError,
     RecvCancelled,
     RecvTimeout,
     RedisLinkError,
+    SealError,
     SendTimeout,
     UsageError,
     reason_for_peers,
 )
 from redislink.lanes import Lane, Lanes
-from redislink.logs import PartyLogger
+from redislink.logs import PartyLogger, is_power_of_two
 from redislink.observers import Observers
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import BytesLike, Encoding, Frame
-from redislink.protocol.seal import Codec, StaleError
+from redislink.protocol.seal import Codec, IllegalFrameError, StaleError
 from redislink.protocol.states import State
 from redislink.protocol.status import (
     MAX_WAITS,
@@ -194,6 +196,7 @@ class Endpoint:
         self._first_slice = min(_FIRST_PROBE, self._blpop_slice)
         timing = Timing(
             window_bytes=settings.window_bytes,
+            peer_memory_bytes=settings.peer_memory_bytes,
             chunk_bytes=settings.chunk_bytes,
             least_chunk_bytes=_least_chunk_bytes(claim.round_trip, settings.chunk_bytes),
             peer_timeout=settings.peer_timeout,
@@ -813,7 +816,9 @@ class Endpoint:
                     take = wait is not None
                     message = delivery.receive_data(tag, frame, body, now, take=take)
             except FrameError as error:
-                self._not_a_frame_of(peer, error)
+                self._illegal_of(peer, error)
+            except PeerError as error:
+                self._fail(error)
             if self._sleepers:
                 self._changed.notify_all()
             if tag in peer.kept and delivery.peek(tag) is not None:
@@ -856,8 +861,19 @@ class Endpoint:
             return None
 
     def _not_opened_by(self, peer: _Peer, error: FrameError) -> None:
-        if not isinstance(error, StaleError):
+        if isinstance(error, IllegalFrameError):
+            self._illegal_of(peer, error)
+        elif not isinstance(error, StaleError):
             self._not_a_frame_of(peer, error)
+
+    def _illegal_of(self, peer: _Peer, error: FrameError) -> None:
+        """A frame that opened and that the protocol forbids, there or at all."""
+        if self.cluster.security != "sealed":  # anybody may have sent it
+            self._not_a_frame_of(peer, error)
+            return
+        with self._lock:
+            peer.delivery.broke_rules(str(error))
+        self._check_peers()
 
     def _wake_another(self, peer: _Peer, tag: str, mine: Wait | None) -> None:
         """A message of this tag is here: let another receive that waits for it look."""
@@ -869,22 +885,24 @@ class Endpoint:
 
     def _not_a_frame_of(self, peer: _Peer, error: FrameError) -> None:
         """Count what did not come from the peer; such a frame counts as never received."""
-        self._log.warning(
-            "%s: ignored an element from %s: %s",
-            self.party,
-            peer.name,
-            error,
-            extra={"peer": peer.name},
-        )
         with self._lock:
             self._not_opened += 1
-            too_many = self._not_opened >= self.settings.tamper_limit
-        if too_many and self.cluster.security == "sealed":
+            count = self._not_opened
+        if is_power_of_two(count):  # there may be any number
+            self._log.warning(
+                "%s: ignored an element from %s: %s (%d so far, of all parties)",
+                self.party,
+                peer.name,
+                error,
+                count,
+                extra={"peer": peer.name},
+            )
+        if count >= self.settings.tamper_limit and self.cluster.security == "sealed":
             self._fail(
                 BrokerTampered(
-                    f"{self.party}: {self._not_opened} frames did not open, the last from "
-                    f"{peer.name} ({error}): something between the parties changes messages; "
-                    "check the broker and who has access to it"
+                    f"{self.party}: {count} frames did not open, the last from {peer.name} "
+                    f"({error}): something between the parties changes messages, or {peer.name} "
+                    "itself sends such; check the broker and who has access to it"
                 )
             )
 
@@ -1083,14 +1101,18 @@ class Endpoint:
             try:
                 peer.delivery.receive_control(opened[0], time.monotonic())
             except FrameError as error:
-                self._not_a_frame_of(peer, error)
+                self._illegal_of(peer, error)
             pushes = peer.delivery.pushes()
             self._changed.notify_all()
         self._push(peer, pushes)
 
     def _take_hello(self, peer: _Peer, element: Buffer) -> None:
+        handshake = self._rendezvous.handshake
+        before = handshake.not_opened
         with contextlib.suppress(ClusterMismatch, EndpointClosed):
             self._rendezvous.receive(peer.name, element)
+        if handshake.not_opened > before:
+            self._not_a_frame_of(peer, SealError("a hello that does not open"))
         if self._rendezvous.handshake.has_restarted(peer.name):
             with self._lock:
                 peer.delivery.restarted()

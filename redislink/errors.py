@@ -24,6 +24,7 @@
     │   ├── PeerLost           a party is not heard any more
     │   ├── PeerRestarted      a party has started anew, and has forgotten this run
     │   ├── PeerClosed         a party has left the session in good order
+    │   ├── PeerProtocolError  a party sent what the protocol forbids, or too much
     │   ├── LoadFailed         a party could not load what it was to put on a device
     │   ├── ProgramDiverged    two parties have called different things
     │   ├── RecvTimeout        what we wait for did not come
@@ -193,6 +194,13 @@ class PeerRestarted(_NamedPeerError):
 
 class PeerClosed(_NamedPeerError):
     """A party has left the session in good order, and something was still expected of it."""
+
+
+class PeerProtocolError(_NamedPeerError):
+    """A party sent what the protocol forbids, or more than this party may be made to keep.
+
+    It was that party: in a sealed session nobody else can send a frame that opens.
+    """
 
 
 class LoadFailed(_NamedPeerError):

@@ -46,6 +46,11 @@ class PartyLogger(logging.LoggerAdapter[logging.Logger]):
         super().log(level, msg, *shown, **kwargs)
 
 
+def is_power_of_two(count: int) -> bool:
+    """Whether to log the ``count``-th (from 1) of what others can cause any number of."""
+    return not count & (count - 1)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object in one line per record.
 

@@ -13,7 +13,7 @@ from redislink.broker.outage import Outage
 from redislink.broker.wire import Buffer
 from redislink.cluster import ClusterSpec
 from redislink.errors import BrokerError, ClusterMismatch, FrameError, HandshakeTimeout
-from redislink.logs import PartyLogger
+from redislink.logs import PartyLogger, is_power_of_two
 from redislink.protocol import keys
 from redislink.protocol.frame import decode_untrusted, encode_header
 from redislink.protocol.handshake import Handshake, Message
@@ -43,6 +43,7 @@ class Rendezvous:
         """The hello lists of this party's inbox, and who pushes onto each."""
         self._said_hello_at = dict.fromkeys(self.peers, float("-inf"))
         self._unsaid: set[str] = set()
+        self._ignored = dict.fromkeys(self.peers, 0)
 
     def meet(
         self, broker: Broker, timeout: float, outage: Outage, on_progress: Progress | None
@@ -122,13 +123,16 @@ class Rendezvous:
             answer = self.handshake.receive_untrusted(peer, frame, bytes(body), time.monotonic())
         except FrameError as error:
             # Nothing to worry about: it may be of a dead run. What lasts becomes an error.
-            self._log.info(
-                "%s: ignored a hello from %s: %s",
-                self._party,
-                peer,
-                error,
-                extra={"peer": peer},
-            )
+            self._ignored[peer] += 1
+            if is_power_of_two(self._ignored[peer]):  # there may be any number
+                self._log.info(
+                    "%s: ignored a hello from %s: %s (%d so far)",
+                    self._party,
+                    peer,
+                    error,
+                    self._ignored[peer],
+                    extra={"peer": peer},
+                )
             return
         # A peer that goes on saying hello has not had our answer: the broker lost it.
         unanswered = time.monotonic() - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL

@@ -104,6 +104,12 @@ class RedisLinkSettings(BaseSettings):
         description="Bytes that may lie on the broker for one peer, not taken yet; twice that "
         "at most.",
     )
+    peer_memory_bytes: int = Field(
+        default=8 << 30,
+        ge=1 << 20,
+        description="Bytes that one peer may have this party keep: messages that have come, whole "
+        "or in part, and that nothing has taken yet. More ends the session.",
+    )
     chunk_bytes: int = Field(
         default=1 << 20,
         ge=1 << 10,

@@ -1,18 +1,28 @@
 """What both sides of a pair that cannot agree are told, and when."""
 
+import contextlib
+import logging
 import threading
 import time
 
 import pytest
 
-from redislink import ClusterMismatch, SecurityMismatch, rendezvous
+from redislink import BrokerTampered, ClusterMismatch, SecurityMismatch, rendezvous
 from redislink.broker import Broker
 from redislink.identity import write_secret
 from redislink.protocol import keys, sealed_handshake
-from redislink.protocol.frame import encode_header
+from redislink.protocol.frame import Hello, encode, encode_header
 from redislink.protocol.handshake import INSTANCE_BYTES, MismatchGrace
+from redislink.protocol.noise_kk import KkInitiator
 from redislink.security import make_handshake
-from tests.conftest import IDENTITIES, connect_as, in_thread, make_cluster, quick_settings
+from tests.conftest import (
+    IDENTITIES,
+    connect_as,
+    in_thread,
+    join,
+    make_cluster,
+    quick_settings,
+)
 from tests.support.waiting import wait_until
 
 
@@ -82,3 +92,60 @@ def test_the_first_to_see_a_mismatch_says_hello_until_the_other_has_surely_seen_
     thread.join(20)
     assert isinstance(outcome[0], ClusterMismatch)
     connection.close()
+
+
+HELLOS = 10_000
+
+
+def unopened_hellos(sender, receiver):
+    """Hellos of a peer's run that do not open, in one push."""
+    peer = receiver._peers[sender.party]
+    name = next(n for n, who in receiver._rendezvous.lists.items() if who == peer.name)
+    digest, mine = receiver.cluster.digest(), receiver._claim.instance
+    step = 1 if sender.rank < receiver.rank else 2
+    hello = Hello(digest, bytes.fromhex(sender._claim.instance), bytes.fromhex(mine), True, step)
+    body = b"x" * 100
+    if step == 2:
+        pair = receiver._rendezvous.handshake._pairs[peer.name]  # an answer is to something
+        begun = pair.begun[b"another"] = KkInitiator(pair.config, bytes(32), b"payload")
+        body = begun.name + body
+    return name, encode(hello, body)
+
+
+@pytest.mark.parametrize("receiver", ["alice", "bob"])
+def test_hellos_that_do_not_open_are_counted_and_not_all_logged(valkey, receiver, caplog):
+    caplog.set_level(logging.INFO)
+    endpoints = join(make_cluster(valkey.url, 2), close_timeout=0.5, tamper_limit=100)
+    mine = next(e for e in endpoints if e.party == receiver)
+    other = next(e for e in endpoints if e is not mine)
+    name, element = unopened_hellos(other, mine)
+    with contextlib.closing(mine._broker.open()) as connection:
+        connection.execute(b"RPUSH", name, *[element] * 99, timeout=5)
+        while connection.execute(b"LLEN", name, timeout=5):
+            pass
+        other.send(receiver, "t", b"still well")
+        assert mine.recv(other.party, "t") == b"still well"
+        connection.execute(b"RPUSH", name, *[element] * HELLOS, timeout=5)
+    with pytest.raises(BrokerTampered, match=r"100 frames did not open.*hello"):
+        mine.recv(other.party, "never")
+    lines = [r for r in caplog.records if "ignored" in r.getMessage()]
+    assert len(lines) <= 2 * (HELLOS + 99).bit_length()
+    for endpoint in endpoints:
+        endpoint.abort("done")
+
+
+def test_hellos_that_are_none_are_not_all_logged_while_parties_meet(valkey, caplog):
+    caplog.set_level(logging.INFO)
+    cluster = make_cluster(valkey.url, 2)
+    name = keys.hello_list(cluster.session, "alice", "bob")
+    with contextlib.closing(Broker(valkey.url).open()) as connection:
+        connection.execute(b"RPUSH", name, *[b"junk"] * 1000, timeout=5)
+        meeting, met = in_thread(lambda: connect_as(cluster, "alice"))
+        while connection.execute(b"LLEN", name, timeout=5):
+            pass
+    bob = connect_as(cluster, "bob")
+    meeting.join()
+    lines = [r for r in caplog.records if "ignored a hello" in r.getMessage()]
+    assert 1 <= len(lines) <= 12
+    for endpoint in (met[0], bob):
+        endpoint.abort("done")

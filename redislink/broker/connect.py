@@ -32,6 +32,7 @@ from redislink.broker.wire import (
     LibraryWire,
     NotRespError,
     SocketWire,
+    UnaskedError,
     Wire,
     error_text,
     pack,
@@ -605,8 +606,9 @@ def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:
             f"broker {label}: its certificate is not trusted ({text}): set REDISLINK_BROKER_TLS_CA "
             "to the PEM file of the CA that signed it"
         )
-    if isinstance(error, NotRespError):
-        return BrokerUnreachable(
+    if isinstance(error, NotRespError | UnaskedError):
+        kind = BrokerRefused if isinstance(error, UnaskedError) else BrokerUnreachable
+        return kind(
             f"broker {label}: no answer to what was asked, while {doing} ({text}): check that it "
             "is a Redis or Valkey server, and what stands between it and this party"
         )

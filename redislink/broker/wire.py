@@ -91,7 +91,11 @@ class WireError(OSError):
 
 
 class NotRespError(WireError):
-    """What came is no reply to what was asked, of whatever server."""
+    """What came is not RESP."""
+
+
+class UnaskedError(WireError):
+    """What came is RESP, and no answer to what was asked."""
 
 
 class ErrorReply:
@@ -386,7 +390,7 @@ class SocketWire:
             if self._buffer.find(_CRLF, self._start, self._end) < 0:
                 return NOT_YET
         if self._buffer[self._start] not in _LINES:
-            raise NotRespError("the broker answered a push with something else than a number")
+            raise UnaskedError("the broker answered a push with something else than a number")
         return self._parse()
 
     def readable(self) -> bool:
@@ -453,7 +457,7 @@ class SocketWire:
                 return None
             self._elements_left -= count
             if self._elements_left < 0:
-                raise NotRespError("the broker sent more elements than an answer to this can have")
+                raise UnaskedError("the broker sent more elements than an answer to this can have")
             return [self._parse(depth + 1) for _ in range(count)]
         if kind == _STATUS:
             return bytes(rest)
@@ -466,7 +470,7 @@ class SocketWire:
             return None
         self._bytes_left -= size
         if self._bytes_left < 0:
-            raise NotRespError("the broker sent more bytes than an answer to this can have")
+            raise UnaskedError("the broker sent more bytes than an answer to this can have")
         if size < LARGE - 2:
             while self._end - self._start < size + 2:
                 self._fill()

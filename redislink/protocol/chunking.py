@@ -6,7 +6,8 @@ Rules:
 - Messages of one tag are handed out in the order in which they were sent, although their
   chunks may come in any order: each names the message before it on its tag while that may
   still be under way (`Data.previous`).
-- Chunks that contradict each other are the peer's (or the broker's) fault: `FrameError`.
+- Chunks that contradict each other, or of which no legal message can be made, are the peer's
+  (or the broker's) fault: `FrameError`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from redislink.protocol.frame import MAX_PARTS, Data, Encoding
 from redislink.protocol.received import ReceivedNumbers
 
 MAX_MESSAGE_BYTES: Final = 4 << 30
+OVERHEAD: Final = 128
+"""What a chunk counts besides its bytes, so that many small ones fill a limit too."""
 _ENOUGH: Final = 64
 """Chunks of which the last, on the way from the broker alone, hardly counts any more."""
 _TOO_FEW: Final = 8
@@ -83,6 +86,8 @@ class _Partial:
     previous: int
     encoding: Encoding
     chunks: dict[int, bytes] = field(default_factory=dict)
+    size: int | None = None
+    """Bytes of each chunk but the last, once one of these has come."""
 
     def agrees_with(self, frame: Data) -> bool:
         return (self.parts, self.previous, self.encoding) == (
@@ -105,25 +110,46 @@ class _Tag:
         return message in self.partial or (message > 0 and message not in received)
 
 
+def _check_size(frame: Data, size: int, partial: _Partial | None) -> None:
+    """All chunks but the last are of one size, and no message is over its limit.
+
+    Raises:
+        FrameError: of a chunk that is otherwise.
+    """
+    last = frame.part == frame.parts - 1
+    whole = 0 if last else (frame.parts - 1) * size
+    if not size or whole >= MAX_MESSAGE_BYTES:
+        raise FrameError(f"a chunk of {size} bytes, one of {frame.parts}, of a message")
+    agreed = None if partial is None else partial.size
+    if agreed is not None and (size > agreed or (size < agreed and not last)):
+        raise FrameError("chunks of one message that are not of one size")
+
+
 class Reassembly:
     """What has come from one peer and was not taken yet, by tag."""
 
     def __init__(self) -> None:
         self.tags: dict[str, _Tag] = {}
         """Those of which something is kept: whole messages, or chunks."""
+        self.bytes = 0
+        """Of all that is kept; a chunk, or a whole message, counts `OVERHEAD` besides."""
 
     def add(self, tag: str, frame: Data, body: bytes, received: ReceivedNumbers) -> None:
         """Take in a chunk whose number is not in ``received`` yet, and note it there.
 
         Raises:
-            FrameError: it contradicts an earlier chunk of the same message; nothing has changed.
+            FrameError: it contradicts an earlier chunk of the same message, or is of none that
+                can be; nothing has changed.
         """
         entry = self.tags.get(tag) or _Tag()
         first = frame.seq - frame.part
         partial = entry.partial.get(first)
         if partial is not None and not partial.agrees_with(frame):
             raise FrameError("two chunks of one message disagree about it")
+        if frame.parts > 1:
+            _check_size(frame, len(body), partial)
         received.add(frame.seq)
+        self.bytes += len(body) + OVERHEAD
         self.tags[tag] = entry
         # Nearly always: a whole message, none before it is under way, none waits for it.
         if frame.parts == 1 and not frame.previous and not entry.followers:
@@ -135,6 +161,8 @@ class Reassembly:
             if entry.is_under_way(frame.previous, received):
                 entry.followers.setdefault(frame.previous, []).append(first)
         partial.chunks[frame.part] = body
+        if frame.part < frame.parts - 1:
+            partial.size = len(body)
         self._hand_out(entry, first, received)
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
@@ -143,6 +171,7 @@ class Reassembly:
         if entry is None or not entry.ready:
             return None
         message = entry.ready.popleft()
+        self.bytes -= len(message[0]) + OVERHEAD
         if not entry.ready and not entry.partial:
             del self.tags[tag]
         return message
@@ -151,6 +180,11 @@ class Reassembly:
         """As `take`, but the message stays."""
         entry = self.tags.get(tag)
         return entry.ready[0] if entry is not None and entry.ready else None
+
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        self.tags.clear()
+        self.bytes = 0
 
     def missing(self, tag: str) -> tuple[int, int]:
         """Of the first message of a tag that began to come: (chunks to come, bytes of each).
@@ -163,8 +197,7 @@ class Reassembly:
         partial = entry.partial[min(entry.partial)]
         return partial.parts - len(partial.chunks), max(map(len, partial.chunks.values()))
 
-    @staticmethod
-    def _hand_out(entry: _Tag, first: int, received: ReceivedNumbers) -> None:
+    def _hand_out(self, entry: _Tag, first: int, received: ReceivedNumbers) -> None:
         """Make a message ready if it can be, and then those that waited for it, in order."""
         candidates = [first]
         while candidates:
@@ -177,6 +210,7 @@ class Reassembly:
             body = partial.chunks[0]
             if partial.parts > 1:
                 body = b"".join(partial.chunks[part] for part in range(partial.parts))
+                self.bytes -= (partial.parts - 1) * OVERHEAD
             entry.ready.append((body, partial.encoding))
             del entry.partial[first]
             for follower in entry.followers.pop(first, ()):

@@ -31,6 +31,7 @@ from redislink.errors import (
     PeerClosed,
     PeerError,
     PeerLost,
+    PeerProtocolError,
     PeerRestarted,
     UsageError,
 )
@@ -50,8 +51,7 @@ from redislink.protocol.frame import (
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, Event, State
 
-_FRAME_OVERHEAD: Final = 128
-"""What a frame counts besides its body, so that many small ones fill a window too."""
+_FRAME_OVERHEAD: Final = chunking.OVERHEAD
 _LONGEST_SILENCE: Final = 86_400.0
 _MOST_DOUBLINGS: Final = 4
 _OF_A_STREAM: Final = 2
@@ -73,6 +73,8 @@ class Timing:
             as long, unless one that rode on data has reached the peer by then.
         chunk_bytes: of a message that travel as one frame, at most.
         least_chunk_bytes: what a message is not cut finer than; see `chunking.choose`.
+        peer_memory_bytes: that the peer may have us keep, of messages that came and that nothing
+            has taken.
         resend_after: a frame that the broker has had for so long, and that the peer still asks
             for, was lost; doubled (up to 16 times) for a frame each time that it was.
     """
@@ -80,6 +82,7 @@ class Timing:
     window_bytes: int = 32 << 20
     chunk_bytes: int = 1 << 20
     least_chunk_bytes: int = 1 << 20
+    peer_memory_bytes: int = 8 << 30
     peer_timeout: float = 30.0
     ack_delay: float = 0.1
     probe_interval: float = 1.0
@@ -426,6 +429,8 @@ class Delivery:
 
         Raises:
             FrameError: not a frame that belongs there; nothing has changed.
+            PeerProtocolError: it is more than the peer may have us keep; that has ended the
+                conversation.
         """
         if type(frame) is not Data:
             raise FrameError(f"a {frame.kind.name} frame on a data list")
@@ -436,6 +441,8 @@ class Delivery:
             else:
                 self._reassembly.add(tag, frame, body, self._received)
                 self._count_data(tag, len(body), now)
+                if self._reassembly.bytes > self._timing.peer_memory_bytes:
+                    raise self._kept_too_much()
             self._heard_data(frame.acked, now)
         return self.take(tag) if take else None
 
@@ -465,18 +472,18 @@ class Delivery:
         return body, encoding
 
     def _count_data(self, tag: str, length: int, now: float) -> None:
-        """A DATA frame came that had not come before."""
+        """A DATA frame came that had not come before: the peer lives, as nobody else makes one."""
+        self.last_heard = self._last_listened = now
+        self._silent_for = 0.0
         self._unreported_bytes += length + _FRAME_OVERHEAD
         if self._waits and (wait := self._waits.get(tag)) is not None:
             wait.next_probe = now + self._timing.probe_interval
             wait.not_sent_at = _LONG_AGO
 
     def _heard_data(self, acked: int, now: float) -> None:
-        """A DATA frame came, perhaps again."""
+        """A DATA frame came, perhaps again: then it may be the broker that says it."""
         if self._ack_due is None:  # else it is due earlier
             self._owe_ack(now)
-        self.last_heard = self._last_listened = now
-        self._silent_for = 0.0
         if acked > self._acked_cumulative:
             self._take_acked(acked, now)
         # One ack answers one request for prompt acks; a sender that still waits asks again.
@@ -663,6 +670,28 @@ class Delivery:
     def restarted(self) -> None:
         """The peer said HELLO as another run."""
         self._step(Event.RESTART, PeerRestarted(self.peer))
+
+    def broke_rules(self, what: str) -> None:
+        """The peer, and nobody else, sent what the protocol forbids; says what."""
+        self._step(
+            Event.VIOLATION,
+            PeerProtocolError(
+                self.peer,
+                f"{self.peer} sent what the protocol forbids ({what}): check what runs there, and "
+                "that it is the same version of redislink as here, then start all again",
+            ),
+        )
+
+    def _kept_too_much(self) -> PeerError:
+        failure = PeerProtocolError(
+            self.peer,
+            f"{self.peer} has sent {self._reassembly.bytes} bytes that nothing here has taken: "
+            "check that both run the same program, or raise REDISLINK_PEER_MEMORY_BYTES "
+            f"({self._timing.peer_memory_bytes})",
+        )
+        self._reassembly.clear()
+        self._step(Event.VIOLATION, failure)
+        return self.failure or failure
 
     # -- inner workings --------------------------------------------------------------------
 

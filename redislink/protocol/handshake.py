@@ -28,6 +28,11 @@ class Handshake(Protocol):
         """Peers that are not done, in rank order."""
         ...
 
+    @property
+    def not_opened(self) -> int:
+        """Hellos that were sealed and did not open, so far, of all peers."""
+        ...
+
     def settle(self) -> None:
         """Nobody is missing, and the session begins: from now on, what was agreed holds."""
         ...
@@ -143,6 +148,10 @@ class PlainHandshake:
     @property
     def missing(self) -> list[str]:
         return [peer for peer in self._instances if peer not in self._done]
+
+    @property
+    def not_opened(self) -> int:
+        return 0  # none is sealed
 
     def settle(self) -> None:
         self._settled = True

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final
 
+from redislink.errors import FrameError
 from redislink.protocol.frame import MAX_ACK_RANGES, AckState
+
+MAX_RANGES: Final = 1 << 20
+"""No window of less than 64 MiB, even of empty messages, leaves as many."""
 
 
 class ReceivedNumbers:
@@ -29,7 +35,11 @@ class ReceivedNumbers:
         return place >= 0 and number <= self._ends[place]
 
     def add(self, number: int) -> bool:
-        """Note that a number came; False if it had come before."""
+        """Note that a number came; False if it had come before.
+
+        Raises:
+            FrameError: it leaves more gaps than there can be; nothing has changed.
+        """
         if number == self.cumulative + 1:  # nearly always
             self.cumulative = number
             if self._starts and self._starts[0] == number + 1:
@@ -48,6 +58,8 @@ class ReceivedNumbers:
             self._ends[place - 1] = number
         elif joins_after:
             self._starts[place] = number
+        elif len(self._starts) >= MAX_RANGES:
+            raise FrameError(f"numbers with more than {MAX_RANGES} gaps")
         else:
             self._starts.insert(place, number)
             self._ends.insert(place, number)
@@ -61,7 +73,7 @@ class ReceivedNumbers:
         """
         if not self._starts:
             return AckState(self.cumulative)
-        places = list(range(len(self._starts)))
+        places: Sequence[int] = range(len(self._starts))
         if len(places) > MAX_ACK_RANGES:
             highest = places[-1]
             in_turn = range(self._cursor, self._cursor + MAX_ACK_RANGES - 1)

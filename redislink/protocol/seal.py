@@ -176,6 +176,7 @@ class SealedCodec(Codec):
         Raises:
             SealError: nobody who has the key sent this, here, in this run.
             StaleError: a control frame that came before, or is older than very many.
+            IllegalFrameError: the peer itself sealed what is no frame.
             FrameError: not a frame at all.
         """
         frame, body_at = decode_header_untrusted(element)
@@ -188,7 +189,10 @@ class SealedCodec(Codec):
         inner = _open(self._control_in, frame.number, body, name + header)
         if not self._control_window.admit(frame.number):
             raise StaleError("a control frame that came before")
-        frame, body = decode_untrusted(inner)
+        try:
+            frame, body = decode_untrusted(inner)
+        except FrameError as error:
+            raise IllegalFrameError(str(error)) from None
         return frame, bytes(body)
 
     def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
@@ -209,6 +213,10 @@ class SealedCodec(Codec):
         except InvalidTag:
             raise _does_not_open() from None
         return seq, encoding, acked, opened
+
+
+class IllegalFrameError(FrameError):
+    """What opened and is no frame: the peer sent it so, and nobody else."""
 
 
 class StaleError(FrameError):

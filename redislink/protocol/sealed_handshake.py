@@ -160,6 +160,10 @@ class SealedHandshake:
     def missing(self) -> list[str]:
         return [peer for peer, pair in self._pairs.items() if pair.done is None]
 
+    @property
+    def not_opened(self) -> int:
+        return sum(pair.not_opened for pair in self._pairs.values())
+
     def settle(self) -> None:
         self._settled = True
 

@@ -34,6 +34,7 @@ class Event(enum.Enum):
     ABORT = "ABORT, from either side"
     RESTART = "HELLO of another run"
     SILENCE = "nothing heard for peer_timeout"
+    VIOLATION = "peer sent what it may not"
 
 
 TABLE: Final[dict[State, dict[Event, State]]] = {
@@ -45,6 +46,7 @@ TABLE: Final[dict[State, dict[Event, State]]] = {
         Event.ABORT: State.FAILED,
         Event.RESTART: State.FAILED,
         Event.SILENCE: State.FAILED,
+        Event.VIOLATION: State.FAILED,
     },
     State.CLOSING: {
         Event.TRAFFIC: State.CLOSING,
@@ -54,6 +56,7 @@ TABLE: Final[dict[State, dict[Event, State]]] = {
         Event.ABORT: State.FAILED,
         Event.RESTART: State.CLOSED,
         Event.SILENCE: State.FAILED,
+        Event.VIOLATION: State.FAILED,
     },
     State.PEER_CLOSED: {
         Event.TRAFFIC: State.PEER_CLOSED,
@@ -63,6 +66,7 @@ TABLE: Final[dict[State, dict[Event, State]]] = {
         Event.ABORT: State.FAILED,
         Event.RESTART: State.PEER_CLOSED,
         Event.SILENCE: State.PEER_CLOSED,
+        Event.VIOLATION: State.FAILED,
     },
     State.CLOSED: dict.fromkeys(Event, State.CLOSED),
     State.FAILED: dict.fromkeys(Event, State.FAILED),

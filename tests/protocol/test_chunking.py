@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from redislink.errors import FrameError, UsageError
 from redislink.protocol.chunking import (
     MAX_MESSAGE_BYTES,
+    OVERHEAD,
     Reassembly,
     choose,
     count_parts,
@@ -157,6 +158,37 @@ def test_a_contradiction_changes_nothing(contradiction):
     reassembly.add("t", Data(3, 1, 3), b"cd", received)
     reassembly.add("t", Data(4, 2, 3), b"e", received)
     assert take_all(reassembly, "t") == [b"abcde"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "what"),
+    [
+        ([(Data(2, 0, 3), b"ab"), (Data(3, 1, 3), b"abc")], "not of one size"),
+        ([(Data(2, 0, 3), b"ab"), (Data(3, 1, 3), b"a")], "not of one size"),
+        ([(Data(2, 0, 3), b"ab"), (Data(4, 2, 3), b"abc")], "not of one size"),
+        ([(Data(4, 2, 3), b"abc"), (Data(2, 0, 3), b"")], "a chunk of 0 bytes"),
+        ([(Data(4, 2, 3), b"")], "a chunk of 0 bytes"),
+        ([(Data(1, 0, MAX_PARTS), bytes(4097))], "a chunk of 4097 bytes"),
+        ([(Data(2, 1, 5), Huge(1 << 30))], f"a chunk of {1 << 30} bytes"),
+    ],
+)
+def test_chunks_of_no_message_that_can_be(frames, what):
+    """The first chunk shows an endless message: none is larger than 4 GiB."""
+    reassembly, received = feed([("t", *chunk) for chunk in frames[:-1]])
+    frame, body = frames[-1]
+    kept = reassembly.bytes
+    with pytest.raises(FrameError, match=what):
+        reassembly.add("t", frame, body, received)
+    assert frame.seq not in received
+    assert reassembly.bytes == kept
+
+
+@pytest.mark.parametrize(
+    ("frame", "size"), [(Data(1, 0, MAX_PARTS), 4096), (Data(2, 1, 4096), 1 << 20)]
+)
+def test_chunks_of_the_largest_message_are_taken(frame, size):
+    reassembly, _ = feed([("t", frame, bytes(size))])
+    assert reassembly.bytes == size + OVERHEAD
 
 
 def test_the_encoding_travels_with_the_message():

@@ -9,6 +9,7 @@ from redislink.errors import (
     PeerAborted,
     PeerClosed,
     PeerLost,
+    PeerProtocolError,
     PeerRestarted,
     UsageError,
 )
@@ -291,10 +292,93 @@ def test_frames_on_the_wrong_list_change_nothing(alone):
 
 
 def test_a_contradiction_on_a_data_list_changes_nothing(alone):
-    alone.receive_data("t", Data(1, 0, 2), b"", 1.0)
+    alone.receive_data("t", Data(1, 0, 2), b"x", 1.0)
     with pytest.raises(FrameError, match="disagree"):
-        alone.receive_data("t", Data(2, 1, 3), b"", 2.0)
+        alone.receive_data("t", Data(2, 1, 3), b"x", 2.0)
     assert alone.last_heard == 1.0
+
+
+# -- what one peer may do to us --------------------------------------------------------------
+
+LIMIT = 1 << 20
+
+
+@pytest.fixture
+def bounded() -> Delivery:
+    """As `alone`, and its peer may have it keep a MiB."""
+    return Delivery("bob", Timing(peer_memory_bytes=LIMIT), 0.0)
+
+
+WAYS_TO_FILL = {
+    "whole messages that nothing takes": lambda n: Data(n, previous=max(0, n - 1)),
+    "messages that wait for one that never comes": lambda n: Data(n + 1, previous=1),
+    "chunks of one message": lambda n: Data(n, n - 1, 1 << 20),
+    "first chunks of many messages": lambda n: Data(2 * n, 0, 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_FILL)
+@pytest.mark.parametrize("size", [1, 4000])
+def test_what_a_peer_makes_us_keep_is_bounded(bounded, way, size):
+    seen = 0
+
+    def fill() -> None:
+        nonlocal seen
+        for number in range(1, LIMIT):
+            bounded.receive_data("t", WAYS_TO_FILL[way](number), b"x" * size, 1.0)
+            seen += size + 128
+
+    with pytest.raises(PeerProtocolError, match=r"bob has sent .* bytes that nothing") as caught:
+        fill()
+    assert LIMIT - size - 128 <= seen <= LIMIT
+    assert "REDISLINK_PEER_MEMORY_BYTES" in str(caught.value)
+    assert (bounded.state, bounded.failure) == (State.FAILED, caught.value)
+    assert not bounded.kept
+    bounded.receive_data("t", Data(1 << 40), b"more", 2.0)
+    assert not bounded.kept
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_is_taken_does_not_count(bounded, parts):
+    body = b"x" * 60_000
+    for first in range(1, 50 * parts, parts):
+        for part in range(parts):
+            bounded.receive_data("t", Data(first + part, part, parts), body, 1.0)
+        assert bounded.take("t") == (parts * body, Encoding.RAW)
+    assert bounded.state is State.OPEN
+    assert bounded._reassembly.bytes == 0
+
+
+def test_only_what_is_new_counts_as_life(alone):
+    """A broker that has one element of a dead peer could play it for ever."""
+    alone.receive_whole("t", (1, Encoding.RAW, 0, b"x"), 1.0)
+    alone.receive_data("u", Data(2, 0, 2), b"y", 2.0)
+    assert alone.last_heard == 2.0
+    for now in range(3, 60):
+        alone.receive_whole("t", (1, Encoding.RAW, 0, b"x"), float(now))
+        alone.receive_data("u", Data(2, 0, 2), b"y", float(now))
+        alone.listened(float(now))
+    assert isinstance(alone.failure, PeerLost)
+    assert alone.failure.last_seen < 2 + SMALL.peer_timeout + 6
+
+
+def test_what_comes_again_is_acked_again(alone):
+    alone.receive_whole("t", (1, Encoding.RAW, 0, b"x"), 1.0)
+    alone.tick(2.0)
+    alone.pushes()
+    alone.receive_whole("t", (1, Encoding.RAW, 0, b"x"), 3.0)
+    alone.tick(4.0)
+    assert control(alone.pushes(), Ack) == [acked(1)]
+
+
+def test_a_peer_that_breaks_rules_is_named(alone):
+    alone.send("t", b"x", 0.0)
+    alone.broke_rules("an ack for frames that were never sent")
+    assert isinstance(alone.failure, PeerProtocolError)
+    assert alone.failure.peer == "bob"
+    assert "bob sent what the protocol forbids (an ack for frames" in str(alone.failure)
+    with pytest.raises(PeerProtocolError):
+        alone.send("t", b"x", 0.0)
 
 
 # -- windows ---------------------------------------------------------------------------------
@@ -583,8 +667,8 @@ def test_a_blocked_receive_probes_every_second(alone):
 def test_a_chunk_that_comes_postpones_the_probe(alone):
     alone.wait("t", 0.0)
     for n in range(1, 9):
-        alone.receive_data("t", Data(n, n - 1, 100), b"", n / 2)
-        alone.receive_data("t", Data(n, n - 1, 100), b"", n / 2)
+        alone.receive_data("t", Data(n, n - 1, 100), b"x", n / 2)
+        alone.receive_data("t", Data(n, n - 1, 100), b"x", n / 2)
         alone.tick(n / 2 + 0.1)
     assert alone.stats.probes_sent == 0
     alone.receive_data("t", Data(1, 0, 100), b"", 4.9)  # again: that is no progress
@@ -618,7 +702,7 @@ def test_an_answer_does_not_hold_for_ever(pair):
 def test_an_answer_does_not_hold_when_some_of_it_came(pair):
     pair.bob.wait("t", 0.0)
     pair.advance(1.5)
-    pair.bob.receive_data("t", Data(1, 0, 2), b"", 1.5)
+    pair.bob.receive_data("t", Data(1, 0, 2), b"x", 1.5)
     assert pair.bob.describe_wait("t", 1.5) == "alice was last heard 0.0 s ago"
 
 

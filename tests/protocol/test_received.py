@@ -2,11 +2,15 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redislink.errors import FrameError
+from redislink.protocol.chunking import OVERHEAD
+from redislink.protocol.delivery import Timing
 from redislink.protocol.frame import MAX_ACK_RANGES, AckState
-from redislink.protocol.received import ReceivedNumbers
+from redislink.protocol.received import MAX_RANGES, ReceivedNumbers
 
 NUMBERS = st.lists(st.integers(1, 60), max_size=80)
 
@@ -80,3 +84,21 @@ def test_each_range_is_reported_also_while_others_close(count, rng: random.Rando
         if watched in numbers_in(ours.ack_state()):
             return
     raise AssertionError(f"{watched} was never reported")
+
+
+def test_gaps_are_bounded(monkeypatch):
+    monkeypatch.setattr("redislink.protocol.received.MAX_RANGES", 100)
+    numbers = ReceivedNumbers()
+    for number in range(2, 202, 2):
+        assert numbers.add(number)
+    before = numbers.ack_state()
+    with pytest.raises(FrameError, match="more than 100 gaps"):
+        numbers.add(1000)
+    assert 1000 not in numbers
+    assert numbers.ack_state().cumulative == before.cumulative
+    assert numbers.add(3)  # closes one
+    assert numbers.add(1000)
+
+
+def test_the_bound_leaves_room_for_a_window_of_empty_messages():
+    assert 2 * Timing().window_bytes // OVERHEAD <= MAX_RANGES

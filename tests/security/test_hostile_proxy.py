@@ -14,6 +14,7 @@ from redislink import (
     EndpointClosed,
     HandshakeTimeout,
     PeerAborted,
+    PeerProtocolError,
     RecvTimeout,
     RedisLinkError,
 )
@@ -203,20 +204,52 @@ class TestPeerThatBreaksTheRules:
         b"junk",
     )
 
-    def test_is_ignored_a_few_times(self, pair):
+    @pytest.mark.parametrize("number", range(len(RULELESS)))
+    def test_is_named_for_a_control_frame(self, pair, number):
         alice, bob = pair
-        for inner in self.RULELESS:
-            self.seal(alice, "bob", inner)
-        exchange(pair)
-        assert bob._not_opened == len(self.RULELESS)
-        assert bob._peers["alice"].delivery.failure is None
-
-    def test_is_left_at_last(self, pair):
-        alice, bob = pair
-        for inner in self.RULELESS * 2:
-            self.seal(alice, "bob", inner)
-        with pytest.raises(BrokerTampered):
+        self.seal(alice, "bob", self.RULELESS[number])
+        with pytest.raises(PeerProtocolError, match="alice sent what the protocol forbids"):
             bob.recv("alice", "never")
+        assert bob._not_opened == 0
+
+    FORBIDDEN = (
+        Data(1, acked=1 << 60),
+        Data(1, 0, 1 << 20),
+        Data(2, 1, 2, previous=0),
+    )
+
+    @pytest.mark.parametrize("frame", FORBIDDEN)
+    def test_is_named_for_a_message(self, pair, frame):
+        alice, bob = pair
+        peer = alice._peers["bob"]
+        name = peer.out_list("t")
+        body = b"" if frame.part else bytes(10_000)
+        alice._outbox.push(name, peer.codec.encode_parts(name, frame, body))
+        with pytest.raises(PeerProtocolError, match="alice sent what the protocol forbids"):
+            bob.recv("alice", "t")
+        assert bob._not_opened == 0
+
+    def test_is_named_for_what_it_makes_us_keep(self, valkey):
+        cluster = make_cluster(valkey.url, 2)
+        alice, bob = join(cluster, close_timeout=0.5, peer_memory_bytes=1 << 20)
+        peer = alice._peers["bob"]
+        name = peer.out_list("t")
+        for part in range(2, 40):  # the first never comes
+            frame = Data(part, part - 1, 1000)
+            alice._outbox.push(name, peer.codec.encode_parts(name, frame, bytes(60_000)))
+        with pytest.raises(PeerProtocolError, match=r"alice has sent .* bytes that nothing"):
+            bob.recv("alice", "t")
+        leave([alice, bob])
+
+    def test_is_not_known_without_sealing(self, valkey):
+        """There anybody may have sent it, so nobody is blamed."""
+        alice, bob = endpoints = join(make_cluster(valkey.url, 2, security="none"))
+        peer = alice._peers["bob"]
+        name = peer.out_list(None)
+        alice._outbox.push(name, peer.codec.encode_parts(name, Ack(AckState(1 << 60)), b""))
+        exchange(endpoints)
+        assert bob._peers["alice"].delivery.failure is None
+        leave(endpoints)
 
     def test_its_reasons_cannot_steer_a_terminal(self, pair):
         alice, bob = pair
