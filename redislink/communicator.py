@@ -42,6 +42,7 @@ from redislink.errors import (
 from redislink.protocol import keys
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
+from redislink.settings import check_seconds
 from redislink.stats import COUNTS, EndpointStats
 from redislink.values import decode_value_untrusted, encode_value
 
@@ -150,7 +151,8 @@ class Communicator(ABC):
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: `close` or `abort` was called, before or while this waited.
         """
-        _check_timeout(timeout)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         self._check_open()
         return self._decode(src, tag, self._recv(src, self._full_tag(tag), timeout))
 
@@ -165,7 +167,8 @@ class Communicator(ABC):
             SendTimeout: the peer did not receive it in time; it may still do so later.
             others: as `send`.
         """
-        _check_timeout(timeout)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         self.send(dst, tag, value).wait(timeout)
 
     def has_message(self, src: Party, tag: str) -> bool:
@@ -432,7 +435,7 @@ class ThreadCommunicator(Communicator):
             UsageError: fewer than 2 parties, names that are not valid or not unique, or a
                 timeout that is not valid.
         """
-        _check_timeout(recv_timeout)
+        check_seconds("timeout", recv_timeout)
         if isinstance(parties, int):
             parties = [f"party{rank}" for rank in range(parties)]
         names = tuple(parties)
@@ -522,7 +525,8 @@ class _ThreadRequest:
         return self._message.received
 
     def wait(self, timeout: float | None = None) -> None:
-        _check_timeout(timeout)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         mine = self._communicator
         hub, name = mine._hub, mine.party_names[self._peer]
         limit = hub.recv_timeout if timeout is None else timeout
@@ -699,10 +703,3 @@ def _check_namespace(namespace: str) -> str:
             f"'/', {MAX_NAMESPACE_BYTES} characters at most"
         )
     return namespace
-
-
-def _check_timeout(timeout: float | None) -> None:
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
-        raise UsageError(f"a timeout is a number of seconds from 0, or None, not {timeout!r:.40}")

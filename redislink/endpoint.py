@@ -62,7 +62,7 @@ from redislink.protocol.status import (
     Waiting,
 )
 from redislink.rendezvous import Rendezvous
-from redislink.settings import RedisLinkSettings
+from redislink.settings import RedisLinkSettings, check_seconds
 from redislink.stats import EndpointStats, PeerStats, counts_of
 
 Party = str | int
@@ -141,7 +141,10 @@ class SendHandle:
             SendTimeout: the peer has not received it in time.
             PeerClosed: the peer has left the session without it.
             PeerError: the peer is gone, or its run failed.
+            UsageError: the timeout is no number of seconds.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
         if not self._endpoint.wait_until(self._is_decided, limit, ask=(self._peer.name,)):
             raise SendTimeout(
@@ -345,7 +348,10 @@ class Endpoint:
             RecvCancelled: `cancel_recv` was called for it.
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: `close` was called, before or while this waited.
+            UsageError: the timeout is no number of seconds.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         return self.recv_marked(src, tag, timeout)[0]
 
     def recv_marked(

@@ -138,18 +138,18 @@ class PartyTaken(PeerError):
 def reason_for_peers(error: BaseException) -> str:
     """What the peers are told when this error ends a party's part.
 
-    The text of an error that is not ours might hold data of this party; its type does not. An
-    error that is made to end a program, or of which the peers know more, says so in an attribute
-    ``told_to_peers``.
+    What is about the parties and their session, they are told as it is. Of everything else they
+    get the class alone: its text may hold data of this party's, its paths and hosts, or what its
+    broker said. An error that is made to end a program, or of which the peers know more, says so
+    in an attribute ``told_to_peers``.
     """
     told = getattr(error, "told_to_peers", None)
     if isinstance(told, str):
         return told
-    return (
-        str(error)
-        if isinstance(error, RedisLinkError)
-        else f"{type(error).__name__} in its program"
-    )
+    if isinstance(error, PeerError | SecurityError):
+        return str(error)
+    where = "at its broker" if isinstance(error, BrokerError) else "in its program"
+    return f"{type(error).__name__} {where}"
 
 
 class _NamedPeerError(PeerError):

@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 from redislink.broker import Broker, Inbox, make_outbox
+from redislink.broker.acl import owner_of_user
 from redislink.broker.claim import PartyClaim
+from redislink.broker.credentials import CredentialsCallable
 from redislink.broker.outage import Outage
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.endpoint import Endpoint
-from redislink.errors import ConfigError
+from redislink.errors import BrokerPermissionError, ConfigError, UsageError
 from redislink.identity import Identity
 from redislink.logs import PartyLogger
 from redislink.observers import Observers
@@ -32,6 +34,7 @@ def connect(
     on_progress: Progress | None = None,
     broker: Broker | None = None,
     identity: Identity | None = None,
+    credentials: CredentialsCallable | None = None,
 ) -> Endpoint:
     """Join a session: returns once every pair of parties has said hello.
 
@@ -43,9 +46,12 @@ def connect(
             and the seconds waited.
         broker: None takes the one that the settings or the cluster file name.
         identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
+        credentials: gives the broker's password, or user and password, instead of the URL's;
+            called for each new connection, from any thread, so that they may change during a run.
 
     Raises:
         ConfigError: cluster, party, settings or identity are wrong.
+        UsageError: both broker and credentials.
         BrokerError: the broker is out of reach or refuses this party.
         PartyTaken: another process already runs as this party.
         ClusterMismatch: a peer runs with another cluster file.
@@ -59,7 +65,10 @@ def connect(
             "no party: pass one, or set REDISLINK_PARTY to one of " + ", ".join(spec.party_names)
         )
     spec.rank(name)
-    broker = broker or Broker.from_settings(settings, spec.broker)
+    if broker is not None and credentials is not None:
+        raise UsageError("broker and credentials: give the credentials to the broker")
+    if broker is None:
+        broker = Broker.from_settings(settings, spec.broker, credentials=credentials)
     instance = secrets.token_bytes(INSTANCE_BYTES)
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
@@ -71,6 +80,15 @@ def connect(
     claim = PartyClaim(home, inboxes[name], instance, who, log)
     try:
         claim.acquire(outage)
+    except BrokerPermissionError as error:
+        observers.close()
+        owner = owner_of_user(broker.user, spec.session, spec.party_names)
+        if owner not in (None, name):
+            raise BrokerPermissionError(
+                f"{name}: permission denied, as this party is logged in to broker {broker.label} "
+                f"as {owner}'s user: set REDISLINK_BROKER_URL to the one with {name}'s"
+            ) from error
+        raise
     except BaseException:
         observers.close()
         raise

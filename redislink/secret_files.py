@@ -18,20 +18,25 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _MOST_BYTES: Final = 64 << 10
 
 
-def read_private(path: str | Path, what: str, remedy: str) -> str:
+_MORE_THAN_GROUP_READS: Final = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
+
+
+def read_private(path: str | Path, what: str, remedy: str, *, group_may_read: bool = False) -> str:
     """The text of a file that nobody else can read; empty if it is not text at all.
 
     Args:
         path: of the file.
         what: what it is, for messages.
         remedy: what to do if it is not there, for messages.
+        group_may_read: so that a secret that Kubernetes mounts for a group will do.
 
     Raises:
         ConfigError: it cannot be read, is no regular file, or others may read it too.
     """
     try:
         with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_mode & _OTHERS:
+            others = _MORE_THAN_GROUP_READS if group_may_read else _OTHERS
+            if os.fstat(file.fileno()).st_mode & others:
                 raise ConfigError(
                     f"{what} {path}: others on this machine may read it: chmod 600 {path}, "
                     "and make a new one if they might have"

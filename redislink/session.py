@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from redislink.broker import Broker
+from redislink.broker.credentials import CredentialsCallable
 from redislink.cluster import ClusterSpec
 from redislink.communicator import Communicator, RedisCommunicator
 from redislink.endpoint import Endpoint
@@ -95,6 +96,7 @@ class Session:
         on_progress: Progress | None = None,
         broker: Broker | None = None,
         identity: Identity | None = None,
+        credentials: CredentialsCallable | None = None,
     ) -> Session:
         """Join: returns once every pair of parties has said hello.
 
@@ -110,6 +112,7 @@ class Session:
                 first and then every ten seconds.
             broker: None takes the one that the settings or the cluster file name.
             identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
+            credentials: as of `redislink.connect`.
 
         Raises:
             ConfigError, BrokerError, PartyTaken, ClusterMismatch, HandshakeTimeout: as
@@ -129,6 +132,7 @@ class Session:
                 on_progress=on_progress or _log_missing(spec.session, party),
                 broker=broker,
                 identity=identity,
+                credentials=credentials,
             )
         )
 

@@ -1,19 +1,62 @@
 """`RedisLinkSettings`: what differs from party to party and from machine to machine.
 
-Read from the environment (``REDISLINK_*``) and from ``.env``; nothing else in the package
-reads the environment. What all parties share stands in the cluster file instead.
+Rules:
+- Read from the environment (``REDISLINK_*``) and from ``.env`` in the working directory; nothing
+  else in the package reads the environment. What all parties share stands in the cluster file.
+- A ``.env`` decides where passwords go. So it is read only if this user alone can have written
+  it, and each process says once on stderr (log level WARNING) that it was read, or why not.
+- Every time is finite: see `LONGEST_SECONDS`.
 """
 
 from __future__ import annotations
 
 import enum
+import io
+import logging
+import os
+import stat
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from dotenv import dotenv_values
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from redislink.errors import ConfigError
+from redislink.errors import ConfigError, UsageError
+from redislink.files import open_regular, read_opened
+from redislink.text import one_line
+
+LONGEST_SECONDS: Final = 2_000_000
+"""The longest that anything may wait, 23 days: poll(2) takes no more."""
+_PREFIX: Final = "REDISLINK_"
+_MOST_BYTES: Final = 1 << 20
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_logger = logging.getLogger("redislink.settings")
+_said: Final[set[str]] = set()
+_saying: Final = threading.Lock()
+
+_Seconds = Annotated[float, Field(le=LONGEST_SECONDS, allow_inf_nan=False)]
+
+
+def check_seconds(what: str, seconds: float) -> float:
+    """The time, if it is one that can be waited for.
+
+    Args:
+        what: what it is called, for the message.
+        seconds: given by a program.
+
+    Raises:
+        UsageError: it is no number from 0 to `LONGEST_SECONDS`.
+    """
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 <= seconds <= LONGEST_SECONDS:  # NaN is neither
+        raise UsageError(
+            f"a {what} is a number of seconds from 0 to {LONGEST_SECONDS}, not "
+            f"{one_line(repr(seconds), 40)}"
+        )
+    return seconds
 
 
 class LinkMode(enum.StrEnum):
@@ -39,8 +82,7 @@ class RedisLinkSettings(BaseSettings):
     """Settings of one party. Environment: ``REDISLINK_`` and the name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix="REDISLINK_",
-        env_file=".env",
+        env_prefix=_PREFIX,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -62,13 +104,24 @@ class RedisLinkSettings(BaseSettings):
     broker_tls_key: Path | None = Field(
         default=None, description="PEM file of the client certificate's private key."
     )
-    broker_timeout: float = Field(
+    broker_tls_key_password_file: Path | None = Field(
+        default=None,
+        description="File whose first line is the pass phrase of that key, if it has one; mode "
+        "0600.",
+    )
+    broker_password_file: Path | None = Field(
+        default=None,
+        description="File whose first line is the password of REDISLINK_BROKER_URL's user; mode "
+        "0600. Wins over a password in the URL, and is read again for each connection, so a "
+        "password may be changed during a run.",
+    )
+    broker_timeout: _Seconds = Field(
         default=60.0, gt=0, description="Seconds that the broker may be away before the run ends."
     )
-    reply_timeout: float = Field(
+    reply_timeout: _Seconds = Field(
         default=10.0, gt=0, description="Seconds to reach the broker and for each of its replies."
     )
-    blpop_timeout: float = Field(
+    blpop_timeout: _Seconds = Field(
         default=5.0, ge=0.05, le=20, description="Seconds that one BLPOP waits before the next."
     )
     cluster_file: Path | None = Field(default=None, description="Path of the cluster file.")
@@ -88,16 +141,18 @@ class RedisLinkSettings(BaseSettings):
         description="channels, brpc or mem, for every SPU device; wins over the cluster file's "
         "use_redis_channel.",
     )
-    connect_timeout: float = Field(
+    connect_timeout: _Seconds = Field(
         default=300.0, gt=0, description="Seconds to wait for every other party at the start."
     )
-    recv_timeout: float = Field(
+    recv_timeout: _Seconds = Field(
         default=600.0, gt=0, description="Seconds that a receive waits for its message."
     )
-    peer_timeout: float = Field(
+    peer_timeout: _Seconds = Field(
         default=30.0, ge=0.5, description="Seconds of silence after which a peer counts as lost."
     )
-    close_timeout: float = Field(default=10.0, gt=0, description="Seconds that closing may take.")
+    close_timeout: _Seconds = Field(
+        default=10.0, gt=0, description="Seconds that closing may take."
+    )
     window_bytes: int = Field(
         default=32 << 20,
         ge=64 << 10,
@@ -151,7 +206,7 @@ class RedisLinkSettings(BaseSettings):
         description="http:// or https:// URL of a Prometheus push gateway for them, with user and "
         "password. Needs redislink[metrics].",
     )
-    metrics_interval: float = Field(
+    metrics_interval: _Seconds = Field(
         default=15.0, ge=0.1, description="Seconds from one writing or pushing to the next."
     )
     trace_dir: Path | None = Field(
@@ -165,7 +220,32 @@ class RedisLinkSettings(BaseSettings):
         description="Sends and receives after which the timeline ends; each takes about 100 bytes.",
     )
 
-    @field_validator("broker_tls_ca", "broker_tls_cert", "broker_tls_key")
+    _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:
+        """Args: a file of settings, in place of ``.env``, or None; settings that win over all."""
+        given = {name.lower() for name in values}
+        found = {} if _env_file is None else _read_env_file(Path(_env_file))
+        set_outside = {name.upper() for name, value in os.environ.items() if value}
+        used: dict[str, Any] = {
+            name: value
+            for name, value in found.items()
+            if name not in given and f"{_PREFIX}{name.upper()}" not in set_outside
+        }
+        super().__init__(**used, **values)
+        self._from_env_file = frozenset(used)
+
+    def is_from_env_file(self, name: str) -> bool:
+        """True if ``.env`` gave this setting: not the real environment, and no program."""
+        return name in self._from_env_file
+
+    @field_validator(
+        "broker_tls_ca",
+        "broker_tls_cert",
+        "broker_tls_key",
+        "broker_tls_key_password_file",
+        "broker_password_file",
+    )
     @classmethod
     def _file_exists(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
@@ -194,4 +274,60 @@ class RedisLinkSettings(BaseSettings):
             text = str(first["msg"]).removeprefix("Value error, ")
             field = cls.model_fields.get(name)
             meant = field.description if field and field.description else "check the value"
-            raise ConfigError(f"REDISLINK_{name.upper()}: {text}: {meant}") from None
+            raise ConfigError(f"{_PREFIX}{name.upper()}: {text}: {meant}") from None
+
+
+def _read_env_file(path: Path) -> Mapping[str, str]:
+    """Settings by name in small letters; none if the file is not there, or is not to be trusted.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        link = path.lstat()
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno())
+            mistrust = _why_mistrusted(link, found)
+            text = "" if mistrust else read_opened(file, path, _MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"settings file {path.absolute()}: is not UTF-8 (byte {error.start + 1}): save it as "
+            "UTF-8, as with iconv -f latin1 -t utf-8"
+        ) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "cannot be read"
+        raise ConfigError(
+            f"settings file {path.absolute()}: {why}: check it, or move it away"
+        ) from None
+    variables = dotenv_values(stream=io.StringIO(text.removeprefix("\ufeff")))
+    named = {name.upper(): value for name, value in variables.items() if value}
+    settings = {
+        name.removeprefix(_PREFIX).lower(): value
+        for name, value in named.items()
+        if name.startswith(_PREFIX)
+    }
+    if mistrust:
+        _say_once(f"settings file {path.absolute()} not read: {mistrust}")
+    elif settings:
+        _say_once(f"settings read from {path.absolute()}")
+    return settings
+
+
+def _why_mistrusted(link: os.stat_result, found: os.stat_result) -> str:
+    """Why somebody else may have written this file, and what to do; empty if nobody may."""
+    ours = {0, os.geteuid()}
+    if not {link.st_uid, found.st_uid} <= ours:
+        return "it is not yours: copy what you trust of it into a file of your own"
+    if found.st_mode & _OTHERS_WRITE:
+        return "others may write to it: run chmod go-w on it once you have checked what it says"
+    return ""
+
+
+def _say_once(text: str) -> None:
+    with _saying:
+        if text in _said:
+            return
+        _said.add(text)
+    _logger.warning("%s", one_line(text))

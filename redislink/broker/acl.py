@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from redislink.broker.connect import Broker
 from redislink.broker.url import parse_url
@@ -91,7 +91,9 @@ def party_users(
     anywhere = (*ANSWERS, *(SLOTS if cluster else HUSH))
     return [
         PartyUser(
-            party, f"{session}~{party}", tuple(_rules(session, party, parties, number, anywhere))
+            party,
+            user_name(session, party),
+            tuple(_rules(session, party, parties, number, anywhere)),
         )
         for party in parties
     ]
@@ -124,7 +126,7 @@ def operator_user(
         rules.append(f"+select|{number}")
     rules.append(f"({' '.join([*(f'%R~{key.decode()}' for key in said), *_allow(SAID)])})")
     rules.append(f"({' '.join([f'%W~{every}*', *_allow(PURGE)])})")
-    return PartyUser(operator, f"{session}~{operator}", tuple(rules))
+    return PartyUser(operator, user_name(session, operator), tuple(rules))
 
 
 def admin_user(name: str, others: Iterable[str]) -> PartyUser:
@@ -240,11 +242,25 @@ def _acl_lines(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> dict
 
 
 def party_url(url: str, user: str, password: str) -> str:
-    """``url`` with this user and password instead of those that it has."""
-    parts = urlsplit(url)
-    address = parts.netloc.rpartition("@")[2]
+    """``url`` with this user and password instead of those that it has.
+
+    Raises: as `database`.
+    """
+    parse_url(url)  # what it takes apart without an error may be put together again
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
     credentials = f"{quote(user, safe='~')}:{quote(password, safe='')}"
-    return urlunsplit(parts._replace(netloc=f"{credentials}@{address}"))
+    return f"{scheme}://{credentials}@{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def owner_of_user(user: str, session: str, parties: Iterable[str]) -> str | None:
+    """Which of these parties a user of `party_users` was made for; None if for none of them."""
+    return next((party for party in parties if user == user_name(session, party)), None)
+
+
+def user_name(session: str, party: str) -> str:
+    """Of the Redis user of a party, or operator; no two sessions share one."""
+    return f"{session}~{party}"
 
 
 def database(url: str) -> int:

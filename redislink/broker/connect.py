@@ -4,24 +4,32 @@ Rules (each is a trap that was seen, see docs/broker.md):
 - no retries: redis-py's default sends one RPUSH up to 11 times; resending is for delivery;
 - RESP2, no CLIENT SETINFO, no maintenance notifications, no health-check PING (it would steal
   the reply of a pipelined command);
-- every wait is finite, and a connection on which anything went wrong is closed, never reused.
+- every wait is finite, and a connection on which anything went wrong is closed, never reused;
+- redis-py opens the socket and speaks TLS, and no more: it gets host, port and files as arguments,
+  no URL, and the login goes over our own wire, so that every error reply is the server's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import ssl
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from redislink.broker import tls
+from redislink.broker.credentials import Credentials, CredentialsCallable
+from redislink.broker.error_map import classify, translate_error_reply
 from redislink.broker.finding import ClusterFinder, Finder, SentinelFinder
-from redislink.broker.url import WRITE_SO, Address, parse_url
+from redislink.broker.tls import TlsFiles
+from redislink.broker.url import Address, parse_url
 from redislink.broker.wire import (
     LISTING,
     NOT_YET,
@@ -34,49 +42,41 @@ from redislink.broker.wire import (
     SocketWire,
     UnaskedError,
     Wire,
-    error_text,
     pack,
 )
 from redislink.errors import (
     BrokerAuthError,
-    BrokerBusy,
     BrokerError,
-    BrokerPermissionError,
     BrokerRefused,
     BrokerUnreachable,
     ConfigError,
     UsageError,
 )
-from redislink.settings import RedisLinkSettings
+from redislink.settings import RedisLinkSettings, check_seconds
 from redislink.text import one_line
 
 _FAKE_SLICE: Final = 0.05
-# Error replies of a server that is not, or no longer, the one that has our lists: asking it again
-# is of no use, so the connection ends.
-_ELSEWHERE_CODES: Final = ("MOVED", "READONLY", "UNBLOCKED")
-# Error replies of a server that starts, fails over or saves: they pass by themselves.
-_PASSING_CODES: Final = (
-    "LOADING",
-    "MASTERDOWN",
-    "ASK ",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "BUSY",
-    "MISCONF",
-    "NOREPLICAS",
-)
-# Error replies to AUTH, or to a command before it; the last ones are those of Redis 6 and earlier.
-_LOGIN_CODES: Final = (
-    "WRONGPASS",
-    "NOAUTH",
-    "ERR AUTH",
-    "Authentication required",
-    "ERR invalid password",
-    "ERR Client sent AUTH",
-)
 _FAILURES: Final = (redis.RedisError, OSError, ValueError)
 _fake_servers: Final[dict[str, Any]] = {}
 _fake_servers_lock: Final = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What is said on a new connection before anything else.
+
+    Attributes:
+        auth: arguments of AUTH; none to log in without.
+        database: its number.
+        hide: cuts out of a server's words what they must not hold.
+    """
+
+    auth: tuple[str, ...] = ()
+    database: int = 0
+    hide: Callable[[str], str] = str
+
+
+_NO_LOGIN: Final = Login()
 
 
 class BrokerConnection:
@@ -89,51 +89,52 @@ class BrokerConnection:
         *,
         in_process: bool,
         timeout: float,
+        login: Login = _NO_LOGIN,
         on_elsewhere: Callable[[str], None] | None = None,
+        explain: Callable[[BaseException], str | None] | None = None,
     ) -> None:
         """Args:
         label: the broker's name for messages.
-        connection: redis-py's, not connected yet.
+        connection: redis-py's, not connected yet, that says nothing by itself.
         in_process: it has no socket.
-        timeout: seconds to write.
+        timeout: seconds to write, and for each reply to the login.
+        login: as whom, and to which database.
         on_elsewhere: called with the error reply that says that the lists are elsewhere.
+        explain: given why the connection broke, says more of it and what to do, if it knows.
         """
         self._label = label
+        self._hide = login.hide
         self._on_elsewhere = on_elsewhere
+        self._explain = explain
         self.usable = True
         self._wire: Wire = LibraryWire(connection)
-        self._timeout = timeout
-        if not in_process:
-            # redis-py would read the answers to this with neither a deadline nor a limit.
-            connection.redis_connect_func = self._log_in
         try:
             connection.connect()
+            if not in_process:
+                self._wire = SocketWire(connection, timeout)
+            self._log_in(login, timeout)
         except _FAILURES as error:
-            self.close()
-            raise _translate(label, error, "connecting") from None
+            raise self._broken(error, "connecting") from None
         except BaseException:
             self.close()
             raise
 
-    def _log_in(self, connection: Any) -> None:
-        """What follows on the socket's connecting: AUTH and SELECT, where they are needed.
-
-        Args:
-            connection: redis-py's, which calls this.
-
-        Raises:
-            BrokerError: as `read`.
-        """
-        self._wire = SocketWire(connection, self._timeout)
-        provider = connection.credential_provider
-        if provider is None and (connection.username or connection.password):
-            provider = redis.UsernamePasswordCredentialProvider(
-                connection.username, connection.password
-            )
-        if provider is not None:
-            self.execute(b"AUTH", *provider.get_credentials(), timeout=self._timeout)
-        if connection.db:
-            self.execute(b"SELECT", connection.db, timeout=self._timeout)
+    def _log_in(self, login: Login, timeout: float) -> None:
+        commands: list[tuple[bytes | int | str, ...]] = []
+        if login.auth:
+            commands.append((b"AUTH", *login.auth))
+        if login.database:
+            commands.append((b"SELECT", login.database))
+        for command in commands:
+            self._wire.write((pack(command),))
+            reply = self._wire.read(timeout)
+            if type(reply) is ErrorReply:
+                raise self._refused(reply.text, to_auth=command[0] == b"AUTH")
+            if reply not in (b"OK", "OK"):
+                raise BrokerRefused(
+                    f"broker {self._label}: answered the login with something else than OK: check "
+                    "that it is a Redis or Valkey server"
+                )
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write packed commands (see `wire.pack`); each owes one `read`.
@@ -300,11 +301,24 @@ class BrokerConnection:
     def _broken(self, error: Exception, doing: str) -> BrokerError:
         """What to raise for a failure of the connection, which is closed now."""
         self.close()
-        return _translate_failure(self._label, error, doing)
+        known = None if self._explain is None else self._explain(error)
+        if known is not None:
+            return BrokerUnreachable(f"broker {self._label}: {known}")
+        text = one_line(self._hide(str(error)), 200) or type(error).__name__
+        if isinstance(error, NotRespError | UnaskedError):
+            kind = BrokerRefused if isinstance(error, UnaskedError) else BrokerUnreachable
+            return kind(
+                f"broker {self._label}: no answer to what was asked, while {doing} ({text}): check "
+                "that it is a Redis or Valkey server, and what stands between it and this party"
+            )
+        return BrokerUnreachable(
+            f"broker {self._label}: no connection while {doing} ({text}): check that it runs, and "
+            "that host, port, TLS and firewall let this party dial out to it"
+        )
 
-    def _refused(self, text: str) -> BrokerError:
-        error = translate_error_reply(self._label, text)
-        if text.startswith(_ELSEWHERE_CODES):
+    def _refused(self, text: str, *, to_auth: bool = False) -> BrokerError:
+        error = translate_error_reply(self._label, text, self._hide, to_auth=to_auth)
+        if classify(text).is_elsewhere:
             self.close()
             if self._on_elsewhere is not None:
                 self._on_elsewhere(text)
@@ -312,6 +326,15 @@ class BrokerConnection:
                 remedy = "it is found anew; if this lasts, see the broker's log"
                 return BrokerUnreachable(f"{str(error).rpartition(': ')[0]}: {remedy}")
         return error
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What became known of a broker by connecting; shared by `Broker.at` and `on`."""
+
+    answered: bool = False
+    """A server of it has answered: what we speak is what it speaks."""
+    tls_files_were_right: bool = False
 
 
 class Broker:
@@ -326,20 +349,46 @@ class Broker:
         url: str,
         *,
         timeout: float = 10.0,
-        tls_ca: str | None = None,
-        tls_cert: str | None = None,
-        tls_key: str | None = None,
+        tls_ca: str | Path | None = None,
+        tls_cert: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        tls_key_password_file: str | Path | None = None,
+        password_file: str | Path | None = None,
+        credentials: CredentialsCallable | None = None,
     ) -> None:
-        """Args: URL with credentials, seconds per connect and per reply, PEM file paths.
+        """Args:
+        url: with user and password, if they stand nowhere else.
+        timeout: seconds per connect and per reply.
+        tls_ca, tls_cert, tls_key: PEM files; options in the URL win.
+        tls_key_password_file: its first line is the key's pass phrase.
+        password_file: its first line is the password, read for each connection.
+        credentials: gives a password, or user and password, for each connection; wins over all.
 
         Raises:
             ConfigError: the URL cannot be used; the message does not hold its password.
+            UsageError: the timeout is not a number of seconds.
         """
-        self.timeout = timeout
+        self.timeout = check_seconds("timeout", timeout)
         self._url = parse_url(url)
         self.label = one_line(self._url.label)
         """The URL without user and password, for messages."""
         self._in_process = self._url.kind == "fakeredis"
+        self._seen = _Seen()
+        self._credentials = Credentials(
+            self._url.user, self._url.password, password_file=password_file, ask=credentials
+        )
+        self._sentinel_credentials = Credentials(
+            self._url.sentinel_user, self._url.sentinel_password
+        )
+        files = self._url.tls_files
+        self._tls = TlsFiles(
+            files.get("ssl_ca_certs", tls_ca),
+            files.get("ssl_certfile", tls_cert),
+            files.get("ssl_keyfile", tls_key),
+            tls_key_password_file,
+            check_certificate=self._url.checks_certificate,
+            check_name=self._url.checks_name,
+        )
         self._finder: Finder[Any] | None = None
         self._place: bytes | Address | None = None
         """The list, or the server, that `open` opens a connection for; None is any."""
@@ -348,38 +397,32 @@ class Broker:
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,
             "health_check_interval": 0,
-            # The pool only makes connections and never gets one back: it must not count them.
-            "max_connections": 1 << 31,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
         }
         if self._in_process:
-            self._pool = _fake_pool(urlsplit(url).netloc, self._options)
-            return
-        if self._url.tls:
-            self._options |= {
-                key: value
-                for key, value in {
-                    "ssl_ca_certs": tls_ca,
-                    "ssl_certfile": tls_cert,
-                    "ssl_keyfile": tls_key,
-                }.items()
-                if value is not None
-            }
-        if self._url.kind == "sentinel":
+            self._options["server"] = _fake_server(self._url.path)
+        elif self._url.kind == "sentinel":
             self._finder = SentinelFinder(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
             self._finder = ClusterFinder(self._url, self._ask_slots)
-        if self._finder is not None:
-            url = self._url.at(self._url.addresses[0])
-        self._pool = self._make_pool(url)
 
     @classmethod
-    def from_settings(cls, settings: RedisLinkSettings, cluster_url: str | None) -> Broker:
+    def from_settings(
+        cls,
+        settings: RedisLinkSettings,
+        cluster_url: str | None,
+        *,
+        credentials: CredentialsCallable | None = None,
+    ) -> Self:
         """The broker that the settings name, else the cluster file's.
 
+        Args:
+            credentials: as of `Broker`.
+
         Raises:
-            ConfigError: neither names one.
+            ConfigError: neither names one; or the settings have a password file, and the URL is
+                the cluster file's, which others write.
         """
         url = settings.broker_url.get_secret_value() if settings.broker_url else cluster_url
         if not url:
@@ -387,17 +430,32 @@ class Broker:
                 "no broker: set REDISLINK_BROKER_URL, or broker in the cluster file, "
                 "to redis://HOST:PORT"
             )
-
-        def path(value: Any) -> str | None:
-            return None if value is None else str(value)
-
+        if settings.broker_password_file is not None and settings.broker_url is None:
+            raise ConfigError(
+                f"REDISLINK_BROKER_PASSWORD_FILE: the broker {parse_url(url).label} is named by "
+                "the cluster file, and a password goes only to one that you name: set "
+                "REDISLINK_BROKER_URL, with your user in it"
+            )
         return cls(
             url,
             timeout=settings.reply_timeout,
-            tls_ca=path(settings.broker_tls_ca),
-            tls_cert=path(settings.broker_tls_cert),
-            tls_key=path(settings.broker_tls_key),
+            tls_ca=settings.broker_tls_ca,
+            tls_cert=settings.broker_tls_cert,
+            tls_key=settings.broker_tls_key,
+            tls_key_password_file=settings.broker_tls_key_password_file,
+            password_file=settings.broker_password_file,
+            credentials=credentials,
         )
+
+    @property
+    def user(self) -> str:
+        """The Redis user of its connections, as far as it is known yet."""
+        return self._credentials.user
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """What its connections use for TLS; None where they are not TLS."""
+        return self._tls if self._url.tls else None
 
     @property
     def in_process(self) -> bool:
@@ -469,14 +527,14 @@ class Broker:
         """
         finder = self._finder
         if finder is None:
-            return self._connect(self._pool, self.label, None)
+            return self._connect(None, self.label)
         place = self._place
         address = place if isinstance(place, tuple) else finder.address(place)
         try:
             return self._connect(
-                self._make_pool(self._url.at(address)),
+                address,
                 self._url.label_at(address),
-                lambda text: finder.moved(address, text),
+                on_elsewhere=lambda text: finder.moved(address, text),
             )
         except BrokerError:
             finder.forget()
@@ -494,38 +552,120 @@ class Broker:
         except BrokerError:
             connection.close()
             raise
+        self._seen.answered = True
         return connection
 
     def _connect(
-        self, pool: Any, label: str, on_elsewhere: Callable[[str], None] | None
+        self,
+        address: Address | None,
+        label: str,
+        *,
+        credentials: Credentials | None = None,
+        database: int | None = None,
+        on_elsewhere: Callable[[str], None] | None = None,
     ) -> BrokerConnection:
-        try:
-            connection = pool.make_connection()
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"broker URL {self.label}: {error}: mend the URL") from None
-        return BrokerConnection(
-            label,
-            connection,
-            in_process=self._in_process,
-            timeout=self.timeout,
-            on_elsewhere=on_elsewhere,
+        """A connection to one server, logged in.
+
+        Args:
+            address: None is the one server of the URL.
+            credentials, database: if they are not the broker's own.
+        """
+        if address is None and self._url.addresses:
+            address = self._url.addresses[0]
+        credentials = self._credentials if credentials is None else credentials
+        login = Login(
+            credentials.current(),
+            self._url.database if database is None else database,
+            credentials.hide,
         )
+        if self._url.tls and not self._seen.tls_files_were_right:
+            self._tls.context()
+            self._seen.tls_files_were_right = True
+        try:
+            connection = BrokerConnection(
+                label,
+                self._dial(address),
+                in_process=self._in_process,
+                timeout=self.timeout,
+                login=login,
+                on_elsewhere=on_elsewhere,
+                explain=lambda error: self._explain(address, error),
+            )
+        except BrokerAuthError as error:
+            # Who rotates a password changes it here and there, one after the other.
+            error.passes = credentials.may_change and credentials.were_accepted
+            raise
+        if login.auth or login.database:
+            self._seen.answered = True
+        credentials.were_accepted = True
+        return connection
+
+    def _dial(self, address: Address | None) -> Any:
+        """redis-py's connection, not open yet; the server's host and port are arguments."""
+        if self._in_process:
+            import fakeredis
+
+            return fakeredis.FakeRedisConnection(**self._options)
+        kind: Any
+        where: dict[str, Any]
+        if address is None:
+            kind, where = redis.UnixDomainSocketConnection, {"path": self._url.path}
+        else:
+            kind, where = redis.Connection, {"host": address[0], "port": address[1]}
+            if self._url.tls:
+                kind, where = redis.SSLConnection, where | self._tls_arguments()
+        return kind(**where, **self._options)
+
+    def _tls_arguments(self) -> dict[str, Any]:
+        try:
+            return self._tls.arguments()
+        except ConfigError as error:  # the files were right when we connected first
+            raise BrokerUnreachable(str(error)) from None
+
+    def _explain(self, address: Address | None, error: BaseException) -> str | None:
+        """What is known of why a connection broke, and what to do; None if that is nothing."""
+        if address is None:
+            return None
+        if not self._url.tls:
+            if not self._seen.answered and tls.speaks_tls(address):
+                return (
+                    "it speaks TLS on this port: write rediss:// in the URL, and set "
+                    "REDISLINK_BROKER_TLS_CA"
+                )
+            return None
+        try:
+            self._tls.context()
+        except ConfigError as wrong:
+            return str(wrong)
+        refused = tls.verification_error(error)
+        if refused is not None:
+            return _why_not_trusted(refused)
+        if tls.about_our_certificate(error):
+            return (
+                f"it wants another certificate of this party, or one at all ({one_line(str(error))}"
+                "): set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to one that its CA "
+                "signed, and its key"
+            )
+        if not self._seen.answered and tls.speaks_plain(address):
+            return (
+                "it speaks no TLS on this port: write the port where it does, or redis:// if it "
+                "has none and is on this machine or within a tunnel"
+            )
+        return None
 
     def _for(self, place: bytes | Address) -> Self:
         other = copy.copy(self)
         other._place = place
         return other
 
-    def _make_pool(self, url: str) -> Any:
-        try:
-            return redis.ConnectionPool.from_url(url, **self._options)
-        except (ValueError, TypeError, redis.RedisError):
-            raise ConfigError(f"broker URL {self.label}: cannot be parsed: {WRITE_SO}") from None
-
-    def _ask_sentinel(self, address: Address, *command: bytes | str) -> Any:
-        label = f"{self.label} (a sentinel)"
-        pool = self._make_pool(self._url.sentinel_at(address))
-        with contextlib.closing(self._connect(pool, label, None)) as connection:
+    def _ask_sentinel(self, address: Address, *command: bytes | int | str) -> Any:
+        connection = self._connect(
+            address,
+            self._url.label_of_sentinel(address),
+            credentials=self._sentinel_credentials,
+            database=0,
+        )
+        with contextlib.closing(connection):
             return connection.execute(*command, timeout=self.timeout, most=LISTING)
 
     def _ask_slots(self, address: Address) -> Any:
@@ -538,7 +678,7 @@ class Broker:
                 ) from None
 
 
-def _fake_pool(name: str, options: dict[str, Any]) -> Any:
+def _fake_server(name: str) -> Any:
     try:
         import fakeredis
     except ImportError:
@@ -548,71 +688,27 @@ def _fake_pool(name: str, options: dict[str, Any]) -> Any:
         ) from None
     # Not fakeredis' own sharing by host: two threads that connect at once get two servers there.
     with _fake_servers_lock:
-        server = _fake_servers.setdefault(name, fakeredis.FakeServer())
-    return redis.ConnectionPool(
-        connection_class=fakeredis.FakeRedisConnection, server=server, **options
-    )
+        return _fake_servers.setdefault(name, fakeredis.FakeServer())
 
 
-def translate_error_reply(label: str, text: str) -> BrokerError:
-    """The `BrokerError` for an error reply; its text is the broker's, without our data."""
-    text = one_line(text, 200)
-    if text.startswith("NOPERM"):
-        return BrokerPermissionError(
-            f"broker {label}: permission denied ({text}): "
-            "give this party's user the rules that redislink acl prints"
+def _why_not_trusted(error: ssl.SSLCertVerificationError) -> str:
+    why = one_line(error.verify_message, 200)
+    if error.verify_code == tls.EXPIRED:
+        return (
+            f"its certificate is out of date ({why}): have a new one put onto the server, and "
+            "check the clock of this machine"
         )
-    if text.startswith(_LOGIN_CODES):
-        return _auth_error(label, text)
-    if text.startswith("OOM"):
-        return BrokerBusy(f"broker {label}: out of memory ({text}): raise its maxmemory")
-    if text.startswith("MOVED"):
-        return BrokerRefused(
-            f"broker {label}: another node of its Redis Cluster has this list ({text}): "
-            "write redis+cluster://HOST:PORT,HOST:PORT"
+    if error.verify_code == tls.NOT_YET_VALID:
+        return (
+            f"its certificate is not valid yet ({why}): check the clock of this machine, and when "
+            "the certificate begins"
         )
-    if text.startswith(_ELSEWHERE_CODES):
-        return BrokerUnreachable(
-            f"broker {label}: is a replica now ({text}): its URL must lead to the master"
+    if error.verify_code in tls.WRONG_NAME:
+        return (
+            f"its certificate is for another host ({why}): write the host in the URL as it stands "
+            "in the certificate, or have one made for this host"
         )
-    if text.startswith(_PASSING_CODES):
-        return BrokerBusy(f"broker {label}: cannot serve just now ({text}): wait, or see its log")
-    return BrokerRefused(
-        f"broker {label}: refused a command ({text}): see its log, and whether "
-        "this service has the command"
-    )
-
-
-def _auth_error(label: str, text: str) -> BrokerAuthError:
-    return BrokerAuthError(
-        f"broker {label}: user or password not accepted ({text}): "
-        "check the user and password in REDISLINK_BROKER_URL"
-    )
-
-
-def _translate(label: str, error: Exception, doing: str) -> BrokerError:
-    """The `BrokerError` for what redis-py raised."""
-    if isinstance(error, redis.ResponseError):
-        return translate_error_reply(label, error_text(error))
-    return _translate_failure(label, error, doing)
-
-
-def _translate_failure(label: str, error: Exception, doing: str) -> BrokerError:
-    text = one_line(str(error), 200) or type(error).__name__
-    if isinstance(error, redis.AuthenticationError):
-        return _auth_error(label, text)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return BrokerUnreachable(
-            f"broker {label}: its certificate is not trusted ({text}): set REDISLINK_BROKER_TLS_CA "
-            "to the PEM file of the CA that signed it"
-        )
-    if isinstance(error, NotRespError | UnaskedError):
-        kind = BrokerRefused if isinstance(error, UnaskedError) else BrokerUnreachable
-        return kind(
-            f"broker {label}: no answer to what was asked, while {doing} ({text}): check that it "
-            "is a Redis or Valkey server, and what stands between it and this party"
-        )
-    return BrokerUnreachable(
-        f"broker {label}: no connection while {doing} ({text}): "
-        "check that it runs, and that host, port, TLS and firewall let this party dial out to it"
+    return (
+        f"its certificate is not trusted ({why}): set REDISLINK_BROKER_TLS_CA to the PEM file of "
+        "the CA that signed it; if it is set, that file is of another CA, or this is another server"
     )

@@ -4,24 +4,29 @@ Rules:
 - What was told is used for a second at most, and never after a failure: `forget` is called for
   each connection that could not be opened, or whose server said that it is not the one.
 - One thread asks at a time; the others take its answer, or its error.
-- What the servers say is untrusted: a reply of another shape is a `BrokerRefused`.
+- What the servers say is untrusted: a reply of another shape, or with a host that is none, is a
+  `BrokerRefused`. Hosts and ports go on as they are, and never become part of a URL.
 
-redis-py's `NodesManager` is not used for the slot map: it makes one exception of a wrong password
-and of a node out of reach, and forgets the nodes that the URL names.
+redis-py's `Sentinel` and `NodesManager` are not used: they take hosts unchecked and replies
+without a limit, make one exception of a wrong password and of a node out of reach, and the latter
+forgets the nodes that the URL names.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from redis.crc import key_slot
 
-from redislink.broker.url import Address, BrokerUrl
+from redislink.broker.url import Address, BrokerUrl, check_host, check_port
 from redislink.errors import BrokerBusy, BrokerError, BrokerRefused, BrokerUnreachable
+from redislink.text import one_line
 
 _GOOD_FOR: Final = 1.0
 """Seconds for which an answer is used: connections are opened several at a time."""
@@ -93,13 +98,16 @@ class SentinelFinder(Finder[Address]):
     """The master, as the first sentinel has it that knows one that is up."""
 
     def __init__(self, url: BrokerUrl, ask: Callable[..., Any]) -> None:
-        """Args: the broker's; the reply of the sentinel at an address to a command."""
+        """Args:
+        url: the broker's.
+        ask: ``ask(address, *command)`` gives a sentinel's reply, or raises a BrokerError.
+        """
         super().__init__()
         self._url = url
         self._ask_sentinel = ask
+        self._behind = False
         self._sentinels = list(url.addresses)
         """In the order in which they are asked."""
-        self._behind = False
 
     def address(self, _: bytes | None) -> Address:
         return self._current()
@@ -107,9 +115,9 @@ class SentinelFinder(Finder[Address]):
     def every(self) -> list[Address]:
         master = self._current()
         with self._asking:
-            replicas = self._asked(self._sentinels[0], b"SENTINEL", b"REPLICAS", self._url.master)
-        up = (replica for replica in replicas if _is_up(replica))
-        return [master, *(self._place_untrusted(replica) for replica in up)]
+            replicas = self._replicas()
+        up = [state.address for state in replicas if state.up]
+        return [master, *(address for address in up if address is not None)]
 
     def moved(self, _: Address, __: str) -> None:
         self._behind = True
@@ -118,63 +126,89 @@ class SentinelFinder(Finder[Address]):
     def _ask(self) -> Address:
         failure: BrokerError | None = None
         answered = False
-        sentinels = self._sentinels
         if self._behind:  # the one that named the last master: ask another one first
             self._behind = False
-            sentinels.append(sentinels.pop(0))
-        for place, sentinel in enumerate(sentinels):
+            self._sentinels.append(self._sentinels.pop(0))
+        for place, sentinel in enumerate(self._sentinels):
             try:
-                masters = self._asked(sentinel, b"SENTINEL", b"MASTERS")
+                states = self._states(sentinel, b"MASTERS")
             except BrokerError as error:
                 if failure is None or error.passes:
                     failure = error
                 continue
             answered = True
-            for state in masters:
-                if state.get("name") == self._url.master and _is_up(state):
-                    sentinels.insert(0, sentinels.pop(place))
-                    return self._place_untrusted(state)
+            for state in states:
+                if state.name == self._url.master and state.is_master and state.up:
+                    if state.address is None:
+                        raise self._nonsense(sentinel)
+                    self._sentinels.insert(0, self._sentinels.pop(place))
+                    return state.address
         if failure is not None and not answered:
             raise failure
         raise BrokerUnreachable(
             f"broker {self._url.label}: the sentinels have no master named "
-            f"{self._url.master!r:.80} that is up: wait for a failover to end, or check the name"
+            f"{one_line(self._url.master, 80)!r} that is up: wait for a failover to end, or check "
+            "the name"
         )
 
-    def _asked(self, sentinel: Address, *command: bytes | str) -> list[dict[str, str]]:
-        """What a sentinel says of servers, of each its properties."""
+    def _replicas(self) -> list[_Watched]:
+        """Of the master, as the first sentinel has them that answers."""
+        *others, last = self._sentinels
+        for sentinel in others:
+            with contextlib.suppress(BrokerError):
+                return self._states(sentinel, b"REPLICAS", self._url.master)
+        return self._states(last, b"REPLICAS", self._url.master)
+
+    def _states(self, sentinel: Address, what: bytes, *arguments: str) -> list[_Watched]:
+        reply = self._ask_sentinel(sentinel, b"SENTINEL", what, *arguments)
         try:
-            return _servers_untrusted(self._ask_sentinel(sentinel, *command))
+            return [_watched_untrusted(entry) for entry in reply]
         except (ValueError, TypeError):
-            raise self._nonsense() from None
+            raise self._nonsense(sentinel) from None
 
-    def _place_untrusted(self, state: dict[str, str]) -> Address:
-        try:
-            return state["ip"], _port(int(state["port"]))
-        except (KeyError, ValueError):
-            raise self._nonsense() from None
-
-    def _nonsense(self) -> BrokerRefused:
+    def _nonsense(self, sentinel: Address) -> BrokerRefused:
         return BrokerRefused(
-            f"broker {self._url.label} (a sentinel): answered with something else than a list of "
-            "servers: check that it is a sentinel"
+            f"broker {self._url.label_of_sentinel(sentinel)}: answered SENTINEL with something "
+            "else than servers, each with a host and a port: check that it is a sentinel, and what "
+            "the servers announce (replica-announce-ip, sentinel announce-ip)"
         )
 
 
-def _servers_untrusted(reply: Any) -> list[dict[str, str]]:
-    """Properties of servers, in a reply to SENTINEL; ValueError, TypeError if it is another."""
-    if not isinstance(reply, list):
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What a sentinel says of a server.
+
+    Attributes:
+        name: of the master.
+        address: None if what it says is none.
+        is_master: it is one.
+        up: neither this sentinel nor several of them take it for down.
+    """
+
+    name: str
+    address: Address | None
+    is_master: bool
+    up: bool
+
+
+def _watched_untrusted(entry: Any) -> _Watched:
+    """An entry of a reply to ``SENTINEL MASTERS``; ValueError or TypeError if it is none."""
+    if not isinstance(entry, list) or not all(isinstance(text, bytes) for text in entry):
         raise TypeError
-    servers = []
-    for flat in reply:
-        words = [bytes(word).decode(errors="replace") for word in flat]
-        servers.append(dict(zip(words[::2], words[1::2], strict=True)))
-    return servers
-
-
-def _is_up(state: dict[str, str]) -> bool:
-    """Whether a sentinel takes this server for one that serves."""
-    return not {"s_down", "o_down"} & set(state.get("flags", "").split(","))
+    said = dict(zip(entry[::2], entry[1::2], strict=True))
+    flags = said.get(b"flags", b"").split(b",")
+    address: Address | None
+    try:
+        host = check_host(said.get(b"ip", b"").decode())
+        address = host, check_port(int(said.get(b"port", b"")))
+    except ValueError:  # UnicodeDecodeError too
+        address = None
+    return _Watched(
+        said.get(b"name", b"").decode(errors="replace"),
+        address,
+        is_master=b"master" in flags,
+        up=not {b"s_down", b"o_down"} & set(flags),
+    )
 
 
 class _SlotMap:
@@ -256,7 +290,9 @@ class ClusterFinder(Finder[_SlotMap]):
             except (ValueError, TypeError, IndexError):
                 raise BrokerRefused(
                     f"broker {self._url.label_at(address)}: answered CLUSTER SLOTS with something "
-                    "else than slots: check that it is a node of a Redis Cluster"
+                    "else than slots, each with a host and a port: check that it is a node of a "
+                    "Redis Cluster, and what the nodes announce (cluster-announce-ip, "
+                    "cluster-announce-hostname)"
                 ) from None
             told, self._told = self._told, {}
             slot_map.move(told)
@@ -283,7 +319,16 @@ def _server_untrusted(server: Any, asked_host: str) -> Address:
     # Where a node knows no host of its own, it is the one under which it was asked.
     if not isinstance(host, bytes | None):
         raise TypeError
-    return (host or b"").decode() or asked_host, _port(port)
+    return _host_untrusted((host or b"").decode(), asked_host), check_port(port)
+
+
+def _host_untrusted(text: str, asked_host: str) -> str:
+    """What a node calls itself, or another; ValueError if that is no host.
+
+    A node that knows no host of its own says nothing, or ``?`` where it is to announce a name and
+    has none; then it is the host under which it was asked.
+    """
+    return asked_host if text in ("", "?") else check_host(text)
 
 
 def _moved_untrusted(text: str, asked_host: str) -> dict[int, Address]:
@@ -293,12 +338,7 @@ def _moved_untrusted(text: str, asked_host: str) -> dict[int, Address]:
         host, _, port = place.rpartition(":")
         if verb != "MOVED" or not 0 <= int(slot) < _SLOTS:
             return {}
-        return {int(slot): (host.strip("[]") or asked_host, _port(int(port)))}
+        address = _host_untrusted(host.strip("[]"), asked_host), check_port(int(port))
+        return {int(slot): address}
     except ValueError:
         return {}
-
-
-def _port(number: int) -> int:
-    if not 0 < number < 1 << 16:
-        raise ValueError(number)
-    return number

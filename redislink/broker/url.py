@@ -1,16 +1,26 @@
 """`BrokerUrl`: what a broker's URL says, of whichever kind the broker is.
 
-Rules: a label never holds user, password or query; what is wrong with a URL is a `ConfigError`
-whose text does not hold the URL.
+Rules:
+- A URL is taken apart here alone, and is never put together again: what it says goes on as
+  arguments, so that no host, name or password can become another part of it.
+- A label never holds user, password or query; what is wrong with a URL is a `ConfigError` whose
+  text holds nothing of it that might be a password.
+- `check_host` is for every host, also those that servers name: an IP address or a host name.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote
+
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from redislink.errors import ConfigError
+from redislink.text import one_line
 
 Kind = Literal["server", "sentinel", "cluster", "fakeredis"]
 Address = tuple[str, int]
@@ -19,6 +29,11 @@ Address = tuple[str, int]
 WRITE_SO: Final = (
     "write redis://[USER:PASSWORD@]HOST:PORT/DB, rediss://… with TLS, unix:///PATH, "
     "redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or redis+cluster://HOST:PORT,HOST:PORT"
+)
+_ENCODE: Final = (
+    "percent-encode / ? # @ % and spaces in user and password (%2F %3F %23 %40 %25 %20), as "
+    "urllib.parse.quote(password, safe='') does, or leave the password out of the URL and set "
+    "REDISLINK_BROKER_PASSWORD_FILE"
 )
 _SCHEMES: Final[dict[str, Kind]] = {
     "redis": "server",
@@ -32,8 +47,21 @@ _SCHEMES: Final[dict[str, Kind]] = {
 }
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
-_OF_SENTINELS: Final = "sentinel_"
-"""How the query's parameters begin that are for the sentinels and not for the master."""
+_MOST_HOST: Final = 253
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?").fullmatch
+_ZONE: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}").fullmatch
+_NUMBER: Final = re.compile(r"[0-9]{1,9}").fullmatch
+_BAD_ESCAPE: Final = re.compile("%(?![0-9A-Fa-f]{2})").search
+_TRUTH: Final = {
+    **dict.fromkeys(("1", "t", "true", "y", "yes"), True),
+    **dict.fromkeys(("0", "f", "false", "n", "no"), False),
+}
+_REQUIREMENTS: Final = {"required": True, "none": False}
+_CREDENTIALS: Final = frozenset({"username", "password"})
+_OF_SENTINELS: Final = frozenset({"sentinel_username", "sentinel_password"})
+_FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+_OF_TLS: Final = _FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
+_OPTIONS: Final = _OF_SENTINELS | _OF_TLS | {"db"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,126 +70,246 @@ class BrokerUrl:
 
     Attributes:
         kind: one server, servers that sentinels watch, a Redis Cluster, or none (fakeredis).
+        scheme: how it begins, in small letters.
         tls: True if all of them are spoken to over TLS.
-        addresses: of the sentinels, or of some nodes of the Cluster; else empty.
+        addresses: of the server, of the sentinels, or of some nodes of the Cluster; empty where
+            there is no network.
+        path: of a Unix socket; the name of a fakeredis; else empty.
         master: the name that the sentinels have for the master.
         database: its number.
         label: the URL without user, password and query, for messages.
+        user, password: of the servers; empty where there is none.
+        sentinel_user, sentinel_password: of the sentinels.
+        tls_files: paths in the query, by their names there.
+        checks_certificate, checks_name: False if the query says not to check the servers'
+            certificates, or the hosts in them.
     """
 
     kind: Kind
+    scheme: str
     tls: bool
     addresses: tuple[Address, ...]
+    path: str
     master: str
     database: int
     label: str
-    _credentials: str = field(repr=False)
-    _query: str = field(repr=False)
-
-    def at(self, address: Address) -> str:
-        """The URL of one server of this broker, with user and password."""
-        query = [(k, v) for k, v in self._parameters() if not k.startswith(_OF_SENTINELS)]
-        return self._plain(address, self._credentials, query, self.database)
-
-    def sentinel_at(self, address: Address) -> str:
-        """The URL of one of its sentinels, with their user and password if they have any."""
-        query = [
-            (name.removeprefix(_OF_SENTINELS), value)
-            for name, value in self._parameters()
-            if name.startswith((_OF_SENTINELS, "ssl_"))
-        ]
-        return self._plain(address, "", query, 0)
+    user: str = field(repr=False)
+    password: str = field(repr=False)
+    sentinel_user: str = field(repr=False)
+    sentinel_password: str = field(repr=False)
+    tls_files: Mapping[str, str]
+    checks_certificate: bool
+    checks_name: bool
 
     def label_at(self, address: Address) -> str:
         """One server of this broker, for messages."""
+        if self.kind == "server":
+            return self.label
         what = "master" if self.kind == "sentinel" else "node"
-        return f"{self._plain(address, '', [], 0)} ({what} of {self.label})"
+        return f"{'rediss' if self.tls else 'redis'}://{join(address)} ({what} of {self.label})"
 
-    def _parameters(self) -> list[tuple[str, str]]:
-        return parse_qsl(self._query, keep_blank_values=True)
-
-    def _plain(
-        self, address: Address, credentials: str, query: list[tuple[str, str]], database: int
-    ) -> str:
-        scheme = "rediss" if self.tls else "redis"
-        number = f"/{database}" if database else ""
-        options = f"?{urlencode(query)}" if query else ""
-        return f"{scheme}://{credentials}{_join(address)}{number}{options}"
+    def label_of_sentinel(self, address: Address) -> str:
+        """One of its sentinels, for messages."""
+        return f"{self.label} (a sentinel, {join(address)})"
 
 
 def parse_url(url: str) -> BrokerUrl:
     """Take a broker's URL apart.
 
     Raises:
-        ConfigError: unknown scheme, or no host, port, name or path where one belongs.
+        ConfigError: unknown scheme or option; no host, port, name or path where one belongs; a
+            user or password that is not percent-encoded.
     """
-    try:
-        parts = urlsplit(url)
-        kind = _SCHEMES.get(parts.scheme)
-        if kind in ("sentinel", "cluster"):
-            return _parse_several(url, kind)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(f"broker URL: its host or port is not valid: {WRITE_SO}") from None
-    scheme = parts.scheme
-    if kind is None:
-        raise ConfigError(
-            f"broker URL: unknown scheme {scheme!r:.40}: {WRITE_SO}"
-            if scheme
-            else f"broker URL: no scheme: {WRITE_SO}"
-        )
-    if scheme == "unix":
-        if not parts.path:
-            raise ConfigError(f"broker URL: unix:// without a path: {WRITE_SO}")
-        label, number = f"unix://{unquote(parts.path)}", ""
-    else:
-        if not parts.hostname:
-            raise ConfigError(f"broker URL: {scheme}:// without a host: {WRITE_SO}")
-        label, number = f"{scheme}://{_join((parts.hostname, port or _PORT))}{parts.path}", ""
-        number = parts.path.strip("/")
-    if kind == "fakeredis":
-        label = f"fakeredis://{parts.hostname}"
-    database = int(number) if number.isdecimal() else 0
-    return BrokerUrl(kind, scheme == "rediss", (), "", database, label, "", "")
-
-
-def _parse_several(url: str, kind: Kind) -> BrokerUrl:
-    """Of a scheme that has several hosts; raises ValueError for hosts and ports not valid."""
-    scheme, _, rest = url.partition("://")
+    scheme, divider, rest = url.partition("://")
     scheme = scheme.lower()
-    rest, _, query = rest.partition("#")[0].partition("?")
-    place, _, path = rest.partition("/")
-    credentials, at, hosts = place.rpartition("@")
-    default = _SENTINEL_PORT if kind == "sentinel" else _PORT
-    addresses = tuple(_address(host, default) for host in hosts.split(",") if host)
-    if not addresses:
-        raise ConfigError(f"broker URL: {scheme}:// without a host: {WRITE_SO}")
-    name, _, number = ("", "", path) if kind == "cluster" else path.partition("/")
-    number = number.rstrip("/")
-    if kind == "sentinel" and not name:
-        raise ConfigError(
-            f"broker URL: {scheme}:// without the name that the sentinels have for the master: "
-            f"{WRITE_SO}"
-        )
-    if number and not number.isdecimal():
-        raise ConfigError(f"broker URL: {scheme}:// with a database that is no number: {WRITE_SO}")
-    if kind == "cluster" and number and int(number):
-        raise ConfigError(f"broker URL: a Redis Cluster has database 0 alone: {WRITE_SO}")
-    master = unquote(name)
-    label = f"{scheme}://{','.join(map(_join, addresses))}{'/' * bool(path)}{path.rstrip('/')}"
+    kind = _SCHEMES.get(scheme)
+    if not divider:
+        raise ConfigError(f"broker URL: no scheme: {WRITE_SO}")
+    if kind is None:
+        raise ConfigError(f"broker URL: unknown scheme {one_line(scheme, 40)!r}: {WRITE_SO}")
+    rest, _, query = rest.partition("?")
+    authority, slash, path = rest.partition("/")
+    credentials, _, place = authority.rpartition("@")
+    if kind != "fakeredis":
+        _check_encoded(url, credentials, path, query)
+    user, _, password = credentials.partition(":")
+    options = _options(scheme, kind, query)
+    addresses: tuple[Address, ...] = ()
+    master = ""
+    if scheme == "unix":
+        if place:
+            raise ConfigError(f"broker URL: unix:// with a host: {WRITE_SO}")
+        if not path:
+            raise ConfigError(f"broker URL: unix:// without a path: {WRITE_SO}")
+        path = _decode(f"/{path}")
+        label, number = f"unix://{one_line(path)}", ""
+    elif kind == "fakeredis":
+        if not place:
+            raise ConfigError(f"broker URL: {scheme}:// without a host: {WRITE_SO}")
+        label, number, path = f"fakeredis://{one_line(place.lower())}", "", place
+    else:
+        addresses = _addresses(kind, scheme, place)
+        number = path.rstrip("/")
+        if kind == "sentinel":
+            name, _, number = number.partition("/")
+            master = _decode(name)
+            if not master:
+                raise ConfigError(
+                    f"broker URL: {scheme}:// without the name that the sentinels have for the "
+                    f"master: {WRITE_SO}"
+                )
+        label = f"{scheme}://{','.join(map(join, addresses))}{slash}{path.rstrip('/')}"
+        path = ""
+    database = _database(kind, scheme, number, options.pop("db", None))
     return BrokerUrl(
-        *(kind, scheme.startswith("rediss"), addresses, master, int(number or 0), label),
-        *(credentials + at, query),
+        kind,
+        scheme,
+        scheme.startswith("rediss"),
+        addresses,
+        path,
+        master,
+        database,
+        label,
+        user=_decode(user),
+        password=_decode(password),
+        sentinel_user=options.pop("sentinel_username", ""),
+        sentinel_password=options.pop("sentinel_password", ""),
+        tls_files={name: value for name, value in options.items() if name in _FILES},
+        checks_certificate=_choice(options, "ssl_cert_reqs", _REQUIREMENTS),
+        checks_name=_choice(options, "ssl_check_hostname", _TRUTH),
     )
 
 
-def _address(text: str, default_port: int) -> Address:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(text)
-    return parts.hostname, default_port if parts.port is None else parts.port
+def check_host(text: str) -> str:
+    """The host, if it is an IP address or a host name and nothing else.
+
+    Raises:
+        ValueError: it is something else, as a host with a port or a path.
+    """
+    if ":" in text:
+        zone = ipaddress.IPv6Address(text).scope_id
+        if zone is not None and not _ZONE(zone):
+            raise ValueError("not a host")
+        return text
+    if len(text) > _MOST_HOST or not _HOST_NAME(text):
+        raise ValueError("not a host")
+    return text
 
 
-def _join(address: Address) -> str:
+def check_port(number: int) -> int:
+    """The port, if it is one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 < number < 1 << 16:
+        raise ValueError(number)
+    return number
+
+
+def join(address: Address) -> str:
+    """Host and port as they stand in a URL."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_encoded(url: str, credentials: str, path: str, query: str) -> None:
+    """Refuse what the ``/``, ``?``, ``#`` or ``@`` of a password would make of a URL."""
+    if "#" in url or " " in url or not url.isprintable() or _BAD_ESCAPE(url):
+        raise _not_encoded()
+    if any("@" in part for part in (credentials, path, query)):
+        raise _not_encoded()
+
+
+def _not_encoded() -> ConfigError:
+    return ConfigError(f"broker URL: a character that cannot stand there as it is: {_ENCODE}")
+
+
+def _decode(text: str) -> str:
+    """Without its percent-encoding."""
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise _not_encoded() from None
+
+
+def _addresses(kind: Kind, scheme: str, place: str) -> tuple[Address, ...]:
+    default = _SENTINEL_PORT if kind == "sentinel" else _PORT
+    places = [place] if kind == "server" else place.split(",")
+    try:
+        found = tuple(_address(one, default) for one in places if one)
+    except ValueError:
+        raise ConfigError(f"broker URL: its host or port is not valid: {WRITE_SO}") from None
+    if not found:
+        raise ConfigError(f"broker URL: {scheme}:// without a host: {WRITE_SO}")
+    return found
+
+
+def _address(text: str, default_port: int) -> Address:
+    if text.startswith("["):
+        host, closed, port = text[1:].partition("]")
+        if not closed or ":" not in host or (port and not port.startswith(":")):
+            raise ValueError("not an IPv6 address")
+        host, port = host.replace("%25", "%"), port[1:]
+    else:
+        host, _, port = text.partition(":")
+        if not host.isascii():
+            host = host.encode("idna").decode()
+    if port and not _NUMBER(port):
+        raise ValueError("not a port")
+    return check_host(host.lower()), check_port(int(port)) if port else default_port
+
+
+def _options(scheme: str, kind: Kind, query: str) -> dict[str, str]:
+    """What stands behind the ``?``: only what we know, as redis-py would let it win over ours."""
+    options: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise _not_encoded() from None
+    for name, value in pairs:
+        if name in _CREDENTIALS:
+            raise ConfigError(
+                f"broker URL: {name} behind the ?: write redis://USER:PASSWORD@HOST:PORT"
+            )
+        if name not in _OPTIONS:
+            # A name that nobody knows may be the end of a password that has a ? in it.
+            shown = f" {name}" if name in URL_QUERY_ARGUMENT_PARSERS else ""
+            raise ConfigError(
+                f"broker URL: an option{shown} behind the ? that redislink does not take: leave it "
+                f"out, as the settings have timeouts; there are {', '.join(sorted(_OPTIONS))}. If "
+                f"it is part of a password, {_ENCODE}"
+            )
+        if name in options:
+            raise ConfigError(f"broker URL: {name} stands in it twice: leave one out")
+        if name in _OF_SENTINELS and kind != "sentinel":
+            raise ConfigError(f"broker URL: {name} with {scheme}://: leave it out")
+        if name in _OF_TLS and not scheme.startswith("rediss"):
+            raise ConfigError(f"broker URL: {name} with {scheme}://: TLS has rediss://")
+        options[name] = value
+    return options
+
+
+def _choice(options: Mapping[str, str], name: str, choices: Mapping[str, bool]) -> bool:
+    """What an option says; True if it is not there."""
+    value = options.get(name)
+    if value is None:
+        return True
+    if value.lower() not in choices:
+        raise ConfigError(
+            f"broker URL: a value of {name} that is not known: leave it out, or write one of "
+            + ", ".join(choices)
+        )
+    return choices[value.lower()]
+
+
+def _database(kind: Kind, scheme: str, number: str, option: str | None) -> int:
+    given = [text for text in (number, option) if text]
+    if any(not _NUMBER(text) for text in given):
+        raise ConfigError(f"broker URL: {scheme}:// with a database that is no number: {WRITE_SO}")
+    numbers = {int(text) for text in given}
+    if len(numbers) > 1:
+        raise ConfigError("broker URL: two databases, at its end and as db=: leave one out")
+    if kind == "cluster" and numbers - {0}:
+        raise ConfigError(f"broker URL: a Redis Cluster has database 0 alone: {WRITE_SO}")
+    return next(iter(numbers), 0)

@@ -11,7 +11,6 @@ import typer
 
 from redislink.cli.errors import Verbose, say, show
 from redislink.errors import BrokerUnreachable, ConfigError
-from redislink.files import read_text
 
 _DEFAULT_PORT = 6379
 _MOST_BYTES = 64 << 10
@@ -43,12 +42,14 @@ def broker(
     Its URL is the one line on stdout; a password is left out of it. For trials on one machine: a
     broker between organisations is a Redis or Valkey server that all of them can reach.
     """
-    from redislink.broker import EmbeddedBroker  # loads the server binary's package
+    # Loads the server binary's package.
+    from redislink.broker import EmbeddedBroker
+    from redislink.broker.credentials import read_password
 
     if password_file is not None:
         if password is not None:
             raise ConfigError("give --password or --password-file, not both")
-        password = first_line(password_file)
+        password = read_password(password_file)
     if password == "":
         raise ConfigError("the password is empty: give one, or leave the option out")
 
@@ -66,15 +67,3 @@ def broker(
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def first_line(path: Path) -> str:
-    """The first line of a password file."""
-    try:
-        return read_text(path, _MOST_BYTES).partition("\n")[0].rstrip("\r")
-    except OSError as error:
-        raise ConfigError(
-            f"password file {path}: {error.strerror or error}: check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"password file {path}: not UTF-8 text: check the path") from None

@@ -71,12 +71,37 @@ _json = False
 
 
 def choose_log_format() -> None:
-    """Take note of ``REDISLINK_LOG_FORMAT``, before anything is said."""
+    """Take note of ``REDISLINK_LOG_FORMAT``; then say, also later, what settings are read from."""
     global _json
+    notes = _Notes()
+    logger = logging.getLogger("redislink.settings")
+    logger.handlers[:] = [notes]
+    logger.propagate = False
     try:
         _json = RedisLinkSettings.load().log_format is LogFormat.JSON
     except ConfigError:  # of any setting; whoever needs them says so
         _json = False
+    notes.go_on()
+
+
+class _Notes(logging.Handler):
+    """Says each record as one line of ours, as soon as it is known in which form."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._early: list[logging.LogRecord] | None = []
+
+    def go_on(self) -> None:
+        """Say what was noted, and from now on say it at once."""
+        early, self._early = self._early or [], None
+        for record in early:
+            self.emit(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._early is None:
+            say(record.getMessage(), level=record.levelno)
+        else:
+            self._early.append(record)
 
 
 def _handler() -> logging.Handler:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote, urlsplit
 
 import typer
 
 from redislink.broker import Broker
-from redislink.broker import acl as broker_acl
+from redislink.broker.credentials import read_password
 from redislink.broker.survey import Survey
-from redislink.cli.broker import first_line
+from redislink.broker.url import parse_url
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import ConfigError
@@ -33,7 +32,8 @@ PasswordFileOption = Annotated[
     typer.Option(
         "--password-file",
         metavar="FILE",
-        help="File whose first line is the password of that URL's user.",
+        help="File whose first line is the password of that URL's user. Goes only to a broker "
+        "that --broker or the environment names.",
         show_default=False,
     ),
 ]
@@ -41,17 +41,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, 
 
 
 def broker_as(url: str, password_file: Path | None) -> Broker:
-    """The broker at ``url``, as its user, with the password of a file if there is one.
+    """The broker that the command line names, as the user in that URL.
+
+    Args:
+        url: of the broker.
+        password_file: its first line is the password; None takes the URL's.
 
     Raises:
         ConfigError: URL or file are not right.
     """
-    broker = Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
-    if password_file is None:
-        return broker
-    user = unquote(urlsplit(url).username or "default")
-    url = broker_acl.party_url(url, user, first_line(password_file))
-    return Broker.from_settings(RedisLinkSettings.load(broker_url=url), None)
+    parse_url(url)  # what is wrong with it is said first
+    _check_readable(password_file)
+    settings = RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
+    return Broker.from_settings(settings, None)
+
+
+def _check_readable(password_file: Path | None) -> None:
+    """Say what is wrong with the file now, before anything is asked or connected."""
+    if password_file is not None:
+        read_password(password_file)
 
 
 def cluster_of(cluster: Path | None) -> ClusterSpec:
@@ -72,16 +80,33 @@ def look_at(cluster: Path | None, broker: str | None, password_file: Path | None
     Raises:
         ConfigError: none of them names one, or something named is not right.
     """
+    if broker is not None:
+        return Survey(broker_as(broker, password_file))
     settings = RedisLinkSettings.load()
     path = cluster or settings.cluster_file
     spec = None if path is None else load_cluster(path)
-    if broker is None and settings.broker_url is not None:
-        broker = settings.broker_url.get_secret_value()
-    if broker is None and spec is not None:
-        broker = spec.broker
-    if broker is None:
-        return Survey(Broker.from_settings(settings, None))  # says that there is none
-    return Survey(broker_as(broker, password_file))
+    url = None if spec is None else spec.broker
+    if password_file is not None:
+        _check_readable(password_file)
+        _check_named_by_user(settings, url)
+        settings = settings.model_copy(update={"broker_password_file": password_file})
+    return Survey(Broker.from_settings(settings, url))
+
+
+def _check_named_by_user(settings: RedisLinkSettings, cluster_url: str | None) -> None:
+    """Refuse to give a password from the command line to a broker that somebody else may name."""
+    if settings.broker_url is None:
+        source, url = "the cluster file", cluster_url
+    elif settings.is_from_env_file("broker_url"):
+        source, url = "the .env here", settings.broker_url.get_secret_value()
+    else:
+        return
+    if url:
+        raise ConfigError(
+            f"--password-file: the broker {parse_url(url).label} is named by {source}, and a "
+            "password given on the command line goes only to one that is named there too, or in "
+            "the environment: give --broker URL, or set REDISLINK_BROKER_URL"
+        )
 
 
 def say_refused(refused: Iterable[str]) -> None:

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -162,12 +161,9 @@ def broker_addresses(url: str, servers: Iterable[Address] = ()) -> set[Address]:
     Raises:
         BrokerUnreachable: no host's name is known here.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return set()
     named = parse_url(url).addresses
     if not named:
-        return _resolve(parts.hostname or "localhost", parts.port or 6379)
+        return set()
     found: set[Address] = set()
     failure: BrokerUnreachable | None = None
     for host, port in dict.fromkeys([*named, *servers]):

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from cryptography.x509 import Certificate
 
-from redislink.broker import Broker
+from redislink.broker import Broker, acl
 from redislink.broker.connect import BrokerConnection
+from redislink.broker.url import BrokerUrl, join, parse_url
 from redislink.cluster import ClusterSpec
 from redislink.errors import (
     BrokerBusy,
@@ -36,7 +36,6 @@ REPLY_SECONDS: Final = 3.0
 LEFTOVER_MS: Final = 5000
 """After which a list of the doctor's is gone, if it could not be removed."""
 _LEAST_SECONDS: Final = 0.05
-_PORTS: Final = {"sentinel": 26379}
 
 Argument = bytes | int | str
 Ask = tuple[str, tuple[Argument, ...]]
@@ -77,7 +76,7 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join((self.host, self.port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,48 +147,44 @@ class Examination:
         return self._broker
 
     @property
-    def url(self) -> str:
-        """The broker's URL, with the password: not for messages."""
+    def url(self) -> BrokerUrl:
+        """What the broker's URL says.
+
+        Raises:
+            ConfigError: there is none, or it cannot be used.
+        """
         own = self.case.settings.broker_url
-        return own.get_secret_value() if own else self.case.spec.broker or ""
+        return parse_url(own.get_secret_value() if own else self.case.spec.broker or "")
 
     @property
     def scheme(self) -> str:
         """How the URL begins, as ``rediss``."""
-        return urlsplit(self.url).scheme
+        return self.url.scheme
 
     @property
     def uses_tls(self) -> bool:
         """True if connections are TLS."""
-        return self.scheme.startswith("rediss")
+        return self.url.tls
 
     @property
     def user(self) -> str:
         """The Redis user that this party logs in as."""
-        return unquote(urlsplit(self.url).username or "default")
+        return self.broker.user
 
-    @property
-    def options(self) -> dict[str, str]:
-        """What stands behind the ``?`` of the URL, which wins over settings."""
-        return {name: values[-1] for name, values in parse_qs(urlsplit(self.url).query).items()}
+    def owner_of_user(self) -> str | None:
+        """The other party whose user this party logs in as; None if it is none's."""
+        spec = self.case.spec
+        return acl.owner_of_user(self.user, spec.session, self.case.peers)
 
     @property
     def addresses(self) -> list[Address]:
         """Hosts and ports in the URL; none for brokers that have no network address."""
-        if not self.scheme.startswith("redis"):
-            return []
-        default = _PORTS.get(self.scheme.partition("+")[2], 6379)
-        found = []
-        for part in urlsplit(self.url).netloc.rpartition("@")[2].split(","):
-            parts = urlsplit(f"//{part}")
-            if parts.hostname:
-                found.append(Address(parts.hostname, parts.port or default))
-        return found
+        return [Address(*address) for address in self.url.addresses]
 
     @property
     def has_several(self) -> bool:
         """True if servers of this broker replace each other, or share its lists."""
-        return "+" in self.scheme
+        return self.url.kind in ("sentinel", "cluster")
 
     def places(self) -> tuple[Place, ...]:
         """Each server on which inboxes of this session lie, that of this party's inbox first.

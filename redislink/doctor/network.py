@@ -12,16 +12,20 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 
+from redislink.broker.tls import (
+    EXPIRED,
+    NOT_YET_VALID,
+    WRONG_NAME,
+    about_our_certificate,
+    speaks_plain,
+    speaks_tls,
+)
 from redislink.broker.wire import pack
 from redislink.doctor.examination import Address, Examination, loopback
 from redislink.doctor.finding import Blame, Verdict, failed, failed_with, passed, warned
@@ -37,10 +41,6 @@ SOON_DAYS: Final = 30
 """A certificate that ends sooner is worth a warning."""
 _MOST_ADDRESSES: Final = 4
 _SNIFF_SECONDS: Final = 1.0
-_EXPIRED: Final = 10
-_NOT_YET_VALID: Final = 9
-_WRONG_NAME: Final = (62, 64)
-"""OpenSSL's X509_V_ERR_… for a host name and for an IP address that is not in the certificate."""
 
 
 class _ClosedAfterHandshake(ConnectionError):
@@ -143,47 +143,38 @@ def _dial(info: tuple[Any, ...], seconds: float) -> socket.socket:
 
 
 def client_certificate(exam: Examination) -> Verdict | None:
-    """This party's own certificate, if it has one: it can be read, is valid, fits its key."""
+    """This party's own certificate, if it has one: it can be read, is valid, fits its key.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit.
+    """
     if not exam.uses_tls:
         return None
-    certificate_file, key_file = _own_files(exam)
-    if certificate_file is None:
+    files = exam.broker.tls_files
+    if files is None or files.certificate is None:
         return passed(
             "none set (REDISLINK_BROKER_TLS_CERT); needed only if the broker asks for one"
         )
-    remedy = (
-        "set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to this party's PEM files, "
-        "which belong together"
-    )
-    try:
-        certificate = x509.load_pem_x509_certificate(Path(certificate_file).read_bytes())
-        key = load_pem_private_key(Path(key_file or certificate_file).read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no unencrypted PEM in it"
-        return failed(f"{certificate_file} or its key cannot be read ({why})", remedy, Blame.OURS)
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if certificate.public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
-        return failed(f"{certificate_file} and {key_file} do not fit", remedy, Blame.OURS)
+    replace(files, ca=None).context()  # says what is wrong with file, key or pass phrase
+    certificate = x509.load_pem_x509_certificate(Path(files.certificate).read_bytes())
     who = f"this party's ({one_line(certificate.subject.rfc4514_string())})"
     return _dates(certificate, who, exam.case.clock(), Blame.OURS)
 
 
 def tls(exam: Examination) -> Verdict | None:
-    """The broker speaks TLS, its certificate is trusted, and it takes ours."""
+    """The broker speaks TLS, its certificate is trusted, and it takes ours.
+
+    Raises:
+        ConfigError: a file of this party's cannot be used.
+    """
     if exam.scheme == "fakeredis":
         return None
-    if not exam.uses_tls:
+    files = exam.broker.tls_files
+    if files is None:
         return without_tls(list(exam.seen.reached.values()))
     versions = []
     for address, info in exam.seen.reached.items():
-        try:
-            context = _context(exam)
-        except (OSError, ValueError) as error:  # ssl.SSLError too
-            return failed(
-                f"a PEM file for TLS cannot be used ({one_line(str(error))})",
-                "check REDISLINK_BROKER_TLS_CA, REDISLINK_BROKER_TLS_CERT and …_KEY",
-                Blame.OURS,
-            )
+        context = files.context()
         try:
             with _handshake(exam, context, address, info) as (secured, certificate):
                 versions.append(f"{address}: {secured.version()}")
@@ -191,8 +182,8 @@ def tls(exam: Examination) -> Verdict | None:
         except ssl.SSLCertVerificationError as error:
             return _not_trusted(exam, address, info, error)
         except (OSError, ValueError) as error:
-            return _no_tls(address, error)
-    if exam.options.get("ssl_cert_reqs", "required") != "required":
+            return _no_tls(exam, address, error)
+    if not files.check_certificate:
         return warned(
             f"{', '.join(versions)}; the URL has ssl_cert_reqs, so the broker's certificate is "
             "not checked: anybody on the way can pose as the broker and learn the password",
@@ -245,39 +236,6 @@ def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) 
     return passed(f"{whose} is valid until {ends:%Y-%m-%d}, for {days:.0f} days")
 
 
-def _own_files(exam: Examination) -> tuple[str | None, str | None]:
-    settings, options = exam.case.settings, exam.options
-    certificate = options.get("ssl_certfile", settings.broker_tls_cert)
-    key = options.get("ssl_keyfile", settings.broker_tls_key)
-    return str(certificate) if certificate else None, str(key) if key else None
-
-
-def _context(exam: Examination) -> ssl.SSLContext:
-    """As redis-py makes it.
-
-    Raises:
-        OSError, ValueError: a file cannot be used.
-    """
-    context = ssl.create_default_context()
-    checked = exam.options.get("ssl_cert_reqs", "required")
-    by_name = exam.options.get("ssl_check_hostname", "true").lower() not in (
-        "0",
-        "f",
-        "false",
-        "no",
-    )
-    context.check_hostname = by_name and checked != "none"
-    if checked != "required":
-        context.verify_mode = ssl.CERT_NONE
-    ca = exam.options.get("ssl_ca_certs") or exam.case.settings.broker_tls_ca
-    if ca is not None:
-        context.load_verify_locations(cafile=str(ca))
-    certificate, key = _own_files(exam)
-    if certificate is not None:
-        context.load_cert_chain(certificate, key)
-    return context
-
-
 @contextlib.contextmanager
 def _handshake(
     exam: Examination, context: ssl.SSLContext, address: Address, info: tuple[Any, ...]
@@ -311,9 +269,9 @@ def _not_trusted(
     shown = _certificate_shown(exam, address, info)
     name = "" if shown is None else f" of {one_line(shown.issuer.rfc4514_string())}"
     why = one_line(error.verify_message)
-    if error.verify_code in (_EXPIRED, _NOT_YET_VALID) and shown is not None:
+    if error.verify_code in (EXPIRED, NOT_YET_VALID) and shown is not None:
         return _dates(shown, f"{address}'s certificate", exam.case.clock(), Blame.BROKER)
-    if error.verify_code in _WRONG_NAME:
+    if error.verify_code in WRONG_NAME:
         return failed(
             f"{address}: its certificate is for another name ({why})",
             "write the host in the URL as it stands in the certificate, or have one made for it",
@@ -342,9 +300,9 @@ def _certificate_shown(
         return None
 
 
-def _no_tls(address: Address, error: Exception) -> Verdict:
+def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
     text = one_line(getattr(error, "reason", None) or str(error))
-    if isinstance(error, _ClosedAfterHandshake) or _about_our_certificate(error):
+    if isinstance(error, _ClosedAfterHandshake) or about_our_certificate(error):
         return failed(
             f"{address}: the broker wants another certificate of this party, or one at all "
             f"({text or 'it closed the connection after the handshake'})",
@@ -352,6 +310,8 @@ def _no_tls(address: Address, error: Exception) -> Verdict:
             "broker's CA signed, and its key",
             Blame.OURS,
         )
+    if speaks_plain((address.host, address.port), min(_SNIFF_SECONDS, exam.longest_wait)):
+        text = "a Redis server answers there without TLS"
     return failed(
         f"{address}: no TLS connection ({text})",
         "check that this is the port where the broker speaks TLS; without TLS, write redis://",
@@ -380,14 +340,19 @@ def login(exam: Examination) -> Verdict:
         return failed_with(error, Blame.BROKER)
     except BrokerUnreachable as error:
         return _no_server(exam, failed_with(error, Blame.BROKER))
+    if owner := exam.owner_of_user():
+        return warned(
+            f"as user {exam.user}{where}, which is {owner}'s, and this is {exam.case.party}",
+            f"set REDISLINK_BROKER_URL to the one with {exam.case.party}'s user and password",
+        )
     return passed(f"as user {exam.user}{where}")
 
 
 def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
     """Adds what the doctor knows of why a connection to the broker broke."""
     if not exam.uses_tls and any(
-        _speaks_tls(info, min(_SNIFF_SECONDS, exam.longest_wait))
-        for info in exam.seen.reached.values()
+        speaks_tls((address.host, address.port), min(_SNIFF_SECONDS, exam.longest_wait))
+        for address in exam.seen.reached
     ):
         return failed(
             f"broker {exam.broker.label}: it speaks TLS on this port",
@@ -438,20 +403,3 @@ def replicas(exam: Examination) -> Verdict | None:
         "see to it that all parties reach every server of the broker, and make the users on those "
         "that joined later (redislink acl --cluster FILE --apply URL)",
     )
-
-
-def _speaks_tls(info: tuple[Any, ...], seconds: float) -> bool:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with _dial(info, seconds) as dialled, context.wrap_socket(dialled):
-            return True
-    except OSError as error:
-        return _about_our_certificate(error)  # then it has spoken TLS
-
-
-def _about_our_certificate(error: Exception) -> bool:
-    """True for the alerts of a server that has none of ours, or does not trust it."""
-    reason = str(getattr(error, "reason", None) or "").upper()
-    return "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from redislink.doctor.examination import Case, Examination
 from redislink.doctor.finding import Verdict, fingerprints, passed, warned
 from redislink.security import make_handshake
@@ -50,7 +48,7 @@ def broker_url(exam: Examination) -> Verdict:
     """
     label = exam.broker.label
     source = "REDISLINK_BROKER_URL" if exam.case.settings.broker_url else "the cluster file"
-    if source == "the cluster file" and urlsplit(exam.url).password:
+    if source == "the cluster file" and exam.url.password:
         return warned(
             f"{label}, with a password in the cluster file, which every party has",
             "take the password out of the cluster file, and set REDISLINK_BROKER_URL instead",

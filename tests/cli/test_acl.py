@@ -64,6 +64,7 @@ def test_the_list_to_paste(call: Call, write_cluster: Write, server: EmbeddedBro
 
 def test_apply(call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path) -> None:
     (tmp_path / "admin").write_text(server.url.partition(":")[2].split("@")[0][3:] + "\n")
+    (tmp_path / "admin").chmod(0o600)
     words = ("acl", "--cluster", write_cluster(), "--passwords", "passwords", "--apply")
     no_password = f"redis://127.0.0.1:{server.port}/0"
     for last in ([server.url], [no_password, "--password-file", "admin"]):

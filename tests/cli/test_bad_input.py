@@ -83,7 +83,7 @@ def test_program_that_is_not_there(redislink: Run, write_cluster: Write) -> None
     ("url", "words"),
     [
         ("http://broker:6379", ["unknown scheme 'http'", "write redis://"]),
-        ("broker:6379", ["unknown scheme", "write redis://"]),
+        ("broker:6379", ["no scheme", "write redis://"]),
         ("redis://", ["without a host", "write redis://"]),
         ("redis://broker:port", ["host or port is not valid", "write redis://"]),
         ("unix://", ["without a path", "write redis://"]),

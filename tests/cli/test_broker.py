@@ -52,6 +52,7 @@ def test_listens_on_loopback_only(start: Start) -> None:
 
 def test_password_is_asked_for_and_not_printed(start: Start, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("s3cret\n")
+    (tmp_path / "password").chmod(0o600)
     process = start("broker", "--port", "0", "--password-file", "password")
     assert process.stdout is not None
     url = process.stdout.readline().strip()

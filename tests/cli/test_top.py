@@ -117,6 +117,7 @@ def test_an_operators_user_sees_all(
     url = operator_url(running[0].cluster, server)
     assert read_json(call, "--cluster", file, "--broker", url)["refused"] == []
     (tmp_path / "password").write_text("pw\n")
+    (tmp_path / "password").chmod(0o600)
     no_password = url.replace(":pw@", "@")
     words = ("--broker", no_password, "--password-file", "password")
     assert read_json(call, "--cluster", file, *words)["refused"] == []

@@ -120,7 +120,7 @@ class TestTls:
         with TlsTerminator(one_server.port, tmp_path) as tls:
             path.write_text("no certificate")
             told = doctor(tls.url(), broker_tls_ca=path)
-        finding = told.check("TLS", Level.FAIL, "cannot be used", "REDISLINK_BROKER_TLS_CA")
+        finding = told.check("TLS", Level.FAIL, f"TLS_CA {path}: holds no certificate")
         assert finding.blame is Blame.OURS
 
     def test_a_certificate_that_has_ended(
@@ -198,13 +198,18 @@ class TestTls:
         tls = TlsTerminator(1, tmp_path)
         (tmp_path / "other").mkdir()
         other = TlsTerminator(1, tmp_path / "other")
-        for key, words in ((other.client_key_file, "do not fit"), (tls.ca_file, "no unencrypted")):
+        for key, words in (
+            (other.client_key_file, "do not fit"),
+            (tls.ca_file, "holds no private key"),
+        ):
             told = doctor(
                 "rediss://127.0.0.1:1",
                 broker_tls_cert=tls.client_cert_file,
                 broker_tls_key=key,
             )
-            finding = told.check("client certificate", Level.FAIL, words, "PEM files")
+            finding = told.check(
+                "client certificate", Level.FAIL, words, "set ", "_TLS_KEY", str(key)
+            )
             assert finding.blame is Blame.OURS
 
     def test_tls_asked_of_a_plain_port(self, one_server: EmbeddedBroker, doctor: Ask) -> None:

@@ -129,7 +129,7 @@ def test_a_command_that_the_broker_does_not_have(doctor: Ask) -> None:
 def test_the_user_of_another_party(doctor: Ask, users: Users) -> None:
     spec = trio()
     told = doctor(users(spec)["bob"], "alice", spec)
-    told.check("login", Level.PASS, "as user", "~bob")
+    told.check("login", Level.WARN, "as user", "~bob, which is bob's, and this is alice")
     told.check("commands", Level.FAIL, "RPUSH on lists to peers (permission missing for the key)")
     told.check(
         *("own lists", Level.FAIL, "cannot push as alice to bob, carol"),

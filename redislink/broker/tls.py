@@ -1,0 +1,212 @@
+"""TLS to the broker: this party's own files, and what a failed handshake means.
+
+Rules:
+- What is wrong with a file of this party's is a `ConfigError` that names the file and its setting:
+  it is found here, on this machine, and no network can mend it.
+- Nothing here asks at the terminal for a pass phrase.
+- What is sent to find out what a port speaks is a TLS hello, or PING: no credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from redislink.broker.credentials import read_password
+from redislink.broker.url import Address
+from redislink.errors import ConfigError
+from redislink.files import open_regular
+
+EXPIRED: Final = 10
+NOT_YET_VALID: Final = 9
+WRONG_NAME: Final = (62, 64)
+"""OpenSSL's X509_V_ERR_… for a host name and for an IP address that is not in the certificate."""
+_SNIFF_SECONDS: Final = 1.0
+_PLAIN: Final = b"PING\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files, each None for none.
+
+    Attributes:
+        ca: of the CA that signed the broker's certificate; None takes the system's.
+        certificate: this party's.
+        key: its private key; None looks for it in the certificate's file.
+        password_file: its first line is the key's pass phrase.
+        check_certificate: False takes any certificate of the broker's.
+        check_name: False takes a certificate for another host.
+    """
+
+    ca: str | Path | None = None
+    certificate: str | Path | None = None
+    key: str | Path | None = None
+    password_file: str | Path | None = None
+    check_certificate: bool = True
+    check_name: bool = True
+
+    def pass_phrase(self) -> str:
+        """Of the key; empty if it has none.
+
+        Raises:
+            ConfigError: its file cannot be read.
+        """
+        return "" if self.password_file is None else read_password(self.password_file)
+
+    def arguments(self) -> dict[str, Any]:
+        """For redis-py's ``SSLConnection``, which reads the files for each connection.
+
+        Raises:
+            ConfigError: the pass phrase cannot be read.
+        """
+
+        def text(path: str | Path | None) -> str | None:
+            return None if path is None else str(path)
+
+        return {
+            "ssl_ca_certs": text(self.ca),
+            "ssl_certfile": text(self.certificate),
+            "ssl_keyfile": text(self.key),
+            "ssl_password": self.pass_phrase(),  # never None: OpenSSL would ask at the terminal
+            "ssl_cert_reqs": "required" if self.check_certificate else "none",
+            "ssl_check_hostname": self.check_certificate and self.check_name,
+        }
+
+    def context(self) -> ssl.SSLContext:
+        """What connections use, made of these files.
+
+        Raises:
+            ConfigError: one of them cannot be used; names it.
+        """
+        context = ssl.create_default_context()
+        context.check_hostname = self.check_certificate and self.check_name
+        if not self.check_certificate:
+            context.verify_mode = ssl.CERT_NONE
+        if self.ca is not None:
+            _check_readable("REDISLINK_BROKER_TLS_CA", self.ca)
+            try:
+                context.load_verify_locations(cafile=str(self.ca))
+            except (OSError, ValueError):
+                raise ConfigError(
+                    f"REDISLINK_BROKER_TLS_CA {self.ca}: holds no certificate in PEM form: set it "
+                    "to the PEM file of the CA that signed the broker's certificate"
+                ) from None
+        if self.certificate is None and self.key is not None:
+            raise ConfigError(
+                f"REDISLINK_BROKER_TLS_KEY {self.key}: has no certificate with it: set "
+                "REDISLINK_BROKER_TLS_CERT too"
+            )
+        if self.certificate is not None:
+            self._load_own(context, self.certificate)
+        return context
+
+    def _load_own(self, context: ssl.SSLContext, certificate: str | Path) -> None:
+        key = certificate if self.key is None else self.key
+        _check_readable("REDISLINK_BROKER_TLS_CERT", certificate)
+        _check_readable("REDISLINK_BROKER_TLS_KEY", key)
+        was_asked: list[bool] = []
+        phrase = self.pass_phrase()
+
+        def answer() -> str:
+            was_asked.append(True)
+            return phrase
+
+        try:
+            context.load_cert_chain(str(certificate), str(key), password=answer)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                self._why_not(certificate, key, error, encrypted=bool(was_asked))
+            ) from None
+
+    def _why_not(
+        self, certificate: str | Path, key: str | Path, error: Exception, *, encrypted: bool
+    ) -> str:
+        reason = str(getattr(error, "reason", None) or "")
+        if "KEY_VALUES_MISMATCH" in reason:
+            return (
+                f"REDISLINK_BROKER_TLS_CERT {certificate} and REDISLINK_BROKER_TLS_KEY {key}: do "
+                "not fit: set both to PEM files that belong together"
+            )
+        if encrypted and self.password_file is None:
+            return (
+                f"REDISLINK_BROKER_TLS_KEY {key}: has a pass phrase: set "
+                "REDISLINK_BROKER_TLS_KEY_PASSWORD_FILE to a file with it, or take it away with "
+                "openssl pkey"
+            )
+        if encrypted:
+            return (
+                f"REDISLINK_BROKER_TLS_KEY {key}: the pass phrase in {self.password_file} does not "
+                "open it: check REDISLINK_BROKER_TLS_KEY_PASSWORD_FILE"
+            )
+        if not _has_certificate(certificate):
+            return (
+                f"REDISLINK_BROKER_TLS_CERT {certificate}: holds no certificate in PEM form: set "
+                "it to this party's"
+            )
+        return (
+            f"REDISLINK_BROKER_TLS_KEY {key}: holds no private key in PEM form: set it to that of "
+            "this party's certificate"
+        )
+
+
+def _check_readable(setting: str, path: str | Path) -> None:
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{setting} {path}: {error.strerror or error}: check the path and its mode"
+        ) from None
+
+
+def _has_certificate(path: str | Path) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=str(path))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def verification_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """Why the server's certificate was not taken, from an error or one that it came from."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def about_our_certificate(error: BaseException | None) -> bool:
+    """True for the alerts of a server that has no certificate of ours, or does not trust it."""
+    while error is not None:
+        reason = str(getattr(error, "reason", None) or "").upper()
+        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def speaks_tls(address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
+    """True if a TLS handshake begins there, whatever certificate is shown."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection(address, seconds) as dialled,
+            context.wrap_socket(dialled, server_hostname=address[0]),
+        ):
+            return True
+    except (OSError, ValueError) as error:
+        return about_our_certificate(error)  # then it has spoken TLS
+
+
+def speaks_plain(address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
+    """True if a Redis server answers there without TLS."""
+    with contextlib.suppress(OSError), socket.create_connection(address, seconds) as dialled:
+        dialled.sendall(_PLAIN)
+        return dialled.recv(1) in (b"+", b"-")
+    return False
