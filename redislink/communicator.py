@@ -152,7 +152,7 @@ class Communicator(ABC):
             EndpointClosed: `close` or `abort` was called, before or while this waited.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         self._check_open()
         return self._decode(src, tag, self._recv(src, self._full_tag(tag), timeout))
 
@@ -168,7 +168,7 @@ class Communicator(ABC):
             others: as `send`.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         self.send(dst, tag, value).wait(timeout)
 
     def has_message(self, src: Party, tag: str) -> bool:
@@ -435,7 +435,7 @@ class ThreadCommunicator(Communicator):
             UsageError: fewer than 2 parties, names that are not valid or not unique, or a
                 timeout that is not valid.
         """
-        check_seconds("timeout", recv_timeout)
+        recv_timeout = check_seconds("timeout", recv_timeout)
         if isinstance(parties, int):
             parties = [f"party{rank}" for rank in range(parties)]
         names = tuple(parties)
@@ -526,7 +526,7 @@ class _ThreadRequest:
 
     def wait(self, timeout: float | None = None) -> None:
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         mine = self._communicator
         hub, name = mine._hub, mine.party_names[self._peer]
         limit = hub.recv_timeout if timeout is None else timeout

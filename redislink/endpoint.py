@@ -144,7 +144,7 @@ class SendHandle:
             UsageError: the timeout is no number of seconds.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
         if not self._endpoint.wait_until(self._is_decided, limit, ask=(self._peer.name,)):
             raise SendTimeout(
@@ -351,7 +351,7 @@ class Endpoint:
             UsageError: the timeout is no number of seconds.
         """
         if timeout is not None:
-            check_seconds("timeout", timeout)
+            timeout = check_seconds("timeout", timeout)
         return self.recv_marked(src, tag, timeout)[0]
 
     def recv_marked(

@@ -138,18 +138,19 @@ class PartyTaken(PeerError):
 def reason_for_peers(error: BaseException) -> str:
     """What the peers are told when this error ends a party's part.
 
-    What is about the parties and their session, they are told as it is. Of everything else they
-    get the class alone: its text may hold data of this party's, its paths and hosts, or what its
-    broker said. An error that is made to end a program, or of which the peers know more, says so
-    in an attribute ``told_to_peers``.
+    Of a broker's error, or of one in this party's settings, they get the class alone: its text
+    may have what the broker said, hosts and paths. The same of an error that is not ours, which
+    might hold data of this party. An error that is made to end a program, or of which the peers
+    know more, says so in an attribute ``told_to_peers``.
     """
     told = getattr(error, "told_to_peers", None)
     if isinstance(told, str):
         return told
-    if isinstance(error, PeerError | SecurityError):
+    if isinstance(error, BrokerError):
+        return f"{type(error).__name__} at its broker"
+    if isinstance(error, RedisLinkError) and not isinstance(error, ConfigError):
         return str(error)
-    where = "at its broker" if isinstance(error, BrokerError) else "in its program"
-    return f"{type(error).__name__} {where}"
+    return f"{type(error).__name__} in its program"
 
 
 class _NamedPeerError(PeerError):

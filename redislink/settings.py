@@ -41,22 +41,20 @@ _Seconds = Annotated[float, Field(le=LONGEST_SECONDS, allow_inf_nan=False)]
 
 
 def check_seconds(what: str, seconds: float) -> float:
-    """The time, if it is one that can be waited for.
+    """How long to wait, if that is a time at all: what is longer than the longest is that.
 
     Args:
         what: what it is called, for the message.
-        seconds: given by a program.
+        seconds: given by a program; infinity is for ever.
 
     Raises:
-        UsageError: it is no number from 0 to `LONGEST_SECONDS`.
+        UsageError: it is no number from 0.
     """
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 <= seconds <= LONGEST_SECONDS:  # NaN is neither
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise UsageError(
-            f"a {what} is a number of seconds from 0 to {LONGEST_SECONDS}, not "
-            f"{one_line(repr(seconds), 40)}"
+            f"a {what} is a number of seconds from 0, not {one_line(repr(seconds), 40)}"
         )
-    return seconds
+    return min(seconds, LONGEST_SECONDS)
 
 
 class LinkMode(enum.StrEnum):

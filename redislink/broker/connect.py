@@ -397,8 +397,8 @@ class Broker:
             "retry": Retry(NoBackoff(), 0),
             "driver_info": None,
             "health_check_interval": 0,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
+            "socket_timeout": self.timeout,
+            "socket_connect_timeout": self.timeout,
         }
         if self._in_process:
             self._options["server"] = _fake_server(self._url.path)
