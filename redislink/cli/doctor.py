@@ -24,7 +24,12 @@ _CODES: Final = {
     Blame.BROKER: ExitCode.BROKER,
     Blame.PEER: ExitCode.PEER,
 }
-_STYLES: Final = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+_STYLES: Final = {
+    Level.PASS: "green",
+    Level.SKIP: "cyan",
+    Level.WARN: "yellow",
+    Level.FAIL: "bold red",
+}
 
 
 def doctor(
@@ -68,6 +73,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "digest": spec and spec.digest().hex(),
         "fingerprints": fingerprints(spec) if spec else {},
         "worst": report.worst.value,
+        "counts": {level.value: count for level, count in report.counts.items()},
         "seconds": round(report.seconds, 3),
         "findings": [
             {"name": f.name, "level": f.level.value, "text": f.text, "remedy": f.remedy}
@@ -93,4 +99,13 @@ def _show(report: Report) -> None:
         table.add_row(Text(finding.name), level, text)
     for name, why in report.not_tried:
         table.add_row(Text(name, style="dim"), Text("-", style="dim"), Text(f"not tried: {why}"))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table)
+    console.print(Text(_summary(report)))
+
+
+def _summary(report: Report) -> str:
+    told = ", ".join(f"{count} {level}" for level, count in report.counts.items() if count)
+    if report.skipped:
+        told += f". Not looked at, so not known to be right: {', '.join(report.skipped)}"
+    return f"{told}."

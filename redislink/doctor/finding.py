@@ -16,7 +16,9 @@ class Level(enum.StrEnum):
     """How bad it is."""
 
     PASS = "PASS"  # noqa: S105
-    """As it should be, or not to be seen from here; the text says which."""
+    """As it should be: this was looked at."""
+    SKIP = "SKIP"
+    """Not known: this user may not look, or the other side says nothing."""
     WARN = "WARN"
     """Sessions run, more slowly or less well protected than they could."""
     FAIL = "FAIL"
@@ -95,6 +97,17 @@ class Report:
         return max((finding.level for finding in self.findings), key=order.index)
 
     @property
+    def counts(self) -> dict[Level, int]:
+        """How many findings have each level."""
+        levels = [finding.level for finding in self.findings]
+        return {level: levels.count(level) for level in Level}
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the checks that could not look."""
+        return tuple(f.name for f in self.findings if f.level is Level.SKIP)
+
+    @property
     def blame(self) -> Blame | None:
         """Who has to mend the first failure, as later ones often follow from it; None without."""
         return next((f.blame for f in self.findings if f.level is Level.FAIL), None)
@@ -103,6 +116,11 @@ class Report:
 def passed(text: str) -> Verdict:
     """All is well."""
     return Verdict(Level.PASS, text)
+
+
+def skipped(text: str, remedy: str) -> Verdict:
+    """It could not be looked at, so nobody knows."""
+    return Verdict(Level.SKIP, text, remedy)
 
 
 def warned(text: str, remedy: str) -> Verdict:
@@ -142,9 +160,9 @@ def joined(found: Sequence[tuple[str, Verdict]]) -> Verdict:
 
 def unseen(command: str, wanted: str) -> Verdict:
     """The broker does not let this user look, which is right for a party's user."""
-    return passed(
-        f"not allowed to look (permission missing: {command}), as is right for a party's user; "
-        f"ask whoever runs the broker: {wanted}"
+    return skipped(
+        f"not allowed to look (permission missing: {command}), as is right for a party's user",
+        f"ask whoever runs the broker: {wanted}",
     )
 
 

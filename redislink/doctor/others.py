@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from redislink.doctor.examination import Ask, Examination
-from redislink.doctor.finding import Blame, Verdict, failed, fingerprints, passed
+from redislink.doctor.finding import Blame, Verdict, failed, fingerprints, passed, skipped
 from redislink.doctor.note import COPIES, TTL_MS, Note, decode_note_untrusted
 from redislink.doctor.own import DIGEST_DIGITS
 from redislink.errors import ConfigError, FrameError
@@ -38,6 +38,8 @@ def who_is_there(exam: Examination) -> Verdict:
             f"not allowed to see {', '.join(hidden)} (permission missing: PTTL on their claims), "
             "as is right for a party's user"
         )
+    if hidden:
+        return skipped("; ".join(said), f"ask {', '.join(hidden)}, or look as an admin")
     return passed("; ".join(said))
 
 
@@ -68,13 +70,17 @@ def same_cluster_file(exam: Examination) -> Verdict:
     ]
     if heard:
         said.append(f"the same digest {own} at {', '.join(heard)} (said, not proved)")
-    if unheard := [peer for peer in peers if peer not in notes and peer not in hellos]:
-        said.append(
-            f"nothing heard of {', '.join(unheard)}: run redislink doctor there, and then here "
-            f"again; or compare the digest {own} by telephone"
-        )
+    unheard = ", ".join(peer for peer in peers if peer not in notes and peer not in hellos)
+    if unheard:
+        said.append(f"nothing heard of {unheard}")
     if untold:
         said.append(f"could not leave a note for {', '.join(untold)}")
+    if unheard:
+        return skipped(
+            "; ".join(said),
+            f"run redislink doctor at {unheard}, and then here again; or compare the digest {own} "
+            "by telephone",
+        )
     return passed("; ".join(said))
 
 

@@ -2,7 +2,7 @@
 
 On a Cluster that is each node on which an inbox of this session lies.
 
-A party's user may see none of this, as `redislink acl` makes it: then each says so and passes.
+A party's user may see none of this, as `redislink acl` makes it: then each says so, and is skipped.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _memory(exam: Examination, place: Place) -> Verdict:
     inboxes, peers = len(place.parties), len(exam.case.peers)
     wanted = int(inboxes * peers * 2 * exam.case.settings.window_bytes * _UNTIL_FULL)
     info = exam.info(place, "memory")
-    if info is None:
+    if info is None or "maxmemory" not in info:
         return unseen("INFO", f"maxmemory has to leave {mebibytes(wanted)} free")
     limit, total = _number(info, "maxmemory"), _number(info, "total_system_memory")
     used = _number(info, "used_memory") or 0

@@ -36,6 +36,8 @@ def test_json(broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp_path
     assert told["worst"] == "WARN"
     assert 0 < told["seconds"] < 20
     assert told["not_tried"] == []
+    assert sum(told["counts"].values()) == len(told["findings"])
+    assert told["counts"]["SKIP"] == 1, "the other party's doctor has not run"
     by_name = {finding["name"]: finding for finding in told["findings"]}
     assert by_name["commands"]["level"] == "PASS"
     assert by_name["commands"]["remedy"] == ""
@@ -50,6 +52,8 @@ def test_the_table(broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp
     assert "alice in session doctor-table" in out
     assert re.search(r"round trip +│ PASS │ .* ms, the median of 9", out)
     assert "→ as an admin, redislink acl --cluster FILE" in out
+    told = r"\d+ PASS, 1 SKIP, \d+ WARN\. Not looked at, so .*: same cluster file\."
+    assert re.fullmatch(told, out.splitlines()[-1])
     code, out, _ = call(
         *words(write_cluster(CLUSTER | {"broker": "redis://127.0.0.1:1"}), tmp_path)
     )
