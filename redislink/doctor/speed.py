@@ -11,7 +11,7 @@ import time
 from secrets import token_bytes as random_bytes
 from typing import Any, Final
 
-from redislink.broker.wire import pack
+from redislink.broker.wire import ELEMENT, pack
 from redislink.doctor.examination import Examination, NotTried, Place
 from redislink.doctor.finding import Verdict, passed, unseen, warned
 from redislink.errors import BrokerPermissionError, BrokerRefused
@@ -127,7 +127,7 @@ def _echo(exam: Examination, size: int) -> tuple[float, float]:
         raise TimeoutError(f"an echo of {size} bytes had not begun after {waited:.1f} s")
     begun = time.perf_counter()
     try:
-        line.read(exam.patience())
+        line.read(exam.patience(), ELEMENT)
     except (BrokerPermissionError, BrokerRefused):
         raise NotTried("PING is refused") from None
     least = size / 1e11
