@@ -12,6 +12,7 @@ from redislink.broker.claim import PartyClaim
 from redislink.broker.credentials import CredentialsCallable
 from redislink.broker.outage import Outage
 from redislink.cluster import ClusterSpec, load_cluster
+from redislink.cluster.protocols import REMEDY, warnings
 from redislink.endpoint import Endpoint
 from redislink.errors import BrokerPermissionError, ConfigError, UsageError
 from redislink.identity import Identity
@@ -75,6 +76,8 @@ def connect(
     outage = Outage(name, settings.broker_timeout)
     observers = Observers(settings, spec.session, name)
     log = PartyLogger(spec.session, name)
+    for warning in warnings(spec):
+        log.warning("%s: %s: %s", name, warning, REMEDY)
     inboxes = {party: keys.claim_key(spec.session, party) for party in spec.party_names}
     home = broker.at(inboxes[name])
     claim = PartyClaim(home, inboxes[name], instance, who, log)

@@ -60,8 +60,8 @@ class Simulator:
     ) -> None:
         """Args:
         cluster: a cluster or the path of its file, of which keys and broker are not looked at;
-            or a number of parties, 2 or more: alice, bob, carol, … with the devices SP0 of all
-            (ABY3 for three, else SEMI2K) and PSI0 of the first two (SEMI2K).
+            or a number of parties, 2 or more: alice, bob, carol, … with the devices SP0 of the
+            first three (ABY3; CHEETAH where there are two) and PSI0 of the first two (CHEETAH).
         through: where messages go: ``memory``; ``fakeredis``, which must be installed;
             ``embedded``, a real Valkey server on this machine.
         settings: timeouts and sizes; None takes the defaults and reads no environment.

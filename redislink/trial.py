@@ -62,18 +62,25 @@ def write_trial(
     return spec
 
 
-def trial_devices(parties: list[str]) -> dict[str, Any]:
-    """Devices for trying things out: one of all parties, one of the first two."""
-    protocol = "ABY3" if len(parties) == 3 else "SEMI2K"
+def trial_devices(parties: list[str], protocol: str | None = None) -> dict[str, Any]:
+    """Devices for trying things out.
+
+    Args:
+        parties: names, in rank order; at least two.
+        protocol: of the first device, which then is one of all parties. None takes what lets no
+            party read the data of another: CHEETAH of two, ABY3 of the first three.
+    """
+    if protocol is None:
+        protocol = "CHEETAH" if len(parties) == 2 else "ABY3"
+        parties = parties[:3]
+    config = {"protocol": protocol, "field": "FM64", "use_redis_channel": True}
+    if protocol == "SEMI2K":
+        config["runtime"] = {"beaver_type": "TrustedFirstParty"}  # it does not go unsaid
     return {
-        DEVICE: {
-            "kind": "SPU",
-            "members": parties,
-            "config": {"protocol": protocol, "field": "FM64", "use_redis_channel": True},
-        },
+        DEVICE: {"kind": "SPU", "members": parties, "config": config},
         PSI_DEVICE: {
             "kind": "SPU",
             "members": parties[:2],
-            "config": {"protocol": "SEMI2K", "field": "FM64", "use_redis_channel": True},
+            "config": {"protocol": "CHEETAH", "field": "FM64", "use_redis_channel": True},
         },
     }

@@ -16,6 +16,7 @@ import yaml
 
 from redislink.cli.errors import Verbose, say, show
 from redislink.cluster import ClusterSpec, load_cluster
+from redislink.cluster.protocols import whom_it_trusts
 from redislink.errors import ConfigError
 from redislink.identity import (
     KEY_BYTES,
@@ -145,6 +146,7 @@ def _fingerprints(own: bytes | None, spec: ClusterSpec | None) -> dict[str, Any]
         "parties": [
             {"name": name, "fingerprint": key and fingerprint(key)} for name, key in keys.items()
         ],
+        "devices": {name: whom_it_trusts(spec, name) for name in spec.devices} if spec else {},
     }
 
 
@@ -165,6 +167,8 @@ def _print_fingerprints(told: dict[str, Any]) -> None:
             f"digest {told['digest'][:_DIGEST_DIGITS]} (the same at every party, or they refuse "
             "each other)"
         )
+    for device, trusts in told["devices"].items():
+        show(f"device {device}: {trusts}")
 
 
 def init(
@@ -177,6 +181,15 @@ def init(
     directory: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Where to write.", show_default=True)
     ] = Path(),
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the device SP0, then of all parties; else CHEETAH of two, ABY3 of the first "
+            "three.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Write a cluster file and a key for every party, for a trial on one machine.
@@ -191,13 +204,14 @@ def init(
         "session": session,
         "broker": "redis://127.0.0.1:6379/0",
         "parties": parties,
-        "devices": trial_devices(parties),
+        "devices": trial_devices(parties, protocol),
     }
     key_files = {name: directory / f"{name}.key" for name in parties}
     spec = write_trial(content, cluster, key_files, _TRIAL_COMMENT)
     show(str(cluster))
     files = ", ".join(str(path) for path in key_files.values())
     say(f"wrote {cluster} (device {DEVICE}) and {files}: for a trial on this machine only")
+    say(f"{DEVICE}: {whom_it_trusts(spec, DEVICE)}")
     first = spec.party_names[0]
     say(
         f"next: redislink broker, and for each party redislink run --cluster {cluster} "

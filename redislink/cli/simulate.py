@@ -65,8 +65,8 @@ def simulate(
         typer.Option(
             metavar="N",
             min=2,
-            help="Instead of a cluster file: alice, bob, carol, … with the devices SP0 of all and "
-            "PSI0 of the first two. 3 if there is no file either.",
+            help="Instead of a cluster file: alice, bob, carol, … with the devices SP0 of the "
+            "first three and PSI0 of the first two. 3 if there is no file either.",
             show_default=False,
         ),
     ] = None,

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from redislink.cluster.mask import Mask
+from redislink.cluster.protocols import advice, protocol_of
+from redislink.cluster.runtime import SpuRuntime
 from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
 from redislink.files import read_text
@@ -24,7 +26,6 @@ from redislink.protocol.keys import check_name
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 _OTHER_THAN_TEXT = frozenset({"string_type", "model_type", "tuple_type", "dict_type"})
 """Errors of pydantic about what may have been meant as text, or stands empty."""
-_REQUIRED_MEMBERS = {"ABY3": 3, "CHEETAH": 2, "SECURENN": 3}
 
 
 class PartySpec(BaseModel):
@@ -61,12 +62,13 @@ class SpuConfig(BaseModel):
     """Configuration of an SPU device.
 
     Attributes:
-        protocol: one of SPU's protocols; ABY3 and SECURENN need 3 members, CHEETAH 2.
+        protocol: one of SPU's protocols; ABY3 and SECURENN need 3 members, CHEETAH 2. Whom each
+            trusts stands in docs/which-protocol.md.
         field: the ring's size.
         fxp_fraction_bits: bits after the binary point; 0 takes SPU's default for the field.
         use_redis_channel: True sends the device's traffic through the broker (``channels``),
             False through SPU's own brpc link (each member then needs a ``brpc_address``).
-        runtime: further fields of ``spu.RuntimeConfig`` by name.
+        runtime: further fields of ``spu.RuntimeConfig``.
     """
 
     model_config = _STRICT
@@ -74,7 +76,12 @@ class SpuConfig(BaseModel):
     field: Literal["FM32", "FM64", "FM128"] = "FM64"
     fxp_fraction_bits: int = Field(default=0, ge=0, le=60)
     use_redis_channel: bool = True
-    runtime: dict[str, bool | int | str] = {}
+    runtime: SpuRuntime = SpuRuntime()
+
+    @model_validator(mode="after")
+    def _fields_fit_the_protocol(self) -> SpuConfig:
+        self.runtime.check(self.protocol)
+        return self
 
     @model_validator(mode="after")
     def _room_for_fractions(self) -> SpuConfig:
@@ -100,11 +107,11 @@ class DeviceSpec(BaseModel):
     def _enough_members(self) -> DeviceSpec:
         if len(set(self.members)) != len(self.members):
             raise ValueError("a member stands twice in members: list each party once")
-        needed = _REQUIRED_MEMBERS.get(self.config.protocol)
+        needed = protocol_of(self.config).members
         if needed is not None and len(self.members) != needed:
             raise ValueError(
                 f"{self.config.protocol} runs between {needed} members, not {len(self.members)}: "
-                "change members, or take SEMI2K"
+                f"change members, or take another protocol, {advice()}"
             )
         return self
 
@@ -282,7 +289,7 @@ class ClusterSpec(BaseModel):
 
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of what must be the same at every party."""
-        content = self.model_dump(mode="json", exclude={"broker"})
+        content = self.model_dump(mode="json", exclude={"broker"}, exclude_none=True)
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).digest()
 

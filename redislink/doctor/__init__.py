@@ -44,6 +44,7 @@ FIRST: Final = "cluster file"
 """Without it there is nothing to examine."""
 CHECKS: Final = (
     Check("keys", own.own_keys),
+    Check("protocols", own.protocols),
     Check("broker URL", own.broker_url),
     Check("name resolution", network.name_resolution, "broker URL", 4),
     Check("TCP", network.tcp, "name resolution", 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from redislink.cluster.protocols import REMEDY, warnings, whom_it_trusts
 from redislink.doctor.examination import Case, Examination
 from redislink.doctor.finding import Verdict, fingerprints, passed, warned
 from redislink.security import make_handshake
@@ -38,6 +39,16 @@ def own_keys(exam: Examination) -> Verdict:
         f"the identity is {case.party}'s; fingerprints, to be read out by their owners: "
         + ", ".join(shown)
     )
+
+
+def protocols(exam: Examination) -> Verdict:
+    """On which protocol each device runs, and whom that trusts."""
+    spec = exam.case.spec
+    weak = warnings(spec)
+    if weak:
+        return warned("; ".join(weak), REMEDY)
+    shown = [f"{name} runs {whom_it_trusts(spec, name)}" for name in spec.devices]
+    return passed("; ".join(shown) or "the cluster file has no devices")
 
 
 def broker_url(exam: Examination) -> Verdict:

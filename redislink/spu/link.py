@@ -7,8 +7,9 @@ port: the fallback), ``mem`` joins threads of one process.
 from __future__ import annotations
 
 import contextlib
+import json
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from spu import libspu
 
@@ -141,27 +142,47 @@ def runtime_config(device: DeviceSpec) -> Any:
     """The ``libspu.RuntimeConfig`` that a device's ``config`` describes.
 
     Raises:
-        ConfigError: ``config.runtime`` names a field that RuntimeConfig does not have.
+        ConfigError: the installed spu does not know a field or a value of ``config.runtime``.
     """
-    config = libspu.RuntimeConfig(
-        protocol=libspu.ProtocolKind.__members__[device.config.protocol],
-        field=libspu.FieldType.__members__[device.config.field],
-        fxp_fraction_bits=device.config.fxp_fraction_bits,
-    )
-    for name, value in device.config.runtime.items():
-        current = getattr(config, name, None)
-        if current is None:
+    given = device.config.runtime.model_dump(exclude_none=True)
+    config = libspu.RuntimeConfig()
+    # Not by attributes: of these two spu's Python cannot set all that its C++ reads.
+    nested = {name: given.pop(name) for name in _NESTED if name in given}
+    content = {name: _plain(getattr(config, name)) for name in _fields(config)} | {
+        "protocol": device.config.protocol,
+        "field": device.config.field,
+        "fxp_fraction_bits": device.config.fxp_fraction_bits,
+    }
+    for name, value in given.items():
+        if name not in content:
             raise ConfigError(
-                f"config.runtime: spu.RuntimeConfig has no field {name!r}: take it out"
+                f"config.runtime: the installed spu has no field {name}: take it out, or install "
+                "another spu"
             )
-        try:
-            members = getattr(type(current), "__members__", None)
-            setattr(config, name, members[value] if members else value)
-        except (KeyError, TypeError):
-            raise ConfigError(
-                f"config.runtime: {name} cannot be {value!r}: give a {type(current).__name__}"
-            ) from None
+        content[name] = value
+    if not config.ParseFromJsonString(json.dumps(content | nested)):
+        raise ConfigError(
+            f"config.runtime: the installed spu refuses {', '.join([*given, *nested])}: take out "
+            "what it does not know, or install another spu"
+        )
     return config
+
+
+_NESTED: Final = ("ttp_beaver_config", "cheetah_2pc_config")
+
+
+def _fields(config: Any) -> list[str]:
+    """Fields of a RuntimeConfig that are a number, a text or a choice."""
+    fields = (
+        name
+        for name, member in vars(type(config)).items()
+        if isinstance(member, property) and name not in _NESTED
+    )
+    return list(fields)
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "name", value)
 
 
 def _choose_mode(

@@ -112,6 +112,7 @@ class TestFingerprint:
                 {"name": "alice", "fingerprint": alice},
                 {"name": "bob", "fingerprint": bob},
             ],
+            "devices": {},
         }
 
     def test_a_key_that_is_in_nobodys_line(self, call: Call, write_cluster: Write) -> None:
@@ -160,15 +161,38 @@ class TestInit:
             assert Identity.load(f"t/{name}.key").public_key == key
         assert {n: d.config.protocol for n, d in spec.devices.items()} == {
             "SP0": "ABY3",
-            "PSI0": "SEMI2K",
+            "PSI0": "CHEETAH",
         }
         assert "runs `redislink keygen NAME`" in (tmp_path / "t" / "cluster.yaml").read_text()
 
-    @pytest.mark.parametrize("count", [2, 4])
-    def test_other_numbers_of_parties(self, call: Call, count: int) -> None:
+    @pytest.mark.parametrize(
+        ("count", "told"),
+        [
+            (2, "CHEETAH: nobody is trusted"),
+            (4, "ABY3: no two of p0, p1 and p2 may work together"),
+        ],
+    )
+    def test_other_numbers_of_parties(self, call: Call, count: int, told: str) -> None:
         names = [f"p{i}" for i in range(count)]
-        assert call("init", *names)[0] == 0
-        assert load_cluster("cluster.yaml").device("SP0").config.protocol == "SEMI2K"
+        code, _, err = call("init", *names)
+        assert code == 0
+        assert f"SP0: {told}" in err
+        assert load_cluster("cluster.yaml").device("SP0").members == tuple(names[:3])
+        assert f"device SP0: {told}" in call("fingerprint", "--cluster", "cluster.yaml")[1]
+
+    def test_a_trusted_first_party_is_asked_for_by_name(self, call: Call) -> None:
+        code, _, err = call("init", "p0", "p1", "p2", "p3", "--protocol", "SEMI2K")
+        assert code == 0
+        assert "SP0: SEMI2K with TrustedFirstParty: p0, the first member, makes" in err
+        assert load_cluster("cluster.yaml").device("SP0").members == ("p0", "p1", "p2", "p3")
+        told = json.loads(call("fingerprint", "--cluster", "cluster.yaml", "--json")[1])
+        assert told["devices"]["SP0"].startswith("SEMI2K with TrustedFirstParty: p0")
+
+    def test_a_protocol_that_does_not_run_between_so_many(self, call: Call) -> None:
+        code, _, err = call("init", "p0", "p1", "--protocol", "ABY3")
+        assert code == 2
+        assert "ABY3 runs between 3 members, not 2" in err
+        assert "between 2 members CHEETAH (nobody is trusted" in err
 
     @pytest.mark.parametrize("there", ["cluster.yaml", "bob.key"])
     def test_it_never_overwrites(self, call: Call, tmp_path: Path, there: str) -> None:

@@ -154,7 +154,7 @@ def test_a_cluster_of_a_file(tmp_path: Path) -> None:
 
 
 def test_clusters_of_a_number() -> None:
-    assert Simulator(2).cluster.devices["SP0"].config.protocol == "SEMI2K"
+    assert Simulator(2).cluster.devices["SP0"].config.protocol == "CHEETAH"
     assert Simulator(10).cluster.party_names[7:] == ("heidi", "party9", "party10")
     for size in (1, 0, True):
         with pytest.raises(ConfigError, match="take 2 or more"):

@@ -1,0 +1,222 @@
+"""The fields of SPU's ``RuntimeConfig`` that a cluster file may set, under ``config.runtime``.
+
+Rules: names, types and choices are SPU's own; what is left out keeps SPU's default. A field that
+SPU has and a cluster file may not set stands in `REFUSED`, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "protocol": "it stands one level up, as config.protocol",
+        "field": "it stands one level up, as config.field",
+        "fxp_fraction_bits": "it stands one level up, as config.fxp_fraction_bits",
+        "enable_runtime_snapshot": "SPU would write every party's shares into files",
+        "snapshot_dump_dir": "SPU would write every party's shares into files",
+    }
+)
+"""Fields of ``RuntimeConfig`` that are not given here, and why."""
+
+_Natural = Field(default=None, ge=0, le=2**31 - 1)
+_Large = Field(default=None, ge=0, le=2**63 - 1)
+
+
+class ClientSslConfig(BaseModel):
+    """TLS to the server of a third party's beavers; paths, the same at every member.
+
+    Attributes:
+        certificate: path of this member's certificate (PEM).
+        private_key: path of its key; never the key itself, as all parties have this file.
+        ca_file_path: path of the CA's certificate; none takes the system's.
+        verify_depth: of the server's chain of certificates; SPU takes 0 as no check at all, so
+            it is 1 at least.
+    """
+
+    model_config = _STRICT
+    certificate: str | None = None
+    private_key: str | None = None
+    ca_file_path: str | None = None
+    verify_depth: StrictInt = Field(default=1, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _no_key_within(self) -> ClientSslConfig:
+        if self.private_key is not None and "-----BEGIN" in self.private_key:
+            raise ValueError(
+                "private_key holds the key itself, which every party would have: give the path "
+                "of a file"
+            )
+        return self
+
+
+class TtpBeaverConfig(BaseModel):
+    """The third party whose beavers SEMI2K takes. SPU dials to it directly, past the broker.
+
+    Attributes:
+        server_host: ``host:port`` of SPU's beaver server.
+        server_public_key: of that server (PEM).
+        asym_crypto_schema: of that key.
+        adjust_rank: of the member, counted among the members, that does the larger calls.
+        transport_protocol: between member and server.
+        ssl_config: TLS to the server; none: in clear.
+    """
+
+    model_config = _STRICT
+    server_host: str = Field(min_length=1)
+    server_public_key: str = Field(min_length=1)
+    asym_crypto_schema: Literal["SM2"] = "SM2"
+    adjust_rank: StrictInt = Field(default=0, ge=0, le=63)
+    transport_protocol: Literal["http", "h2"] | None = None
+    ssl_config: ClientSslConfig | None = None
+
+
+class CheetahConfig(BaseModel):
+    """How CHEETAH computes.
+
+    Attributes:
+        disable_matmul_pack: do not pack ciphertexts of matrix products.
+        enable_mul_lsb_error: allow an error in the last bit of products, which is faster.
+        ot_kind: how oblivious transfers are made.
+    """
+
+    model_config = _STRICT
+    disable_matmul_pack: StrictBool | None = None
+    enable_mul_lsb_error: StrictBool | None = None
+    ot_kind: Literal["YACL_Ferret", "YACL_Softspoken", "EMP_Ferret"] | None = None
+
+
+class SpuRuntime(BaseModel):
+    """Further fields of SPU's ``RuntimeConfig``; what is left out keeps SPU's default.
+
+    Attributes:
+        max_concurrency: threads of SPU at most; 0: as many as there are cores.
+        enable_action_trace: print each call within SPU.
+        enable_type_checker: check types of values while running against those when compiled.
+        enable_pphlo_trace: print each operation.
+        enable_pphlo_profile: time of each operation, printed.
+        enable_hal_profile: time of each call of SPU's abstraction layer, printed.
+        public_random_seed: of public random values; nothing secret depends on it.
+        share_max_chunk_size: bytes of one piece of a share.
+        sort_method: how sort is computed; CHEETAH has SORT_NETWORK only.
+        quick_sort_threshold: elements below which SORT_QUICK merges instead.
+        fxp_div_goldschmidt_iters: rounds of division.
+        fxp_exp_mode: how exp is approximated.
+        fxp_exp_iters: rounds of exp.
+        fxp_log_mode: how log is approximated.
+        fxp_log_iters: rounds of log.
+        fxp_log_orders: orders of log.
+        sigmoid_mode: how the logistic function is approximated.
+        enable_lower_accuracy_rsqrt: a simpler reciprocal square root.
+        sine_cosine_iters: rounds of sine and cosine.
+        beaver_type: SEMI2K only: who makes the random triples, and could read everything.
+        ttp_beaver_config: SEMI2K with TrustedThirdParty only: the third party.
+        cheetah_2pc_config: CHEETAH only.
+        trunc_allow_msb_error: faster truncation that rarely fails, and then by far.
+        experimental_disable_mmul_split: SPU's experiment.
+        experimental_enable_inter_op_par: independent operations at the same time.
+        experimental_enable_intra_op_par: parts of one operation at the same time.
+        experimental_disable_vectorization: SPU's experiment.
+        experimental_inter_op_concurrency: operations at the same time at most.
+        experimental_enable_colocated_optimization: SPU's experiment.
+        experimental_enable_exp_prime: allow EXP_PRIME.
+        experimental_exp_prime_offset: shifts the range in which EXP_PRIME is right.
+        experimental_exp_prime_disable_lower_bound: do not clamp below that range.
+        experimental_exp_prime_enable_upper_bound: clamp above that range.
+    """
+
+    model_config = _STRICT
+    max_concurrency: StrictInt | None = _Natural
+    enable_action_trace: StrictBool | None = None
+    enable_type_checker: StrictBool | None = None
+    enable_pphlo_trace: StrictBool | None = None
+    enable_pphlo_profile: StrictBool | None = None
+    enable_hal_profile: StrictBool | None = None
+    public_random_seed: StrictInt | None = _Large
+    share_max_chunk_size: StrictInt | None = Field(default=None, ge=1024, le=2**30)
+    sort_method: Literal["SORT_DEFAULT", "SORT_RADIX", "SORT_QUICK", "SORT_NETWORK"] | None = None
+    quick_sort_threshold: StrictInt | None = _Natural
+    fxp_div_goldschmidt_iters: StrictInt | None = _Natural
+    fxp_exp_mode: Literal["EXP_DEFAULT", "EXP_PADE", "EXP_TAYLOR", "EXP_PRIME"] | None = None
+    fxp_exp_iters: StrictInt | None = _Natural
+    fxp_log_mode: Literal["LOG_DEFAULT", "LOG_PADE", "LOG_NEWTON", "LOG_MINMAX"] | None = None
+    fxp_log_iters: StrictInt | None = _Natural
+    fxp_log_orders: StrictInt | None = _Natural
+    sigmoid_mode: (
+        Literal["SIGMOID_DEFAULT", "SIGMOID_MM1", "SIGMOID_SEG3", "SIGMOID_REAL"] | None
+    ) = None
+    enable_lower_accuracy_rsqrt: StrictBool | None = None
+    sine_cosine_iters: StrictInt | None = _Natural
+    beaver_type: Literal["TrustedFirstParty", "TrustedThirdParty"] | None = None
+    ttp_beaver_config: TtpBeaverConfig | None = None
+    cheetah_2pc_config: CheetahConfig | None = None
+    trunc_allow_msb_error: StrictBool | None = None
+    experimental_disable_mmul_split: StrictBool | None = None
+    experimental_enable_inter_op_par: StrictBool | None = None
+    experimental_enable_intra_op_par: StrictBool | None = None
+    experimental_disable_vectorization: StrictBool | None = None
+    experimental_inter_op_concurrency: StrictInt | None = _Natural
+    experimental_enable_colocated_optimization: StrictBool | None = None
+    experimental_enable_exp_prime: StrictBool | None = None
+    experimental_exp_prime_offset: StrictInt | None = _Natural
+    experimental_exp_prime_disable_lower_bound: StrictBool | None = None
+    experimental_exp_prime_enable_upper_bound: StrictBool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_given_here(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for name, reason in REFUSED.items():
+            if name in given:
+                raise ValueError(f"{name} is not given here: {reason}")
+        for name, model in (
+            ("ttp_beaver_config", TtpBeaverConfig),
+            ("cheetah_2pc_config", CheetahConfig),
+        ):
+            if not isinstance(given.get(name, {}), Mapping | model):
+                raise ValueError(
+                    f"{name} has fields of its own: write {name}: {{…}} with any of "
+                    f"{', '.join(model.model_fields)}"
+                )
+        if given.get("beaver_type") == "MultiParty":
+            raise ValueError(
+                "beaver_type MultiParty stands in SPU's list, but SPU refuses it: take "
+                "TrustedThirdParty, or another protocol"
+            )
+        return given
+
+    def check(self, protocol: str) -> None:
+        """See to it that what is given is read by this protocol.
+
+        Raises:
+            ValueError: one line: what is not, and what to do.
+        """
+        if protocol != "SEMI2K":
+            for name in ("beaver_type", "ttp_beaver_config"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"runtime.{name} is of SEMI2K alone, and this is {protocol}: take it out"
+                    )
+        if protocol != "CHEETAH" and self.cheetah_2pc_config is not None:
+            raise ValueError(
+                f"runtime.cheetah_2pc_config is of CHEETAH alone, and this is {protocol}: take "
+                "it out"
+            )
+        third = self.beaver_type == "TrustedThirdParty"
+        if third and self.ttp_beaver_config is None:
+            raise ValueError(
+                "beaver_type TrustedThirdParty needs that party: add runtime.ttp_beaver_config "
+                "with server_host and server_public_key"
+            )
+        if self.ttp_beaver_config is not None and not third:
+            raise ValueError(
+                "runtime.ttp_beaver_config is of no effect without beaver_type: "
+                "TrustedThirdParty: add that"
+            )
