@@ -38,14 +38,23 @@ from redislink.text import one_line
 LOGGER: Final = "redislink.libpsi"
 _MESSAGES, _END = "messages", "end"
 """Namespace of libpsi's messages, and the tag with which a party says that it is done."""
-_THREADS: Final = 64
+THREADS: Final = "redislink-psi"
+"""How the names of its threads begin."""
+_MOST_THREADS: Final = 64
 """More than libpsi has receives out at a time, which are two or three."""
 _LOOK: Final = 0.05
 """Seconds between looks at a full window, as messages may be taken out of turn."""
 _PATIENCE: Final = 1.0
 """Seconds to wait for the last lines of a child that is dead."""
 _MOST_OF_A_LINE: Final = 500
-_NOTABLE: Final = ("[warning]", "[error]", "[critical]", "terminate called", "what():")
+_LEVELS: Final = {
+    "[warning]": logging.INFO,
+    "[error]": logging.WARNING,
+    "[critical]": logging.WARNING,
+    "terminate called": logging.WARNING,
+    "what():": logging.WARNING,
+}
+"""What libpsi's lines are for a user, by what stands in them; else `logging.DEBUG`."""
 
 
 class PsiRelay:
@@ -93,7 +102,7 @@ class PsiRelay:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._line.close)
-            pool = stack.enter_context(ThreadPoolExecutor(_THREADS, "redislink-psi"))
+            pool = stack.enter_context(ThreadPoolExecutor(_MOST_THREADS, THREADS))
             stack.callback(self._communicator.close)  # ends its receives
             with self._childs_end:
                 made = stack.enter_context(scratch())
@@ -145,8 +154,8 @@ class PsiRelay:
                 if not line:
                     continue
                 self._last_line = line
-                notable = any(word in line for word in _NOTABLE)
-                self._log.log(logging.WARNING if notable else logging.DEBUG, "%s", line)
+                levels = (level for sign, level in _LEVELS.items() if sign in line)
+                self._log.log(next(levels, logging.DEBUG), "%s", line)
         finally:
             lines.close()
             self._log_ended.set()

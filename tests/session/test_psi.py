@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import csv
+import signal
+import subprocess
+import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
 import pytest
 
-from redislink import LoadFailed, PeerAborted, Session
-from redislink.spu import intersection
+from redislink import (
+    Communicator,
+    EndpointClosed,
+    IntersectionFailed,
+    LoadFailed,
+    PeerAborted,
+    Session,
+    UsageError,
+)
+from redislink.broker import EmbeddedBroker
+from redislink.spu import intersection, psi_child
+from redislink.spu.psi_relay import LOGGER, THREADS, PsiRelay
 from tests.session.conftest import Stage
 
 ALICE = {"id": ["b", "c,d", "a", "é\n"], "x": np.array([1.5, 2.5, 3.5, 4.5]), "z": [1, 2, 3, 4]}
 BOB = {"patient": ["zz", "é\n", "c,d", "b", ""], "y": [[0], [1], [2], [3], [4]]}
+
+
+@pytest.fixture(autouse=True)
+def _own_temporary_directory(
+    valkey: EmbeddedBroker,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # After the server has begun in its own.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
 
 
 def _tables(session: Session) -> tuple[Any, Any]:
@@ -84,3 +111,241 @@ def test_a_table_that_is_not_right(memory: Stage, table: Any, words: str) -> Non
     assert isinstance(found["bob"], LoadFailed)
     assert "alice could not load its data for psi(RR22" in str(found["bob"])
     assert isinstance(found["carol"], PeerAborted)
+
+
+def test_rows_of_a_frame_that_was_shuffled(memory: Stage) -> None:
+    frame = pd.DataFrame({"id": [9, 1, 2, 7], "x": ["nine", "one", "two", "seven"]})
+    table = pa.table({"id": ["2", "5", "9", "7"], "y": [2, 5, 9, 7]})
+
+    def program(session: Session) -> Any:
+        shuffled = frame.sort_values("x").set_axis([3, 0, 0, 1])  # a label twice
+        tables = {"alice": dict(shuffled), "bob": table}
+        return session.psi(tables.get(session.party), "id", parties=["alice", "bob"])
+
+    found = memory.play(program)
+    assert found["alice"]["id"].tolist() == [2, 7, 9]
+    assert found["alice"]["x"].tolist() == ["two", "seven", "nine"]
+    assert found["bob"]["y"].tolist() == [2, 7, 9]
+
+
+@pytest.mark.parametrize("empty", ["alice", "bob", "both"])
+def test_a_table_without_rows_has_nothing_in_common(
+    memory: Stage, tmp_path: Path, empty: str
+) -> None:
+    (tmp_path / "header.csv").write_text("id,x\n")
+
+    def program(session: Session) -> Any:
+        has_rows = empty not in (session.party, "both")
+        table = {"id": ["1", "2"], "x": [1, 2]} if has_rows else tmp_path / "header.csv"
+        return session.psi(table, "id", parties=["alice", "bob"])
+
+    found = memory.play(program)
+    assert found["alice"] == found["bob"] == {"id": [], "x": []}
+
+
+@pytest.mark.parametrize(
+    ("keys", "columns", "words"),
+    [
+        ([], None, "psi needs a column to match rows by"),
+        (None, None, "psi takes keys= as the name of a column"),
+        (5, None, "psi takes keys="),
+        (["id", "id"], None, "each there once"),
+        ([["id"]], None, "psi takes keys="),
+        ("id", 5, "psi takes columns="),
+    ],
+)
+def test_names_that_cannot_be_meant(memory: Stage, keys: Any, columns: Any, words: str) -> None:
+    def program(session: Session) -> Any:
+        return session.psi({"id": ["a"]}, keys, columns, parties=["alice", "bob"])
+
+    for error in memory.errors(program).values():
+        assert isinstance(error, UsageError)
+        assert words in str(error)
+
+
+def test_what_libpsi_gets_and_says_names_nobody(
+    memory: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://:patient-password@localhost")
+    seen: list[bytes] = []
+    write_frame = psi_child.write_frame
+
+    def write(sock: Any, kind: Any, number: int = 0, key: bytes = b"", body: Any = b"") -> None:
+        if kind is psi_child.Kind.START:
+            seen.append(bytes(body))
+        write_frame(sock, kind, number, key, body)
+
+    def serve(self: PsiRelay, child: Any, pool: Any) -> None:
+        seen.append(Path(f"/proc/{child.pid}/environ").read_bytes())
+        _serve(self, child, pool)
+
+    _serve = PsiRelay._serve
+    monkeypatch.setattr(PsiRelay, "_serve", serve)
+    monkeypatch.setattr("redislink.spu.psi_relay.write_frame", write)
+    caplog.set_level("DEBUG", LOGGER)
+
+    def program(session: Session) -> Any:
+        table = {"id": ["patient-1", f"patient-of-{session.party}"]}
+        for _ in range(2):
+            assert session.psi(table, "id", parties=["alice", "bob"]) in (
+                *({"id": ["patient-1"]}, None),
+            )
+
+    memory.play(program)
+    assert len(seen) == 8, "digests and environments"
+    assert not any(b"patient" in each for each in seen)
+    digests = [each for each in seen if len(each) == 2 * psi_child.DIGEST_BYTES]
+    shared = {each[: psi_child.DIGEST_BYTES] for each in digests}
+    assert len(digests) == 4
+    assert len(shared) == 2, "the same at both, another in each call"
+    assert capfd.readouterr() == ("", "")
+    assert {record.name for record in caplog.records} >= {LOGGER}
+    assert "Rr22Psi" in caplog.text
+    assert "patient" not in caplog.text
+
+
+# -- once libpsi runs ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once bob's libpsi waits for a message."""
+    event = threading.Event()
+    recv = PsiRelay._recv
+
+    def tell(self: PsiRelay, *arguments: Any) -> None:
+        if self._me == "bob":
+            event.set()
+        recv(self, *arguments)
+
+    monkeypatch.setattr(PsiRelay, "_recv", tell)
+    return event
+
+
+@pytest.mark.parametrize("protocol", intersection.PROTOCOLS)
+def test_an_error_of_one_party_ends_the_other_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, inside: threading.Event, protocol: str
+) -> None:
+    intersect = intersection.intersect
+
+    def fail(communicator: Communicator, *arguments: Any) -> list[int]:
+        if communicator.party != "alice":
+            return intersect(communicator, *arguments)
+        assert inside.wait(20)
+        raise OSError("no space left on device: patient-1")
+
+    monkeypatch.setattr(intersection, "intersect", fail)
+
+    def program(session: Session) -> Any:
+        # Nobody leaves a block by the exception: it is psi that tells the others.
+        try:
+            return session.psi({"id": ["1"]}, "id", parties=["alice", "bob"], protocol=protocol)
+        except OSError as error:
+            assert inside.is_set()
+            return error
+        finally:
+            if session.party == "carol":
+                session.communicator.recv("alice", "never")
+
+    found = stage.outcomes(program)
+    assert isinstance(found["alice"], OSError)
+    for party in ("bob", "carol"):
+        assert isinstance(found[party], PeerAborted)
+        assert "alice aborted the session (OSError in its program)" in str(found[party])
+    _nothing_is_left()
+
+
+def test_an_abort_by_the_own_program(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, inside: threading.Event
+) -> None:
+    intersect = intersection.intersect
+
+    def wait(communicator: Communicator, *arguments: Any) -> list[int]:
+        if communicator.party == "alice":
+            communicator.recv("bob", "never")
+        return intersect(communicator, *arguments)
+
+    monkeypatch.setattr(intersection, "intersect", wait)
+
+    def program(session: Session) -> Any:
+        if session.party == "bob":
+            threading.Thread(target=_abort, args=(session, inside)).start()
+        return session.psi({"id": ["1"]}, "id", parties=["alice", "bob"])
+
+    found = stage.errors(program)
+    assert isinstance(found["bob"], EndpointClosed)
+    assert "aborted here: stopped by its operator" in str(found["bob"])
+    assert isinstance(found["alice"], PeerAborted)
+    _nothing_is_left()
+
+
+def _abort(session: Session, inside: threading.Event) -> None:
+    assert inside.wait(20)
+    session.abort("stopped by its operator")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "ended by SIGKILL"), (signal.SIGABRT, "ended by SIGABRT")],
+)
+def test_the_death_of_libpsi_is_an_error(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    serve = PsiRelay._serve
+
+    def kill(self: PsiRelay, child: subprocess.Popen[bytes], pool: Any) -> None:
+        if self._me == "bob":
+            child.send_signal(number)
+        serve(self, child, pool)
+
+    monkeypatch.setattr(PsiRelay, "_serve", kill)
+
+    def program(session: Session) -> Any:
+        if session.party == "carol":
+            session.communicator.recv("alice", "never")
+        return session.psi({"id": ["1"]}, "id", parties=["alice", "bob"])
+
+    found = stage.errors(program)
+    assert isinstance(found["bob"], IntersectionFailed)
+    assert words in str(found["bob"])
+    for party in ("alice", "carol"):
+        assert isinstance(found[party], PeerAborted)
+        assert "bob aborted the session (its private set intersection failed)" in str(found[party])
+    _nothing_is_left()
+
+
+def test_an_error_of_libpsi_is_said(memory: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # libpsi does not take a table without rows.
+    monkeypatch.setattr(intersection, "digests", lambda rows, salt: b"")
+
+    def program(session: Session) -> Any:
+        return session.psi({"id": ["1", "2"]}, "id", parties=["alice", "bob"])
+
+    found = memory.outcomes(program)
+    failed = [error for error in found.values() if isinstance(error, IntersectionFailed)]
+    assert failed
+    assert "failed in its own process (RuntimeError: what: [Enforce fail" in str(failed[0])
+    _nothing_is_left()
+
+
+def test_a_process_that_does_not_begin(
+    memory: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program_of_child = tmp_path / "child.py"
+    program_of_child.write_text("raise SystemExit('out of luck')")
+    monkeypatch.setattr(psi_child, "__file__", str(program_of_child))
+    found = memory.outcomes(lambda s: s.psi({"id": ["1"]}, "id", parties=["alice", "bob"]))
+    failed = [error for error in found.values() if isinstance(error, IntersectionFailed)]
+    assert "it ended with code 1; its last line: out of luck" in str(failed[0])
+
+
+def _nothing_is_left() -> None:
+    """No process, no thread and no directory."""
+    children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert not [line for line in children if "psi_child" in line]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    assert not list(Path(tempfile.gettempdir()).iterdir())
