@@ -6,11 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -37,6 +38,8 @@ _SHOWN_PAIRS: Final = 12
 _SHOWN_TAG: Final = 40
 _SLOW: Final = 1.0
 """Seconds from which on a receive that waits is marked."""
+_REST: Final = 40
+"""Columns of a terminal that the widest column of a table wants before others get room."""
 _WIDTH: Final = 120
 """Where the output is no terminal."""
 
@@ -125,25 +128,24 @@ def screen(reading: Reading, trouble: str = "") -> RenderableType:
     return Group(*lines)
 
 
-def _parties(parties: Iterable[PartyView]) -> Table:
-    table = Table(expand=True)
-    for heading in ("party", "state"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("for", "heard", "round trip", "reconnects"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("waits for", ratio=1)
+def _parties(parties: Iterable[PartyView]) -> RenderableType:
+    table = _Fitting()
+    name, state = table.column("party"), table.column("state")
+    since, heard = table.number("for", 2), table.number("heard", 3)
+    trip, reconnects = table.number("round trip", 1), table.number("reconnects", 1)
+    waits = table.column("waits for", takes_rest=True)
     for party in parties:
         known = party.running_seconds is not None
-        trip = party.round_trip_seconds
-        table.add_row(
-            Text(party.name),
-            Text(party.state, _STYLES.get(party.state, "green")),
-            duration(party.running_seconds) if known else "",
-            "" if party.heard_seconds is None else f"{duration(party.heard_seconds)} ago",
-            "" if trip is None else f"{trip * 1e3:.1f} ms",
-            count(party.reconnects) if known else "",
-            _waits(party.waits),
+        took = party.round_trip_seconds
+        name.append(Text(party.name))
+        state.append(Text(party.state, _STYLES.get(party.state, "green")))
+        since.append(Text(duration(party.running_seconds) if known else ""))
+        heard.append(
+            Text("" if party.heard_seconds is None else f"{duration(party.heard_seconds)} ago")
         )
+        trip.append(Text("" if took is None else f"{took * 1e3:.1f} ms"))
+        reconnects.append(Text(count(party.reconnects) if known else ""))
+        waits.append(_waits(party.waits))
     return table
 
 
@@ -174,34 +176,32 @@ def _tag(tag: str) -> str:
     return text if len(text) <= _SHOWN_TAG else f"{text[: _SHOWN_TAG - 1]}…"
 
 
-def _pairs(pairs: tuple[PairView, ...]) -> Table:
+def _pairs(pairs: tuple[PairView, ...]) -> RenderableType:
     shown: list[PairView] = list(pairs)
     if len(shown) > _SHOWN_PAIRS:
         shown = sorted(shown, key=_busy, reverse=True)[:_SHOWN_PAIRS]
     left_out = len(pairs) - len(shown)
-    table = Table(
-        expand=True,
-        caption=f"and {left_out} pairs with less" if left_out else None,
-    )
-    table.add_column("from → to", no_wrap=True, ratio=1)
-    for heading in ("on broker", "memory", "sent", "per s", "bytes per s", "under way"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("resent", "refused", "probes"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _Fitting(f"and {left_out} pairs with less" if left_out else "")
+    names = table.column("from → to", takes_rest=True)
+    on_broker, memory = table.number("on broker"), table.number("memory", 4)
+    sent, rate = table.number("sent", 3), table.number("per s", 6)
+    flow, under_way = table.number("bytes per s", 7), table.number("under way", 5)
+    # What is wrong is shown while there is room for anything else.
+    resent = table.number("resent", 8 if any(pair.frames_resent for pair in shown) else 2)
+    refused = table.number("refused", 8 if any(pair.frames_refused for pair in shown) else 2)
+    probes = table.number("probes", 1)
     for pair in shown:
-        rate, flow = pair.messages_per_second, pair.bytes_per_second
-        table.add_row(
-            Text(f"{pair.src} → {pair.dst}"),
-            Text(count(pair.messages), "bold yellow" if pair.messages else ""),
-            size(pair.memory_bytes),
-            count(pair.messages_sent),
-            "" if rate is None else f"{rate:.1f}",
-            "" if flow is None else size(flow),
-            size(pair.in_flight_bytes),
-            _alarming(pair.frames_resent),
-            _alarming(pair.frames_refused),
-            count(pair.probes),
-        )
+        per_second, bytes_per_second = pair.messages_per_second, pair.bytes_per_second
+        names.append(Text(f"{pair.src} → {pair.dst}"))
+        on_broker.append(Text(count(pair.messages), "bold yellow" if pair.messages else ""))
+        memory.append(Text(size(pair.memory_bytes)))
+        sent.append(Text(count(pair.messages_sent)))
+        rate.append(Text("" if per_second is None else f"{per_second:.1f}"))
+        flow.append(Text("" if bytes_per_second is None else size(bytes_per_second)))
+        under_way.append(Text(size(pair.in_flight_bytes)))
+        resent.append(_alarming(pair.frames_resent))
+        refused.append(_alarming(pair.frames_refused))
+        probes.append(Text(count(pair.probes)))
     return table
 
 
@@ -211,3 +211,79 @@ def _alarming(value: int | None) -> Text:
 
 def _busy(pair: PairView) -> tuple[int, float]:
     return (pair.memory_bytes or 0, pair.bytes_per_second or 0.0)
+
+
+@dataclass
+class _Column:
+    """A column of a `_Fitting`.
+
+    Attributes:
+        rank: what has less goes first where there is no room; None stays.
+        is_number: right-aligned, and never broken into lines.
+        takes_rest: gets the room that is left, and is broken into lines where there is little.
+    """
+
+    heading: str
+    rank: int | None
+    is_number: bool
+    takes_rest: bool
+    cells: list[Text] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """What it needs, without padding."""
+        longest = max(
+            (cell_len(line) for c in self.cells for line in c.plain.split("\n")), default=0
+        )
+        return max(cell_len(self.heading), min(longest, _REST) if self.takes_rest else longest)
+
+
+class _Fitting:
+    """A table that leaves out the least important columns where there is no room, and says so.
+
+    rich alone would take the room from the column whose text can be broken, which is the one that
+    says what the row is about.
+    """
+
+    def __init__(self, caption: str = "") -> None:
+        """Args: caption: below the table."""
+        self._caption = caption
+        self._columns: list[_Column] = []
+
+    def column(self, heading: str, *, takes_rest: bool = False) -> list[Text]:
+        """A column that always stays; returns its cells, to be filled."""
+        return self._add(_Column(heading, None, is_number=False, takes_rest=takes_rest))
+
+    def number(self, heading: str, rank: int | None = None) -> list[Text]:
+        """As `column`, right-aligned, and left out if there is no room.
+
+        Args:
+            rank: the least goes first; without one it stays.
+        """
+        return self._add(_Column(heading, rank, is_number=True, takes_rest=False))
+
+    def _add(self, column: _Column) -> list[Text]:
+        self._columns.append(column)
+        return column.cells
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = list(self._columns)
+        while sum(column.width + 3 for column in shown) + 1 > options.max_width:
+            spare = [column for column in shown if column.rank is not None]
+            if not spare:
+                break
+            shown.remove(min(spare, key=lambda column: column.rank or 0))
+        left_out = ", ".join(column.heading for column in self._columns if column not in shown)
+        notes = [self._caption, f"no room for {left_out}" if left_out else ""]
+        table = Table(expand=True, caption="; ".join(filter(None, notes)) or None)
+        for column in shown:
+            table.add_column(
+                column.heading,
+                justify="right" if column.is_number else "left",
+                no_wrap=column.is_number,
+                overflow="fold",
+                ratio=1 if column.takes_rest else None,
+            )
+        for row in zip(*(column.cells for column in shown), strict=True):
+            table.add_row(*row)
+        yield table

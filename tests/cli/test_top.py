@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
+import re
 import secrets
 import select
 import subprocess
@@ -226,6 +228,54 @@ def test_the_screen() -> None:
     assert "not up to date: gone" in shown(PARTY, trouble="gone")
     silent = PartyView("alice", True, "up", None, None, None, None, ())
     assert "no party publishes a status" in shown(silent)
+
+
+def at_width(width: int, *, resent: int = 0, name: str = "bob") -> list[str]:
+    """The lines of a busy reading on a terminal of this width."""
+    waits = (Waiting(name, "root:P2P-7:0->1", 70.0),)
+    parties = (
+        PartyView("alice", True, "joining", 7300.0, 0.0123, 2, 0.5, waits),
+        PartyView(name, True, "open", 7300.0, 123.4567, 20, 12.0, ()),
+    )
+    pairs = tuple(
+        PairView(src, dst, 9, 123_456, 10**9, 10**7, 10**9, 9999.9, 10**8, 10**8, resent, 0, 12_345)
+        for src, dst in (("alice", name), (name, "alice"))
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(screen(Reading("s", "redis://b:6379/0", parties, pairs, ())))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    return lines
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize("name", ["bob", "university-hospital-north"])
+def test_who_sends_to_whom_and_who_waits_for_whom_at_any_width(width: int, name: str) -> None:
+    text = "\n".join(at_width(width, name=name))
+    assert f"│ alice → {name} " in text
+    assert f"│ {name} → alice " in text
+    assert "from → to" in text
+    waiting = text.partition("from → to")[0]
+    assert name in waiting
+    assert "root:P2P-7:0->1" in waiting
+    assert "123 456" in text
+
+
+def test_what_there_is_no_room_for_is_said() -> None:
+    narrow, wide = "\n".join(at_width(80)), "\n".join(at_width(200))
+    assert "no room for" in narrow
+    assert re.search(r"no room for .*probes", narrow)
+    assert "no room for" not in wide
+    assert all(word in wide for word in ("probes", "under way", "bytes per s", "round trip"))
+
+
+def test_what_is_wrong_is_shown_before_what_is_of_less_interest() -> None:
+    wrong, well = (
+        "\n".join(at_width(60, resent=n)).partition("from → to")[2].partition("no room")[0]
+        for n in (5, 0)
+    )
+    assert "resent" in wrong
+    assert "resent" not in well
 
 
 def test_of_many_pairs_the_busiest_are_shown() -> None:
