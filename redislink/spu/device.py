@@ -514,7 +514,7 @@ class SpuDevice:
             with own.lock:
                 self._sweep(own)
                 for handle, share in zip(handles, mine, strict=True):
-                    own.runtime.set_var(self._name_of(handle), share)
+                    self._put(own, self._name_of(handle), share, owner)
         try:
             return fill(tree, handles)
         except Unknown as error:
@@ -664,7 +664,7 @@ class SpuDevice:
                     continue
                 share = self._make_shares(leaf, libspu.Visibility.VIS_PUBLIC)[relative]
                 passing.append(self._next_name())
-                own.runtime.set_var(passing[-1], share)
+                self._put(own, passing[-1], share, self._me)
                 inputs.append(passing[-1])
             executable = libspu.Executable(
                 name=name,
@@ -672,7 +672,11 @@ class SpuDevice:
                 output_names=[self._name_of(output) for output in outputs],
                 code=compiled.code,
             )
-            own.runtime.run(executable)
+            try:
+                own.runtime.run(executable)
+            except Exception as error:
+                error.add_note(f"{self._me}: in {self.name}.run({name})")
+                raise
             for variable in passing:
                 own.runtime.del_var(variable)
 
@@ -754,7 +758,24 @@ class SpuDevice:
         with home._own.lock:
             share = home._own.runtime.get_var(home._variable_of(handle))
         with own.lock:
-            own.runtime.set_var(self._name_of(handle), share)
+            self._put(own, self._name_of(handle), share, self._me)
+
+    def _put(self, own: _Members, name: str, share: libspu.Share, owner: str) -> None:
+        """Give SPU a share as a variable; under the lock.
+
+        Raises:
+            PeerError: SPU refuses it, and it is ``owner``'s, a peer.
+            UsageError: SPU refuses it, and it is this party's own.
+        """
+        try:
+            own.runtime.set_var(name, share)
+        except RuntimeError as error:
+            if owner != self._me:
+                raise self._steps.not_understood(owner) from error
+            raise UsageError(
+                f"{self._me}: SPU on {self.name} refuses a share that it made itself: check that "
+                "this process has one version of spu, and report it"
+            ) from error
 
     def _next_name(self) -> str:
         self._variable += 1

@@ -410,6 +410,15 @@ def _longer(share: libspu.Share) -> list[Any]:
     return [share.meta, [chunk.SerializeToString()]]
 
 
+def _shorter(share: libspu.Share) -> list[Any]:
+    """In itself it is whole: SPU alone knows how long one of this kind has to be."""
+    chunk = libspu.ValueChunk()
+    chunk.ParseFromString(share.share_chunks[0])
+    chunk.content = chunk.content[:8]
+    chunk.total_bytes = 8
+    return [share.meta, [chunk.SerializeToString()]]
+
+
 def _elsewhere(share: libspu.Share) -> list[Any]:
     chunk = libspu.ValueChunk()
     chunk.ParseFromString(share.share_chunks[0])
@@ -438,7 +447,7 @@ def _twice(share: libspu.Share) -> list[Any]:
 FORGERIES = [_longer, _elsewhere, _of_another_kind, _of_another_shape, _twice]
 
 
-@pytest.mark.parametrize("forge", FORGERIES)
+@pytest.mark.parametrize("forge", [*FORGERIES, _shorter])
 def test_forged_shares_are_refused_before_spu_sees_them(memory: Stage, forge: Any) -> None:
     def program(session: Session) -> Any:
         sp, x = _share(session)
