@@ -93,7 +93,8 @@ def update_file(path: str | Path, change: Callable[[str], str], what: str) -> No
         raise ConfigError(f"{what} {path}: is not there: check the path") from None
     except OSError as error:
         raise ConfigError(
-            f"{what} {path}: cannot be changed ({error.strerror or error}): run this as its owner"
+            f"{what} {path}: cannot be changed ({error.strerror or error}): check the path, and "
+            "run this as its owner"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{what} {path}: is not text: check the path") from None

@@ -417,9 +417,9 @@ def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
 
 def _say_what_next() -> None:
     """How to run a program of one's own choice; what can be typed, as it stands."""
-    typer.echo("\nNext, three parties in three terminals. Type:\n")
+    errors.show(f"\nNext, three parties in three terminals. In {Path.cwd()}, type:\n")
     for line in next_commands():
-        typer.echo(f"  {line}")
+        errors.show(f"  {line}")
 
 
 def next_commands() -> list[str]:
