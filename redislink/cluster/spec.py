@@ -65,9 +65,10 @@ class SpuConfig(BaseModel):
         protocol: one of SPU's protocols; ABY3 and SECURENN need 3 members, CHEETAH 2. Whom each
             trusts stands in docs/which-protocol.md.
         field: the ring's size.
-        fxp_fraction_bits: bits after the binary point; 0 takes SPU's default for the field.
-        use_redis_channel: True sends the device's traffic through the broker (``channels``),
-            False through SPU's own brpc link (each member then needs a ``brpc_address``).
+        fxp_fraction_bits: bits after the binary point, two less than the field has at most; 0
+            takes SPU's default for the field.
+        use_redis_channel: whether the device's traffic goes through the broker (``channels``); if
+            not, through SPU's own brpc link, and each member needs a ``brpc_address``.
         runtime: further fields of ``spu.RuntimeConfig``.
     """
 
@@ -96,7 +97,13 @@ class SpuConfig(BaseModel):
 
 
 class DeviceSpec(BaseModel):
-    """A device: an SPU that lives on ``members``, who count themselves in rank order."""
+    """A device: an SPU that lives on its members.
+
+    Attributes:
+        kind: of the device; there is one kind.
+        members: names of the parties that compute; SPU counts them in the order of ``parties``.
+        config: how it computes.
+    """
 
     model_config = _STRICT
     kind: Literal["SPU"]
@@ -121,12 +128,12 @@ class ClusterSpec(BaseModel):
 
     Attributes:
         session: name of the session; runs with other names do not meet.
-        broker: URL of the broker; None takes ``REDISLINK_BROKER_URL``, which keeps a password
-            out of the file. The setting wins where both are given.
-        parties: in rank order; at least two.
+        broker: URL of the broker. The setting ``REDISLINK_BROKER_URL`` wins over it, and keeps a
+            password out of the file.
+        parties: in rank order; each may be its name alone.
         security: ``sealed``: the broker sees sizes and times; ``none``: it sees, and can
             change, everything.
-        devices: by name.
+        devices: by name; names are like those of parties.
     """
 
     model_config = _STRICT

@@ -1,0 +1,162 @@
+"""Write the reference of the cluster file, from the models that read it.
+
+python docs/make_cluster_file.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+from spu import libspu
+
+from redislink.cluster import ClusterSpec, DeviceSpec, PartySpec, SpuConfig
+from redislink.cluster.runtime import (
+    REFUSED,
+    CheetahConfig,
+    ClientSslConfig,
+    SpuRuntime,
+    TtpBeaverConfig,
+)
+
+PAGE: Final = Path(__file__).parent / "cluster-file.md"
+SECTIONS: Final[dict[type[BaseModel], str]] = {
+    ClusterSpec: "The file",
+    PartySpec: "Each of parties",
+    DeviceSpec: "Each of devices",
+    SpuConfig: "config",
+    SpuRuntime: "config.runtime",
+    CheetahConfig: "config.runtime.cheetah_2pc_config",
+    TtpBeaverConfig: "config.runtime.ttp_beaver_config",
+    ClientSslConfig: "config.runtime.ttp_beaver_config.ssl_config",
+}
+HEAD: Final = """\
+# The cluster file
+
+Every party has the same file; `redislink fingerprint --cluster FILE` shows its digest, which covers
+all but `broker`. It is YAML; what is not listed here, or stands twice, is refused, with the line.
+What a field of `config.runtime` does to numbers and speed is SPU's: see its documentation.
+
+<!-- Written by docs/make_cluster_file.py from the code. Do not edit: run it again. -->
+
+```yaml
+session: salaries
+parties:                             # in rank order: each a name, or a mapping
+  - {name: alice, public_key: "x25519:…"}
+  - {name: bob, public_key: "x25519:…"}
+  - {name: carol, public_key: "x25519:…"}
+devices:
+  SP0:
+    kind: SPU
+    members: [alice, bob, carol]
+    config:
+      protocol: ABY3
+      field: FM64
+      runtime: {fxp_exp_mode: EXP_TAYLOR}
+```
+"""
+_ARGUMENT: Final = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
+
+
+def render() -> str:
+    """What the page has to hold."""
+    blocks = [HEAD]
+    for model, title in SECTIONS.items():
+        about = inspect.cleandoc(model.__doc__ or "").split("\n\nAttributes:")[0]
+        rows = "".join(_row(model, name) for name in model.model_fields)
+        blocks.append(
+            f"## {title}\n\n{_code(about)}\n\n"
+            f"| field | what may stand there | if left out | meaning |\n|---|---|---|---|\n{rows}"
+        )
+    refused = "".join(f"- `{name}`: {reason}\n" for name, reason in REFUSED.items())
+    blocks.append(
+        "## What config.runtime does not take\n\n"
+        f"Fields of SPU's `RuntimeConfig` that are not given there, and why:\n\n{refused}"
+    )
+    return "\n".join(blocks)
+
+
+def descriptions(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstring says of each field."""
+    found: dict[str, str] = {}
+    _, _, listed = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")
+    names: tuple[str, ...] = ()
+    for line in textwrap.dedent(listed).splitlines():
+        begin = _ARGUMENT.match(line)
+        if begin is not None:
+            names = tuple(begin[1].split(", "))
+            found |= dict.fromkeys(names, begin[2])
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
+
+
+def _row(model: type[BaseModel], name: str) -> str:
+    schema = model.model_json_schema()
+    kinds = [schema["properties"][name], *schema["properties"][name].get("anyOf", [])]
+    what = next(text for kind in kinds if (text := _what(kind)) is not None)
+    meaning = _code(descriptions(model)[name])
+    return f"| `{name}` | {what} | {_default(model, name)} | {meaning} |\n"
+
+
+def _what(kind: dict[str, Any]) -> str | None:
+    """What may stand in a field, from its JSON schema; None if that does not say it."""
+    if "$ref" in kind:
+        return _link(kind["$ref"])
+    if "const" in kind or "enum" in kind:
+        return ", ".join(f"`{choice}`" for choice in kind.get("enum") or [kind["const"]])
+    match kind.get("type"):
+        case "boolean":
+            return "`true`, `false`"
+        case "integer":
+            return f"a number, {kind['minimum']} to {kind['maximum']}"
+        case "string":
+            return "text"
+        case "array":
+            item = _what(kind["items"])
+            most = f" to {kind['maxItems']}" if "maxItems" in kind else " or more"
+            return f"a list of {kind['minItems']}{most}: {item}"
+        case "object":
+            return f"a mapping: {_what(kind['additionalProperties'])}"
+    return None
+
+
+def _link(reference: str) -> str:
+    (title,) = (
+        title for model, title in SECTIONS.items() if model.__name__ == reference.split("/")[-1]
+    )
+    anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+    return f"[{title}](#{anchor})"
+
+
+def _default(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields[name]
+    if field.is_required():
+        return "needed"
+    if field.default is None:
+        return _default_of_spu(model, name)
+    if isinstance(field.default, BaseModel | dict):
+        return "nothing"
+    return f"`{str(field.default).lower() if field.default is True else field.default}`"
+
+
+def _default_of_spu(model: type[BaseModel], name: str) -> str:
+    if model is SpuRuntime and not name.endswith("_config"):
+        value = getattr(libspu.RuntimeConfig(), name)
+        return f"SPU's: `{str(getattr(value, 'name', value)).replace('False', 'false')}`"
+    return {"ot_kind": "SPU's: `YACL_Ferret`"}.get(
+        name, "SPU's: `false`" if model is CheetahConfig else "nothing"
+    )
+
+
+def _code(text: str) -> str:
+    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
+    print(PAGE)
