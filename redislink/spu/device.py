@@ -301,10 +301,11 @@ class SpuDevice:
 
         Returns:
             A function that gives what ``function`` does, with handles (`SpuArray`) for arrays.
-            It raises what JAX raises while it traces ``function`` (at every party, before
-            anything is sent), UsageError for an argument that is of another device, was not
-            revealed or does not fit on this one, and for results of types that SPU does not have,
-            and ProgramDiverged and PeerError as every call of a session.
+            It raises what JAX raises while it traces ``function``, and UsageError if SPU cannot
+            compile it (both at every party, before anything is sent: the session can go on),
+            UsageError for an argument that is of another device, was not revealed or does not
+            fit on this one, and for results of types that SPU does not have, and ProgramDiverged
+            and PeerError as every call of a session.
         """
         static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
 
@@ -359,6 +360,8 @@ class SpuDevice:
 
     def spawn(self) -> SpuDevice:
         """A device of the same members with a link of its own, for runs at the same time.
+
+        It has a thread and a runtime of its own until it is closed, as by ``with device.spawn()``.
 
         Calls of one session come in one order. To compute in several threads, spawn a device
         for each before they start; each has an order of its own. Handles of this device may be
