@@ -19,7 +19,13 @@ from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.outage import Outage
-from redislink.errors import BrokerError, BrokerPermissionError, BrokerRefused, PartyTaken
+from redislink.errors import (
+    BrokerError,
+    BrokerPermissionError,
+    BrokerRefused,
+    BrokerUnreachable,
+    PartyTaken,
+)
 from redislink.logs import PartyLogger
 
 _LEASE_MS: Final = 6000
@@ -59,7 +65,7 @@ class PartyClaim:
         """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse.
 
         A broker that is not reached in a few tries is an error at once; one that goes away
-        later has time to come back.
+        later, or says that it cannot serve just now, has time to come back.
 
         Raises:
             PartyTaken: another process renews its claim.
@@ -68,6 +74,7 @@ class PartyClaim:
         least_left: float = float("inf")
         give_up = time.monotonic() + _LONGEST_WAIT
         failures = 0
+        is_there = False
         while True:
             try:
                 connection = self._connection
@@ -80,7 +87,8 @@ class PartyClaim:
                 outage.ended()
             except BrokerError as error:
                 failures += 1
-                if self._connection is None and failures == _FIRST_TRIES:
+                is_there = is_there or not isinstance(error, BrokerUnreachable)
+                if self._connection is None and not is_there and failures >= _FIRST_TRIES:
                     raise
                 time.sleep(outage.failed(error))
                 continue
