@@ -28,6 +28,7 @@ from spu.utils import frontend
 from redislink.errors import UsageError
 from redislink.spu.arrays import DATA_TYPES, check_result, is_prng_key
 from redislink.spu.ranges import Ranges
+from redislink.spu.rewriting import rewrite
 from redislink.steps import Part
 
 Function = Callable[..., Any]
@@ -136,6 +137,10 @@ def compile_function(
         try:
             traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
             outputs, out_tree = jax.tree_util.tree_flatten(out)
+            rewritten = rewrite(traced, out_tree)
+            if rewritten is not None:
+                rewritten.__name__ = flat.__name__
+                flat, traced = rewritten, _trace_again(rewritten, shapes, where)
             _check(traced, out, ranges, where)
             text = str(traced)
             constants, constant_bytes = _digest_of_constants(traced)
@@ -163,6 +168,13 @@ def compile_function(
         tuple((tuple(o.shape), np.dtype(o.dtype)) for o in outputs),
         constant_bytes,
     )
+
+
+def _trace_again(rewritten: Function, shapes: Sequence[Any], where: str) -> Any:
+    try:
+        return jax.make_jaxpr(rewritten)(*shapes)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def _check(traced: Any, out: Any, ranges: Ranges, where: str) -> None:
