@@ -45,7 +45,7 @@ def spaced(text: str) -> str:
         (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
         (["fingerprint"], ["--identity", "--cluster", "--json", "--verbose"]),
         (["acl"], ["--cluster", "--apply", "--password-file", "--out", "--passwords", "--db"]),
-        (["acl"], ["--operator"]),
+        (["acl"], ["--operator", "--admin", "--update"]),
         (["top"], ["--cluster", "--broker", "--password-file", "--once", "--every", "--json"]),
         (["sessions"], ["--broker", "--password-file", "--cluster", "--json", "--verbose"]),
         (["inspect"], ["SESSION", "--pair", "--frames", "--broker", "--json", "--verbose"]),
