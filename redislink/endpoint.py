@@ -32,6 +32,7 @@ from redislink.broker.wire import LARGE, Buffer
 from redislink.cluster import ClusterSpec
 from redislink.errors import (
     BrokerError,
+    BrokerRefused,
     BrokerTampered,
     ClusterMismatch,
     EndpointClosed,
@@ -52,7 +53,9 @@ from redislink.logs import PartyLogger, is_power_of_two
 from redislink.observers import Observers
 from redislink.protocol import keys
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
-from redislink.protocol.frame import BytesLike, Encoding, Frame
+from redislink.protocol.element_size import LEAST, ElementSize
+from redislink.protocol.fragments import Fragments, split_element
+from redislink.protocol.frame import BytesLike, Data, Encoding, Frame, is_fragment
 from redislink.protocol.seal import Codec, IllegalFrameError, StaleError
 from redislink.protocol.states import State
 from redislink.protocol.status import (
@@ -81,6 +84,9 @@ _MOST_LAST_WORDS: Final = 64
 # On one machine, or nearly, a chunk takes less time on the line than the work that it makes.
 _NEAR: Final = 0.0003
 _LEAST_CHUNK: Final = 64 << 10
+_MOST_IN_FRAGMENTS: Final = 512 << 20
+_HOPELESS: Final = 0.75
+"""Of ``broker_timeout``: how long connections may break at the least size of an element."""
 _OVER: Final = (State.CLOSED, State.FAILED)
 
 
@@ -94,8 +100,10 @@ class _Peer:
         delivery: Delivery,
         codec: Codec,
         make_lanes: Callable[[bytes], Lanes],
+        most_in_fragments: int,
     ) -> None:
-        """Args: prefixes of the names of the lists to and from the peer."""
+        """Args: prefixes of the names of the lists to and from the peer; bytes of fragments of
+        the peer's elements that are kept."""
         self.name = name
         self.codec = codec
         self.out_prefix, self.in_prefix = prefixes
@@ -105,6 +113,7 @@ class _Peer:
         of the interpreter's. Who asks has set the purpose of its wait before, so that whatever
         comes later interrupts it (`Endpoint._wake_another`)."""
         self.lanes = make_lanes(self.in_prefix)
+        self.fragments = Fragments(most_in_fragments)
         self.control_in = self.in_prefix + keys.CONTROL_TAG.encode()
 
     def in_list(self, tag: str) -> bytes:
@@ -218,6 +227,7 @@ class Endpoint:
                 Delivery(peer, timing, now),
                 handshake.codec(peer),
                 partial(Lanes, inbox, depth, self._blpop_slice, claim.round_trip),
+                min(_MOST_IN_FRAGMENTS, settings.peer_memory_bytes),
             )
             for peer in rendezvous.peers
         }
@@ -225,6 +235,7 @@ class Endpoint:
             key: peer for name, peer in self._peers.items() for key in (name, cluster.rank(name))
         }
         self._not_opened = 0
+        self._element_size = ElementSize(_HOPELESS * settings.broker_timeout)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._failure: RedisLinkError | None = None
@@ -235,6 +246,7 @@ class Endpoint:
         self._last_words: deque[tuple[_Peer, Push]] = deque(maxlen=_MOST_LAST_WORDS)
         self._stopped = threading.Event()
         self._reconnects = 0
+        self._said_cut_finer = False
         self._mending = False
         self._control_wait = inbox.acquire()
         self._control_thread = threading.Thread(
@@ -710,13 +722,25 @@ class Endpoint:
                     self._last_words.append((peer, push))
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
                 size = push.message_bytes or len(push.body)
-                if large_before and len(push.body) >= LARGE:
+                if large_before and len(push.body) >= LARGE and self._element_size.limit is None:
                     # Its fellow chunks fill the line: sealed and written when they are through.
                     later = partial(encode, name, push.frame, push.body)
                     outbox.push_later(name, later, size, token, clear=push.clear)
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)
+                limit = self._element_size.limit
+                if limit is not None and isinstance(push.frame, Data) and len(push.body) > limit:
+                    fragments = list(split_element(element, push.frame.seq, limit))
+                    for part, fragment in enumerate(fragments, 1):
+                        outbox.push(
+                            name,
+                            fragment,
+                            token if part == len(fragments) else None,
+                            clear=push.clear and part == 1,
+                            size=size,
+                        )
+                    continue
                 if push.tag is None:
                     outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
                 else:
@@ -808,6 +832,13 @@ class Endpoint:
             if wait is not None:
                 whole = peer.codec.decode_whole_untrusted(name, element)
             if whole is None:
+                if is_fragment(element):
+                    joined = peer.fragments.add_untrusted(name, element)
+                    if joined is None:
+                        with self._lock:
+                            delivery.came_in_part(tag, time.monotonic())
+                        return None
+                    element = joined
                 frame, body = peer.codec.decode_untrusted(name, element)
         except FrameError as error:
             self._not_opened_by(peer, error)
@@ -994,6 +1025,20 @@ class Endpoint:
         self._log.info("%s: reconnected to broker %s", self.party, self._broker.label)
         with self._lock:
             self._reconnects += 1
+            now = time.monotonic()
+            largest = max(p.delivery.largest_unanswered for p in self._peers.values())
+            if self._element_size.broke(largest, now):
+                self._cut_finer()
+            elif self._element_size.is_hopeless(now):
+                self._fail(
+                    BrokerRefused(
+                        f"{self.party}: the broker {self._broker.label} ends the connection "
+                        f"whenever {self._element_size.suspected} bytes are pushed, and messages "
+                        f"are not cut finer than {LEAST}: raise its client-query-buffer-limit, "
+                        "proto-max-bulk-len or maxmemory-clients, or see its log"
+                    )
+                )
+                return
             work = []
             for peer in self._peers.values():
                 peer.delivery.reconnected(time.monotonic())
@@ -1003,6 +1048,22 @@ class Endpoint:
         for peer, pushes in work:
             self._push(peer, pushes)
         self._rendezvous.reconnected()
+
+    def _cut_finer(self) -> None:
+        """The broker does not take elements so large; called with the lock."""
+        size = self._element_size
+        for peer in self._peers.values():
+            peer.delivery.cut_finer(size.limit or LEAST)
+        if not self._said_cut_finer:
+            self._said_cut_finer = True
+            self._log.warning(
+                "%s: the broker %s ends the connection at elements of %d bytes, so that they are "
+                "cut smaller from now on: raise its client-query-buffer-limit, proto-max-bulk-len "
+                "or maxmemory-clients, or set REDISLINK_CHUNK_BYTES to less",
+                self.party,
+                self._broker.label,
+                size.suspected,
+            )
 
     # -- the control thread ------------------------------------------------------------------
 
@@ -1089,12 +1150,14 @@ class Endpoint:
         answered = self._outbox.collect()
         if not answered:
             return False
-        now = time.monotonic()
+        now, size = time.monotonic(), self._element_size
         with self._lock:
             for token, taken in cast("list[tuple[tuple[Delivery, Push], bool]]", answered):
                 delivery, push = token
                 if taken:
                     delivery.confirm(push, now)
+                    if size.suspected:
+                        size.answered(len(push.body))
                 else:
                     delivery.refused(push, now)
         return True
@@ -1108,6 +1171,10 @@ class Endpoint:
                 peer.delivery.receive_control(opened[0], time.monotonic())
             except FrameError as error:
                 self._illegal_of(peer, error)
+            if peer.delivery.often_lost:
+                if self._element_size.lost(peer.delivery.often_lost):
+                    self._cut_finer()
+                peer.delivery.often_lost = 0
             pushes = peer.delivery.pushes()
             self._changed.notify_all()
         self._push(peer, pushes)

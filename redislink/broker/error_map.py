@@ -148,6 +148,12 @@ SERVER_ERRORS: Final = (
         "what stands before it does not reach it",
         "wait, or see the log of the proxy",
     ),
+    ServerError(
+        ("ERR PROTOCOL ERROR",),
+        BrokerUnreachable,
+        "it ended the connection at what was pushed",
+        "see its log, and its proto-max-bulk-len",
+    ),
     # -- elsewhere -------------------------------------------------------------------------------
     ServerError(
         ("MOVED",),

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.wire import CONTROL, ELEMENT, Buffer, pack_blpop, pack_blpops
-from redislink.errors import BrokerRefused, EndpointClosed
+from redislink.errors import BrokerError, BrokerRefused, EndpointClosed
 
 _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
@@ -25,6 +25,7 @@ _LEAST_AHEAD: Final = 2
 _MOST_AHEAD: Final = 32
 _BYTES_AHEAD: Final = 2 << 20
 """Bytes that these may bring: what a fast line holds over a far distance."""
+_LEAST_BYTES_AHEAD: Final = 64 << 10
 
 
 class Interrupted(Exception):
@@ -44,6 +45,7 @@ class Wait:
 
     __slots__ = (
         "_broker",
+        "_bytes_ahead",
         "_connection",
         "_interrupted",
         "_on_open",
@@ -63,6 +65,7 @@ class Wait:
         self._connection: BrokerConnection | None = None
         self._interrupted = False
         self._posted = 0
+        self._bytes_ahead = _BYTES_AHEAD
         self.purpose: tuple[str, str, float] | None = None
         self.give_up = 0.0
         self.cancelled = False
@@ -137,7 +140,7 @@ class Wait:
                 connection = self._open()
             if self._interrupted:
                 raise Interrupted
-            ahead = min(_MOST_AHEAD, max(_LEAST_AHEAD, _BYTES_AHEAD // max(1, size)), count)
+            ahead = min(_MOST_AHEAD, max(_LEAST_AHEAD, self._bytes_ahead // max(1, size)), count)
             more = ahead - self._posted
             if more > 0:
                 connection.write((pack_blpops((name,) * more, timeout),))
@@ -149,10 +152,13 @@ class Wait:
             if element is None and self._interrupted:
                 raise Interrupted
             return _element_untrusted(element, self._broker.label)
-        except BaseException:
+        except BaseException as error:
             self.disconnect()
             if self._was_interrupted():
                 raise Interrupted from None
+            if isinstance(error, BrokerError):
+                # Perhaps it was too much: some brokers end connections to which they owe much.
+                self._bytes_ahead = max(_LEAST_BYTES_AHEAD, self._bytes_ahead // 4)
             raise
 
     def end_many(self) -> None:

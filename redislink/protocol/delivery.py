@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from redislink.errors import (
@@ -57,6 +57,7 @@ _MOST_DOUBLINGS: Final = 4
 _OF_A_STREAM: Final = 2
 """Messages like this one that are on their way already when it is one of a stream. One is where two
 parties exchange messages: what the peer sent meanwhile does not ack it yet."""
+_OFTEN_LOST: Final = 3
 _LONG_AGO: Final = float("-inf")
 _NEVER_TOLD: Final = sys.maxsize
 _OPEN, _CLOSING, _CLOSED, _FAILED = State.OPEN, State.CLOSING, State.CLOSED, State.FAILED
@@ -226,6 +227,8 @@ class Delivery:
         self._whole_bytes = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
         """Messages up to this are never cut."""
         self._ack_delay = timing.ack_delay
+        self.often_lost = 0
+        """Bytes of a body that was lost several times, always after the broker had taken it."""
         self.unpushed: list[Push | Leftover] = []
         """What `pushes` will give."""
         # Sending.
@@ -364,6 +367,26 @@ class Delivery:
     def in_flight_bytes(self) -> int:
         """Of these, the bytes that may be on the broker."""
         return self._ahead.bytes + self._asked_for.bytes
+
+    @property
+    def largest_unanswered(self) -> int:
+        """Bytes of the largest body that was pushed, and that the broker has not answered."""
+        return max(
+            (
+                len(chunk.body)
+                for chunk in self._unacked.values()
+                if chunk.account is not None and chunk.confirmed_at is None
+            ),
+            default=0,
+        )
+
+    def cut_finer(self, chunk_bytes: int) -> None:
+        """Chunks of messages sent from now on have at most so many bytes."""
+        timing = self._timing
+        most = min(timing.chunk_bytes, chunk_bytes)
+        least = min(timing.least_chunk_bytes, most)
+        self._timing = replace(timing, chunk_bytes=most, least_chunk_bytes=least)
+        self._whole_bytes = chunking.most_uncut(least, most)
 
     def pushes(self) -> list[Push | Leftover]:
         """What to do on the broker now; each is given once."""
@@ -548,6 +571,11 @@ class Delivery:
             self._waits[tag] = _Wait(now + self._timing.probe_interval)
         else:
             wait.threads += 1
+
+    def came_in_part(self, tag: str, now: float) -> None:
+        """Bytes of a frame of this tag have come: what is on its way is not probed for."""
+        if (wait := self._waits.get(tag)) is not None:
+            wait.next_probe = now + self._timing.probe_interval
 
     def probe_soon(self, tag: str, now: float) -> None:
         """What was popped for this tag may have been lost on its way: probe at once."""
@@ -842,6 +870,8 @@ class Delivery:
             self._last_loss_at = now
             for tag in lost:
                 self._take_back(tag, lost=True)
+            if wanted.times_lost >= _OFTEN_LOST:
+                self.often_lost = len(wanted.body)
         self._pump(now)
 
     def _seems_lost(self, tag: str, now: float) -> bool:

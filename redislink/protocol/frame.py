@@ -61,6 +61,7 @@ class Kind(enum.IntEnum):
     ABORT = 6
     FIN = 7
     SEALED = 8
+    FRAGMENT = 9
 
 
 class Encoding(enum.IntEnum):
@@ -303,13 +304,34 @@ class Sealed:
         _number(self.number, "number of a sealed frame", 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Some of the bytes of an element that is too large for the broker; the body is these.
+
+    Attributes:
+        number: of the DATA frame in the element, for all of its fragments alike.
+        part, parts: which of how many this is, from 0.
+    """
+
+    kind: ClassVar[Kind] = Kind.FRAGMENT
+    has_body: ClassVar[bool] = True
+    number: int
+    part: int
+    parts: int
+
+    def __post_init__(self) -> None:
+        _number(self.number, "number of a frame", 1)
+        _number(self.parts, "number of fragments", 1, MAX_PARTS)
+        _number(self.part, "fragment index", 0, self.parts - 1)
+
+
 Whole = tuple[int, Encoding, int, bytes]
 """(seq, encoding, acked, body) of a `Data` that is a whole message, ``parts`` 1, ``previous`` 0."""
-Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed
+Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed | Fragment
 _FrameT = TypeVar("_FrameT", bound=Frame)
 
 _CLASSES: Final[dict[int, type[Frame]]] = {
-    int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed)
+    int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed, Fragment)
 }
 _DATA_KIND: Final = int(Kind.DATA)
 _ENCODINGS: Final = tuple(Encoding)
@@ -366,6 +388,15 @@ def decode_whole_header_untrusted(element: BytesLike) -> tuple[int, Encoding, in
     ):
         return seq, _ENCODINGS[encoding], acked
     return None
+
+
+_FRAGMENT: Final = bytes([0x90 | 1 + len(_FIELDS[Fragment]), int(Kind.FRAGMENT)])
+"""How its header begins: msgpack's array of so many values, and the first of them."""
+
+
+def is_fragment(element: BytesLike) -> bool:
+    """Whether an element can be nothing but a `Fragment`."""
+    return element[_PREFIX_BYTES : _PREFIX_BYTES + 2] == _FRAGMENT
 
 
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:

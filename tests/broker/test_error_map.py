@@ -48,6 +48,7 @@ REPLIES: dict[str, tuple[type[BrokerError], str]] = {
     "TRYAGAIN Multiple keys request during rehashing of slot": (BrokerBusy, "being moved"),
     "IOERR error or timeout writing to target instance": (BrokerBusy, "does not reach it"),
     "no upstream host": (BrokerBusy, "proxy"),
+    "ERR Protocol error: invalid bulk length": (BrokerUnreachable, "proto-max-bulk-len"),
     "MOVED 3999 127.0.0.1:6381": (BrokerRefused, r"redis\+cluster://"),
     "READONLY You can't write against a read only replica.": (
         BrokerUnreachable,

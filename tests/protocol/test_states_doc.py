@@ -23,6 +23,7 @@ KINDS = (
     frame.Abort,
     frame.Fin,
     frame.Sealed,
+    frame.Fragment,
 )
 
 
