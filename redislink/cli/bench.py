@@ -44,7 +44,7 @@ def bench(
         redislink bench --cluster cluster.yaml --party alice --identity alice.key
     """
     settings = RedisLinkSettings.load()
-    _, spec, name = who.resolve(settings, cluster, party)
+    _, spec, name = who.resolve(settings, cluster, party, identity)
     broker = Broker.from_settings(settings, spec.broker)
     own = None if identity is None else Identity.load(identity)
     with connect(

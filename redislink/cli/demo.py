@@ -34,6 +34,7 @@ from redislink.broker import Broker, EmbeddedBroker, acl
 from redislink.broker.url import Address
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.onlooker import shown_url
 from redislink.cli.parties import PartyProcess, broker_addresses
 from redislink.cluster import ClusterSpec
 from redislink.errors import BrokerError, ConfigError
@@ -113,6 +114,7 @@ def demo(
             url = stack.enter_context(EmbeddedBroker(password=password)).url
         else:
             url = broker
+            errors.advise_doctor("--broker", shown_url(url))
         reached = _reach(url)
         program = find_examples() / PROGRAM
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="redislink-demo-")))
@@ -312,7 +314,7 @@ class _Run:
             code = _code_of(party)
             if code == ExitCode.PROGRAM:
                 errors.show_block(party.output())
-            self._problem(_why(party), code)
+            self._problem(errors.with_advice(_why(party), code), code)
         if failed:
             return
         for party in self._parties:
@@ -354,7 +356,9 @@ def _why(party: PartyProcess) -> str:
     code = party.exit_code() or 0
     if code < 0:
         return f"{party.name}: ended by signal {-code}"
-    return errors.with_party(party.last_line().removeprefix("redislink: "), party.name)
+    return errors.with_party(
+        errors.without_advice(party.last_line().removeprefix("redislink: ")), party.name
+    )
 
 
 def _code_of(party: PartyProcess) -> ExitCode:

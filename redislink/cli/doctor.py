@@ -13,9 +13,11 @@ from rich.text import Text
 
 from redislink.cli import who
 from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.onlooker import PasswordFileOption, settings_as
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.doctor import Blame, Case, Level, Report, examine
 from redislink.doctor.finding import fingerprints
+from redislink.errors import ConfigError
 from redislink.settings import RedisLinkSettings
 
 _CODES: Final = {
@@ -36,6 +38,15 @@ def doctor(
     cluster: ClusterOption = None,
     party: PartyOption = None,
     identity: IdentityOption = None,
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Examine this broker alone, and the way to it, for whoever is no party.",
+            show_default=False,
+        ),
+    ] = None,
+    password_file: PasswordFileOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, and no table.")
     ] = False,
@@ -48,9 +59,17 @@ def doctor(
     disturbs no session that runs. Exits with 0 unless a check fails; warnings do not count.
 
         redislink doctor --cluster cluster.yaml --party alice --identity alice.key
+
+        redislink doctor --broker rediss://admin@broker.example --password-file admin.password
     """
 
     def begin() -> Case:
+        if broker is not None:
+            if cluster is not None or party is not None or identity is not None:
+                raise ConfigError("give --broker alone, or --cluster, --party and --identity")
+            return Case.of_broker(settings_as(broker, password_file))
+        if password_file is not None:
+            raise ConfigError("--password-file is for --broker URL: give both, or neither")
         overrides = {} if identity is None else {"identity_file": identity}
         settings = RedisLinkSettings.load(**overrides)
         _, spec, name = who.resolve(settings, cluster, party)
@@ -85,7 +104,9 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 def _show(report: Report) -> None:
     title = "redislink doctor"
-    if report.spec is not None:
+    if report.spec is None and report.broker:
+        title += f": {report.broker}"
+    elif report.spec is not None:
         title += f": {report.party} in session {report.spec.session}, via {report.broker or '?'}"
     table = Table(title=Text(title))
     table.add_column("check", no_wrap=True)

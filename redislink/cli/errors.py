@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -68,11 +70,15 @@ _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
 
 _verbose = False
 _json = False
+_advice = ""
+"""The command that finds out more about the broker that this one uses."""
+_MORE = "; to find out more: "
 
 
 def choose_log_format() -> None:
     """Take note of ``REDISLINK_LOG_FORMAT``; then say, also later, what settings are read from."""
-    global _json
+    global _advice, _json
+    _advice = ""
     notes = _Notes()
     logger = logging.getLogger("redislink.settings")
     logger.handlers[:] = [notes]
@@ -229,13 +235,47 @@ def with_party(message: str, party: str) -> str:
     return f"{party}: {message}" if party and not message.startswith(f"{party}: ") else message
 
 
+def advise_doctor(*words: str | Path | None) -> None:
+    """From now on, an error of the broker ends with the command ``redislink doctor`` to run.
+
+    Its examination is not made here: it takes up to 20 seconds, pushes to the broker, and whoever
+    starts parties by a script wants the error at once.
+
+    Args:
+        words: options, each with its value; those whose value is None are left out, as the doctor
+            reads the same settings.
+    """
+    global _advice
+    pairs = zip(words[::2], words[1::2], strict=True)
+    given = [str(word) for option, value in pairs if value is not None for word in (option, value)]
+    _advice = " ".join(["redislink doctor", *map(_for_shell, given)])
+
+
+def _for_shell(word: str) -> str:
+    return f'"{word}"' if word == "$REDISLINK_BROKER_URL" else shlex.quote(word)
+
+
 def fail(error: RedisLinkError, party: str = "") -> NoReturn:
     """End the process with the line and the code of ``error``."""
     if _verbose:
         show_block("".join(traceback.format_exception(error)))
-    text = with_party(str(error) or type(error).__name__, party)
+    text = with_party(with_advice(str(error) or type(error).__name__, exit_code(error)), party)
     say(text, party=party, level=logging.ERROR)
     raise SystemExit(int(exit_code(error)))
+
+
+def with_advice(message: str, code: ExitCode) -> str:
+    """``message``, and the command that finds out more if the broker is at fault."""
+    return (
+        f"{message}; to find out more: {_advice}"
+        if code is ExitCode.BROKER and _advice
+        else message
+    )
+
+
+def without_advice(message: str) -> str:
+    """What another process of redislink's said, less the command that it names."""
+    return message.partition(_MORE)[0]
 
 
 def fail_usage(error: typer.TyperException) -> NoReturn:

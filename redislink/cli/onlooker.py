@@ -12,6 +12,7 @@ from redislink.broker import Broker
 from redislink.broker.credentials import read_password
 from redislink.broker.survey import Survey
 from redislink.broker.url import parse_url
+from redislink.cli import errors
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import ConfigError
@@ -50,10 +51,20 @@ def broker_as(url: str, password_file: Path | None) -> Broker:
     Raises:
         ConfigError: URL or file are not right.
     """
+    return Broker.from_settings(settings_as(url, password_file), None)
+
+
+def settings_as(url: str, password_file: Path | None) -> RedisLinkSettings:
+    """As `broker_as`: the settings of that broker."""
+    errors.advise_doctor("--broker", shown_url(url), "--password-file", password_file)
     parse_url(url)  # what is wrong with it is said first
     _check_readable(password_file)
-    settings = RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
-    return Broker.from_settings(settings, None)
+    return RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
+
+
+def shown_url(url: str) -> str:
+    """A broker's URL for the command line; only the word URL if a password may be in it."""
+    return "URL" if "@" in url else url
 
 
 def _check_readable(password_file: Path | None) -> None:
@@ -86,6 +97,8 @@ def look_at(cluster: Path | None, broker: str | None, password_file: Path | None
     path = cluster or settings.cluster_file
     spec = None if path is None else load_cluster(path)
     url = None if spec is None else spec.broker
+    named = shown_url(url or "") if settings.broker_url is None else "$REDISLINK_BROKER_URL"
+    errors.advise_doctor("--broker", named, "--password-file", password_file)
     if password_file is not None:
         _check_readable(password_file)
         _check_named_by_user(settings, url)

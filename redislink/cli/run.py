@@ -64,7 +64,7 @@ def run(
 
         redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
     """
-    path, _, name = who.resolve(RedisLinkSettings.load(), cluster, party)
+    path, _, name = who.resolve(RedisLinkSettings.load(), cluster, party, identity)
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
     os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from redislink.cli import errors
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import ConfigError
 from redislink.settings import RedisLinkSettings
@@ -55,13 +56,17 @@ IdentityOption = Annotated[
 
 
 def resolve(
-    settings: RedisLinkSettings, cluster: Path | None, party: str | None
+    settings: RedisLinkSettings,
+    cluster: Path | None,
+    party: str | None,
+    identity: Path | None = None,
 ) -> tuple[Path, ClusterSpec, str]:
-    """The cluster file, what it says, and the party.
+    """The cluster file, what it says, and the party; what is given here is what doctor needs, too.
 
     Raises:
         ConfigError: either is not given, or is not right.
     """
+    errors.advise_doctor("--cluster", cluster, "--party", party, "--identity", identity)
     path = cluster or settings.cluster_file
     name = party or settings.party
     if path is None:

@@ -32,12 +32,14 @@ class Check:
         examine: looks; raises ConfigError or BrokerError for what fails in the ordinary way.
         needs: a check without which this one is pointless; empty for none.
         seconds: how long it may take.
+        is_of_broker: it also says something where no session is known.
     """
 
     name: str
     examine: Callable[[Examination], Verdict | None]
     needs: str = ""
     seconds: float = 3.0
+    is_of_broker: bool = False
 
 
 FIRST: Final = "cluster file"
@@ -45,26 +47,26 @@ FIRST: Final = "cluster file"
 CHECKS: Final = (
     Check("keys", own.own_keys),
     Check("protocols", own.protocols),
-    Check("broker URL", own.broker_url),
-    Check("name resolution", network.name_resolution, "broker URL", 4),
-    Check("TCP", network.tcp, "name resolution", 4),
-    Check("client certificate", network.client_certificate, "broker URL"),
-    Check("TLS", network.tls, "TCP", 4),
-    Check("server certificate", network.server_certificate, "TLS"),
-    Check("login", network.login, "TLS", 4),
+    Check("broker URL", own.broker_url, is_of_broker=True),
+    Check("name resolution", network.name_resolution, "broker URL", 4, is_of_broker=True),
+    Check("TCP", network.tcp, "name resolution", 4, is_of_broker=True),
+    Check("client certificate", network.client_certificate, "broker URL", is_of_broker=True),
+    Check("TLS", network.tls, "TCP", 4, is_of_broker=True),
+    Check("server certificate", network.server_certificate, "TLS", is_of_broker=True),
+    Check("login", network.login, "TLS", 4, is_of_broker=True),
     Check("replicas", network.replicas, "login", 4),
     Check("commands", rights.commands, "login"),
     Check("own lists", rights.own_lists, "login"),
     Check("other parties' lists", rights.others_lists, "login"),
-    Check("version", server.version, "login", 2),
-    Check("eviction", server.eviction, "login", 2),
+    Check("version", server.version, "login", 2, is_of_broker=True),
+    Check("eviction", server.eviction, "login", 2, is_of_broker=True),
     Check("memory", server.memory, "login", 2),
-    Check("idle cut-off", server.idle_cut_off, "login", 2),
-    Check("clock", speed.clock, "login", 2),
+    Check("idle cut-off", server.idle_cut_off, "login", 2, is_of_broker=True),
+    Check("clock", speed.clock, "login", 2, is_of_broker=True),
     Check("who is there", others.who_is_there, "login", 2),
     Check("same cluster file", others.same_cluster_file, "login", 2),
-    Check("round trip", speed.round_trip, "login", 2),
-    Check("bandwidth", speed.bandwidth, "round trip", 4),
+    Check("round trip", speed.round_trip, "login", 2, is_of_broker=True),
+    Check("bandwidth", speed.bandwidth, "round trip", 4, is_of_broker=True),
     Check("largest element", rights.largest_element, "login", 4),
 )
 """In the order in which they are made: what later ones depend on comes first."""
@@ -88,10 +90,12 @@ def examine(begin: Callable[[], Case], seconds: float = SECONDS) -> Report:
         because = f"{FIRST} failed"
         return Report(None, "", "", (finding,), tuple((c.name, because) for c in CHECKS), 0.0)
     exam = Examination(case, seconds)
-    findings = [Finding.of(FIRST, own.cluster_file(case))]
+    findings = [] if case.is_of_broker else [Finding.of(FIRST, own.cluster_file(case))]
     not_tried: dict[str, str] = {}
     try:
         for check in CHECKS:
+            if case.is_of_broker and not check.is_of_broker:
+                continue
             try:
                 verdict = _verdict(exam, check, findings, not_tried)
             except NotTried as reason:
@@ -107,7 +111,8 @@ def examine(begin: Callable[[], Case], seconds: float = SECONDS) -> Report:
         else (exam.broker.label)
     )
     took = time.monotonic() - started
-    return Report(case.spec, case.party, broker, tuple(findings), tuple(not_tried.items()), took)
+    spec, party = (None, "") if case.is_of_broker else (case.spec, case.party)
+    return Report(spec, party, broker, tuple(findings), tuple(not_tried.items()), took)
 
 
 def _verdict(

@@ -21,7 +21,7 @@ from cryptography.x509 import Certificate
 from redislink.broker import Broker, acl
 from redislink.broker.connect import BrokerConnection
 from redislink.broker.url import BrokerUrl, join, parse_url
-from redislink.cluster import ClusterSpec
+from redislink.cluster import ClusterSpec, PartySpec
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
@@ -55,12 +55,22 @@ class Case:
         spec: the cluster file's content.
         party: who asks.
         clock: the time of day, in seconds since 1970.
+        is_of_broker: no session is examined, but the broker alone; spec and party stand in for
+            those that are not known.
     """
 
     settings: RedisLinkSettings
     spec: ClusterSpec
     party: str
     clock: Callable[[], float] = time.time
+    is_of_broker: bool = False
+
+    @classmethod
+    def of_broker(cls, settings: RedisLinkSettings) -> Case:
+        """The broker of these settings, for whoever is no party."""
+        me, peer = PartySpec(name="doctor"), PartySpec(name="peer")
+        spec = ClusterSpec(session="doctor", security="none", parties=(me, peer))
+        return cls(settings, spec, me.name, is_of_broker=True)
 
     @property
     def peers(self) -> tuple[str, ...]:
