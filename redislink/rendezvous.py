@@ -43,6 +43,12 @@ class Rendezvous:
         """The hello lists of this party's inbox, and who pushes onto each."""
         self._said_hello_at = dict.fromkeys(self.peers, float("-inf"))
         self._unsaid: set[str] = set()
+        self._token: object = None
+        """Of hellos, for `Outbox.collect`, while parties meet."""
+        self._connected = False
+        self._taken_at = float("-inf")
+        self._refusal: BrokerError | None = None
+        """Why the broker has taken no hello since ``_taken_at``; None if nothing is wrong."""
         self._ignored = dict.fromkeys(self.peers, 0)
 
     def meet(
@@ -52,15 +58,19 @@ class Rendezvous:
 
         Raises:
             HandshakeTimeout: after ``timeout`` seconds; names who is missing.
-            ClusterMismatch, BrokerError: as their names say.
+            ClusterMismatch, BrokerError: as their names say. Also what the broker says to our
+                pushes, if that does not pass within ``outage.limit``, or half of ``timeout``.
         """
         wait = self._inbox.acquire()
+        self._token, self._taken_at = object(), time.monotonic()
         try:
             self._meet(wait, broker, timeout, outage, on_progress)
         finally:
             self._inbox.release(wait)
         self.handshake.settle()
+        self._token = None
         self._outbox.flush()
+        self._outbox.collect()  # the endpoint knows nothing of these
 
     def _meet(
         self,
@@ -75,6 +85,8 @@ class Rendezvous:
         give_up = started + timeout
         while missing := self.handshake.missing:
             now = time.monotonic()
+            self._collect(now)
+            self._check_taken(now, min(outage.limit, timeout / 2))
             if now >= give_up and mismatch is not None:
                 self._outbox.flush()
                 raise mismatch
@@ -89,6 +101,7 @@ class Rendezvous:
                 if now >= next_hello:
                     if self._outbox.error is not None:
                         self._outbox.reconnect()
+                        self._connected = True
                         self.reconnected()
                     for peer in missing:
                         self._push(peer, self.handshake.hello_for(peer))
@@ -111,6 +124,25 @@ class Rendezvous:
                         mismatch = error
                         give_up = min(give_up, time.monotonic() + _LINGER)
                         next_hello = 0.0
+
+    def _collect(self, now: float) -> None:
+        """Note what the broker says to the hellos."""
+        for token, taken in self._outbox.collect():
+            if token is self._token and taken:
+                self._taken_at, self._refusal = now, None
+            elif token is self._token:
+                self._refusal = self._outbox.last_refusal
+        if self._outbox.error is not None and self._connected:
+            self._refusal = self._outbox.error
+
+    def _check_taken(self, now: float, longest: float) -> None:
+        """Raise what the broker says to our hellos, if it will not pass, or has not for long."""
+        refusal, silent_for = self._refusal, now - self._taken_at
+        if refusal is not None and (not refusal.passes or silent_for > longest):
+            raise type(refusal)(
+                f"{self._party}: the broker has taken no hello of this party's for "
+                f"{silent_for:.0f} s, so that the others cannot know of it: {refusal}"
+            )
 
     def receive(self, peer: str, element: Buffer) -> None:
         """Take in an element of ``peer``'s hello list, and answer it.
@@ -152,6 +184,8 @@ class Rendezvous:
         self._said_hello_at[peer] = time.monotonic()
         name = keys.hello_list(self._spec.session, peer, self._party)
         hello, body = message
-        self._outbox.push(name, (encode_header(hello), body), clear=True, ttl=_HELLO_TTL)
+        self._outbox.push(
+            name, (encode_header(hello), body), self._token, clear=True, ttl=_HELLO_TTL
+        )
         if self._outbox.error is not None:
             self._unsaid.add(peer)

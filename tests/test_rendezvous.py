@@ -7,8 +7,16 @@ import time
 
 import pytest
 
-from redislink import BrokerTampered, ClusterMismatch, SecurityMismatch, rendezvous
-from redislink.broker import Broker
+from redislink import (
+    BrokerBusy,
+    BrokerPermissionError,
+    BrokerTampered,
+    ClusterMismatch,
+    SecurityMismatch,
+    rendezvous,
+)
+from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker.claim import PartyClaim
 from redislink.identity import write_secret
 from redislink.protocol import keys, sealed_handshake
 from redislink.protocol.frame import Hello, encode, encode_header
@@ -149,3 +157,34 @@ def test_hellos_that_are_none_are_not_all_logged_while_parties_meet(valkey, capl
     assert 1 <= len(lines) <= 12
     for endpoint in (met[0], bob):
         endpoint.abort("done")
+
+
+REFUSALS = {
+    "not allowed": (BrokerPermissionError, "permission denied"),
+    "no memory": (BrokerBusy, "out of memory"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_broker_that_takes_no_hello_is_named_and_not_the_others(what, monkeypatch):
+    kind, words = REFUSALS[what]
+    acquire = PartyClaim.acquire
+    with EmbeddedBroker() as server, contextlib.closing(Broker(server.url).open()) as admin:
+        cluster = make_cluster(server.url, 2)
+        mine = f"~{keys.PREFIX}:{{{cluster.session}:alice}}:*"
+        admin.execute("ACL", "SETUSER", "u", "on", ">pw", "+@all", mine, timeout=5)
+
+        def acquire_and_refuse(claim, outage):
+            acquire(claim, outage)
+            if what == "no memory":
+                admin.execute("ACL", "SETUSER", "u", "allkeys", timeout=5)
+                admin.execute("CONFIG", "SET", "maxmemory", "1", timeout=5)
+
+        monkeypatch.setattr(PartyClaim, "acquire", acquire_and_refuse)
+        settings = quick_settings(
+            broker_url=acl.party_url(server.url, "u", "pw"), broker_timeout=1.5, connect_timeout=60
+        )
+        with pytest.raises(kind, match="alice: the broker has taken no hello.*" + words) as caught:
+            connect_as(cluster, "alice", settings)
+        assert "bob" not in str(caught.value)

@@ -3,6 +3,8 @@
 A string key with a time to live holds the instance of the run that claims the party. A
 thread renews it; when the process dies it lapses. A second process sees either that the
 claim is being renewed (somebody lives: `PartyTaken`), or that it lapses (nobody does).
+Both are told from the time that the claim has to live, as the broker counts it. Where its clock
+went back, a dead run's claim has longer than any run asks for; a living run would renew it.
 The broker is not trusted with this: two runs that both got past it are told apart by their
 instances in the handshake.
 
@@ -12,6 +14,7 @@ The same thread, on the same connection, also writes what the party says of itse
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -31,8 +34,13 @@ from redislink.logs import PartyLogger
 _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.25
+_RENEWALS: Final = 2
+"""As many show that somebody renews: a clock that goes back by a second looks like one."""
+_TOLERANCE_MS: Final = 50
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
+_NO_EXPIRY: Final = -1
+"""What PTTL gives for a key that stays."""
 _FIRST_TRIES: Final = 3
 
 
@@ -62,7 +70,8 @@ class PartyClaim:
         """The same, as it was when the claim was last renewed."""
 
     def acquire(self, outage: Outage) -> None:
-        """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse.
+        """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse, or to
+        be renewed where the broker's clock went back.
 
         A broker that is not reached in a few tries is an error at once; one that goes away
         later, or says that it cannot serve just now, has time to come back.
@@ -71,7 +80,9 @@ class PartyClaim:
             PartyTaken: another process renews its claim.
             BrokerError: the broker is out of reach or refuses, or answers nonsense.
         """
-        least_left: float = float("inf")
+        last_left: float = float("inf")
+        renewals = 0
+        beyond_since: float | None = None
         give_up = time.monotonic() + _LONGEST_WAIT
         failures = 0
         is_there = False
@@ -95,18 +106,39 @@ class PartyClaim:
             if not isinstance(left, int):
                 connection.close()
                 raise BrokerRefused(f"broker {self._broker.label}: PTTL did not give a number")
+            now = time.monotonic()
+            if left == _NO_EXPIRY or left > _LEASE_MS + _TOLERANCE_MS:
+                # No run asks for so long, and one that lived would have renewed it.
+                beyond_since = now if beyond_since is None else beyond_since
+                if now - beyond_since >= _LEASE_MS / 1000:
+                    self._take_over()
+                    continue
+            else:
+                beyond_since = None
+                if left > last_left + _TOLERANCE_MS:
+                    renewals += 1
+                last_left = left if left >= 0 else last_left
             # A claim that neither lapses nor is renewed is none of ours: do not wait for ever.
-            if left > least_left + 50 or time.monotonic() > give_up:
+            if renewals >= _RENEWALS or now > give_up:
                 connection.close()
                 raise PartyTaken(
                     f"{self._who} already runs in another process: end that one, "
                     "or run as another party or session"
                 )
-            least_left = min(least_left, left) if left >= 0 else least_left
             time.sleep(_POLL_SECONDS)
         outage.ended()
         self._thread = threading.Thread(target=self._renew, name="redislink-claim", daemon=True)
         self._thread.start()
+
+    def _take_over(self) -> None:
+        """Remove a dead run's claim that does not lapse."""
+        self._log.warning(
+            "%s: the claim of a dead run does not lapse, as the broker's clock went back: removed",
+            self._who,
+        )
+        with contextlib.suppress(BrokerError):  # `acquire` tries again
+            if self._connection is not None:
+                self._call(self._connection, b"DEL", self._key)
 
     def publish(self, key: bytes, snapshot: Callable[[], bytes]) -> None:
         """From now on write a status beside the claim, about once a second.

@@ -20,7 +20,7 @@ from redislink.broker.connect import Broker
 from redislink.broker.outbox import Outbox
 from redislink.broker.url import Address
 from redislink.broker.wire import Buffer
-from redislink.errors import BrokerError, BrokerUnreachable, EndpointClosed
+from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
 from redislink.protocol import keys
 
 
@@ -51,6 +51,12 @@ class ClusterOutbox:
             if error is not None and (found is None or not error.passes):
                 found = error
         return found
+
+    @property
+    def last_refusal(self) -> BrokerBusy | None:
+        """What one of the nodes last said when it did not take a push."""
+        refusals = (outbox.last_refusal for outbox in tuple(self._nodes.values()))
+        return next((refusal for refusal in refusals if refusal is not None), None)
 
     @property
     def has_unread(self) -> bool:

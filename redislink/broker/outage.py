@@ -19,7 +19,8 @@ class Outage:
     def __init__(self, who: str, limit: float) -> None:
         """Args: the party's name for messages; seconds that an outage may last."""
         self._who = who
-        self._limit = limit
+        self.limit = limit
+        """Seconds that an outage may last."""
         self._lock = threading.Lock()
         self._since: float | None = None
         self.lasts = False
@@ -50,9 +51,9 @@ class Outage:
             away = now - self._since
             pause = self._pause * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        if away > self._limit:
+        if away > self.limit:
             raise BrokerUnreachable(
                 f"{self._who}: the broker has been away for {away:.0f} s, the limit is "
-                f"{self._limit:g} s (REDISLINK_BROKER_TIMEOUT): {error}"
+                f"{self.limit:g} s (REDISLINK_BROKER_TIMEOUT): {error}"
             )
         return pause

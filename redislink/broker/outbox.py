@@ -90,6 +90,8 @@ class Outbox:
         """Replies to the earliest of them that were read."""
         self._refusal: BrokerBusy | None = None
         """Of the earliest of them."""
+        self.last_refusal: BrokerBusy | None = None
+        """What the broker last said when it did not take a push."""
         self._answers = 0
         """Writes whose replies have all been read, ever."""
         self._moved_at = 0.0
@@ -501,7 +503,7 @@ class Outbox:
                     if not connection.read_now():
                         return
                 except BrokerBusy as error:
-                    self._refusal = error
+                    self._refusal = self.last_refusal = error
                     self._loud_until = time.monotonic() + _LOUD_SECONDS
                 replies = 1
             self._moved_at = time.monotonic()

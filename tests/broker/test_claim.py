@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from redislink import BrokerUnreachable
-from redislink.broker import Broker
+from redislink import BrokerUnreachable, PartyTaken
+from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker import claim as claim_module
 from redislink.broker.claim import PartyClaim
 from redislink.broker.connect import BrokerConnection
@@ -144,3 +144,66 @@ def test_a_status_of_another_run_is_not_removed(quick: None) -> None:
         value_of(broker, "SET", key, b"another's")
     claim.release()
     assert value_of(broker, "GET", STATUS) == b"another's"
+
+
+LEASE = 0.5
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_module, "_LEASE_MS", int(1000 * LEASE))
+    monkeypatch.setattr(claim_module, "_RENEW_SECONDS", LEASE / 5)
+    monkeypatch.setattr(claim_module, "_POLL_SECONDS", LEASE / 20)
+
+
+@pytest.mark.parametrize("expiry", [HOUR_MS, None])
+def test_a_dead_runs_claim_that_does_not_lapse_is_removed(
+    valkey: EmbeddedBroker, short_lease: None, expiry: int | None
+) -> None:
+    """As after the broker's clock went back; nobody renews it."""
+    broker = Broker(valkey.url, timeout=5)
+    ttl = () if expiry is None else (b"PX", expiry)
+    value_of(broker, b"SET", b"claim", b"0123456789abcdef", *ttl)
+    claim = claim_through(broker)
+    claim.acquire(Outage("alice", 10))
+    try:
+        assert value_of(broker, b"GET", b"claim") == claim.instance.encode()
+        assert value_of(broker, b"PTTL", b"claim") <= 1000 * LEASE
+    finally:
+        claim.release()
+
+
+def test_a_living_runs_claim_is_not_removed_when_the_clock_goes_back(
+    valkey: EmbeddedBroker, short_lease: None
+) -> None:
+    broker = Broker(valkey.url, timeout=5)
+    first = claim_through(broker)
+    second = PartyClaim(broker, b"claim", b"another", "it", PartyLogger("test", "alice"))
+    first.acquire(Outage("alice", 10))
+    try:
+        value_of(broker, b"PEXPIRE", b"claim", HOUR_MS)
+        with pytest.raises(PartyTaken):
+            second.acquire(Outage("alice", 10))
+        assert value_of(broker, b"GET", b"claim") == first.instance.encode()
+    finally:
+        first.release()
+
+
+def test_a_clock_that_goes_back_a_little_looks_like_no_renewal(
+    valkey: EmbeddedBroker, short_lease: None
+) -> None:
+    broker = Broker(valkey.url, timeout=5)
+    value_of(broker, b"SET", b"claim", b"0123456789abcdef", b"PX", int(500 * LEASE))
+    claim, steps = claim_through(broker), iter([True])
+    call = claim._call
+
+    def step_back(connection: BrokerConnection, *command: bytes | int) -> Any:
+        reply = call(connection, *command)
+        if command[0] == b"PTTL" and 0 < reply < 300 * LEASE and next(steps, False):
+            value_of(broker, b"PEXPIRE", b"claim", int(900 * LEASE))
+        return reply
+
+    claim._call = step_back  # type: ignore[method-assign]
+    claim.acquire(Outage("alice", 10))
+    claim.release()
