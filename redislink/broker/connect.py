@@ -42,6 +42,7 @@ from redislink.broker.wire import (
     SocketWire,
     UnaskedError,
     Wire,
+    WireError,
     pack,
 )
 from redislink.errors import (
@@ -79,8 +80,19 @@ class Login:
 _NO_LOGIN: Final = Login()
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What became known of a broker by connecting; shared by `Broker.at` and `on`."""
+
+    answered: bool = False
+    """A server of it has answered: what we speak is what it speaks."""
+    tls_files_were_right: bool = False
+
+
 class BrokerConnection:
     """One connection; used by one thread at a time, but `interrupt` may come from any."""
+
+    _seen: _Seen | None = None
 
     def __init__(
         self,
@@ -91,7 +103,8 @@ class BrokerConnection:
         timeout: float,
         login: Login = _NO_LOGIN,
         on_elsewhere: Callable[[str], None] | None = None,
-        explain: Callable[[BaseException], str | None] | None = None,
+        explain: Callable[[BaseException], BrokerError | None] | None = None,
+        seen: _Seen | None = None,
     ) -> None:
         """Args:
         label: the broker's name for messages.
@@ -100,12 +113,14 @@ class BrokerConnection:
         timeout: seconds to write, and for each reply to the login.
         login: as whom, and to which database.
         on_elsewhere: called with the error reply that says that the lists are elsewhere.
-        explain: given why the connection broke, says more of it and what to do, if it knows.
+        explain: given why the connection broke, says more of it, if it knows more.
+        seen: where to note that the server has answered.
         """
         self._label = label
         self._hide = login.hide
         self._on_elsewhere = on_elsewhere
         self._explain = explain
+        self._seen = seen
         self.usable = True
         self._wire: Wire = LibraryWire(connection)
         try:
@@ -135,6 +150,8 @@ class BrokerConnection:
                     f"broker {self._label}: answered the login with something else than OK: check "
                     "that it is a Redis or Valkey server"
                 )
+            if self._seen is not None:
+                self._seen.answered = True
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write packed commands (see `wire.pack`); each owes one `read`.
@@ -271,7 +288,10 @@ class BrokerConnection:
     def execute(self, *command: bytes | int | str, timeout: float, most: Bound = SHORT) -> Any:
         """Send one command and read its reply."""
         self.write((pack(command),))
-        return self.read(timeout, most)
+        reply = self.read(timeout, most)
+        if self._seen is not None:
+            self._seen.answered = True
+        return reply
 
     def interrupt(self) -> None:
         """Make a `read` in another thread end with an error, now.
@@ -303,7 +323,7 @@ class BrokerConnection:
         self.close()
         known = None if self._explain is None else self._explain(error)
         if known is not None:
-            return BrokerUnreachable(f"broker {self._label}: {known}")
+            return known
         text = one_line(self._hide(str(error)), 200) or type(error).__name__
         if isinstance(error, NotRespError | UnaskedError):
             kind = BrokerRefused if isinstance(error, UnaskedError) else BrokerUnreachable
@@ -326,15 +346,6 @@ class BrokerConnection:
                 remedy = "it is found anew; if this lasts, see the broker's log"
                 return BrokerUnreachable(f"{str(error).rpartition(': ')[0]}: {remedy}")
         return error
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What became known of a broker by connecting; shared by `Broker.at` and `on`."""
-
-    answered: bool = False
-    """A server of it has answered: what we speak is what it speaks."""
-    tls_files_were_right: bool = False
 
 
 class Broker:
@@ -552,7 +563,6 @@ class Broker:
         except BrokerError:
             connection.close()
             raise
-        self._seen.answered = True
         return connection
 
     def _connect(
@@ -589,14 +599,13 @@ class Broker:
                 timeout=self.timeout,
                 login=login,
                 on_elsewhere=on_elsewhere,
-                explain=lambda error: self._explain(address, error),
+                explain=lambda error: self._explain(address, label, error),
+                seen=self._seen,
             )
         except BrokerAuthError as error:
             # Who rotates a password changes it here and there, one after the other.
             error.passes = credentials.may_change and credentials.were_accepted
             raise
-        if login.auth or login.database:
-            self._seen.answered = True
         credentials.were_accepted = True
         return connection
 
@@ -622,17 +631,28 @@ class Broker:
         except ConfigError as error:  # the files were right when we connected first
             raise BrokerUnreachable(str(error)) from None
 
-    def _explain(self, address: Address | None, error: BaseException) -> str | None:
-        """What is known of why a connection broke, and what to do; None if that is nothing."""
+    def _explain(
+        self, address: Address | None, label: str, error: BaseException
+    ) -> BrokerError | None:
+        """What to raise if more is known of why a connection broke; None if nothing is."""
         if address is None:
             return None
-        if not self._url.tls:
-            if not self._seen.answered and tls.speaks_tls(address):
-                return (
-                    "it speaks TLS on this port: write rediss:// in the URL, and set "
-                    "REDISLINK_BROKER_TLS_CA"
-                )
+        why = self._why_no_tls(address, error) if self._url.tls else self._why_no_plain(address)
+        if why is None:
             return None
+        known = BrokerUnreachable(f"broker {label}: {why}")
+        known.passes = self._seen.answered  # at the start nothing comes of trying again
+        return known
+
+    def _why_no_plain(self, address: Address) -> str | None:
+        if self._seen.answered or not tls.speaks_tls(address):
+            return None
+        return (
+            "it speaks TLS on this port: write rediss:// in the URL, and set "
+            "REDISLINK_BROKER_TLS_CA"
+        )
+
+    def _why_no_tls(self, address: Address, error: BaseException) -> str | None:
         try:
             self._tls.context()
         except ConfigError as wrong:
@@ -640,7 +660,9 @@ class Broker:
         refused = tls.verification_error(error)
         if refused is not None:
             return _why_not_trusted(refused)
-        if tls.about_our_certificate(error):
+        if tls.about_our_certificate(error) or (
+            not self._seen.answered and _closed_after_handshake(error)
+        ):
             return (
                 f"it wants another certificate of this party, or one at all ({one_line(str(error))}"
                 "): set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to one that its CA "
@@ -689,6 +711,13 @@ def _fake_server(name: str) -> Any:
     # Not fakeredis' own sharing by host: two threads that connect at once get two servers there.
     with _fake_servers_lock:
         return _fake_servers.setdefault(name, fakeredis.FakeServer())
+
+
+def _closed_after_handshake(error: BaseException) -> bool:
+    """True for how the refusal of our certificate also shows: in TLS 1.3 it comes late, or not."""
+    if isinstance(error, NotRespError | UnaskedError):
+        return False
+    return isinstance(error, WireError | ConnectionError)
 
 
 def _why_not_trusted(error: ssl.SSLCertVerificationError) -> str:

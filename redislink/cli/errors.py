@@ -30,7 +30,7 @@ from redislink.errors import (
     SecurityError,
 )
 from redislink.logs import JsonFormatter
-from redislink.settings import LogFormat, RedisLinkSettings
+from redislink.settings import LONGEST_SECONDS, LogFormat, RedisLinkSettings
 from redislink.text import MOST_IN_LINE, one_line, printable
 
 
@@ -145,6 +145,13 @@ Verbose = Annotated[
         help="Log to stderr; show tracebacks of redislink's own errors.",
     ),
 ]
+
+
+def check_finite(seconds: float) -> float:
+    """For options that are times: click's bounds let NaN through."""
+    if not seconds <= LONGEST_SECONDS:
+        raise typer.BadParameter(f"{seconds} is more than {LONGEST_SECONDS} seconds, or no number")
+    return seconds
 
 
 def exit_code(error: BaseException) -> ExitCode:

@@ -25,7 +25,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from redislink.cli.errors import ExitCode, Verbose, say
+from redislink.cli.errors import ExitCode, Verbose, check_finite, say
 from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
 from redislink.settings import LinkMode, RedisLinkSettings
@@ -80,7 +80,10 @@ def simulate(
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="When to end what still runs.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=1, callback=check_finite, help="When to end what still runs."
+        ),
     ] = 600.0,
     verbose: Verbose = False,
 ) -> None:

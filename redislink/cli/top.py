@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from redislink.cli.errors import Verbose
+from redislink.cli.errors import Verbose, check_finite
 from redislink.cli.onlooker import (
     BrokerOption,
     JsonOption,
@@ -52,7 +52,10 @@ def top(
         bool, typer.Option("--once", help="Print one reading and end; rates need two.")
     ] = False,
     every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.2, help="Time between two readings.")
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0.2, callback=check_finite, help="Time between two readings."
+        ),
     ] = 1.0,
     as_json: JsonOption = False,
     verbose: Verbose = False,
