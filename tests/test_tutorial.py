@@ -138,11 +138,6 @@ class People:
         )
         return Broker.from_settings(settings, None).open()
 
-    def hand_over(self, name: str, *to: str) -> None:
-        """Bring a file of the administrator's to the others."""
-        for who in to:
-            shutil.copy(self.root / "broker" / name, self.root / who)
-
 
 @pytest.fixture
 def people(tmp_path: Path) -> Iterator[People]:
@@ -192,9 +187,9 @@ def set_up(people: People) -> None:
         shown = f'  - {{name: {party}, public_key: "x25519:…"}}\n'
         assert shown in cluster
         cluster = cluster.replace(shown, f"  {line}\n")
-    for who in (*PARTIES, ""):
-        (root / who / "cluster.yaml").write_text(cluster)
-    (fingerprint,) = blocks("Write the cluster file", "each party")
+    (root / "cluster.yaml").write_text(cluster)
+    copy, fingerprint = blocks("Write the cluster file", "each party")
+    people.all_type(copy)
     assert re.search(r"^alice .* own$", people.type("alice", fingerprint), re.MULTILINE)
 
     people.administer(
@@ -206,16 +201,14 @@ def set_up(people: People) -> None:
         assert {path.name for path in given.iterdir()} == {
             *("broker.password", "ca.crt", "client.crt", "client.key")
         }
-        shutil.copytree(given, root / who, dirs_exist_ok=True)
-    settings, doctor = blocks("Set up the broker", "each party")
-    people.all_type(settings)
+    copy, settings, doctor = blocks("Set up the broker", "each party")
+    people.all_type(copy + settings)
     for party in PARTIES:
         assert (root / party / ".env").stat().st_mode & 0o777 == 0o600
     said = people.type("alice", doctor)
     assert "FAIL" not in said
     assert re.search(r"client certificate.*PASS", said)
     assert re.search(r"login.*PASS.*hospitals~alice", said)
-    people.hand_over("cluster.yaml", "operator")
 
 
 ARGUMENTS: Final = {
@@ -279,8 +272,8 @@ def train(people: People) -> None:
 
 def watch(people: People) -> None:
     """Step 6."""
-    people.type("operator", "cd operator")
-    (top,) = blocks("Watch", "operator")
+    go_there, top = blocks("Watch", "operator")
+    people.type("operator", go_there)
     said = people.type("operator", top)
     assert "session hospitals" in said
     assert "not known" not in said, "it may see all that is shown"
@@ -291,7 +284,8 @@ def add_a_session(people: People) -> None:
     """Step 8: it is there at once, and after a restart of the broker."""
     (cluster,) = blocks("Add a second session", "administrator")
     people.type("admin", cluster)
-    people.hand_over("night.yaml", *PARTIES)
+    (copy,) = blocks("Add a second session", "each party")
+    people.all_type(copy)
     before = people.log_in("hospitals~alice")
     people.administer("Add a session")
     people.log_in("night~alice").close()
