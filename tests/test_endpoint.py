@@ -18,6 +18,7 @@ from redislink import (
     UsageError,
 )
 from redislink.broker import Broker
+from redislink.broker.wire import LISTING
 from redislink.protocol import keys
 from redislink.protocol.frame import Encoding
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
@@ -404,7 +405,9 @@ class TestConnect:
         alice.send("bob", "t", b"x")
         alice.flush()
         connection = Broker(broker_url).open()
-        for name in connection.execute(b"KEYS", b"rl:{%s:*" % alice.session.encode(), timeout=5):
+        for name in connection.execute(
+            b"KEYS", b"rl:{%s:*" % alice.session.encode(), timeout=5, most=LISTING
+        ):
             assert connection.execute(b"PTTL", name, timeout=5) > 0
         connection.close()
 

@@ -10,6 +10,7 @@ import pytest
 from redislink import BrokerUnreachable
 from redislink.broker import Broker, EmbeddedBroker, Outbox, acl
 from redislink.broker.outbox import _MOST_QUIET, _QUIET_BYTES
+from redislink.broker.wire import ELEMENT
 from redislink.errors import BrokerBusy, BrokerRefused
 from redislink.protocol import keys
 from redislink.testing import FaultyBroker
@@ -272,7 +273,7 @@ def real(valkey: EmbeddedBroker) -> Iterator[Outbox]:
 
 def elements(url: str) -> Iterator[bytes]:
     connection = Broker(url).open()
-    while (element := connection.execute(b"LPOP", LIST, timeout=5)) is not None:
+    while (element := connection.execute(b"LPOP", LIST, timeout=5, most=ELEMENT)) is not None:
         yield bytes(element)
     assert connection.execute(b"TYPE", MARK, timeout=5) == b"none"
     connection.close()

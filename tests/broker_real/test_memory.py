@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from redislink.broker import Broker
+from redislink.broker.wire import LISTING
 from tests.broker_real.conftest import MakeServer
 from tests.conftest import join, make_cluster, run_parties
 from tests.support.bulk import MB, transfer
@@ -58,9 +59,9 @@ def test_after_a_clean_close_no_key_is_left(broker_url: str) -> None:
                     assert me.recv(peer.party, f"t{number % 3}") == bytes(number * 100)
     connection = Broker(broker_url).open()
     pattern = b"rl:{%s:*" % endpoints[0].session.encode()
-    assert connection.execute(b"KEYS", pattern, timeout=5) != []
+    assert connection.execute(b"KEYS", pattern, timeout=5, most=LISTING) != []
     run_parties(*(endpoint.close for endpoint in endpoints))
-    assert connection.execute(b"KEYS", pattern, timeout=5) == []
+    assert connection.execute(b"KEYS", pattern, timeout=5, most=LISTING) == []
     connection.close()
 
 

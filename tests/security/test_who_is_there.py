@@ -10,6 +10,7 @@ from redislink import (
     PeerRestarted,
     SecurityMismatch,
 )
+from redislink.broker.wire import LISTING
 from redislink.identity import Identity, format_public_key, write_secret
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 
@@ -150,9 +151,11 @@ def test_what_is_sealed_is_so_from_the_first_frame_on(broker_url):
     connection = alice._broker.open()
     alice.send("bob", "t", b"a payload that nobody else reads")
     alice.flush()
-    for name in connection.execute(b"KEYS", b"rl:{%s:*" % alice.session.encode(), timeout=5):
+    for name in connection.execute(
+        b"KEYS", b"rl:{%s:*" % alice.session.encode(), timeout=5, most=LISTING
+    ):
         if connection.execute(b"TYPE", name, timeout=5) == b"list":
-            for element in connection.execute(b"LRANGE", name, 0, -1, timeout=5):
+            for element in connection.execute(b"LRANGE", name, 0, -1, timeout=5, most=LISTING):
                 assert b"payload" not in element
     connection.close()
     assert bob.recv("alice", "t") == b"a payload that nobody else reads"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from redislink.broker import Broker
+from redislink.broker.wire import LISTING
 
 Content = dict[bytes, tuple[bytes, int]]
 """By key: its serialized value, and what is left of its life in ms (-1: it has no end)."""
@@ -15,7 +16,7 @@ def run(url: str, *command: bytes | int | str | float) -> Any:
     key = command[1] if len(command) > 1 else b""
     connection = Broker(url).at(key if isinstance(key, bytes) else str(key).encode()).open()
     try:
-        return connection.execute(*command, timeout=5)  # type: ignore[arg-type]
+        return connection.execute(*command, timeout=5, most=LISTING)  # type: ignore[arg-type]
     finally:
         connection.close()
 
@@ -61,7 +62,7 @@ def add_foreign_keys(url: str, session: str, inbox: str) -> list[bytes]:
     else:
         connection = Broker(url).open()
         for command in commands:
-            connection.execute(*command, timeout=5)  # type: ignore[arg-type]
+            connection.execute(*command, timeout=5, most=LISTING)  # type: ignore[arg-type]
         connection.close()
     return [c[1] if isinstance(c[1], bytes) else str(c[1]).encode() for c in commands]
 
@@ -73,8 +74,8 @@ def content_of(url: str) -> Content:
     found: Content = {}
     for server in servers:
         connection = server.open()
-        for name in connection.execute("KEYS", "*", timeout=5):
-            value = connection.execute("DUMP", name, timeout=5)
+        for name in connection.execute("KEYS", "*", timeout=5, most=LISTING):
+            value = connection.execute("DUMP", name, timeout=5, most=LISTING)
             ttl = connection.execute("PEXPIRETIME", name, timeout=5)
             if value is not None:
                 found[name] = (bytes(value), ttl)

@@ -11,6 +11,7 @@ from typing import Any
 
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connect import BrokerConnection
+from redislink.broker.wire import LISTING
 
 KINDS = ("valkey", "redis-server")
 
@@ -49,7 +50,7 @@ class Admin:
     def __call__(self, *command: bytes | int) -> Any:
         if self._connection is None or not self._connection.usable:
             self._connection = self._broker.open()
-        return self._connection.execute(*command, timeout=5)
+        return self._connection.execute(*command, timeout=5, most=LISTING)
 
     def info(self, section: str) -> dict[str, str]:
         """``INFO section`` as a mapping."""
