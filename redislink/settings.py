@@ -247,7 +247,8 @@ class RedisLinkSettings(BaseSettings):
     @classmethod
     def _file_exists(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}: check the path")
+            what = f"{path} is not a regular file" if path.exists() else f"there is no file {path}"
+            raise ValueError(f"{what}: check the path")
         return path
 
     @field_validator("psk_dir")
