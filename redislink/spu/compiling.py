@@ -137,7 +137,7 @@ def compile_function(
         try:
             traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
             outputs, out_tree = jax.tree_util.tree_flatten(out)
-            rewritten = rewrite(traced, out_tree)
+            rewritten = rewrite(traced, out_tree, ranges.ring_bits)
             if rewritten is not None:
                 rewritten.__name__ = flat.__name__
                 flat, traced = rewritten, _trace_again(rewritten, shapes, where)

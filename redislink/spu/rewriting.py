@@ -1,6 +1,9 @@
 """Functions of JAX that SPU computes otherwise than JAX, rewritten before it compiles them.
 
 - ``lax.top_k`` comes from SPU in any order: what it gives is sorted.
+- The largest and least of whole numbers of the ring's full width start from the least and largest
+  of their type, which the ring cannot compare (`redislink.spu.ranges`): ``jnp.max`` of int64 would
+  be -2**63 on FM64. They start from the bounds of what can be compared instead.
 - JAX's random numbers rely on 32-bit integers that wrap, and in SPU's rings they do not: the
   numbers would be neither JAX's nor uniform. What is drawn from a key that all parties know is
   drawn while the function is traced, and compiled in; from another key nothing can be drawn.
@@ -13,6 +16,7 @@ from typing import Any, Final
 
 import jax
 import jax.extend.core
+import numpy as np
 from jax import lax
 
 from redislink.errors import UsageError
@@ -26,69 +30,122 @@ _DRAWN: Final = frozenset(
         "random_gamma",
         "threefry2x32",
         "rng_bit_generator",
-        "rng_uniform",
     }
 )
+_DRAWN_FROM_NO_KEY: Final = "rng_uniform"
 _TOP_K: Final = "top_k"
+_EXTREMES: Final = frozenset({"reduce_max", "reduce_min", "argmax", "argmin", "cummax", "cummin"})
 _INLINED: Final = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint"})
 
 
-def rewrite(traced: Any, out_tree: Any) -> Callable[..., Any] | None:
+def rewrite(traced: Any, out_tree: Any, ring_bits: int) -> Callable[..., Any] | None:
     """A function with what SPU gets wrong put right; None if there is nothing of the kind.
 
     Args:
         traced: what ``jax.make_jaxpr`` gave.
         out_tree: containers of the results.
+        ring_bits: of the field.
 
     Raises:
         UsageError: by the function, where it is traced: it draws random numbers from a key that
             is not known.
     """
-    if not _has(traced.jaxpr, _DRAWN | {_TOP_K}):
+    rewriting = _Rewriting(ring_bits)
+    if not _has(traced.jaxpr, rewriting.is_wrong):
         return None
 
     def rewritten(*leaves: Any) -> Any:
-        return jax.tree_util.tree_unflatten(out_tree, _evaluate(traced, leaves))
+        return jax.tree_util.tree_unflatten(out_tree, rewriting.evaluate(traced, leaves))
 
     return rewritten
 
 
-def _evaluate(closed: Any, arguments: Sequence[Any]) -> list[Any]:
-    jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    values |= zip(jaxpr.invars, arguments, strict=True)
-    for equation, is_needed in zip(jaxpr.eqns, _needed_to_draw(jaxpr), strict=True):
-        given = [_value(values, place) for place in equation.invars]
-        results = _apply(equation, given, is_needed)
-        values |= zip(equation.outvars, results, strict=True)
-    return [_value(values, place) for place in jaxpr.outvars]
+class _Rewriting:
+    """Evaluates traced functions, with other operations in the places of some."""
+
+    def __init__(self, ring_bits: int) -> None:
+        self._ring_bits = ring_bits
+
+    def is_wrong(self, equation: Any) -> bool:
+        """True for an operation that SPU computes otherwise than JAX."""
+        name = equation.primitive.name
+        if name in _EXTREMES:
+            dtype = equation.invars[0].aval.dtype
+            return dtype.kind in "iu" and dtype.itemsize * 8 == self._ring_bits
+        return _draws(equation) or name in (_TOP_K, _DRAWN_FROM_NO_KEY)
+
+    def evaluate(self, closed: Any, arguments: Sequence[Any]) -> list[Any]:
+        jaxpr = closed.jaxpr
+        values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        values |= zip(jaxpr.invars, arguments, strict=True)
+        for equation, is_needed in zip(jaxpr.eqns, _needed_to_draw(jaxpr), strict=True):
+            given = [_value(values, place) for place in equation.invars]
+            results = self._apply(equation, given, is_needed)
+            values |= zip(equation.outvars, results, strict=True)
+        return [_value(values, place) for place in jaxpr.outvars]
+
+    def _apply(self, equation: Any, given: list[Any], is_needed: bool) -> list[Any]:
+        name = equation.primitive.name
+        known = not any(isinstance(value, jax.core.Tracer) for value in given)
+        if is_needed and known:
+            with jax.ensure_compile_time_eval():
+                return _bind(equation, given, equation.params)
+        if _draws(equation) or name == _DRAWN_FROM_NO_KEY:
+            raise UsageError(
+                "it draws random numbers in a loop, or from a key that is an argument, or from "
+                "none, and SPU would give numbers that are neither JAX's nor uniform: close over "
+                "the key and draw outside of the loop, or draw before and give the numbers as an "
+                "argument"
+            )
+        if name in _EXTREMES and self.is_wrong(equation):
+            return self._extreme(name, given[0], equation.params)
+        inner = list(_functions(equation))
+        if not any(_has(part.jaxpr, self.is_wrong) for part in inner):
+            results = _bind(equation, given, equation.params)
+            return _in_order(*results) if name == _TOP_K else results
+        if name in _INLINED:
+            (function,) = inner
+            return self.evaluate(function, given)
+        params = {key: self._rewritten(value) for key, value in equation.params.items()}
+        return _bind(equation, given, params)
+
+    def _extreme(self, name: str, operand: Any, params: dict[str, Any]) -> list[Any]:
+        largest = name.endswith("max")
+        choose = lax.max if largest else lax.min
+        if name.startswith("cum"):
+            axis, reverse = params["axis"], params["reverse"]
+            return [lax.associative_scan(choose, operand, reverse=reverse, axis=axis)]
+        limit = 1 << (self._ring_bits - 2)
+        least = 0 if operand.dtype.kind == "u" else -limit
+        start = np.array(least if largest else limit - 1, operand.dtype)
+        if name.startswith("reduce"):
+            return [lax.reduce(operand, start, choose, params["axes"])]
+        (axis,) = params["axes"]
+        places = lax.broadcasted_iota(params["index_dtype"], operand.shape, axis)
+        zero = np.array(0, params["index_dtype"])
+
+        def better(one: Any, other: Any) -> Any:
+            (value, place), (other_value, other_place) = one, other
+            wins = value > other_value if largest else value < other_value
+            wins |= (value == other_value) & (place < other_place)
+            return lax.select(wins, value, other_value), lax.select(wins, place, other_place)
+
+        _, found = lax.reduce((operand, places), (start, zero), better, (axis,))
+        return [found]
+
+    def _rewritten(self, value: Any) -> Any:
+        """A parameter of an equation, with the functions in it rewritten."""
+        match value:
+            case jax.extend.core.ClosedJaxpr():
+                shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in value.in_avals]
+                return jax.make_jaxpr(lambda *given: self.evaluate(value, given))(*shapes)
+            case list() | tuple():
+                return type(value)(self._rewritten(part) for part in value)
+        return value
 
 
 def _value(values: dict[Any, Any], place: Any) -> Any:
     return place.val if isinstance(place, jax.extend.core.Literal) else values[place]
-
-
-def _apply(equation: Any, given: list[Any], is_needed: bool) -> list[Any]:
-    name = equation.primitive.name
-    known = not any(isinstance(value, jax.core.Tracer) for value in given)
-    if is_needed and known:
-        with jax.ensure_compile_time_eval():
-            return _bind(equation, given, equation.params)
-    if name in _DRAWN:
-        raise UsageError(
-            "it draws random numbers in a loop, or from a key that is an argument, and SPU would "
-            "give numbers that are neither JAX's nor uniform: close over the key and draw outside "
-            "of the loop, or draw before and give the numbers as an argument"
-        )
-    inner = [part for value in equation.params.values() for part in _closed(value)]
-    if not any(_has(part.jaxpr, _DRAWN | {_TOP_K}) for part in inner):
-        results = _bind(equation, given, equation.params)
-        return _in_order(*results) if name == _TOP_K else results
-    if name in _INLINED:
-        (function,) = inner
-        return _evaluate(function, given)
-    params = {key: _rewritten(value) for key, value in equation.params.items()}
-    return _bind(equation, given, params)
 
 
 def _bind(equation: Any, given: list[Any], params: dict[str, Any]) -> list[Any]:
@@ -110,25 +167,28 @@ def _needed_to_draw(jaxpr: Any) -> list[bool]:
     needed: set[Any] = set()
     found = []
     for equation in reversed(jaxpr.eqns):
-        draws = equation.primitive.name in _DRAWN or any(
-            _has(part.jaxpr, _DRAWN)
-            for value in equation.params.values()
-            for part in _closed(value)
-        )
+        draws = _draws(equation) or any(_has(f.jaxpr, _draws) for f in _functions(equation))
         found.append(draws or not needed.isdisjoint(equation.outvars))
         if found[-1]:
             needed |= {v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)}
     return found[::-1]
 
 
-def _has(jaxpr: Any, names: frozenset[str]) -> bool:
+def _draws(equation: Any) -> bool:
+    return equation.primitive.name in _DRAWN
+
+
+def _has(jaxpr: Any, is_meant: Callable[[Any], bool]) -> bool:
+    """True if there is such an equation, also in functions within."""
     return any(
-        equation.primitive.name in names
-        or any(
-            _has(part.jaxpr, names) for value in equation.params.values() for part in _closed(value)
-        )
+        is_meant(equation) or any(_has(f.jaxpr, is_meant) for f in _functions(equation))
         for equation in jaxpr.eqns
     )
+
+
+def _functions(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        yield from _closed(value)
 
 
 def _closed(value: Any) -> Iterator[Any]:
@@ -141,14 +201,3 @@ def _closed(value: Any) -> Iterator[Any]:
         case list() | tuple():
             for part in value:
                 yield from _closed(part)
-
-
-def _rewritten(value: Any) -> Any:
-    """A parameter of an equation, with the functions in it rewritten."""
-    match value:
-        case jax.extend.core.ClosedJaxpr():
-            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in value.in_avals]
-            return jax.make_jaxpr(lambda *given: _evaluate(value, given))(*shapes)
-        case list() | tuple():
-            return type(value)(_rewritten(part) for part in value)
-    return value

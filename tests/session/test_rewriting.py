@@ -47,7 +47,7 @@ LARGEST: dict[str, Callable[[Any], Any]] = {
 
 def _rewritten(function: Any, *arguments: Any) -> Any:
     traced, out = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    return rewrite(traced, jax.tree.structure(out))
+    return rewrite(traced, jax.tree.structure(out), 64)
 
 
 @pytest.mark.parametrize("name", [*DRAWS, *LARGEST])
@@ -113,9 +113,44 @@ def test_keys_that_are_not_known_when_it_is_compiled(memory: Stage, secret: bool
         for draw in (
             lambda x, k: x + jax.random.uniform(k, x.shape),
             lambda x, k: lax.fori_loop(0, 2, lambda _, c: c + jax.random.uniform(KEY), x),
+            lambda x, k: x + lax.rng_uniform(0.0, 1.0, x.shape),
         ):
             with pytest.raises(UsageError, match=r"SP1.run\(.*it draws random numbers in a loop"):
                 sp.run(draw)(x, key)
         return sp.reveal(x, to=["bob"])
 
     assert np.array_equal(memory.play(program)["bob"], X)
+
+
+WHOLE: dict[str, Callable[[Any], Any]] = {
+    "max": lambda x: (jnp.max(x), jnp.max(x, axis=0), jnp.max(x, axis=(0, 1), keepdims=True)),
+    "min": lambda x: (jnp.min(x), jnp.min(x, axis=1)),
+    "places": lambda x: (jnp.argmax(x), jnp.argmax(x, axis=0), jnp.argmin(x, axis=1)),
+    "so far": lambda x: (lax.cummax(x, 1), lax.cummin(x, 1, reverse=True)),
+    "within jit": lambda x: jax.jit(jnp.ptp)(x),
+}
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([[-(2**62), 5, 2**62 - 1], [7, 1, 5]]),
+        np.array([[-3, -1, -2], [-3, -1, -7]]),
+        np.array([[0, 5, 2**62 - 1], [7, 1, 5]], np.uint64),
+    ],
+)
+def test_extremes_of_whole_numbers_of_full_width(memory: Stage, x: Any) -> None:
+    def every(x: Any) -> Any:
+        return {name: function(x) for name, function in WHOLE.items()}
+
+    def program(session: Session) -> Any:
+        sp = session.spu("SP1")
+        return sp.reveal(sp.run(every)(sp.private(lambda: x, "alice")), to=["bob"])
+
+    found = memory.play(program)["bob"]
+    with jax.enable_x64(True):
+        plain = every(jnp.asarray(x))
+    for name, mine in found.items():
+        for one, other in zip(jax.tree.leaves(mine), jax.tree.leaves(plain[name]), strict=True):
+            assert one.dtype == other.dtype, name
+            assert np.array_equal(one, other), name
