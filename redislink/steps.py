@@ -48,6 +48,7 @@ _DIGEST_BYTES: Final = 16
 _PART_BYTES: Final = 4
 _MOST_PARTS: Final = 32
 _MOST_TEXT: Final = 120
+_MOST_PLACE: Final = 60
 _REMEMBERED: Final = 64
 """Steps that a message tells at most, and that are kept for comparing."""
 _TICK: Final = 0.25
@@ -99,10 +100,12 @@ class _Entry:
         match told:
             case [bytes(digest), str(text), str(place), bytes(parts)]:
                 if len(parts) <= _PART_BYTES * _MOST_PARTS:
-                    return cls(digest, one_line(text, _MOST_TEXT), one_line(place, 60), parts)
+                    return cls(
+                        digest, one_line(text, _MOST_TEXT), one_line(place, _MOST_PLACE), parts
+                    )
         return None
 
-    def part(self, number: int) -> bytes:
+    def part_digest(self, number: int) -> bytes:
         return self.parts[number * _PART_BYTES : (number + 1) * _PART_BYTES]
 
 
@@ -354,7 +357,7 @@ class Steps:
                 with contextlib.suppress(PeerClosed, RecvTimeout):
                     self.recv(peer, max(0.0, deadline - time.monotonic()))
 
-    def part(self, timeout: float, parts: Sequence[Part] = ()) -> None:
+    def conclude(self, timeout: float, parts: Sequence[Part] = ()) -> None:
         """`finish` and `leave` a chain whose session goes on: nothing of it is left under way.
 
         Once a peer's farewell is here, so is all that it has told before.
@@ -412,6 +415,7 @@ class Steps:
             parts = [("shapes that this text leaves out", whole.encode()), *parts]
         digests = [hashlib.sha256(content).digest() for _, content in parts]
         place = f"{_place_in_program()}, {time.strftime('%H:%M:%S', time.gmtime())} UTC"
+        place = one_line(place, _MOST_PLACE)
         told = b"".join(digest[:_PART_BYTES] for digest in digests[:_MOST_PARTS])
         with self._lock:
             folded = hashlib.sha256(self._digest)
@@ -550,7 +554,7 @@ def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], known: bool
     found = [
         label
         for number, label in enumerate(labels[:_MOST_PARTS])
-        if own.part(number) != other.part(number)
+        if own.part_digest(number) != other.part_digest(number)
     ]
     if found:
         return f"what differs: {', '.join(found)}"
@@ -565,7 +569,7 @@ def _place_in_program() -> str:
         "contextlib",
     ):
         frame = frame.f_back
-    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return f"{PurePath(frame.f_code.co_filename).name[-30:]}:{frame.f_lineno}"
 
 
 @functools.cache

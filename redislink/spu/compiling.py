@@ -253,7 +253,7 @@ def _jax_put_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _spu_keeps_nothing() -> Iterator[None]:
-    """SPU keeps 128 codes with their sources by the identity of the source: it never finds one."""
+    """SPU keeps the last 128 codes with their sources, whatever they take; we keep them here."""
     try:
         yield
     finally:

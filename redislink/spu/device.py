@@ -405,7 +405,7 @@ class SpuDevice:
             return
         for child in self._spawned.open():
             child.close()
-        self._steps.part(
+        self._steps.conclude(
             self._at.close_timeout,
             [("the calls of devices spawned from it", self.spawned_digest())],
         )
