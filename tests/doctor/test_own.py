@@ -72,6 +72,21 @@ def test_an_identity_that_others_may_read(doctor: Ask, tmp_path) -> None:
     told.check("keys", Level.FAIL, "others on this machine may read it", f"chmod 600 {path}")
 
 
+@pytest.mark.parametrize(
+    ("protocol", "level", "words"),
+    [
+        ("CHEETAH", Level.PASS, "D runs CHEETAH: nobody is trusted"),
+        ("SEMI2K", Level.WARN, "D runs SEMI2K with TrustedFirstParty: alice, the first member"),
+        ("REF2K", Level.WARN, "D runs REF2K: nothing is secret"),
+    ],
+)
+def test_whom_each_device_trusts(doctor: Ask, protocol: str, level: Level, words: str) -> None:
+    device = {"kind": "SPU", "members": ["alice", "bob"], "config": {"protocol": protocol}}
+    spec = make_cluster("", 3, broker=None, devices={"D": device})
+    told = doctor("redis://127.0.0.1:1", spec=spec)
+    told.check("protocols", level, words)
+
+
 def test_security_none(doctor: Ask) -> None:
     spec = make_cluster("", 2, broker=None, security="none")
     told = doctor("redis://127.0.0.1:1", spec=spec)
