@@ -65,7 +65,7 @@ from redislink.protocol.status import (
     Waiting,
 )
 from redislink.rendezvous import Rendezvous
-from redislink.settings import RedisLinkSettings, check_seconds
+from redislink.settings import LONGEST_SECONDS, RedisLinkSettings, check_seconds
 from redislink.stats import EndpointStats, PeerStats, counts_of
 
 Party = str | int
@@ -362,8 +362,9 @@ class Endpoint:
             EndpointClosed: `close` was called, before or while this waited.
             UsageError: the timeout is no number of seconds.
         """
-        if timeout is not None:
-            timeout = check_seconds("timeout", timeout)
+        # Most are floats that are right: these cost no call here.
+        if type(timeout) is not float or not 0 <= timeout <= LONGEST_SECONDS:
+            timeout = None if timeout is None else check_seconds("timeout", timeout)
         return self.recv_marked(src, tag, timeout)[0]
 
     def recv_marked(

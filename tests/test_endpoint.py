@@ -271,6 +271,22 @@ class TestWrongUse:
         with pytest.raises(UsageError, match="tag"):
             pair[0].send("bob", "", b"")
 
+    @pytest.mark.parametrize("timeout", [float("nan"), -1, -float("inf"), "1", True])
+    def test_a_timeout_that_is_no_time(self, pair, timeout):
+        alice, bob = pair
+        handle = alice.send("bob", "t", b"x")
+        for call in (lambda: bob.recv("alice", "t", timeout), lambda: handle.wait(timeout)):
+            with pytest.raises(UsageError, match="a timeout is a number of seconds"):
+                call()
+        assert bob.recv("alice", "t") == b"x"
+
+    @pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**400])
+    def test_a_timeout_for_ever(self, pair, timeout):
+        alice, bob = pair
+        handle = alice.send("bob", "t", b"x")
+        assert bob.recv("alice", "t", timeout) == b"x"
+        handle.wait(timeout)
+
     def test_after_close(self, pair):
         alice, _ = pair
         alice.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
@@ -637,15 +638,17 @@ class Broker:
         """What to raise if more is known of why a connection broke; None if nothing is."""
         if address is None:
             return None
-        why = self._why_no_tls(address, error) if self._url.tls else self._why_no_plain(address)
+        find = self._why_no_tls if self._url.tls else self._why_no_plain
+        why = find(address, error)
         if why is None:
             return None
         known = BrokerUnreachable(f"broker {label}: {why}")
         known.passes = self._seen.answered  # at the start nothing comes of trying again
         return known
 
-    def _why_no_plain(self, address: Address) -> str | None:
-        if self._seen.answered or not tls.speaks_tls(address):
+    def _why_no_plain(self, address: Address, error: BaseException) -> str | None:
+        never_connected = isinstance(error, redis.RedisError)
+        if never_connected or self._seen.answered or not tls.speaks_tls(address):
             return None
         return (
             "it speaks TLS on this port: write rediss:// in the URL, and set "
@@ -653,6 +656,15 @@ class Broker:
         )
 
     def _why_no_tls(self, address: Address, error: BaseException) -> str | None:
+        answered = self._seen.answered
+        if tls.about_our_certificate(error) or (not answered and _closed_after_handshake(error)):
+            return (
+                f"it wants another certificate of this party, or one at all ({one_line(str(error))}"
+                "): set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to one that its CA "
+                "signed, and its key"
+            )
+        if not isinstance(error, redis.RedisError):
+            return None  # it broke after the handshake, of which nothing is to blame
         try:
             self._tls.context()
         except ConfigError as wrong:
@@ -660,15 +672,7 @@ class Broker:
         refused = tls.verification_error(error)
         if refused is not None:
             return _why_not_trusted(refused)
-        if tls.about_our_certificate(error) or (
-            not self._seen.answered and _closed_after_handshake(error)
-        ):
-            return (
-                f"it wants another certificate of this party, or one at all ({one_line(str(error))}"
-                "): set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to one that its CA "
-                "signed, and its key"
-            )
-        if not self._seen.answered and tls.speaks_plain(address):
+        if not answered and not _never_connected(error) and tls.speaks_plain(address):
             return (
                 "it speaks no TLS on this port: write the port where it does, or redis:// if it "
                 "has none and is on this machine or within a tunnel"
@@ -711,6 +715,12 @@ def _fake_server(name: str) -> Any:
     # Not fakeredis' own sharing by host: two threads that connect at once get two servers there.
     with _fake_servers_lock:
         return _fake_servers.setdefault(name, fakeredis.FakeServer())
+
+
+def _never_connected(error: BaseException) -> bool:
+    """True if there was no TCP connection at all, as far as that can be told."""
+    first = error.__cause__ or error.__context__
+    return isinstance(first, socket.gaierror | ConnectionRefusedError)
 
 
 def _closed_after_handshake(error: BaseException) -> bool:
