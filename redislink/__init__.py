@@ -45,6 +45,7 @@ from redislink.errors import (
     SecurityMismatch,
     SendTimeout,
     UsageError,
+    UsedAfterFork,
     ValueDecodeError,
 )
 from redislink.joining import connect
@@ -132,6 +133,7 @@ __all__ = [
     "Simulator",
     "ThreadCommunicator",
     "UsageError",
+    "UsedAfterFork",
     "ValueDecodeError",
     "__version__",
     "connect",

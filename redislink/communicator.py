@@ -39,6 +39,7 @@ from redislink.errors import (
     ValueDecodeError,
     reason_for_peers,
 )
+from redislink.forking import dies_in_child, used_after_fork
 from redislink.protocol import keys
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
@@ -334,8 +335,14 @@ class RedisCommunicator(Communicator):
         self._endpoint = endpoint
         self._receiving = 0
         self._changed = threading.Condition()
+        dies_in_child(self)
         self.session, self.party, self.rank = endpoint.session, endpoint.party, endpoint.rank
         self.party_names = tuple(endpoint.cluster.party_names)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: the threads that receive here are not there; see `Endpoint`."""
+        self._receiving = 0
+        self._changed = threading.Condition()
 
     @property
     def endpoint(self) -> Endpoint:
@@ -561,7 +568,7 @@ class _ThreadParty:
 
     changed: threading.Condition
     closed: bool = False
-    failure: PeerAborted | None = None
+    failure: RedisLinkError | None = None
     inbox: dict[tuple[int, str], deque[_Queued]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
@@ -582,6 +589,15 @@ class _Hub:
         self.recv_timeout = recv_timeout
         self.lock = threading.RLock()
         self.parties = [_ThreadParty(threading.Condition(self.lock)) for _ in names]
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: the other parties' threads are not there."""
+        self.lock = threading.RLock()
+        for name, party in zip(self.names, self.parties, strict=True):
+            party.changed = threading.Condition(self.lock)
+            party.closed = False
+            party.failure = used_after_fork(f"{name}: the communicator")
 
     def send(self, src: int, dst: int, tag: str, data: bytes, encoding: Encoding) -> _Queued:
         if len(data) > MAX_MESSAGE_BYTES:

@@ -22,7 +22,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from redislink.broker import AnyOutbox, Broker, Inbox
 from redislink.broker.claim import PartyClaim
@@ -46,8 +46,10 @@ from redislink.errors import (
     SealError,
     SendTimeout,
     UsageError,
+    UsedAfterFork,
     reason_for_peers,
 )
+from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.lanes import Lane, Lanes
 from redislink.logs import PartyLogger, is_power_of_two
 from redislink.observers import Observers
@@ -248,6 +250,7 @@ class Endpoint:
         self._reconnects = 0
         self._said_cut_finer = False
         self._mending = False
+        dies_in_child(self)
         self._control_wait = inbox.acquire()
         self._control_thread = threading.Thread(
             target=self._run_control, name=f"redislink-control-{party}", daemon=True
@@ -610,13 +613,15 @@ class Endpoint:
     def abort(self, reason: str) -> None:
         """Tell every peer that this party's run has failed, and leave.
 
+        While another thread is in `close` this ends what it waits for, and leaves the rest to it.
+
         Args:
             reason: one line; it is shown to the peers, so it must hold no data.
         """
         with self._lock:
-            if self._closing:
+            if self._stopped.is_set():
                 return
-            self._closing = True
+            is_closing, self._closing = self._closing, True
             self._wake_all()
             work = []
             for peer in self._peers.values():
@@ -624,6 +629,8 @@ class Endpoint:
                 work.append((peer, peer.delivery.pushes()))
         for peer, pushes in work:
             self._push(peer, pushes)
+        if is_closing:
+            return
         self._leave(time.monotonic() + self.settings.close_timeout)
 
     def close(self) -> None:
@@ -683,6 +690,22 @@ class Endpoint:
         else:
             self.abort(reason_for_peers(error))
 
+    def die_in_child(self) -> None:
+        """In the child of a fork: every call raises `UsedAfterFork`, leaving does nothing."""
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._closing = True
+        self._stopped = threading.Event()
+        self._stopped.set()
+        self._failure = used_after_fork(f"{self.party}: the endpoint of session {self.session!r}")
+        dead: Any = Dead(self._failure)
+        for peer in self._peers.values():
+            peer.codec.forget_keys(dead)
+            peer.codec = peer.delivery = peer.kept = peer.lanes = dead
+        self._outbox = self._inbox = self._claim = self._rendezvous = self._observers = dead
+        for traced in ("post", "recv_marked"):
+            vars(self).pop(traced, None)
+
     def __repr__(self) -> str:
         state = "closed" if self._closing else "open"
         return f"<Endpoint {self.party} (rank {self.rank}) of session {self.session}, {state}>"
@@ -690,6 +713,8 @@ class Endpoint:
     # -- shared by the calling threads -------------------------------------------------------
 
     def _check_usable(self) -> None:
+        if isinstance(self._failure, UsedAfterFork):
+            raise self._failure.with_traceback(None)
         if self._closing:
             raise EndpointClosed(
                 f"{self.party}: the endpoint is closed: open a new one with redislink.connect()"

@@ -8,6 +8,7 @@
     │   ├── PayloadTypeError   the payload is of no kind that can be sent
     │   ├── EndpointClosed     the endpoint is closed, or was closed while you waited
     │   ├── RecvCancelled      this receive was cancelled locally (``IChannel.Abort``)
+    │   ├── UsedAfterFork      it belongs to the process from which this one was forked
     │   └── NotRevealed        a value was used that this party does not have
     ├── BrokerError            the broker is at fault, or out of reach
     │   ├── BrokerUnreachable  no connection, or it broke
@@ -74,6 +75,10 @@ class PayloadTypeError(UsageError, TypeError):
 
 class EndpointClosed(UsageError):
     """The endpoint is closed, or was closed while this call waited."""
+
+
+class UsedAfterFork(UsageError):
+    """What only the process that joined may use was used in a child that it forked."""
 
 
 class NotRevealed(UsageError, TypeError):

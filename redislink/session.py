@@ -29,6 +29,7 @@ from redislink.errors import (
     UsageError,
     reason_for_peers,
 )
+from redislink.forking import dies_in_child, renew_in_child
 from redislink.identity import Identity
 from redislink.joining import connect, resolve_cluster
 from redislink.logs import PartyLogger
@@ -49,6 +50,7 @@ _REPORT_INTERVAL: Final = 10
 _simulated: ContextVar[Session | None] = ContextVar("redislink_simulated", default=None)
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 _open_lock = threading.Lock()
+renew_in_child(_open_lock)
 
 
 class Session:
@@ -82,9 +84,11 @@ class Session:
         self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
         self._closed = False
+        self._left = False
         self._lock = threading.Lock()
         with _open_lock:
             _open_sessions.add(self)
+        dies_in_child(self)
 
     @classmethod
     def join(
@@ -270,10 +274,13 @@ class Session:
         """
         with self._lock:
             self._closed = True
-        self._failure.set(
-            EndpointClosed(f"{self.party}: the session was aborted here: {reason}"), reason
-        )
-        self._leave_steps()
+        try:
+            self._failure.set(
+                EndpointClosed(f"{self.party}: the session was aborted here: {reason}"), reason
+            )
+            self._leave_steps()
+        finally:
+            self._left = True
 
     def close(self) -> None:
         """Leave in good order: wait, for ``close_timeout`` at most, until the others come to
@@ -305,7 +312,10 @@ class Session:
                     for device in self._devices.values():
                         device.close_link()
             finally:
-                self._communicator.close()
+                try:
+                    self._communicator.close()
+                finally:
+                    self._left = True
 
     def __enter__(self) -> Self:
         return self
@@ -320,6 +330,11 @@ class Session:
             self.close()
         else:
             self.abort(reason_for_peers(error))
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: every call raises `UsedAfterFork`, leaving does nothing."""
+        self._lock = threading.Lock()
+        self._closed = self._left = True
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"open, at step {self._steps.number}"
@@ -361,9 +376,9 @@ class Session:
 
 
 def open_sessions() -> list[Session]:
-    """The sessions of this process that are open."""
+    """The sessions of this process that are open, or still being left."""
     with _open_lock:
-        return [session for session in _open_sessions if not session._closed]
+        return [session for session in _open_sessions if not session._left]
 
 
 def _log_missing(session: str, party: str | None) -> Progress:

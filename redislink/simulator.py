@@ -21,6 +21,7 @@ from redislink.broker import Broker, EmbeddedBroker
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.communicator import DEFAULT_NAMESPACE, ThreadCommunicator
 from redislink.errors import ConfigError, PeerError, UsageError
+from redislink.forking import dies_in_child
 from redislink.identity import Identity, format_public_key
 from redislink.joining import connect
 from redislink.session import NAMESPACE, Session, _simulated
@@ -175,6 +176,11 @@ class _Run:
             for party, join in joins.items()
         ]
         self._order = tuple(joins)
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork one party's thread is left."""
+        self._lock = threading.Lock()
 
     def results(self) -> dict[str, Any]:
         for thread in self._threads:

@@ -39,6 +39,7 @@ from redislink.errors import (
     RedisLinkError,
     UsageError,
 )
+from redislink.forking import dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
 from redislink.text import one_line
 
@@ -126,6 +127,12 @@ class Failure:
         self.error: RedisLinkError | None = None
         self._abort = abort
         self._lock = threading.Lock()
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: every call of the session raises `UsedAfterFork`."""
+        self._lock = threading.Lock()
+        self.error = used_after_fork("the session")
 
     def set(self, error: RedisLinkError, reason: str | None = None) -> None:
         """End the session for all, unless it has ended already.
@@ -160,6 +167,12 @@ class Silence:
         self._communicator = communicator
         self._lock = threading.Lock()
         self._inside = 0
+        self._announced = contextlib.ExitStack()
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork nobody is told of the end of a silence."""
+        self._lock = threading.Lock()
         self._announced = contextlib.ExitStack()
 
     @contextlib.contextmanager
@@ -207,6 +220,12 @@ class Steps:
         self._current: _Current | None = None
         self._stopped = threading.Event()
         self._watcher: threading.Thread | None = None
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: see `Failure.die_in_child`."""
+        self._lock, self._in_step = threading.Lock(), threading.Lock()
+        self._stopped, self._watcher = threading.Event(), None
 
     @property
     def usable(self) -> bool:
@@ -265,7 +284,8 @@ class Steps:
             raise
         finally:
             self._current = None
-            self._in_step.release()
+            with contextlib.suppress(RuntimeError):  # a child that was forked in a step has another
+                self._in_step.release()
 
     def send(self, peer: str, body: Any) -> Request:
         """Send a value to a party that takes part in this step; waits for nobody."""

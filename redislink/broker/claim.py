@@ -18,7 +18,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.outage import Outage
@@ -29,6 +29,7 @@ from redislink.errors import (
     BrokerUnreachable,
     PartyTaken,
 )
+from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
 
 _LEASE_MS: Final = 6000
@@ -68,6 +69,7 @@ class PartyClaim:
         """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
         self.last_round_trip = float("inf")
         """The same, as it was when the claim was last renewed."""
+        dies_in_child(self)
 
     def acquire(self, outage: Outage) -> None:
         """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse, or to
@@ -158,8 +160,10 @@ class PartyClaim:
             timeout: seconds for each of the three things that this waits for; None takes the
                 broker's.
         """
-        longest = self._broker.timeout if timeout is None else min(timeout, self._broker.timeout)
         self._stop.set()
+        if self._thread is None and self._connection is None:
+            return
+        longest = self._broker.timeout if timeout is None else min(timeout, self._broker.timeout)
         if self._thread is not None:
             self._thread.join(longest)
             if self._thread.is_alive():
@@ -174,6 +178,12 @@ class PartyClaim:
         except BrokerError:
             self._log.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
+
+    def die_in_child(self) -> None:
+        """The claim stays the parent's: `release` does nothing here."""
+        self._stop = threading.Event()
+        self._thread = self._connection = self._status = None
+        self._broker = cast("Broker", Dead(used_after_fork(self._who)))
 
     def _measure(self, connection: BrokerConnection) -> None:
         if self.round_trip == float("inf"):

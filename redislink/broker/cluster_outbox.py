@@ -15,12 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from operator import methodcaller
+from typing import cast
 
 from redislink.broker.connect import Broker
 from redislink.broker.outbox import Outbox
 from redislink.broker.url import Address
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
+from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.protocol import keys
 
 
@@ -41,6 +43,7 @@ class ClusterOutbox:
             f"broker {broker.label}: the outbox has not connected yet"
         )
         self._closed = False
+        dies_in_child(self)
 
     @property
     def error(self) -> BrokerError | None:
@@ -161,6 +164,12 @@ class ClusterOutbox:
         """Close the connections; later writes raise EndpointClosed."""
         self._closed = True
         self._close_all()
+
+    def die_in_child(self) -> None:
+        """As `Outbox.die_in_child`; those of the nodes do so themselves."""
+        self._reconnecting = threading.Lock()
+        self._closed = True
+        self._broker = cast("Broker", Dead(used_after_fork("the outbox")))
 
     def _route(self, inbox: bytes, write: Callable[[Outbox], None]) -> None:
         """Write by the outbox that this inbox has just now; drop it where there is none."""

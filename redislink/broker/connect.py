@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -54,6 +54,7 @@ from redislink.errors import (
     ConfigError,
     UsageError,
 )
+from redislink.forking import Dead, dies_in_child, let_go, renew_in_child, used_after_fork
 from redislink.settings import RedisLinkSettings, check_seconds
 from redislink.text import one_line
 
@@ -61,6 +62,7 @@ _FAKE_SLICE: Final = 0.05
 _FAILURES: Final = (redis.RedisError, OSError, ValueError)
 _fake_servers: Final[dict[str, Any]] = {}
 _fake_servers_lock: Final = threading.Lock()
+renew_in_child(_fake_servers_lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class BrokerConnection:
         self._seen = seen
         self.usable = True
         self._wire: Wire = LibraryWire(connection)
+        self._connection = connection
+        dies_in_child(self)
         try:
             connection.connect()
             if not in_process:
@@ -305,6 +309,14 @@ class BrokerConnection:
         """Close; never raises."""
         self.usable = False
         self._wire.close()
+
+    def die_in_child(self) -> None:
+        """Let go of the socket; neither QUIT nor TLS's good-bye is said."""
+        self.usable = False
+        self._wire = cast("Wire", Dead(used_after_fork(f"the connection to broker {self._label}")))
+        held = getattr(self._connection, "_sock", None)
+        if isinstance(held, socket.socket):
+            let_go(held.fileno())
 
     def _reply(self, what: str, read: Callable[..., Any], *arguments: Any) -> Any:
         """What a way of reading gives; after any failure the connection is closed."""

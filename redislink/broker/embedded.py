@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from redislink.broker.connect import Broker
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigError
+from redislink.forking import dies_in_child, let_go
 
 _START_TIMEOUT: Final = 10.0
 _ATTEMPTS: Final = 5
@@ -85,6 +86,7 @@ class EmbeddedBroker:
         """Port it listens on, once started."""
         self.pid = 0
         """Process id of the server itself, once started."""
+        dies_in_child(self)
 
     @property
     def url(self) -> str:
@@ -153,6 +155,18 @@ class EmbeddedBroker:
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
+
+    def die_in_child(self) -> None:
+        """The server and its directory stay the parent's: `stop` does nothing here."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.returncode = 0  # it is no child of this process
+            for pipe in (guard.stdin, guard.stdout):
+                if pipe is not None and not pipe.closed:
+                    let_go(pipe.fileno())
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            directory._finalizer.detach()  # type: ignore[attr-defined]
 
     def wait(self) -> None:
         """Return when the server has ended."""

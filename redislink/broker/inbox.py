@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.wire import CONTROL, ELEMENT, Buffer, pack_blpop, pack_blpops
 from redislink.errors import BrokerError, BrokerRefused, EndpointClosed
+from redislink.forking import Dead, dies_in_child, used_after_fork
 
 _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
@@ -246,6 +247,11 @@ class Wait:
         interrupted, self._interrupted = self._interrupted, False
         return interrupted
 
+    def die_in_child(self) -> None:
+        """Forget the connection, and open none any more."""
+        self._connection = None
+        self._broker = cast("Broker", Dead(used_after_fork("the inbox")))
+
     def disconnect(self) -> None:
         """Close the connection; the next pop opens one."""
         connection, self._connection = self._connection, None
@@ -264,6 +270,7 @@ class Inbox:
         self._idle: deque[Wait] = deque()
         self._all: list[Wait] = []
         self._closed = False
+        dies_in_child(self)
 
     def acquire(self) -> Wait:
         """A `Wait` for the calling thread, to be given back with `release`.
@@ -308,6 +315,13 @@ class Inbox:
                 self._idle.pop().disconnect()
             except IndexError:
                 return
+
+    def die_in_child(self) -> None:
+        """Forget every connection: `acquire` raises EndpointClosed."""
+        self._closed = True
+        self._idle.clear()
+        for wait in self._all:
+            wait.die_in_child()
 
 
 def _element_untrusted(reply: Any, label: str) -> Buffer | None:

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 from redislink.broker.backlog import Backlog, Waiting, lasting
 from redislink.broker.connect import Broker, BrokerConnection
@@ -36,6 +36,7 @@ from redislink.errors import (
     BrokerUnreachable,
     EndpointClosed,
 )
+from redislink.forking import Dead, dies_in_child, used_after_fork
 
 _PATIENCE: Final = 0.01
 """Seconds that a write may wait for room. On one machine a chunk is gone sooner than a thread
@@ -102,6 +103,7 @@ class Outbox:
             f"broker {broker.label}: the outbox has not connected yet"
         )
         self._closed = False
+        dies_in_child(self)
 
     @property
     def error(self) -> BrokerError | None:
@@ -300,6 +302,13 @@ class Outbox:
             writer = self._writer
         if writer is not None:
             writer.join(_JOIN_SECONDS)  # its wait ends with the connection
+
+    def die_in_child(self) -> None:
+        """Forget connection and backlog: later writes raise EndpointClosed."""
+        self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
+        self._closed, self._connection, self._backlog = True, None, None
+        self._broker = cast("Broker", Dead(used_after_fork("the outbox")))
 
     def _write(
         self,

@@ -21,7 +21,7 @@ import itertools
 import struct
 import threading
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -70,6 +70,10 @@ class Codec(Protocol):
         """`encode_parts` of ``Data(seq, encoding=encoding, acked=acked)``: the short way."""
         ...
 
+    def forget_keys(self, instead: Any) -> None:
+        """Never seal or open again: whatever is asked from now on is asked of ``instead``."""
+        ...
+
     def encode(self, name: bytes, frame: Frame, body: bytes | memoryview) -> bytes:
         """The element as one."""
         return b"".join(self.encode_parts(name, frame, body))
@@ -93,6 +97,9 @@ class Codec(Protocol):
 
 class PlainCodec(Codec):
     """Elements in the clear: the broker can read and change everything."""
+
+    def forget_keys(self, instead: Any) -> None:
+        """There are none."""
 
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview
@@ -134,6 +141,9 @@ class SealedCodec(Codec):
         self._control_numbers = itertools.count(1)
         self._control_window = ReplayWindow()
         self._thread = threading.local()
+
+    def forget_keys(self, instead: Any) -> None:
+        self._data_out = self._data_in = self._control_out = self._control_in = instead
 
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview

@@ -16,6 +16,7 @@ from spu.libspu import link
 
 from redislink.endpoint import Endpoint, SendHandle
 from redislink.errors import PeerClosed, RecvCancelled, SendTimeout, UsageError
+from redislink.forking import dies_in_child
 
 _CONNECT_TAG: Final = "connect"
 
@@ -41,6 +42,13 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._last_sent: tuple[str, int] | None = None
         """Tag and number of the last message."""
         self._aborted = False
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: the endpoint raises; the link may be left."""
+        self._throttle_lock = threading.Lock()
+        self._last_sent = None
+        self._unconsumed.clear()
 
     def Send(self, key: str, value: bytes) -> None:
         """Send, and return once the broker has it."""

@@ -25,6 +25,7 @@ from redislink.broker.connect import Broker, BrokerConnection
 from redislink.broker.error_map import translate_error_reply
 from redislink.broker.wire import ELEMENT, LISTING, Bound, Buffer, element_of, pack_blpop
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError
+from redislink.forking import dies_in_child
 from redislink.protocol import keys
 
 _REORDER_SECONDS: Final = 0.05
@@ -104,6 +105,7 @@ class FaultyBroker(Broker):
         self._held: list[tuple[float, int, bool, list[Command]]] = []
         self._order = itertools.count()
         self._releaser: threading.Thread | None = None
+        dies_in_child(self)
 
     @property
     def injected(self) -> dict[str, int]:
@@ -171,6 +173,11 @@ class FaultyBroker(Broker):
         """Remove all keys of the session that a list belongs to, as an empty restart does."""
         session = keys.parse_list_untrusted(name)[0]
         self._on_own_connection([[b"KEYS", f"{keys.PREFIX}:{{{session}:*"]], then_delete=True)
+
+    def die_in_child(self) -> None:
+        """What is held is the parent's to push."""
+        self._lock = threading.Lock()
+        self._held, self._releaser = [], None
 
     def _release_held(self) -> None:
         while True:

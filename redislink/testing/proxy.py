@@ -16,6 +16,8 @@ from socket import SO_LINGER, SO_RCVBUF, SOL_SOCKET
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from redislink.forking import dies_in_child, let_go
+
 HOST: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
 _CHUNKS_UNDER_WAY: Final = 512
@@ -196,6 +198,8 @@ class Proxy:
         self._end: asyncio.Event | None = None
         self._listens = threading.Event()
         self._thread = threading.Thread(target=self._run, name="redislink-proxy", daemon=True)
+        self._listening: list[int] = []
+        dies_in_child(self)
 
     @property
     def connections(self) -> tuple[ProxiedConnection, ...]:
@@ -222,6 +226,15 @@ class Proxy:
             self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(_TIMEOUT)
 
+    def die_in_child(self) -> None:
+        """It goes on in the parent, whose connections end although this process has copies."""
+        self._loop = self._end = None
+        writers = [w for connection in self._connections.values() for w in connection._writers]
+        sockets = [w.get_extra_info("socket") for w in writers]
+        for descriptor in [*self._listening, *(s.fileno() for s in sockets if s is not None)]:
+            if descriptor >= 0:
+                let_go(descriptor)
+
     def _call(self, work: Callable[[], _T]) -> _T:
         """Do something in the loop's thread, and return once it is done."""
         if self._loop is None:
@@ -242,8 +255,10 @@ class Proxy:
         server = await asyncio.start_server(self._take, HOST, 0)
         server.sockets[0].setsockopt(SOL_SOCKET, SO_RCVBUF, _RECEIVE_BUFFER)
         self.port = server.sockets[0].getsockname()[1]
+        self._listening = [socket.fileno() for socket in server.sockets]
         self._listens.set()
         await self._end.wait()
+        self._listening = []
         server.close()
         # asyncio.run cancels the connections that are left, and each closes itself then.
 

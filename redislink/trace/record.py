@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from redislink.errors import ConfigError
 from redislink.files import open_in_place_of
+from redislink.forking import dies_in_child, let_go
 from redislink.logs import PartyLogger
 from redislink.protocol.frame import BytesLike, Encoding
 
@@ -82,6 +83,8 @@ class TraceRecorder:
         self._endpoint: Endpoint | None = None
         self._stop = threading.Event()
         self._writer: threading.Thread | None = None
+        self._is_parents = False
+        dies_in_child(self)
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
         """Record every `send`, `recv` and `recv_marked` of this endpoint from now on.
@@ -107,6 +110,8 @@ class TraceRecorder:
 
     def close(self) -> None:
         """Write what is left, and the end; without `attach`, remove the file."""
+        if self._is_parents:
+            return
         if self._writer is None:
             self._file.close()
             self.path.unlink(missing_ok=True)
@@ -116,6 +121,15 @@ class TraceRecorder:
         self._writer.join(_LONGEST_WRITE)
         if self._writer.is_alive():
             self._log.warning("%s: the trace %s is not written whole", self._party, self.path)
+
+    def die_in_child(self) -> None:
+        """What is not written yet is the parent's to write."""
+        self._take_off()
+        self._calls.clear()
+        self._stop = threading.Event()
+        self._is_parents = True
+        if not self._file.closed:
+            let_go(self._file.fileno())
 
     # -- in the caller's thread --------------------------------------------------------------
 

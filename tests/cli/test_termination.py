@@ -1,0 +1,329 @@
+"""SIGTERM under ``redislink run``: whatever the program does with signals, threads and forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from redislink import PeerAborted, Session, load_cluster
+from redislink.broker import EmbeddedBroker
+from redislink.cli import termination
+from redislink.cli.termination import Terminated, ended_by_sigterm
+from tests.cli.conftest import Start, Write, ended
+from tests.conftest import connect_as, in_thread, quick_settings
+from tests.support.children import in_child
+
+LOOP = """
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, print, "SIGUSR1")
+"""
+ENDED = "redislink: alice: ended by SIGTERM"
+CUT = "redislink: alice: ended by SIGTERM, in the middle of a computation"
+
+# Name: what alice's program does once it has joined, and the last line that it leaves on stderr.
+PROGRAMS = {
+    "waits in a thread of asyncio's": (
+        LOOP
+        + """
+        await asyncio.to_thread(wait)
+    asyncio.run(main())
+    """,
+        ENDED,
+    ),
+    "waits after asyncio is over": (LOOP + "    asyncio.run(main())\n    wait()", ENDED),
+    "is in a loop and idle, as Jupyter": (
+        LOOP
+        + """
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+    asyncio.run(main())
+    """,
+        ENDED,
+    ),
+    "waits within a callback of a loop, as a cell of Jupyter": (
+        LOOP
+        + """
+        loop.call_soon(wait)
+        await asyncio.Event().wait()
+    asyncio.run(main())
+    """,
+        ENDED,
+    ),
+    "has the wake-up descriptor, and its main thread in C": (
+        """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    assert signal.set_wakeup_fd(theirs.fileno()) == -1
+    wait_in_c()
+    """,
+        CUT,
+    ),
+    "waits in a thread": (
+        """
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    """,
+        ENDED,
+    ),
+    "lets the main thread have no signal": (
+        """
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    print("ready", flush=True)
+    threading.Event().wait()
+    """,
+        CUT,
+    ),
+    "has a handler that calls ours": (
+        """
+    before = signal.getsignal(signal.SIGTERM)
+    def handle(number, frame):
+        before(number, frame)
+    signal.signal(signal.SIGTERM, handle)
+    wait()
+    """,
+        ENDED,
+    ),
+    "has had a handler, and has put ours back": (
+        """
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    wait()
+    """,
+        ENDED,
+    ),
+    "has ended the workers of a pool": (
+        """
+    for _ in range(3):
+        with multiprocessing.get_context("fork").Pool(2):
+            pass
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply_async(time.sleep, (60,))
+    wait()
+    """,
+        ENDED,
+    ),
+    "waits in close": ("\n    print('ready', flush=True)", ENDED),
+    "leaves a thread behind": (
+        """
+    threading.Thread(target=threading.Event().wait).start()
+    wait()
+    """,
+        CUT,
+    ),
+    "does not want to end": (
+        """
+    while True:
+        try:
+            print("ready", flush=True)
+            threading.Event().wait()
+        except BaseException:
+            pass
+    """,
+        CUT,
+    ),
+}
+QUICK = [name for name, (_, last) in PROGRAMS.items() if last == ENDED]
+PREPARED = """
+import asyncio, ctypes, multiprocessing, os, signal, socket, threading, time
+from redislink import Session
+
+def wait():
+    print("ready", flush=True)
+    session.communicator.recv("bob", "never")
+
+def wait_in_c():
+    lock = ctypes.CDLL(None).pthread_mutex_lock
+    mutex = ctypes.create_string_buffer(64)
+    lock(mutex)
+    print("ready", flush=True)
+    lock(mutex)  # for ever; no signal ends it
+
+with Session.join() as session:
+"""
+
+
+@pytest.fixture
+def bobs(broker: EmbeddedBroker) -> Iterator[Callable[..., list[Any]]]:
+    """Bob, in a thread here, who waits for what does not come; gives what he gets instead."""
+
+    def play(cluster: Any, alice: subprocess.Popen[str]) -> list[Any]:
+        def bob() -> None:
+            settings = quick_settings(broker_url=broker.url, recv_timeout=60)
+            with Session.over(connect_as(load_cluster(cluster), "bob", settings)) as session:
+                session.communicator.recv("alice", "never")
+
+        thread, outcome = in_thread(bob)
+        threads.append(thread)
+        assert alice.stdout is not None
+        assert alice.stdout.readline() == "ready\n"
+        return outcome
+
+    threads: list[threading.Thread] = []
+    yield play
+    for thread in threads:
+        thread.join(20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("does", PROGRAMS)
+def test_sigterm_reaches_the_session(
+    start: Start,
+    spawn: Start,
+    write_cluster: Write,
+    write_program: Write,
+    broker: EmbeddedBroker,
+    bobs: Callable[..., list[Any]],
+    does: str,
+) -> None:
+    work, last = PROGRAMS[does]
+    cluster, program = write_cluster(), write_program(PREPARED + work.strip("\n"))
+    begin = spawn if "Pool" in work else start  # the process of `start` may have no children
+    process = begin(
+        *("run", "--cluster", cluster, "--party", "alice", program),
+        broker_url=broker.url,
+        recv_timeout="60",
+        close_timeout="60",
+    )
+    outcome = bobs(cluster, process)
+    process.send_signal(signal.SIGTERM)
+    alice = ended(process)
+    assert alice.returncode == 143, alice.stderr
+    assert last in alice.stderr.splitlines()
+    deadline = time.monotonic() + 20
+    while not outcome and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert isinstance(outcome[0], PeerAborted), outcome
+    assert outcome[0].reason == "ended by SIGTERM"
+
+
+def test_a_program_that_handles_it_in_its_loop(
+    start: Start, write_cluster: Write, write_program: Write
+) -> None:
+    program = write_program(
+        """
+        import asyncio, signal, sys
+        async def main():
+            end = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
+            print("ready", flush=True)
+            await end.wait()
+            sys.exit(9)
+        asyncio.run(main())
+        """
+    )
+    process = start("run", "--cluster", write_cluster(), "--party", "alice", program)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert ended(process).returncode == 9
+
+
+def test_other_signals_reach_the_programs_loop(
+    start: Start, write_cluster: Write, write_program: Write
+) -> None:
+    program = write_program(
+        """
+        import asyncio, signal
+        async def main():
+            came = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.set)
+            print("ready", flush=True)
+            await came.wait()
+        asyncio.run(main())
+        """
+    )
+    process = start("run", "--cluster", write_cluster(), "--party", "alice", program)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR1)
+    result = ended(process)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_sessions_that_cannot_be_ended_hold_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the broker drips an answer that never ends, and abort waits for a lock."""
+
+    class Stuck:
+        def abort(self, _reason: str) -> None:
+            threading.Event().wait()
+
+    monkeypatch.setattr(termination, "_open_sessions", lambda: [Stuck(), Stuck()])
+    monkeypatch.setattr(termination, "_TELLING", 0.05)
+
+    def child() -> str:
+        try:
+            with ended_by_sigterm("alice"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Event().wait()
+        except SystemExit as end:
+            return f"{end.code}"
+        return ""
+
+    assert in_child(child) == "143"
+
+
+def test_what_the_program_did_to_signals_is_put_back() -> None:
+    def child() -> tuple[bool, int, bool]:
+        before = signal.set_wakeup_fd
+        with ended_by_sigterm("alice"):
+            reading, writing = os.pipe()
+            os.set_blocking(writing, False)
+            first, second = signal.set_wakeup_fd(writing), signal.set_wakeup_fd(writing)
+            assert (first, second) == (-1, writing)
+            with pytest.raises(ValueError, match="non-blocking"):
+                signal.set_wakeup_fd(reading)
+            with pytest.raises(OSError, match="descriptor"):
+                signal.set_wakeup_fd(999)
+            signal.raise_signal(signal.SIGCHLD)
+        handler = signal.getsignal(signal.SIGTERM)
+        return before is signal.set_wakeup_fd, signal.set_wakeup_fd(-1), handler is signal.SIG_DFL
+
+    restored, theirs, is_default = in_child(child)
+    assert restored
+    assert theirs >= 0, "what the program set stays set"
+    assert is_default
+
+
+def test_a_child_has_the_handler_that_was_there_before() -> None:
+    def parent() -> tuple[bool, int, int]:
+        with ended_by_sigterm("alice"):
+            handler, wakeup = in_child(
+                lambda: (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1))
+            )
+            pid = os.fork()
+            if pid == 0:
+                while True:
+                    signal.pause()
+            os.kill(pid, signal.SIGTERM)  # at once: it may not have let go yet
+            _, status = os.waitpid(pid, 0)
+        return handler is signal.SIG_DFL, wakeup, os.waitstatus_to_exitcode(status)
+
+    assert in_child(parent) == (True, -1, -signal.SIGTERM)
+
+
+def test_a_child_may_leave_the_block() -> None:
+    def parent() -> int:
+        pid = -1
+        with ended_by_sigterm("alice"):
+            pid = os.fork()
+        if pid == 0:
+            os._exit(7)
+        _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    assert in_child(parent) == 7
+
+
+def test_what_ends_the_program_says_so_to_the_peers() -> None:
+    assert Terminated.told_to_peers == "ended by SIGTERM"
