@@ -60,15 +60,17 @@ def ended_by_sigterm(party: str) -> Iterator[None]:
     """Within this block SIGTERM aborts every open session, then raises `Terminated`."""
     termination = _Termination(party)
     try:
-        yield
-    except (Terminated, Exception) as error:
-        # What the program raises once its session has been ended is a consequence.
-        if not termination.heard:
-            raise
-        if not isinstance(error, Terminated | RedisLinkError):
-            traceback.print_exception(error)
-        errors.say(f"{party}: ended by SIGTERM")
-        raise SystemExit(int(ExitCode.TERMINATED)) from None
+        try:
+            yield
+        except (Terminated, Exception) as error:
+            # What the program raises once its session has been ended is a consequence.
+            if not termination.heard:
+                raise
+            if not isinstance(error, Terminated | RedisLinkError):
+                traceback.print_exception(error)
+        if termination.heard:  # also where only a thread of the program's has noticed
+            errors.say(f"{party}: ended by SIGTERM")
+            raise SystemExit(int(ExitCode.TERMINATED))
     finally:
         termination.end()
 
