@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-PREFIX: Final = "redislink-psi-"
+PREFIX: Final = "redislink-scratch-"
+"""Of no directory that is not locked: version 0.1 had others, which it did not lock."""
 _ATTEMPTS: Final = 100
 _PAUSE: Final = 0.02
 """Seconds between attempts to remove a directory that something still writes to."""
