@@ -61,8 +61,8 @@ PROTOCOLS: Final = (
 
 
 REMEDY: Final = (
-    "take CHEETAH between two, ABY3 between three, or a third party's beavers "
-    "(docs/which-protocol.md), unless all trust that party"
+    "take CHEETAH between two, ABY3 between three, or a third party's beavers, "
+    "unless all trust that party"
 )
 """What to do about a weak one."""
 
