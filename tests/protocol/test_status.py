@@ -22,7 +22,7 @@ from redislink.protocol.status import (
     encode_status,
 )
 
-names = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 tags = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
 counts = st.integers(0, (1 << 63) - 1)
 seconds = st.floats(0, 1e9)
