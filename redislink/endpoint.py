@@ -755,20 +755,15 @@ class Endpoint:
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)
-                limit = self._element_size.limit
-                if limit is not None and isinstance(push.frame, Data) and len(push.body) > limit:
-                    fragments = list(split_element(element, push.frame.seq, limit))
-                    for part, fragment in enumerate(fragments, 1):
-                        outbox.push(
-                            name,
-                            fragment,
-                            token if part == len(fragments) else None,
-                            clear=push.clear and part == 1,
-                            size=size,
-                        )
-                    continue
+                limit, frame = self._element_size.limit, push.frame
                 if push.tag is None:
                     outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
+                elif limit is not None and isinstance(frame, Data) and len(push.body) > limit:
+                    # Its number was used, so that it must not be sealed anew in smaller frames.
+                    *first, last = split_element(element, frame.seq, limit)
+                    for at, fragment in enumerate(first):
+                        outbox.push(name, fragment, clear=push.clear and not at, size=size)
+                    outbox.push(name, last, token, size=size)
                 else:
                     outbox.push(name, element, token, clear=push.clear, size=size)
         except EndpointClosed:
@@ -859,10 +854,8 @@ class Endpoint:
                 whole = peer.codec.decode_whole_untrusted(name, element)
             if whole is None:
                 if is_fragment(element):
-                    joined = peer.fragments.add_untrusted(name, element)
+                    joined = self._join(peer, tag, name, element)
                     if joined is None:
-                        with self._lock:
-                            delivery.came_in_part(tag, time.monotonic())
                         return None
                     element = joined
                 frame, body = peer.codec.decode_untrusted(name, element)
@@ -892,6 +885,18 @@ class Endpoint:
         if pushes:
             self._push(peer, pushes)
         return message
+
+    def _join(self, peer: _Peer, tag: str, name: bytes, element: Buffer) -> bytes | None:
+        """The element that a fragment completes; None if more are to come.
+
+        Raises:
+            FrameError: it is no fragment.
+        """
+        with self._lock:
+            joined = peer.fragments.add_untrusted(name, element)
+            if joined is None:
+                peer.delivery.came_in_part(tag, time.monotonic())
+            return joined
 
     def _unregister(self, wait: Wait, delivery: Delivery, tag: str) -> None:
         with self._lock:
@@ -1051,19 +1056,7 @@ class Endpoint:
         self._log.info("%s: reconnected to broker %s", self.party, self._broker.label)
         with self._lock:
             self._reconnects += 1
-            now = time.monotonic()
-            largest = max(p.delivery.largest_unanswered for p in self._peers.values())
-            if self._element_size.broke(largest, now):
-                self._cut_finer()
-            elif self._element_size.is_hopeless(now):
-                self._fail(
-                    BrokerRefused(
-                        f"{self.party}: the broker {self._broker.label} ends the connection "
-                        f"whenever {self._element_size.suspected} bytes are pushed, and messages "
-                        f"are not cut finer than {LEAST}: raise its client-query-buffer-limit, "
-                        "proto-max-bulk-len or maxmemory-clients, or see its log"
-                    )
-                )
+            if self._is_hopeless():
                 return
             work = []
             for peer in self._peers.values():
@@ -1074,6 +1067,24 @@ class Endpoint:
         for peer, pushes in work:
             self._push(peer, pushes)
         self._rendezvous.reconnected()
+
+    def _is_hopeless(self) -> bool:
+        """The connection broke and is back: see whether that is due to what was pushed, and mend
+        it. True if nothing does, and the session has failed. Called with the lock."""
+        size, now = self._element_size, time.monotonic()
+        if size.broke(max(p.delivery.largest_unanswered for p in self._peers.values()), now):
+            self._cut_finer()
+        elif size.is_hopeless(now):
+            self._fail(
+                BrokerRefused(
+                    f"{self.party}: the broker {self._broker.label} ends the connection whenever "
+                    f"{size.suspected} bytes are pushed, and messages are not cut finer than "
+                    f"{LEAST}: raise its client-query-buffer-limit, proto-max-bulk-len or "
+                    "maxmemory-clients, or see its log"
+                )
+            )
+            return True
+        return False
 
     def _cut_finer(self) -> None:
         """The broker does not take elements so large; called with the lock."""

@@ -1274,3 +1274,55 @@ def test_a_clock_that_stands_still_or_jumps(pair):
         pair.bob.tick(now)
     pair.now = 1e9
     assert pair.receive(pair.bob, "t") == bytes(10 * CHUNK)
+
+
+# -- brokers that take no large elements ------------------------------------------------------
+
+
+def test_what_was_pushed_and_not_answered(alone):
+    alone.send("t", b"x" * 90, 0.0)
+    alone.send("u", b"x" * 40, 0.0)
+    first, second = alone.pushes()
+    assert alone.largest_unanswered == 90
+    alone.confirm(first, 0.0)
+    assert alone.largest_unanswered == 40
+    alone.confirm(second, 0.0)
+    assert alone.largest_unanswered == 0
+    alone.reconnected(1.0)
+    assert alone.largest_unanswered == 90
+
+
+def test_messages_are_cut_finer_from_then_on():
+    alice = Delivery("bob", Timing(chunk_bytes=CHUNK), 0.0)
+    alice.send("t", b"x" * CHUNK, 0.0)
+    alice.cut_finer(CHUNK // 4)
+    alice.send("t", b"x" * CHUNK, 0.0)
+    alice.send("u", b"x" * (CHUNK // 4), 0.0)
+    alice.cut_finer(CHUNK)  # never coarser again
+    alice.send("v", b"x" * CHUNK, 0.0)
+    quarters = [(part, 4) for part in range(4)]
+    parts = [(push.frame.part, push.frame.parts) for push in alice.pushes()]
+    assert parts == [(0, 1), *quarters, (0, 1), *quarters]
+
+
+def test_a_body_that_gets_lost_again_and_again_is_told(alone):
+    """The broker has it, and breaks the connection of whoever takes it."""
+    alone.send("t", b"x" * CHUNK, 0.0)
+    now, probes = 0.0, 0
+    while not alone.often_lost:
+        take_pushes(alone, now)
+        now += 1.0
+        alone.receive_control(Probe("t", AckState(0)), now)
+        probes += 1
+        assert probes < 20
+    assert alone.often_lost == CHUNK
+    assert alone.stats.frames_resent == 3
+
+
+def test_what_comes_in_part_is_not_probed_for(alone):
+    alone.wait("t", 0.0)
+    for now in range(1, 9):
+        alone.came_in_part("t", now - 0.5)
+        alone.tick(float(now))
+    alone.came_in_part("unknown", 9.0)
+    assert alone.stats.probes_sent == 0
