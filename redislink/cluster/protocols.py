@@ -86,12 +86,16 @@ def whom_it_trusts(cluster: ClusterSpec, device: str) -> str:
     return f"{row.label}: {trusts}"
 
 
-def warnings(cluster: ClusterSpec) -> list[str]:
-    """A line for each device on which one party alone can read everything."""
+def warnings(cluster: ClusterSpec, *devices: str) -> list[str]:
+    """A line for each device on which one party alone can read everything.
+
+    Args:
+        devices: names of those that are meant; none means all.
+    """
     return [
         f"device {name} runs {whom_it_trusts(cluster, name)}"
-        for name, device in cluster.devices.items()
-        if protocol_of(device.config).is_weak
+        for name in devices or cluster.devices
+        if protocol_of(cluster.device(name).config).is_weak
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from spu import libspu
 
 from redislink.cluster import ClusterSpec, DeviceSpec
+from redislink.cluster.protocols import REMEDY, warnings
 from redislink.endpoint import Endpoint
 from redislink.errors import ConfigError, LinkError, RedisLinkError
 from redislink.logs import PartyLogger
@@ -99,7 +100,11 @@ def create_link(
             f"party {party!r} is not a member of device {device!r}: only "
             f"{', '.join(spec.members)} make its link"
         )
-    chosen = _choose_mode(mode, settings, spec, PartyLogger(cluster.session, party))
+    log = PartyLogger(cluster.session, party)
+    if endpoint is None:  # else `connect` has said it
+        for warning in warnings(cluster, device):
+            log.warning("%s: %s: %s", party, warning, REMEDY)
+    chosen = _choose_mode(mode, settings, spec, log)
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     return _join(device, members, chosen, endpoint, cluster, party, settings)
 

@@ -179,6 +179,15 @@ class TestMode:
         assert mode is LinkMode.BRPC
         assert "falling back to brpc" in caplog.text
 
+    @pytest.mark.parametrize(("device", "warned"), [("SEMI2K", True), ("ABY3", False)])
+    def test_a_link_without_endpoint_says_whom_its_device_trusts(
+        self, cluster, caplog, device, warned
+    ):
+        with caplog.at_level(logging.WARNING, "redislink"), pytest.raises(LinkError):
+            create_link(device, cluster=cluster, party="alice", mode="channels")
+        words = "alice: device SEMI2K runs SEMI2K with TrustedFirstParty: alice, the first member"
+        assert (words in caplog.text) is warned
+
     def test_an_unknown_mode(self, cluster):
         with pytest.raises(LinkError, match="use channels, brpc, mem"):
             create_link("ABY3", cluster=cluster, party="alice", mode="pigeon")
