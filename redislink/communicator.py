@@ -230,6 +230,10 @@ class Communicator(ABC):
             reason: one line; it is shown to the peers, so it must hold no data.
         """
 
+    def trouble(self, peer: Party) -> str:  # noqa: ARG002 - threads have none
+        """What holds messages with a peer up, such as ``bob not heard for 12 s``; "" if nothing."""
+        return ""
+
     @abstractmethod
     def stats(self) -> EndpointStats:
         """Counts so far, over all peers and namespaces."""
@@ -348,6 +352,9 @@ class RedisCommunicator(Communicator):
     def endpoint(self) -> Endpoint:
         """The endpoint that it uses."""
         return self._endpoint
+
+    def trouble(self, peer: Party) -> str:
+        return self._endpoint.trouble(peer)
 
     def stats(self) -> EndpointStats:
         return self._endpoint.stats()

@@ -78,6 +78,7 @@ _UNREAD_CONTROL_WAIT: Final = 0.2
 _LANE_PATIENCE: Final = 0.02
 """Seconds that a receive waits for the lane that another thread reads."""
 _CONTROL_TTL: Final = 120
+_REPORT_INTERVAL: Final = 10.0
 _FIRST_PROBE: Final = 0.15
 """Seconds that a receive waits before it asks the peer for the first time: what a loss costs."""
 _LEAST_TO_LEAVE: Final = 0.5
@@ -158,10 +159,11 @@ class SendHandle:
             timeout = check_seconds("timeout", timeout)
         limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
         if not self._endpoint.wait_until(self._is_decided, limit, ask=(self._peer.name,)):
+            trouble = self._endpoint.trouble(self._peer.name)
             raise SendTimeout(
                 f"{self._endpoint.party}: {self._peer.name} has not taken the message with tag "
-                f"{self._tag!r:.120} in {limit:g} s: check that {self._peer.name} runs and "
-                "receives it"
+                f"{self._tag!r:.120} in {limit:g} s{trouble and f' ({trouble})'}: check that "
+                f"{self._peer.name} runs and receives it"
             )
         if not self.test():
             raise PeerClosed(
@@ -250,6 +252,10 @@ class Endpoint:
         self._reconnects = 0
         self._said_cut_finer = False
         self._mending = False
+        self._progress = PartyLogger(cluster.session, party, "redislink.progress")
+        self._silence_reports: dict[str, float] = {}
+        """Peers of which it was said that they are not heard, and when to say it again."""
+        self._next_silence_look = 0.0
         dies_in_child(self)
         self._control_wait = inbox.acquire()
         self._control_thread = threading.Thread(
@@ -563,6 +569,18 @@ class Endpoint:
             yield
         finally:
             self._announce(0)
+
+    def trouble(self, peer: Party) -> str:
+        """What holds messages with a peer up, as far as this party can tell.
+
+        Returns:
+            Such as ``broker unreachable for 12 s`` or ``bob not heard for 12 s``; "" if nothing.
+        """
+        if away := self._outage.describe():
+            return away
+        delivery = self._peer(peer).delivery
+        with self._lock:
+            return delivery.describe_silence(time.monotonic())
 
     def next_link_number(self, device: str) -> int:
         """How many links this endpoint has made for a device, this one included.
@@ -975,10 +993,16 @@ class Endpoint:
             )
 
     def _raise_timeout(self, peer: _Peer, tag: str, limit: float) -> None:
+        waited = f"{self.party}: waited {limit:g} s for tag {tag!r:.120} from {peer.name}"
+        if away := self._outage.describe():
+            raise RecvTimeout(
+                f"{waited}; {away}: check the broker and the line to it, not {peer.name}, or allow "
+                "more time (REDISLINK_RECV_TIMEOUT)"
+            )
         with self._lock:
             said = peer.delivery.describe_wait(tag, time.monotonic())
         raise RecvTimeout(
-            f"{self.party}: waited {limit:g} s for tag {tag!r:.120} from {peer.name}; {said}: "
+            f"{waited}; {said}: "
             f"check that {peer.name} sends it, or allow more time (REDISLINK_RECV_TIMEOUT)"
         )
 
@@ -1146,6 +1170,7 @@ class Endpoint:
                 now = time.monotonic()
                 for peer in self._peers.values():
                     peer.delivery.listened(now)
+            self._report_silence(now)
             if popped is not None:
                 peer, is_control = sources[popped[0]]
                 if is_control:
@@ -1154,6 +1179,22 @@ class Endpoint:
                 else:
                     self._take_hello(peer, popped[1])
             self._check_peers()
+
+    def _report_silence(self, now: float) -> None:
+        """Say from time to time whom this party does not hear, and when it hears them again."""
+        if now < self._next_silence_look:
+            return
+        self._next_silence_look = now + _LONGEST_CONTROL_WAIT
+        with self._lock:
+            silent = {n: p.delivery.describe_silence(now) for n, p in self._peers.items()}
+        for name, said in silent.items():
+            due = self._silence_reports.get(name)
+            if said and (due is None or now >= due):
+                self._silence_reports[name] = now + _REPORT_INTERVAL
+                self._progress.info("%s: %s", self.party, said)
+            elif not said and due is not None:
+                del self._silence_reports[name]
+                self._progress.info("%s: %s is heard again, or has left", self.party, name)
 
     def _serve_timers(self) -> float:
         """Do what is due; returns how many seconds the control thread may wait."""

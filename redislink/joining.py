@@ -73,7 +73,9 @@ def connect(
     instance = secrets.token_bytes(INSTANCE_BYTES)
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
-    outage = Outage(name, settings.broker_timeout)
+    outage = Outage(
+        name, settings.broker_timeout, PartyLogger(spec.session, name, "redislink.progress")
+    )
     observers = Observers(settings, spec.session, name)
     log = PartyLogger(spec.session, name)
     for warning in warnings(spec):

@@ -95,7 +95,11 @@ class Rendezvous:
                     f"{self._party}: waited {timeout:g} s at broker {broker.label} for "
                     f"{', '.join(missing)} to join session {self._spec.session!r}: start them "
                     "with the same cluster file and broker, or raise REDISLINK_CONNECT_TIMEOUT"
-                    + "".join(f"; {text}" for text in map(self.handshake.trouble, missing) if text)
+                    + "".join(
+                        f"; {text}"
+                        for text in (outage.describe(), *map(self.handshake.trouble, missing))
+                        if text
+                    )
                 )
             try:
                 if now >= next_hello:

@@ -561,12 +561,17 @@ class Steps:
                 if peer == current.awaited
                 or (peer in current.parties and self._heard[peer] < current.number)
             ]
-            return tuple(
-                f"{peer} (at step {self._heard[peer]})"
+            known = {
+                peer: f"at step {self._heard[peer]}"
                 if self._heard[peer]
-                else f"{peer} (not heard of in any step)"
+                else "not heard of in any step"
                 for peer in late
-            )
+            }
+        troubles = {peer: self._communicator.trouble(peer) for peer in late}
+        return tuple(
+            f"{peer} ({where}{troubles[peer] and f'; {troubles[peer]}'})"
+            for peer, where in known.items()
+        )
 
 
 def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], known: bool) -> str:

@@ -8,17 +8,25 @@ import time
 from typing import Final
 
 from redislink.errors import BrokerError, BrokerUnreachable
+from redislink.logs import PartyLogger
 
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
+_WORTH_SAYING: Final = 1.0
+_FIRST_REPORT: Final = 3.0
+_REPORT_INTERVAL: Final = 10.0
 
 
 class Outage:
     """Shared by everything in a party that talks to the broker. Thread-safe."""
 
-    def __init__(self, who: str, limit: float) -> None:
-        """Args: the party's name for messages; seconds that an outage may last."""
+    def __init__(self, who: str, limit: float, progress: PartyLogger | None = None) -> None:
+        """Args: the party's name for messages; seconds that an outage may last; where to say, from
+        time to time, that it lasts."""
         self._who = who
+        self._progress = progress
+        self._next_report = 0.0
+        self._reported = False
         self.limit = limit
         """Seconds that an outage may last."""
         self._lock = threading.Lock()
@@ -32,8 +40,18 @@ class Outage:
         if self.lasts:
             with self._lock:
                 self.lasts = False
-                self._since = None
+                since, self._since = self._since, None
                 self._pause = _FIRST_PAUSE
+                reported, self._reported = self._reported, False
+            if reported and since is not None and self._progress is not None:
+                away = time.monotonic() - since
+                self._progress.info("%s: broker back after %.0f s", self._who, away)
+
+    def describe(self) -> str:
+        """Such as ``broker unreachable for 12 s``; "" while it is not away."""
+        since = self._since
+        away = 0.0 if since is None else time.monotonic() - since
+        return f"broker unreachable for {away:.0f} s" if away >= _WORTH_SAYING else ""
 
     def failed(self, error: BrokerError) -> float:
         """Something failed; returns how many seconds to pause before the next try.
@@ -48,6 +66,10 @@ class Outage:
             self.lasts = True
             if self._since is None:
                 self._since = now
+                self._next_report = now + _FIRST_REPORT
+            reports = now >= self._next_report and self._progress is not None
+            if reports:
+                self._reported, self._next_report = True, now + _REPORT_INTERVAL
             away = now - self._since
             pause = self._pause * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -56,4 +78,6 @@ class Outage:
                 f"{self._who}: the broker has been away for {away:.0f} s, the limit is "
                 f"{self.limit:g} s (REDISLINK_BROKER_TIMEOUT): {error}"
             )
+        if reports and self._progress is not None:
+            self._progress.info("%s: broker unreachable for %.0f s: %s", self._who, away, error)
         return pause

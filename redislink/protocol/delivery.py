@@ -616,6 +616,18 @@ class Delivery:
             return f"{heard} and says that it has not sent it yet"
         return heard
 
+    def describe_silence(self, now: float) -> str:
+        """Such as ``bob not heard for 12 s``; "" for a peer that is heard, or has left.
+
+        As in `listened`, only time spent listening counts.
+        """
+        expected = 2 * self._timing.heartbeat_interval
+        if self._silent_for <= expected or not self._peer_listens:
+            return ""
+        announced = self._allowed_silence > self._timing.peer_timeout
+        why = ", as it has announced" if announced else ""
+        return f"{self.peer} not heard for {now - self.last_heard:.0f} s{why}"
+
     # -- time ------------------------------------------------------------------------------
 
     def next_timeout(self) -> float | None:
