@@ -273,11 +273,9 @@ def fail(error: RedisLinkError, party: str = "") -> NoReturn:
 
 def with_advice(message: str, code: ExitCode) -> str:
     """``message``, and the command that finds out more if the broker is at fault."""
-    return (
-        f"{message}; to find out more: {_advice}"
-        if code is ExitCode.BROKER and _advice
-        else message
-    )
+    if code is not ExitCode.BROKER or not _advice:
+        return message
+    return f"{message}{_MORE}{_advice}"
 
 
 def without_advice(message: str) -> str:

@@ -64,7 +64,7 @@ def settings_as(url: str, password_file: Path | None) -> RedisLinkSettings:
 
 def shown_url(url: str) -> str:
     """A broker's URL for the command line; only the word URL if a password may be in it."""
-    return "URL" if "@" in url else url
+    return "URL" if "@" in url or "?" in url else url
 
 
 def _check_readable(password_file: Path | None) -> None:
