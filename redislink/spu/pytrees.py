@@ -106,12 +106,10 @@ class _Apart:
 
 def is_namedtuple(cls: type) -> bool:
     """True for what ``collections.namedtuple`` and ``typing.NamedTuple`` make."""
+    if not issubclass(cls, tuple):
+        return False
     fields = getattr(cls, "_fields", None)
-    return (
-        issubclass(cls, tuple)
-        and isinstance(fields, tuple)
-        and all(type(field) is str for field in fields)
-    )
+    return isinstance(fields, tuple) and all(type(field) is str for field in fields)
 
 
 def _name_of(cls: type, place: str) -> str:

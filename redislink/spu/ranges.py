@@ -6,7 +6,7 @@ that comes in is looked at before it is shared. Results cannot be looked at.
 
 With k bits in the ring and f fraction bits:
 
-- a fraction x is held as the whole number floor or ceiling of x * 2**f, which has to be from
+- a fraction x is held as x * 2**f, cut towards zero to a whole number, which has to be from
   -2**(k-2) to 2**(k-2): comparing takes the sign of a difference, and that must fit;
 - the same bounds hold for whole numbers, if they are to be compared; and a type of more than k
   bits is refused by SPU.
