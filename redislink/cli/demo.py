@@ -421,7 +421,9 @@ def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
 
 def _say_what_next() -> None:
     """How to run a program of one's own choice; what can be typed, as it stands."""
-    errors.show(f"\nNext, three parties in three terminals. In {Path.cwd()}, type:\n")
+    errors.show("")
+    errors.show(f"Next, three parties in three terminals. In {Path.cwd()}, type:")
+    errors.show("")
     for line in next_commands():
         errors.show(f"  {line}")
 
