@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import socket
-import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -683,8 +681,8 @@ class Broker:
             return str(wrong)
         refused = tls.verification_error(error)
         if refused is not None:
-            return _why_not_trusted(refused)
-        if not answered and not _never_connected(error) and tls.speaks_plain(address):
+            return tls.why_not_trusted(refused)
+        if not answered and not tls.never_connected(error) and tls.speaks_plain(address):
             return (
                 "it speaks no TLS on this port: write the port where it does, or redis:// if it "
                 "has none and is on this machine or within a tunnel"
@@ -729,37 +727,8 @@ def _fake_server(name: str) -> Any:
         return _fake_servers.setdefault(name, fakeredis.FakeServer())
 
 
-def _never_connected(error: BaseException) -> bool:
-    """True if there was no TCP connection at all, as far as that can be told."""
-    first = error.__cause__ or error.__context__
-    return isinstance(first, socket.gaierror | ConnectionRefusedError)
-
-
 def _closed_after_handshake(error: BaseException) -> bool:
     """True for how the refusal of our certificate also shows: in TLS 1.3 it comes late, or not."""
     if isinstance(error, NotRespError | UnaskedError):
         return False
     return isinstance(error, WireError | ConnectionError)
-
-
-def _why_not_trusted(error: ssl.SSLCertVerificationError) -> str:
-    why = one_line(error.verify_message, 200)
-    if error.verify_code == tls.EXPIRED:
-        return (
-            f"its certificate is out of date ({why}): have a new one put onto the server, and "
-            "check the clock of this machine"
-        )
-    if error.verify_code == tls.NOT_YET_VALID:
-        return (
-            f"its certificate is not valid yet ({why}): check the clock of this machine, and when "
-            "the certificate begins"
-        )
-    if error.verify_code in tls.WRONG_NAME:
-        return (
-            f"its certificate is for another host ({why}): write the host in the URL as it stands "
-            "in the certificate, or have one made for this host"
-        )
-    return (
-        f"its certificate is not trusted ({why}): set REDISLINK_BROKER_TLS_CA to the PEM file of "
-        "the CA that signed it; if it is set, that file is of another CA, or this is another server"
-    )

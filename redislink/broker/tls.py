@@ -20,6 +20,7 @@ from redislink.broker.credentials import read_password
 from redislink.broker.url import Address
 from redislink.errors import ConfigError
 from redislink.files import open_regular
+from redislink.text import one_line
 
 EXPIRED: Final = 10
 NOT_YET_VALID: Final = 9
@@ -187,6 +188,36 @@ def about_our_certificate(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def why_not_trusted(error: ssl.SSLCertVerificationError) -> str:
+    """What is wrong with the broker's certificate, and what to do."""
+    why = one_line(error.verify_message, 200)
+    if error.verify_code == EXPIRED:
+        return (
+            f"its certificate is out of date ({why}): have a new one put onto the server, and "
+            "check the clock of this machine"
+        )
+    if error.verify_code == NOT_YET_VALID:
+        return (
+            f"its certificate is not valid yet ({why}): check the clock of this machine, and when "
+            "the certificate begins"
+        )
+    if error.verify_code in WRONG_NAME:
+        return (
+            f"its certificate is for another host ({why}): write the host in the URL as it stands "
+            "in the certificate, or have one made for this host"
+        )
+    return (
+        f"its certificate is not trusted ({why}): set REDISLINK_BROKER_TLS_CA to the PEM file of "
+        "the CA that signed it; if it is set, that file is of another CA, or this is another server"
+    )
+
+
+def never_connected(error: BaseException) -> bool:
+    """True if there was no TCP connection at all, as far as that can be told."""
+    first = error.__cause__ or error.__context__
+    return isinstance(first, socket.gaierror | ConnectionRefusedError)
 
 
 def speaks_tls(address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
