@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
