@@ -15,9 +15,12 @@ the broker while holding it. Nobody reads or changes anything of a delivery with
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import sys
 import threading
 import time
+import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -91,6 +94,7 @@ _MOST_IN_FRAGMENTS: Final = 512 << 20
 _HOPELESS: Final = 0.75
 """Of ``broker_timeout``: how long connections may break at the least size of an element."""
 _OVER: Final = (State.CLOSED, State.FAILED)
+_open_endpoints: Final[weakref.WeakSet[Endpoint]] = weakref.WeakSet()
 
 
 class _Peer:
@@ -257,6 +261,7 @@ class Endpoint:
         """Peers of which it was said that they are not heard, and when to say it again."""
         self._next_silence_look = 0.0
         dies_in_child(self)
+        _open_endpoints.add(self)
         self._control_wait = inbox.acquire()
         self._control_thread = threading.Thread(
             target=self._run_control, name=f"redislink-control-{party}", daemon=True
@@ -715,6 +720,7 @@ class Endpoint:
         self._closing = True
         self._stopped = threading.Event()
         self._stopped.set()
+        _open_endpoints.discard(self)
         self._failure = used_after_fork(f"{self.party}: the endpoint of session {self.session!r}")
         dead: Any = Dead(self._failure)
         for peer in self._peers.values():
@@ -1298,6 +1304,7 @@ class Endpoint:
 
     def _leave(self, deadline: float) -> None:
         """Stop the threads, remove what this party leaves on the broker, disconnect."""
+        _open_endpoints.discard(self)
         self._say_last_words(deadline)
         left = max(_LEAST_TO_LEAVE, deadline - time.monotonic())
         self._stopped.set()
@@ -1314,6 +1321,41 @@ class Endpoint:
         self._inbox.close()
         self._claim.release(left)
         self._observers.close()
+
+
+def leave_open_endpoints(error: BaseException | None) -> None:
+    """Leave what the program has not, as it ends.
+
+    Args:
+        error: what ended it: the peers are told of it. None closes in good order, so that what was
+            sent arrives, and says that the program did not.
+    """
+    leaving = []
+    for endpoint in list(_open_endpoints):
+        if endpoint._closing:
+            continue
+        if error is None:
+            endpoint._log.warning(
+                "%s: the program ended without closing session %r, which is closed now: call "
+                "close(), or join in a with block",
+                endpoint.party,
+                endpoint.session,
+            )
+            leave = endpoint.close
+        else:
+            leave = partial(endpoint.abort, reason_for_peers(error))
+        leaving.append(threading.Thread(target=leave, daemon=True))
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join()
+
+
+@atexit.register
+def _leave_at_exit() -> None:
+    # Where somebody types, it is of an earlier line.
+    failed = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    leave_open_endpoints(failed)
 
 
 def _least_chunk_bytes(round_trip: float, chunk_bytes: int) -> int:

@@ -67,12 +67,26 @@ def run(
     _run_as_main(program, arguments or [], name)
 
 
+def _run_program(program: str) -> None:
+    failed: BaseException | None = None
+    try:
+        runpy.run_path(program, run_name="__main__")
+    except BaseException as error:
+        ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
+        failed = None if ends_well else error
+        raise
+    finally:
+        endpoints = sys.modules.get("redislink.endpoint")
+        if endpoints is not None:
+            endpoints.leave_open_endpoints(failed)
+
+
 def _run_as_main(program: str, arguments: list[str], party: str) -> None:
     sys.argv = [program, *arguments]
     sys.path[0] = str(Path(program).resolve().parent)
     try:
         with errors.say_progress(party), ended_by_sigterm(party):
-            runpy.run_path(program, run_name="__main__")
+            _run_program(program)
     except RedisLinkError as error:
         errors.fail(error, party)
     except KeyboardInterrupt:
