@@ -233,7 +233,8 @@ class Session:
         """Private set intersection between two parties: which rows have keys that both have.
 
         Both learn which of their own keys the other has too, and how many rows it has. libpsi
-        runs in a process of its own; ``docs/data-on-disk.md`` tells what it writes meanwhile.
+        runs in a process of its own, and writes to a private directory meanwhile: digests under
+        a secret of this call, and no key.
 
         Args:
             table: this party's; not looked at elsewhere. A dict of columns (lists, arrays,
