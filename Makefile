@@ -78,7 +78,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 # All groups, options and what they mean: $(PY) -m benchmarks --help
 BENCH_ARGS ?=
 
-bench: $(STAMP) bench-mplang  ## 40 minutes: measure all, write docs/performance.md (BENCH_ARGS=--quick: 3 minutes)
+bench: $(STAMP) bench-mplang  ## some 20 minutes on 2 cores: measure all, write docs/performance.md (BENCH_ARGS=--quick: 3 minutes)
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
 # MPLang has an interpreter of its own, as it brings a hundred packages; without it, `bench` leaves it out.

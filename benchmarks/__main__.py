@@ -1,6 +1,6 @@
 """``python -m benchmarks``: measure everything, and write the page.
 
-The whole takes about 40 minutes on two cores, ``--quick`` about three. Nothing else should run
+The whole takes some 20 minutes on two cores, ``--quick`` about three. Nothing else should run
 on the machine meanwhile.
 """
 

@@ -1,6 +1,6 @@
 """Which sessions there are: what is compared with what, how often, and how long each takes.
 
-Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` about 40.
+Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` some 20.
 """
 
 from __future__ import annotations
