@@ -25,16 +25,16 @@ _TITLES: Final = {
     "psi": "PSI, RR22 (2 parties)",
 }
 _TRANSPORTS: Final = f"""\
-- `redislink`: through the broker (a Valkey of its own for each measurement), sealed, as by default.
-- `redislink-unix`: the same, but by the broker's unix socket instead of TCP.
-- `redislink-none`: the same as `redislink` with `security: none`, for what sealing costs.
-- `brpc`: SPU's own direct link, as it comes: in the clear, parties listening.
-- `brpc-kept`: the same, in processes whose malloc keeps freed memory, as in those of `redislink`
-  (`REDISLINK_KEPT_MEMORY_BYTES`); so it is as the fallback mode of redislink.
-- `naive`: an `IChannel` of plain redis-py that waits for each RPUSH and does one BLPOP per receive
-  (`benchmarks/naive.py`); in the clear, and loses what the broker loses.
-- `{MPLANG}`: MPLang's HTTP communicator and channel, as its worker puts them together.
-- `mem`: SPU's own in-memory link, all parties threads of one process: what computing alone takes.
+- `redislink`: through the broker (a Valkey started for each measurement), sealed, as by default.
+- `redislink-unix`: the same, through the broker's unix socket instead of TCP.
+- `redislink-none`: the same as `redislink`, with `security: none`.
+- `brpc`: SPU's own direct link as it comes: in clear, parties listening.
+- `brpc-kept`: the same, in processes whose malloc keeps freed memory, as those of `redislink` do
+  (`REDISLINK_KEPT_MEMORY_BYTES`). redislink's fallback to brpc runs like this.
+- `naive`: an `IChannel` on plain redis-py that waits for each RPUSH and does one BLPOP per receive
+  (`benchmarks/naive.py`); in clear, and messages that the broker loses are lost.
+- `{MPLANG}`: MPLang's HTTP communicator and channel, set up as its worker does.
+- `mem`: SPU's own in-memory link, all parties threads of one process: the computation alone.
 """
 
 
@@ -76,7 +76,8 @@ def _head(meta: Meta) -> str:
     return f"""\
 # Performance
 
-Written by `{meta["command"]}`; every figure was measured in that run. Do not edit: run it again.
+How fast is redislink beside SPU's direct link (brpc), and others? `{meta["command"]}` measured
+every figure in one run, and wrote this page. Do not edit it: run the command again.
 
 - Machine: {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB,
   {machine["kernel"]}; all parties, the broker and the network proxy share it.
@@ -85,8 +86,8 @@ and {meta["load"][1]} at the end.
 - What: revision {machine["revision"]}; Python {machine["python"]}, {versions}; \
 MPLang: {mplang if mplang else "not installed, so not measured"}.
 
-Figures are medians over rounds with the least and the most in brackets. Rounds are interleaved
-(A B C, A B C, …), each measurement has fresh processes and a fresh broker, and a ratio is that of
+Figures are medians over rounds, with the lowest and the highest in brackets. Rounds are interleaved
+(A B C, A B C, …), each measurement has fresh processes and a fresh broker, and a ratio compares
 two measurements of the same round.
 
 {_TRANSPORTS}"""
@@ -112,11 +113,11 @@ def _bars(results: Results) -> str:
     header = ("", "bar", "aim", "in units of", "measured", "rounds", "")
     return (
         "## Bars\n\n"
+        "Each figure must reach its *bar* and should reach its *aim*. Lower is better, except\n"
+        "against MPLang. All runs are sealed and reliable. On loopback, both sides of a ratio ran\n"
+        "at once and took turns of about a second, so that slow moments of the machine met both.\n"
+        "In the sections below each measurement ran alone, so the same ratio may differ there.\n\n"
         + table(header, rows)
-        + "\nThe lower the better, except against MPLang. All sealed and reliable. On loopback\n"
-        "both sides of a ratio were alive at once and took turns of about a second, so that the\n"
-        "machine's slow moments met them alike. The figures below are of measurements that ran\n"
-        "alone.\n"
     )
 
 
@@ -136,8 +137,8 @@ def _costs_of(results: Results) -> str:
     text = table(("cost of", "measured by", "in units of", "ratio"), rows)
     against = against_table(results)
     if against:
-        text += f"\nAgainst the code of another revision, in the same rounds:\n\n{against}"
-    return "## What sealing and reliability cost\n\n" + text if text else ""
+        text += f"\nCompared with another revision, in the same rounds:\n\n{against}"
+    return "## What sealing costs\n\n" + text if text else ""
 
 
 def against_table(results: Results) -> str:
@@ -169,7 +170,7 @@ def _round_trips(results: Results) -> str:
         return ""
     return (
         "## Round trip between two parties, loopback\n\n"
-        "Through libspu's link context (`send_async`, `recv`), whose Python binding takes a good "
+        "Through libspu's link context (`send_async`, `recv`). Its Python binding takes a good "
         "part of the time of large messages.\n\n" + text + "\n<plot round_trip>\n"
     )
 
@@ -180,10 +181,9 @@ def _one_ways(results: Results) -> str:
         return ""
     return (
         "## Throughput one way between two parties, loopback\n\n"
-        "Messages sent one after the other through the link context, up to 64 MiB at once; from "
-        "the first send to the last receive. The ratio is that of throughputs: more is better.\n\n"
-        + text
-        + "\n<plot one_way>\n"
+        "Messages sent one after the other through the link context, up to 64 MiB at once, timed "
+        "from the first send to the last receive. The ratio is that of throughputs: higher is "
+        "better.\n\n" + text + "\n<plot one_way>\n"
     )
 
 
@@ -238,9 +238,9 @@ def _programs(results: Results) -> str:
     header = ["", *(f"`{t}`" for t in plan_transports(results)), "`redislink` / `brpc`"]
     text = (
         "## SPU programs, loopback\n\n"
-        "From the call of `Runtime.run` (or `psi_execute`) until the slowest party has the result; "
-        "programs after a first run, PSI with everything. Results are compared with the same "
-        "computation in plaintext; one that differs is a failed measurement.\n\n"
+        "From the call of `Runtime.run` (or `psi_execute`) until the slowest party has the result. "
+        "Programs had run once before; PSI includes everything. Each result is compared with the "
+        "same computation in plaintext; one that differs is a failed measurement.\n\n"
         + table(header, rows)
         + "\n<plot programs>\n"
     )
@@ -304,12 +304,13 @@ def _proxy(meta: Meta) -> str:
     if not rows:
         return ""
     return (
-        "Through `benchmarks/netproxy.py`, on the same machine. Each party has a line of the given "
-        "rate each way. From a party to the broker and back takes half the round trip between "
-        "parties, so that the relay goes as far as brpc does, which goes through the same proxy "
-        "directly. The relay crosses the proxy twice, brpc once, and the proxy shares the cores "
-        "with the parties: at 1 Gbit/s that shows. Slow start and loss are not modelled. What a "
-        "bare TCP connection measures through it, before the rounds:\n\n" + table(header, rows)
+        "All traffic goes through `benchmarks/netproxy.py`, on the same machine. Each party has a "
+        "line of the given rate in each direction. The round trip between a party and the broker "
+        "is half of that between two parties, so the relay's path is as long as that of brpc, "
+        "which goes through the same proxy directly. The relay crosses the proxy twice and brpc "
+        "once, and the proxy shares the cores with the parties: at 1 Gbit/s that shows. Slow "
+        "start and loss are not modelled. Before the rounds, a bare TCP connection through the "
+        "proxy measured:\n\n" + table(header, rows)
     )
 
 
@@ -358,9 +359,9 @@ def _resources(results: Results) -> str:
         return ""
     return (
         "## CPU and memory\n\n"
-        "Of the party that took most, over the whole measurement (all its runs), and of the "
-        "broker: CPU seconds and peak resident memory. Importing spu and JAX alone takes about "
-        "190 MB. With `mem` all parties are one process.\n\n" + text
+        "CPU seconds and peak resident memory over the whole measurement (all its runs), of the "
+        "party that took most and of the broker. Importing spu and JAX alone takes about 190 MB. "
+        "With `mem` all parties are one process.\n\n" + text
     )
 
 
@@ -382,8 +383,8 @@ def _scaling(results: Results) -> str:
         )
     if rows:
         text += (
-            "Parties: logistic regression, SEMI2K, on this machine's cores, which the parties "
-            "share:\n\n" + table(("parties", "`redislink`", "`brpc`", "ratio"), rows) + "\n"
+            "More parties: logistic regression, SEMI2K, all parties on this machine's cores:"
+            "\n\n" + table(("parties", "`redislink`", "`brpc`", "ratio"), rows) + "\n"
         )
     rows = []
     for count in results.variants("sessions"):
@@ -397,8 +398,8 @@ def _scaling(results: Results) -> str:
         )
     if rows:
         text += (
-            "Sessions at once on one broker: 64 B ping-pong by `Endpoint`, two parties each, all "
-            "in two or four processes, so that Python's lock is shared too:\n\n"
+            "More sessions on one broker: 64 B round trips by `Endpoint`, two parties per session, "
+            "all in two or four processes, which therefore share Python's lock too:\n\n"
             + table(
                 ("sessions", "round trips/s, all", "median round trip", "broker CPU seconds"), rows
             )
@@ -426,7 +427,7 @@ def _scaling(results: Results) -> str:
     if rows:
         header = ["messages", *(f"`{t}`" for t in transports), "`redislink` / `brpc`"]
         text += (
-            "Messages at once: 64 B each through the link, from the first send to the last "
+            "More messages at once: 64 B each through the link, from the first send to the last "
             "receive:\n\n" + table(header, rows)
         )
     return f"## Scaling\n\n{text}\n<plot scaling>\n" if text else ""
@@ -434,11 +435,11 @@ def _scaling(results: Results) -> str:
 
 def _method(results: Results, meta: Meta) -> str:
     lines = [
-        f"- Rounds: {meta['rounds']}. Not every measurement takes part in all; the brackets are "
-        "the spread of those that there are.",
-        "- CPU and memory are read from `/proc`, times from the monotonic clock, which the parties "
-        "of one machine share.",
-        "- Programs are compiled and inputs shared before; a party only computes.",
+        f"- Rounds: {meta['rounds']}. Some measurements take part in fewer; brackets show the "
+        "spread of those that ran.",
+        "- CPU and memory are read from `/proc`, times from the monotonic clock, which all parties "
+        "of a machine share.",
+        "- Programs are compiled and inputs shared beforehand; only the computation is timed.",
     ]
     if meta["skipped"]:
         lines.append(f"- **Time ran out**: {meta['skipped']} measurements were left out.")
