@@ -44,6 +44,8 @@ next. No message holds a payload, a key or a password.
 
 from __future__ import annotations
 
+from typing import Any
+
 from redislink.text import MOST_IN_LINE, one_line
 
 
@@ -59,6 +61,20 @@ class RedisLinkError(Exception):
         super().__init__(
             *(one_line(arg, MOST_IN_LINE) if isinstance(arg, str) else arg for arg in args)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By text and attributes, and not by a call of the class, whose arguments differ.
+
+        A worker of a ``multiprocessing.Pool`` hands its error on as a pickle; where that cannot
+        be read, the pool's program waits for ever.
+        """
+        return _restore, (type(self), self.args), self.__dict__ or None
+
+
+def _restore(kind: type[RedisLinkError], args: tuple[object, ...]) -> RedisLinkError:
+    error = kind.__new__(kind, *args)
+    error.args = args  # of a TimeoutError, __new__ leaves them to __init__
+    return error
 
 
 class ConfigError(RedisLinkError):

@@ -16,7 +16,7 @@ import copy
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -74,7 +74,7 @@ class Login:
         hide: cuts out of a server's words what they must not hold.
     """
 
-    auth: tuple[str, ...] = ()
+    auth: tuple[str, ...] = field(default=(), repr=False)
     database: int = 0
     hide: Callable[[str], str] = str
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 import jax
@@ -40,7 +41,9 @@ def short(value: Any) -> str:
 def is_prng_key(value: Any) -> bool:
     """True for a typed key, as ``jax.random.key`` makes it, and for arrays of them."""
     dtype = getattr(value, "dtype", None)
-    return dtype is not None and bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+    with contextlib.suppress(TypeError):  # pandas has dtypes that neither NumPy nor JAX knows
+        return dtype is not None and bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+    return False
 
 
 def columns_of(value: Any) -> tuple[object, ...]:
@@ -94,6 +97,8 @@ def as_array(value: Any) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         value = _unmasked(value)
     array = np.asarray(value)
+    if array.dtype.kind == "O" and hasattr(value, "iloc") and len(columns_of(value)):
+        array = _by_columns(value)
     if array.dtype.name not in DATA_TYPES:
         raise UsageError(
             f"cannot be shared: SPU has no type for {type(value).__name__} (dtype "
@@ -105,6 +110,20 @@ def as_array(value: Any) -> Array:
         array = array.view(np.uint8) != 0  # of true ones SPU looks at the last bit
     native = array.dtype.newbyteorder("=")
     return np.ascontiguousarray(array, native).reshape(array.shape)
+
+
+def _by_columns(frame: Any) -> Array:
+    """A DataFrame whose columns have no dtype in common that NumPy has, as pandas's own Int64."""
+    columns = []
+    for place, name in enumerate(columns_of(frame)):
+        column = np.asarray(frame.iloc[:, place])
+        if column.dtype.name not in DATA_TYPES:
+            raise UsageError(
+                f"cannot be shared: column {str(name)!r:.80} has dtype {column.dtype.name}, of "
+                "which SPU has no type: leave it out, or make numbers of it"
+            )
+        columns.append(column)
+    return np.column_stack(columns)
 
 
 def _type_of_int(value: int) -> type[np.generic]:

@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import numpy as np
@@ -46,7 +46,7 @@ class Query:
         protocol: one of `PROTOCOLS`.
     """
 
-    table: Any
+    table: Any = field(repr=False)
     keys: tuple[Any, ...]
     columns: tuple[Any, ...] | None
     protocol: str

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from redislink import UsageError, values
@@ -239,6 +240,56 @@ def test_floats_that_are_no_numbers_stay_so() -> None:
 def test_leaves_that_spu_does_not_take(value: Any, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         as_array(value)
+
+
+TABLE = pd.DataFrame(
+    {"n": pd.array([3, -1], "Int64"), "x": pd.array([1.5, 2], "Float64"), "b": [True, False]},
+    index=[7, 7],
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (TABLE["n"], np.array([3, -1])),
+        (TABLE["n"].astype("int64[pyarrow]"), np.array([3, -1])),
+        (TABLE["b"].astype("boolean"), np.array([True, False])),
+        (TABLE["n"].astype("category"), np.array([3, -1])),
+        (TABLE["n"].astype(pd.SparseDtype(np.int64)), np.array([3, -1])),
+        (TABLE["n"].array, np.array([3, -1])),
+        (TABLE, np.array([[3, 1.5, 1], [-1, 2, 0]])),
+        (TABLE[["n", "b"]], np.array([[3, 1], [-1, 0]])),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_dtypes_of_pandas_become_numbers(value: Any, expected: Any) -> None:
+    """JAX does not know them, and NumPy makes objects of a table with several of them."""
+    got = as_array(value)
+    assert got.dtype == expected.dtype
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (pd.Series(["a"]).astype("category"), r"no type for Series \(dtype object\)"),
+        (
+            pd.Series(pd.date_range("2020", periods=1, tz="UTC")),
+            r"no type for Series \(dtype object",
+        ),
+        (TABLE.assign(who="a"), r"column 'who' has dtype object, of which SPU has no type: leave"),
+        (TABLE.assign(b=pd.array([True, None], "boolean")), r"column 'b' has dtype object"),
+    ],
+    ids=["category", "date", "text", "missing"],
+)
+def test_dtypes_of_pandas_that_are_no_numbers(value: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        as_array(value)
+
+
+def test_what_is_missing_in_a_table_of_pandas_stays_missing() -> None:
+    got = as_array(TABLE.assign(n=pd.array([3, None], "Int64")))
+    assert np.isnan(got).tolist() == [[False] * 3, [True, False, False]]
 
 
 def test_columns_have_names_in_tables_alone() -> None:

@@ -1,0 +1,54 @@
+"""Errors go from one process to another whole, and nothing that is shown holds a secret."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+from redislink import errors
+from redislink.broker.connect import Login
+from redislink.errors import RedisLinkError
+from redislink.spu.intersection import Query
+
+ARGUMENTS: dict[str, tuple[object, ...]] = {
+    "IntersectionFailed": ("alice", "it ended by SIGKILL"),
+    "LoadFailed": ("bob", "psi()", "OSError"),
+    "PeerAborted": ("bob", "ValueError in its program"),
+    "PeerClosed": ("bob", "bob has left"),
+    "PeerLost": ("bob", 31.5),
+    "PeerProtocolError": ("bob", "bob sent too much"),
+    "PeerRestarted": ("bob",),
+}
+"""Of those that make their message themselves."""
+
+
+def kinds(root: type[RedisLinkError] = RedisLinkError) -> Iterator[type[RedisLinkError]]:
+    yield root
+    for kind in root.__subclasses__():
+        yield from kinds(kind)
+
+
+PUBLIC = sorted(
+    {kind for kind in kinds() if kind.__module__ == errors.__name__ and kind.__name__[0] != "_"},
+    key=lambda kind: kind.__name__,
+)
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_an_error_arrives_whole_from_a_worker_of_a_pool(kind: type[RedisLinkError]) -> None:
+    error = kind(*ARGUMENTS.get(kind.__name__, ("what happened",)))
+    error.passes = True  # type: ignore[attr-defined] - as some do to one error alone
+    for arrived in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(arrived) is kind
+        assert str(arrived) == str(error)
+        assert arrived.args == error.args
+        assert vars(arrived) == vars(error)
+
+
+def test_what_a_debugger_shows_holds_no_password_and_no_table() -> None:
+    assert "hunter2" not in repr(Login(("alice", "hunter2")))
+    query = Query.check("alice", {"id": ["patient-7"]}, "id", None, "RR22")
+    assert "patient-7" not in repr(query)
