@@ -19,10 +19,10 @@ from rich.console import Console
 
 from redislink import ClusterSpec, Endpoint, RedisLinkError, RedisLinkSettings, connect
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.broker.survey import Survey
 from redislink.cli.top import screen
-from redislink.identity import Identity, format_public_key
-from redislink.watch import Reading, Watch
+from redislink.identity.keypair import Identity, format_public_key
+from redislink.operate.survey import Survey
+from redislink.operate.watch import Reading, Watch
 
 FILE = Path(__file__).parent / "images" / "top.svg"
 NAMES = ("alice", "bob", "carol")

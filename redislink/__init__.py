@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redislink._version import __version__
 from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
-from redislink.endpoint import Endpoint, SendHandle
 from redislink.errors import (
     BrokerAuthError,
     BrokerBusy,
@@ -50,12 +49,18 @@ from redislink.errors import (
 )
 from redislink.joining import connect
 from redislink.settings import RedisLinkSettings
-from redislink.stats import EndpointStats, PeerStats
+from redislink.transport.endpoint import Endpoint, SendHandle
+from redislink.transport.stats import EndpointStats, PeerStats
 
 if TYPE_CHECKING:
-    from redislink.communicator import Communicator, RedisCommunicator, Request, ThreadCommunicator
-    from redislink.session import Session
-    from redislink.simulator import Simulator
+    from redislink.communicator import (
+        Communicator,
+        RedisCommunicator,
+        Request,
+        ThreadCommunicator,
+    )
+    from redislink.session.session import Session
+    from redislink.session.simulator import Simulator
     from redislink.values import decode_value_untrusted, encode_value, register_dataclass
 
 # What needs numpy, which `redislink run --help` does not.

@@ -7,24 +7,24 @@ import time
 from pathlib import Path
 
 from redislink.broker import Broker, Inbox, make_outbox
-from redislink.broker.acl import owner_of_user
-from redislink.broker.claim import PartyClaim
 from redislink.broker.credentials import CredentialsCallable
 from redislink.broker.outage import Outage
+from redislink.broker.users import owner_of_user
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.cluster.protocols import REMEDY, warnings
-from redislink.endpoint import Endpoint
 from redislink.errors import BrokerPermissionError, ConfigError, UsageError
-from redislink.identity import Identity
+from redislink.identity.keypair import Identity
 from redislink.logs import PartyLogger
-from redislink.observers import Observers
-from redislink.protocol import keys
+from redislink.observe.observers import Observers
+from redislink.protocol import list_names
 from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.states import State
 from redislink.protocol.status import JOINING, MISSING, PartyStatus, PeerStatus, encode_status
-from redislink.rendezvous import Progress, Rendezvous
-from redislink.security import make_handshake
 from redislink.settings import RedisLinkSettings
+from redislink.transport.claim import PartyClaim
+from redislink.transport.endpoint import Endpoint
+from redislink.transport.rendezvous import Progress, Rendezvous
+from redislink.transport.security import make_handshake
 
 
 def connect(
@@ -80,7 +80,7 @@ def connect(
     log = PartyLogger(spec.session, name)
     for warning in warnings(spec):
         log.warning("%s: %s: %s", name, warning, REMEDY)
-    inboxes = {party: keys.claim_key(spec.session, party) for party in spec.party_names}
+    inboxes = {party: list_names.claim_key(spec.session, party) for party in spec.party_names}
     home = broker.at(inboxes[name])
     claim = PartyClaim(home, inboxes[name], instance, who, log)
     try:
@@ -97,11 +97,11 @@ def connect(
     except BaseException:
         observers.close()
         raise
-    mark = keys.mark_list(spec.session, next(p for p in spec.party_names if p != name), name)
+    mark = list_names.mark_list(spec.session, next(p for p in spec.party_names if p != name), name)
     outbox = make_outbox(broker, settings.list_ttl, inboxes.values(), mark)
     inbox = Inbox(home, on_open=outage.ended)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
-    status_key = keys.status_key(spec.session, name)
+    status_key = list_names.status_key(spec.session, name)
     if settings.status:
         claim.publish(status_key, lambda: encode_status(_status_before_meeting(claim, rendezvous)))
     try:
@@ -115,6 +115,7 @@ def connect(
     endpoint = Endpoint(
         spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage, observers
     )
+    observers.attach(endpoint, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
     if settings.status:
         claim.publish(status_key, lambda: encode_status(endpoint.party_status()))
     return endpoint

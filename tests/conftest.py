@@ -12,9 +12,10 @@ from typing import Any
 import hypothesis
 import pytest
 
-from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect, rendezvous
+from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.identity import Identity, format_public_key
+from redislink.identity.keypair import Identity, format_public_key
+from redislink.transport import rendezvous
 
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 

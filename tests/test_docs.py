@@ -197,7 +197,7 @@ def test_cluster_files(tmp_path: Path) -> None:
 
 
 def _with_keys(text: str) -> str:
-    from redislink.identity import format_public_key
+    from redislink.identity.keypair import format_public_key
 
     keys = (format_public_key(identity.public_key) for identity in IDENTITIES.values())
     return re.sub('"x25519:…"', lambda _: f'"{next(keys)}"', text)

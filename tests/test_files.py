@@ -19,7 +19,7 @@ from redislink.files import (
     read_text,
     replacing,
 )
-from redislink.secret_files import read_private, write_private
+from redislink.identity.secret_files import read_private, write_private
 
 
 @pytest.fixture(autouse=True)

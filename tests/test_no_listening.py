@@ -21,7 +21,7 @@ import pytest
 
 from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import SocketWatch, broker_addresses
-from redislink.trial import write_trial
+from redislink.cluster.trial import write_trial
 
 PARTIES = ("alice", "bob", "carol")
 PROGRAM = """

@@ -19,8 +19,9 @@ from typing import Final
 import pytest
 
 from redislink import Simulator
-from redislink.broker import Broker, acl
+from redislink.broker import Broker
 from redislink.broker.connect import BrokerConnection
+from redislink.operate import acl
 from tests.conftest import quick_settings
 from tests.deploy.test_broker_files import free_port, server_binary
 from tests.support import systemd

@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 
 from redislink.broker.wire import LARGE, Buffer
-from redislink.protocol import keys
+from redislink.protocol import list_names
 
 
 class Waiting:
@@ -72,7 +72,7 @@ class Backlog:
         if name is None:
             self._urgent.append(waiting)
             return
-        inbox = keys.inbox_of(name)
+        inbox = list_names.inbox_of(name)
         lists = self._large.get(inbox)
         if waiting.size < LARGE and (lists is None or name not in lists):
             self._small.append((name, waiting))
@@ -115,7 +115,7 @@ class Backlog:
 
     def drop(self, name: bytes) -> None:
         """Forget what waits for a list that is removed."""
-        self._forget(keys.inbox_of(name), name)
+        self._forget(list_names.inbox_of(name), name)
         self._small = deque(pair for pair in self._small if pair[0] != name)
 
     def holds_before(self, number: int) -> bool:

@@ -23,7 +23,7 @@ from redislink.broker.url import Address
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
 from redislink.forking import Dead, dies_in_child, used_after_fork
-from redislink.protocol import keys
+from redislink.protocol import list_names
 
 
 class ClusterOutbox:
@@ -33,7 +33,7 @@ class ClusterOutbox:
         """Args: seconds that a list lives after the last push; name of one list of each inbox."""
         self._broker = broker
         self._ttl = ttl
-        self._inboxes = {keys.inbox_of(name): name for name in inboxes}
+        self._inboxes = {list_names.inbox_of(name): name for name in inboxes}
         self._reconnecting = threading.Lock()
         self._nodes: dict[Address, Outbox] = {}
         self._of_inbox: dict[bytes, Outbox] = {}
@@ -91,7 +91,7 @@ class ClusterOutbox:
         push = methodcaller(
             "push", name, element, token, clear=clear, size=size, ttl=ttl, urgent=urgent
         )
-        self._route(keys.inbox_of(name), push)
+        self._route(list_names.inbox_of(name), push)
 
     def push_later(
         self,
@@ -104,7 +104,7 @@ class ClusterOutbox:
     ) -> None:
         """As `Outbox.push_later`."""
         self._route(
-            keys.inbox_of(name),
+            list_names.inbox_of(name),
             lambda outbox: outbox.push_later(name, encode, size, token, clear=clear),
         )
 
@@ -112,7 +112,7 @@ class ClusterOutbox:
         """As `Outbox.delete`; the lists may be in several inboxes."""
         by_inbox: dict[bytes, list[bytes]] = defaultdict(list)
         for name in names:
-            by_inbox[keys.inbox_of(name)].append(name)
+            by_inbox[list_names.inbox_of(name)].append(name)
         for inbox, lists in by_inbox.items():
             self._route(inbox, methodcaller("delete", *lists))
 

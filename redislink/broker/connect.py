@@ -27,8 +27,8 @@ from redis.retry import Retry
 from redislink.broker import tls
 from redislink.broker.credentials import Credentials, CredentialsCallable
 from redislink.broker.error_map import classify, translate_error_reply
-from redislink.broker.finding import ClusterFinder, Finder, SentinelFinder
 from redislink.broker.tls import TlsFiles
+from redislink.broker.topology import ClusterFinder, Finder, SentinelFinder
 from redislink.broker.url import Address, parse_url
 from redislink.broker.wire import (
     LISTING,

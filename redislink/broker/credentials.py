@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, RedisLinkError
-from redislink.secret_files import read_private
+from redislink.identity.secret_files import read_private
 
 CredentialsCallable = Callable[[], str | Sequence[str]]
 """Gives a password, or user and password; called for each connection, from any thread."""

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 
 from redislink.broker import Broker
-from redislink.broker import acl as broker_acl
 from redislink.cli.errors import Verbose, say, show
 from redislink.cli.onlooker import broker_as, cluster_of
 from redislink.errors import BrokerError, ConfigError
-from redislink.secret_files import update_file, write_private
+from redislink.identity.secret_files import update_file, write_private
+from redislink.operate import acl as broker_acl
 
 
 def acl(

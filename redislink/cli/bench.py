@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from redislink.bench import DEFAULT_SECONDS, PeerResult, run_bench
 from redislink.broker import Broker
 from redislink.cli import who
 from redislink.cli.errors import Verbose, say
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
-from redislink.identity import Identity
+from redislink.identity.keypair import Identity
 from redislink.joining import connect
+from redislink.operate.bench import DEFAULT_SECONDS, PeerResult, run_bench
 from redislink.settings import RedisLinkSettings
 
 

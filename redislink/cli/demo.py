@@ -30,17 +30,18 @@ from rich.table import Table
 from rich.text import Text
 
 import redislink
-from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.url import Address
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.onlooker import shown_url
 from redislink.cli.parties import PartyProcess, broker_addresses
 from redislink.cluster import ClusterSpec
+from redislink.cluster.trial import trial_devices, write_trial
 from redislink.errors import BrokerError, ConfigError
-from redislink.identity import fingerprint
+from redislink.identity.keypair import fingerprint
+from redislink.operate import acl
 from redislink.settings import LinkMode, RedisLinkSettings
-from redislink.trial import trial_devices, write_trial
 
 PARTIES: Final = ("alice", "bob", "carol")
 DATA_OWNERS: Final = ("alice", "bob")

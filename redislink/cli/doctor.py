@@ -15,9 +15,9 @@ from redislink.cli import who
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.onlooker import PasswordFileOption, settings_as
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
-from redislink.doctor import Blame, Case, Level, Report, examine
-from redislink.doctor.finding import fingerprints
 from redislink.errors import ConfigError
+from redislink.operate.doctor import Blame, Case, Level, Report, examine
+from redislink.operate.doctor.finding import fingerprints
 from redislink.settings import RedisLinkSettings
 
 _CODES: Final = {

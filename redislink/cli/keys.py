@@ -17,8 +17,9 @@ import yaml
 from redislink.cli.errors import Verbose, say, show
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.cluster.protocols import whom_it_trusts
+from redislink.cluster.trial import DEVICE, trial_devices, write_trial
 from redislink.errors import ConfigError
-from redislink.identity import (
+from redislink.identity.keypair import (
     KEY_BYTES,
     Identity,
     fingerprint,
@@ -26,9 +27,8 @@ from redislink.identity import (
     parse_public_key,
     write_secret,
 )
-from redislink.protocol.keys import check_name
+from redislink.protocol.list_names import check_name
 from redislink.settings import RedisLinkSettings
-from redislink.trial import DEVICE, trial_devices, write_trial
 
 _TRIAL_COMMENT: Final = """\
 A trial on one machine, made by redislink init, which also made all private keys. Between

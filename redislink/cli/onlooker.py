@@ -10,12 +10,12 @@ import typer
 
 from redislink.broker import Broker
 from redislink.broker.credentials import read_password
-from redislink.broker.survey import Survey
 from redislink.broker.url import parse_url
 from redislink.cli import errors
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import ConfigError
+from redislink.operate.survey import Survey
 from redislink.settings import RedisLinkSettings
 
 BrokerOption = Annotated[

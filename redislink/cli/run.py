@@ -22,7 +22,7 @@ from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.termination import ended_by_sigterm
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
-from redislink.identity import Identity
+from redislink.identity.keypair import Identity
 from redislink.settings import RedisLinkSettings
 
 
@@ -76,7 +76,7 @@ def _run_program(program: str) -> None:
         failed = None if ends_well else error
         raise
     finally:
-        endpoints = sys.modules.get("redislink.endpoint")
+        endpoints = sys.modules.get("redislink.transport.endpoint")
         if endpoints is not None:
             endpoints.leave_open_endpoints(failed)
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from redislink.broker.survey import Key, Survey
 from redislink.cli.errors import Verbose, say
 from redislink.cli.onlooker import (
     BrokerOption,
@@ -31,9 +30,10 @@ from redislink.cli.onlooker import (
 )
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken
-from redislink.protocol.keys import check_name
+from redislink.operate.survey import Key, Survey
+from redislink.operate.watch import SessionView, sessions_of, total
+from redislink.protocol.list_names import check_name
 from redislink.text import one_line
-from redislink.watch import SessionView, sessions_of, total
 
 _WIDTH: Final = 120
 _SHOWN_ELEMENTS: Final = 10

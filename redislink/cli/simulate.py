@@ -27,10 +27,10 @@ from rich.text import Text
 
 from redislink.cli.errors import ExitCode, Verbose, check_finite, say
 from redislink.cluster import ClusterSpec
+from redislink.cluster.trial import write_trial
 from redislink.errors import ConfigError
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.text import printable
-from redislink.trial import write_trial
 
 TIME_IS_UP: Final = 124
 GRACE: Final = 5.0
@@ -103,7 +103,7 @@ def simulate(
 
 
 def _cluster(path: Path | None, parties: int | None) -> ClusterSpec:
-    from redislink.simulator import simulated_cluster  # loads numpy
+    from redislink.session.simulator import simulated_cluster  # loads numpy
 
     if path is not None and parties is not None:
         raise ConfigError("give --cluster or --parties, not both")

@@ -37,7 +37,7 @@ from redislink.errors import RedisLinkError
 from redislink.forking import dies_in_child, let_go
 
 if TYPE_CHECKING:
-    from redislink.session import Session
+    from redislink.session.session import Session
 
 _TELLING: Final = 3.0
 """Seconds that the sessions may take to tell the other parties."""
@@ -184,7 +184,7 @@ def _within(seconds: float, *works: Any) -> None:
 
 
 def _open_sessions() -> list[Session]:
-    module = sys.modules.get("redislink.session")
+    module = sys.modules.get("redislink.session.session")
     return [] if module is None else module.open_sessions()
 
 

@@ -30,9 +30,9 @@ from redislink.cli.onlooker import (
 )
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerError
+from redislink.operate.watch import PairView, PartyView, Reading, Watch
 from redislink.protocol.status import Waiting
 from redislink.text import one_line
-from redislink.watch import PairView, PartyView, Reading, Watch
 
 _SHOWN_PAIRS: Final = 12
 _SHOWN_TAG: Final = 40

@@ -25,7 +25,7 @@ def merge_files(
 
         redislink trace merge traces/*.trace.jsonl --out run.json
     """
-    from redislink.trace.merge import merge
+    from redislink.observe.merge import merge
 
     merged = merge(files, out)
     show(f"{out}: {merged.messages} messages between {len(merged.traces)} parties")

@@ -20,8 +20,8 @@ from redislink.cluster.runtime import SpuRuntime
 from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
 from redislink.files import read_text
-from redislink.identity import parse_public_key
-from redislink.protocol.keys import check_name
+from redislink.identity.keypair import parse_public_key
+from redislink.protocol.list_names import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 _OTHER_THAN_TEXT = frozenset({"string_type", "model_type", "tuple_type", "dict_type"})

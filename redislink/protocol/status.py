@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgpack
 
 from redislink.errors import ConfigError, FrameError
-from redislink.protocol.keys import MAX_TAG_BYTES, check_name
+from redislink.protocol.list_names import MAX_TAG_BYTES, check_name
 from redislink.protocol.states import State
 
 STATUS_VERSION: Final = 1

@@ -14,9 +14,9 @@ from typing import Final
 
 from spu.libspu import link
 
-from redislink.endpoint import Endpoint, SendHandle
 from redislink.errors import PeerClosed, RecvCancelled, SendTimeout, UsageError
 from redislink.forking import dies_in_child
+from redislink.transport.endpoint import Endpoint, SendHandle
 
 _CONNECT_TAG: Final = "connect"
 

@@ -26,10 +26,10 @@ from spu import api, libspu
 from spu.utils import frontend
 
 from redislink.errors import UsageError
+from redislink.session.steps import Part
 from redislink.spu.arrays import DATA_TYPES, check_result, is_prng_key
 from redislink.spu.ranges import Ranges
 from redislink.spu.rewriting import rewrite
-from redislink.steps import Part
 
 Function = Callable[..., Any]
 _Kept = TypeVar("_Kept")

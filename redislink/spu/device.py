@@ -1,7 +1,7 @@
 """`SpuDevice`: an SPU as one party of a session sees it, whether it is a member or not.
 
 Rules:
-- Every call is a step that all parties make, in the same order (`redislink.steps`).
+- Every call is a step that all parties make, in the same order (`redislink.session.steps`).
 - In the clear a value is only at its owner, and at those to whom it is revealed. What is in
   between are `SpuArray` handles: shape and dtype, which every party knows.
 - What a function closes over, static arguments, and arguments that are plain numbers or arrays
@@ -31,13 +31,13 @@ from spu import libspu
 from redislink.cluster import DeviceSpec
 from redislink.communicator import Communicator
 from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
+from redislink.session.steps import Failure, Silence, Steps
 from redislink.spu.arrays import Array, as_array, columns_of, short
 from redislink.spu.compiling import Compiled, Function, Kept, compile_function, flatten, name_of
 from redislink.spu.link import LinkCommunicator, runtime_config
 from redislink.spu.pytrees import Unknown, count_leaves_untrusted, fill, take_apart
 from redislink.spu.ranges import Ranges
 from redislink.spu.shares import Kind, kind_of, shape_untrusted, share_untrusted
-from redislink.steps import Failure, Silence, Steps
 
 _LARGE: Final = 1 << 20
 """Bytes from which on peers are told before the GIL is held for sharing or reconstructing."""

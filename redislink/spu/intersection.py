@@ -21,10 +21,10 @@ import numpy as np
 
 from redislink.communicator import Communicator
 from redislink.errors import LoadFailed, PeerError, UsageError, reason_for_peers
+from redislink.session.steps import Steps
 from redislink.spu.psi_child import DIGEST_BYTES
 from redislink.spu.psi_relay import PsiRelay
 from redislink.spu.tables import Table, read_table, select_columns, take_rows
-from redislink.steps import Steps
 
 PROTOCOLS: Final = ("KKRT", "RR22", "ECDH")
 _NAMESPACE: Final = "psi"

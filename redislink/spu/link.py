@@ -15,11 +15,11 @@ from spu import libspu
 
 from redislink.cluster import ClusterSpec, DeviceSpec
 from redislink.cluster.protocols import REMEDY, warnings
-from redislink.endpoint import Endpoint
 from redislink.errors import ConfigError, LinkError, RedisLinkError
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.spu.malloc import keep_freed_memory
+from redislink.transport.endpoint import Endpoint
 
 
 class LinkCommunicator:

@@ -26,7 +26,7 @@ from redislink.broker.error_map import translate_error_reply
 from redislink.broker.wire import ELEMENT, LISTING, Bound, Buffer, element_of, pack_blpop
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError
 from redislink.forking import dies_in_child
-from redislink.protocol import keys
+from redislink.protocol import list_names
 
 _REORDER_SECONDS: Final = 0.05
 """A reordered push goes behind the next push, or after so long when none comes."""
@@ -127,7 +127,7 @@ class FaultyBroker(Broker):
     def decide(self, verb: str, name: bytes) -> tuple[str | None, random.Random]:
         """Which fault befalls this push or pop, and the chance that decides its details."""
         try:
-            _, dst, src, _, tag = keys.parse_list_untrusted(name)
+            _, dst, src, _, tag = list_names.parse_list_untrusted(name)
         except FrameError:
             return None, random.Random(0)  # noqa: S311 - a fault, not a secret
         # Neither session nor epoch: they differ from run to run.
@@ -171,8 +171,8 @@ class FaultyBroker(Broker):
 
     def flush_session(self, name: bytes) -> None:
         """Remove all keys of the session that a list belongs to, as an empty restart does."""
-        session = keys.parse_list_untrusted(name)[0]
-        self._on_own_connection([[b"KEYS", f"{keys.PREFIX}:{{{session}:*"]], then_delete=True)
+        session = list_names.parse_list_untrusted(name)[0]
+        self._on_own_connection([[b"KEYS", f"{list_names.PREFIX}:{{{session}:*"]], then_delete=True)
 
     def die_in_child(self) -> None:
         """What is held is the parent's to push."""

@@ -22,13 +22,13 @@ import pytest
 
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.cluster import ClusterSpec
-from redislink.endpoint import Endpoint
 from redislink.errors import ConfigError
-from redislink.identity import Identity, format_public_key
+from redislink.identity.keypair import Identity, format_public_key
 from redislink.joining import connect
+from redislink.session.simulator import Simulator
 from redislink.settings import RedisLinkSettings
-from redislink.simulator import Simulator
 from redislink.testing.faults import Faults, FaultyBroker
+from redislink.transport.endpoint import Endpoint
 
 RelayMesh = Callable[..., list[Endpoint]]
 _NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")

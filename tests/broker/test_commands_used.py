@@ -17,8 +17,9 @@ from typing import Any, Final
 import pytest
 
 from redislink import Endpoint, PartyTaken
-from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connect import BrokerConnection
+from redislink.operate import acl
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "broker.md"

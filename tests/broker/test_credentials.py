@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from redislink import RedisLinkSettings, connect
-from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.credentials import Credentials, read_password
 from redislink.errors import (
     BrokerAuthError,
@@ -17,7 +17,8 @@ from redislink.errors import (
     ConfigError,
     UsageError,
 )
-from redislink.session import Session
+from redislink.operate import acl
+from redislink.session.session import Session
 from tests.conftest import IDENTITIES, connect_as, make_cluster, quick_settings, run_parties
 from tests.support.servers import Admin
 

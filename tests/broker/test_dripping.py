@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from redislink.broker import Broker, EmbeddedBroker, Inbox
-from redislink.broker.survey import Survey
 from redislink.errors import BrokerError, BrokerRefused, BrokerUnreachable, RecvTimeout
-from redislink.protocol import keys
+from redislink.operate.survey import Survey
+from redislink.protocol import list_names
 from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
 from tests.support.dripping import Dripping, DripProxy
 
@@ -80,8 +80,8 @@ def test_a_reply_that_drips_is_given_up(reader: str, what: str) -> None:
 def test_an_onlooker_takes_in_no_more_keys_than_there_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("redislink.broker.survey._MOST_KEYS", 1000)
-    endless = (keys.hello_list("s", f"p{number}", "q") for number in itertools.count())
+    monkeypatch.setattr("redislink.operate.survey._MOST_KEYS", 1000)
+    endless = (list_names.hello_list("s", f"p{number}", "q") for number in itertools.count())
     monkeypatch.setattr(Survey, "_scan", lambda *_: endless)
     with (
         contextlib.closing(Survey(Broker("fakeredis://without-an-end"))) as survey,
@@ -118,7 +118,7 @@ def test_a_broker_that_drips_holds_no_call_up(valkey: EmbeddedBroker, way: str) 
         bob.send("alice", "a", b"1")
         assert alice.recv("bob", "a") == b"1"
         if not begins:
-            name = alice._peers["bob"].in_prefix + keys.encode_tag("t")
+            name = alice._peers["bob"].in_prefix + list_names.encode_tag("t")
             begins = b"*2\r\n$%d\r\n%b\r\n$400000000\r\n" % (len(name), name)
         receiving, received = in_thread(lambda: alice.recv("bob", "t", timeout=0.5))
         proxy.drip(begins, drips, pause)

@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from redislink.broker import Broker
-from redislink.broker.finding import _moved_untrusted, _slots_untrusted
+from redislink.broker.topology import _moved_untrusted, _slots_untrusted
 from redislink.broker.url import check_host
 from redislink.errors import BrokerError, BrokerRefused, BrokerUnreachable
 from tests.support.resp_server import HOST, OK, RespServer, encode

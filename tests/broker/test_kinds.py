@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from redislink import BrokerAuthError, BrokerRefused, BrokerUnreachable
-from redislink.broker import Broker, EmbeddedBroker, finding, make_outbox
+from redislink.broker import Broker, EmbeddedBroker, make_outbox
+from redislink.broker import topology as finding
 from redislink.broker.cluster_outbox import ClusterOutbox
-from redislink.broker.finding import ClusterFinder, _moved_untrusted, _slots_untrusted
+from redislink.broker.topology import ClusterFinder, _moved_untrusted, _slots_untrusted
 from redislink.broker.url import parse_url
 from redislink.errors import BrokerBusy, EndpointClosed
-from redislink.protocol import keys
+from redislink.protocol import list_names
 from tests.conftest import in_thread
 from tests.support.groups import MASTER, ClusterGroup, SentinelGroup, slot_of
 from tests.support.servers import debian_redis
@@ -106,7 +107,7 @@ class TestCluster:
     def test_each_party_is_on_a_node_and_several_share_a_connection(self, cluster):
         broker = Broker(cluster.url, timeout=5)
         session = cluster.spread_session(PARTIES)
-        names = [keys.claim_key(session, party) for party in PARTIES]
+        names = [list_names.claim_key(session, party) for party in PARTIES]
         assert sorted(broker.address(name)[1] for name in names) == sorted(cluster.masters)
         outbox = make_outbox(broker, 60, [*names, *(name + b"2" for name in names)], names[0])
         outbox.reconnect()
@@ -135,7 +136,7 @@ class TestCluster:
     def test_a_list_that_is_elsewhere_now(self, cluster):
         """MOVED says where to: that counts, even if the other nodes do not know it yet."""
         broker = Broker(cluster.url, timeout=5)
-        name = keys.claim_key("moved", "alice")
+        name = list_names.claim_key("moved", "alice")
         right = broker.address(name)
         wrong = broker.on(("127.0.0.1", next(p for p in cluster.masters if p != right[1])))
         connection = wrong.open()

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from redislink import BrokerUnreachable
-from redislink.broker import Broker, EmbeddedBroker, Outbox, acl
+from redislink.broker import Broker, EmbeddedBroker, Outbox
 from redislink.broker.outbox import _MOST_QUIET, _QUIET_BYTES
 from redislink.broker.wire import ELEMENT
 from redislink.errors import BrokerBusy, BrokerRefused
-from redislink.protocol import keys
+from redislink.operate import acl
+from redislink.protocol import list_names
 from redislink.testing import FaultyBroker
 from tests.support.line import REPLY, Line
 
-MARK = keys.mark_list("s", "bob", "alice")
-LIST = keys.data_list("s", "bob", "alice", "0123456789abcdef", "t")
+MARK = list_names.mark_list("s", "bob", "alice")
+LIST = list_names.data_list("s", "bob", "alice", "0123456789abcdef", "t")
 OFF, ON = [b"CLIENT", b"REPLY", b"OFF"], [b"CLIENT", b"REPLY", b"ON"]
 LARGE = b"l" * (64 << 10)
 SIZE = len(LARGE)

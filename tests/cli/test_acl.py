@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from redislink import BrokerPermissionError
-from redislink.broker import Broker, EmbeddedBroker, acl
-from redislink.protocol import keys
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.operate import acl
+from redislink.protocol import list_names
 from tests.cli.conftest import CLUSTER, NAMES, Call, Write
 
 
@@ -38,7 +39,9 @@ def check_works(url: str, party: str) -> None:
     """The party can pop its own inbox, and not another's."""
     connection = Broker(url).open()
     other = next(name for name in NAMES if name != party)
-    mine, theirs = (keys.hello_list("cli", *pair) for pair in ((party, other), (other, party)))
+    mine, theirs = (
+        list_names.hello_list("cli", *pair) for pair in ((party, other), (other, party))
+    )
     assert connection.execute(b"LPOP", mine, timeout=5) is None
     with pytest.raises(BrokerPermissionError):
         connection.execute(b"LPOP", theirs, timeout=5)
@@ -219,7 +222,7 @@ def test_an_operators_user(
     assert told["watcher"]["user"] == "cli~watcher"
     password = (tmp_path / "passwords" / "watcher.password").read_text().strip()
     connection = Broker(acl.party_url(server.url, "cli~watcher", password)).open()
-    inbox = keys.hello_list("cli", *NAMES)
+    inbox = list_names.hello_list("cli", *NAMES)
     assert connection.execute(b"LLEN", inbox, timeout=5) == 0
     with pytest.raises(BrokerPermissionError):
         connection.execute(b"LPOP", inbox, timeout=5)

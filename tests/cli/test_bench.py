@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from redislink.bench import SIZES, PeerResult, run_bench
 from redislink.broker import EmbeddedBroker
 from redislink.cli.errors import ExitCode
-from redislink.endpoint import Endpoint
 from redislink.errors import UsageError
-from redislink.identity import Identity, format_public_key
+from redislink.identity.keypair import Identity, format_public_key
+from redislink.operate.bench import SIZES, PeerResult, run_bench
+from redislink.transport.endpoint import Endpoint
 from tests.cli.conftest import Run, Start, Write, check_one_line, ended
 from tests.conftest import run_parties
 

@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker import Broker, EmbeddedBroker
 from redislink.cli.demo import PARTIES, next_commands
+from redislink.operate import acl
 from tests.cli.conftest import TIMEOUT, Run, Start, check_one_line, ended
 from tests.support.groups import ClusterGroup
 from tests.support.keyspace import run

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from redislink.broker import EmbeddedBroker
-from redislink.doctor import CHECKS, FIRST
-from redislink.identity import fingerprint
+from redislink.identity.keypair import fingerprint
+from redislink.operate.doctor import CHECKS, FIRST
 from tests.cli.conftest import CLUSTER, NAMES, Call, Run, Write, key_file
 from tests.conftest import IDENTITIES
 

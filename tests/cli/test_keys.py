@@ -11,8 +11,8 @@ import yaml
 
 from redislink import ConfigError, load_cluster
 from redislink.broker import EmbeddedBroker
-from redislink.identity import Identity, fingerprint, format_public_key, read_secret
-from redislink.trial import write_trial
+from redislink.cluster.trial import write_trial
+from redislink.identity.keypair import Identity, fingerprint, format_public_key, read_secret
 from tests.cli.conftest import CLUSTER, Call, Run, Start, Write, check_one_line, ended
 from tests.conftest import IDENTITIES
 

@@ -17,8 +17,9 @@ import pytest
 import redis
 
 from redislink import ClusterSpec, Endpoint
-from redislink.broker import Broker, EmbeddedBroker, acl
-from redislink.protocol import keys
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.operate import acl
+from redislink.protocol import list_names
 from redislink.protocol.frame import Data, encode
 from tests.cli.conftest import Call
 from tests.conftest import join, make_cluster, run_parties
@@ -42,14 +43,14 @@ def url(server: EmbeddedBroker) -> str:
 
 def leave(url: str, session: str, *, live: bool = False) -> list[bytes]:
     """What a session of alice and bob leaves when it dies; the names of its keys."""
-    data = keys.data_list(session, "bob", "alice", EPOCH, "tag:1")
+    data = list_names.data_list(session, "bob", "alice", EPOCH, "tag:1")
     run(url, "RPUSH", data, encode(Data(1), SECRET), encode(Data(2), SECRET))
-    names = [data, keys.hello_list(session, "alice", "bob")]
+    names = [data, list_names.hello_list(session, "alice", "bob")]
     run(url, "RPUSH", names[1], b"hello")
     for name in names:
         run(url, "PEXPIRE", name, 600_000)
     if live:
-        names.append(keys.claim_key(session, "bob"))
+        names.append(list_names.claim_key(session, "bob"))
         run(url, "SET", names[-1], EPOCH, "PX", 600_000)
     return names
 
@@ -92,7 +93,7 @@ def test_inspect(call: Call, url: str) -> None:
     assert f"0: DATA, {len(encode(Data(1), SECRET))} B, number 1" in out
     assert "1 keys, 2 messages" in out
     assert SECRET.decode() not in out
-    assert run(url, "LLEN", keys.data_list("s", "bob", "alice", EPOCH, "tag:1")) == 2
+    assert run(url, "LLEN", list_names.data_list("s", "bob", "alice", EPOCH, "tag:1")) == 2
 
 
 @pytest.mark.parametrize("option", [(), ("--json",), ("--frames",)])
@@ -285,14 +286,15 @@ def purge_beside(going_on: list[Endpoint], call: Call, url: str) -> None:
 
 
 def left_of(url: str, cluster: ClusterSpec) -> list[bytes]:
-    prefix = keys.session_prefix(cluster.session)
+    prefix = list_names.session_prefix(cluster.session)
     return [name for name in content_of(url) if name.startswith(prefix)]
 
 
 DYING = """
 import sys
-from redislink import endpoint, rendezvous
-from redislink.broker import claim
+from redislink.transport import endpoint
+from redislink.transport import rendezvous
+from redislink.transport import claim
 from tests.conftest import join, make_cluster
 
 # So that the test need not wait for an hour; nothing shortens one key's life alone.
@@ -335,7 +337,7 @@ def test_an_expired_session_leaves_every_other_key_as_it_was(url: str) -> None:
         try:
             assert party.stdout is not None
             assert party.stdout.readline() == "ready\n"
-            missing = {keys.status_key("dying", n) for n in ("alice", "bob")}
+            missing = {list_names.status_key("dying", n) for n in ("alice", "bob")}
             give_up = time.monotonic() + 60
             while missing:
                 missing.discard(next_key(news))
@@ -343,9 +345,9 @@ def test_an_expired_session_leaves_every_other_key_as_it_was(url: str) -> None:
         finally:
             party.send_signal(signal.SIGKILL)
         left = set(content_of(url)) - set(foreign)
-        assert {keys.claim_key("dying", n) for n in ("alice", "bob")} <= left
-        assert {keys.status_key("dying", n) for n in ("alice", "bob")} <= left
-        assert any(not keys.parse_list_untrusted(name)[-1].startswith("!") for name in left)
+        assert {list_names.claim_key("dying", n) for n in ("alice", "bob")} <= left
+        assert {list_names.status_key("dying", n) for n in ("alice", "bob")} <= left
+        assert any(not list_names.parse_list_untrusted(name)[-1].startswith("!") for name in left)
         give_up = time.monotonic() + 60
         while content_of(url) != before:
             next_key(news)

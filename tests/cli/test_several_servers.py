@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from redislink import ClusterSpec
-from redislink.broker import Broker, acl, claim
-from redislink.broker.survey import Survey
+from redislink.broker import Broker
 from redislink.errors import BrokerBusy
-from redislink.protocol import keys
+from redislink.operate import acl
+from redislink.operate.survey import Survey
+from redislink.operate.watch import Watch
+from redislink.protocol import list_names
 from redislink.protocol.frame import Data, encode
-from redislink.watch import Watch
+from redislink.transport import claim
 from tests.cli.conftest import Call, key_file
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.groups import SLOTS, ClusterGroup, SentinelGroup, slot_of, wait_for
@@ -72,8 +74,8 @@ def leave(url: str, session: str) -> list[bytes]:
     names = []
     for dst, src in (("alice", "bob"), ("bob", "carol"), ("carol", "alice")):
         data, hello = (
-            keys.data_list(session, dst, src, EPOCH, "t"),
-            keys.hello_list(session, dst, src),
+            list_names.data_list(session, dst, src, EPOCH, "t"),
+            list_names.hello_list(session, dst, src),
         )
         run(url, "RPUSH", data, encode(Data(1), b"x"), encode(Data(2), b"y"))
         run(url, "RPUSH", hello, b"hello")
@@ -201,7 +203,7 @@ def write(directory: Path, spec: ClusterSpec) -> Path:
 def test_a_slot_that_moves_between_looking_and_removing(
     cluster: ClusterGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("redislink.broker.finding._GOOD_FOR", 60.0)
+    monkeypatch.setattr("redislink.broker.topology._GOOD_FOR", 60.0)
     session = cluster.spread_session(PARTIES)
     names = leave(cluster.url, session)
     watching = Survey(Broker(cluster.url))
@@ -317,7 +319,7 @@ def test_the_doctor_at_a_sound_broker(patient: Patient) -> None:
     assert "cannot push as another party" in found["other parties' lists"]["text"]
     # What stays are the notes for the peers' doctors.
     left = set(content_of(patient.group.url)) - set(before)
-    assert left == {keys.doctor_list(patient.session, to, "alice") for to in ("bob", "carol")}
+    assert left == {list_names.doctor_list(patient.session, to, "alice") for to in ("bob", "carol")}
     found = patient.examine(admin=True)
     everywhere = "on each of 3 nodes: " if several else ""
     assert found["version"]["text"].startswith(f"{everywhere}Valkey 9.")
@@ -416,7 +418,7 @@ def test_the_doctor_names_a_master_that_sentinels_have_and_we_do_not_reach(
 ) -> None:
     """As behind a firewall, or when it announces an address of its own network."""
     patient = Patient(sentinels, call, tmp_path)
-    monkeypatch.setattr("redislink.broker.finding.SentinelFinder._ask", lambda _: ("127.0.0.1", 1))
+    monkeypatch.setattr("redislink.broker.topology.SentinelFinder._ask", lambda _: ("127.0.0.1", 1))
     told = patient.examine(code=3)["login"]
     patient.forget()
     assert told["level"] == "FAIL"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from redislink import ConfigError
-from redislink.identity import read_secret
+from redislink.identity.keypair import read_secret
 from tests.cli.conftest import Call, Write
 
 NOBODY = "redis://127.0.0.1:1/0"

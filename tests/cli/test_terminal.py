@@ -17,9 +17,9 @@ from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connect import translate_error_reply
 from redislink.cli.errors import fail_program, say, show, show_block
 from redislink.cli.simulate import _Output
-from redislink.doctor.finding import Blame, failed, failed_with, joined, passed, warned
 from redislink.logs import PartyLogger
-from redislink.protocol import keys
+from redislink.operate.doctor.finding import Blame, failed, failed_with, joined, passed, warned
+from redislink.protocol import list_names
 from tests.cli.conftest import Call, Write
 from tests.support.keyspace import run
 
@@ -126,7 +126,7 @@ def test_a_cluster_file(call: Call, write_cluster: Write, command: tuple[str, ..
 
 
 def test_names_on_the_broker(call: Call, broker: EmbeddedBroker) -> None:
-    tag = keys.data_list("s", "bob", "alice", "0123456789abcdef", "\x1b[2J\u202etag")
+    tag = list_names.data_list("s", "bob", "alice", "0123456789abcdef", "\x1b[2J\u202etag")
     run(broker.url, "SET", tag, "of another type")
     run(broker.url, "RPUSH", "rl:{s\x1b[2J:bob}:alice:0:!hello", "x")
     for command in (("sessions",), ("inspect", "s"), ("inspect", "s", "--frames")):

@@ -21,11 +21,13 @@ import yaml
 from rich.console import Console
 
 from redislink import ClusterSpec, Endpoint
-from redislink.broker import Broker, EmbeddedBroker, acl, claim
+from redislink.broker import Broker, EmbeddedBroker
 from redislink.cli.top import screen
-from redislink.protocol import keys
+from redislink.operate import acl
+from redislink.operate.watch import PairView, PartyView, Reading
+from redislink.protocol import list_names
 from redislink.protocol.status import Waiting
-from redislink.watch import PairView, PartyView, Reading
+from redislink.transport import claim
 from tests.cli.conftest import Call, Run, check_one_line
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.keyspace import run
@@ -297,5 +299,5 @@ def test_it_is_there_without_a_session(
     result = redislink("top", "--cluster", path)  # no terminal: one reading
     assert result.returncode == 0
     assert "0 of 2 parties up" in result.stdout
-    assert keys.claim_key(cluster.session, "alice").decode() not in result.stdout
+    assert list_names.claim_key(cluster.session, "alice").decode() not in result.stdout
     check_one_line(redislink("top", "--cluster", tmp_path / "none"), 2, "none")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from redislink.broker import EmbeddedBroker
-from redislink.identity import Identity, format_public_key, write_secret
+from redislink.identity.keypair import Identity, format_public_key, write_secret
 from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, check_one_line, ended, key_file
 
 JOIN = """

@@ -9,7 +9,7 @@ import pytest
 
 from redislink import ClusterSpec, ConfigError, Simulator
 from redislink.cluster.protocols import PROTOCOLS, advice, protocol_of, warnings, whom_it_trusts
-from redislink.trial import trial_devices
+from redislink.cluster.trial import trial_devices
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 
 THIRD = {

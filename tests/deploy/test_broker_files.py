@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from redislink import BrokerAuthError, BrokerError, BrokerUnreachable, RedisLinkSettings
-from redislink.broker import Broker, acl
+from redislink.broker import Broker
 from redislink.broker.embedded import _server_binary
+from redislink.operate import acl
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.support.servers import KINDS, debian_redis
 

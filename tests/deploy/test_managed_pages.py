@@ -8,7 +8,8 @@ from typing import Final
 
 import pytest
 
-from redislink.broker import Broker, EmbeddedBroker, acl
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.operate import acl
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 
 MANAGED: Final = Path(__file__).parents[2] / "deploy" / "managed"

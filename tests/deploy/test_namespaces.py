@@ -19,7 +19,7 @@ import pytest
 
 from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
-from redislink.trial import trial_devices, write_trial
+from redislink.cluster.trial import trial_devices, write_trial
 from tests.support.namespaces import Host, Internet, dial, listener, missing
 from tests.support.waiting import wait_until
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from redislink.errors import FrameError, SealError
 from redislink.protocol import frame as f
-from redislink.protocol import keys
+from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover, Timing
 from redislink.protocol.seal import (
     SEAL_BYTES,
@@ -23,8 +23,8 @@ from redislink.protocol.seal import (
     StaleError,
 )
 
-NAME = keys.data_list("s", "bob", "alice", "0123456789abcdef", "t")
-CONTROL = keys.control_list("s", "bob", "alice", "0123456789abcdef")
+NAME = list_names.data_list("s", "bob", "alice", "0123456789abcdef", "t")
+CONTROL = list_names.control_list("s", "bob", "alice", "0123456789abcdef")
 ACK = f.AckState(3, ((5, 6),))
 DATA = f.Data(7, 1, 3, 2, f.Encoding.RAW, 5)
 CONTROLS = [
@@ -118,12 +118,12 @@ def test_every_truncation_and_extension_is_refused():
 
 
 OTHER_LISTS = {
-    "tag": keys.data_list("s", "bob", "alice", "0123456789abcdef", "u"),
+    "tag": list_names.data_list("s", "bob", "alice", "0123456789abcdef", "u"),
     "control": CONTROL,
-    "destination": keys.data_list("s", "carol", "alice", "0123456789abcdef", "t"),
-    "source": keys.data_list("s", "bob", "carol", "0123456789abcdef", "t"),
-    "session": keys.data_list("z", "bob", "alice", "0123456789abcdef", "t"),
-    "epoch": keys.data_list("s", "bob", "alice", "fedcba9876543210", "t"),
+    "destination": list_names.data_list("s", "carol", "alice", "0123456789abcdef", "t"),
+    "source": list_names.data_list("s", "bob", "carol", "0123456789abcdef", "t"),
+    "session": list_names.data_list("z", "bob", "alice", "0123456789abcdef", "t"),
+    "epoch": list_names.data_list("s", "bob", "alice", "fedcba9876543210", "t"),
 }
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from redislink.errors import ClusterMismatch, FrameError, SealError, SecurityMismatch
-from redislink.identity import Identity
+from redislink.identity.keypair import Identity
 from redislink.protocol import sealed_handshake
 from redislink.protocol.frame import (
     Abort,

@@ -14,7 +14,7 @@ from typing import Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from redislink.errors import FrameError
-from redislink.protocol import keys
+from redislink.protocol import list_names
 from redislink.protocol.frame import (
     Abort,
     Ack,
@@ -135,7 +135,7 @@ class Attacker:
 
     def _flip_each(self, name: bytes, element: bytes) -> list[Pushed]:
         """Every byte in turn, and the true one at last."""
-        if name.endswith(keys.HELLO_TAG.encode()):
+        if name.endswith(list_names.HELLO_TAG.encode()):
             return [(name, element)]  # such a list holds one element alone
         flipped = []
         for place in range(len(element)):
@@ -167,14 +167,14 @@ class Attacker:
 
     def _move_epoch(self, name: bytes, element: bytes) -> list[Pushed]:
         """An old session's element with the same path, but for its epoch, in its place."""
-        path = keys.parse_list_untrusted(name)
-        olds = [e for n, e in self._older if _but_epoch(keys.parse_list_untrusted(n), path)]
+        path = list_names.parse_list_untrusted(name)
+        olds = [e for n, e in self._older if _but_epoch(list_names.parse_list_untrusted(n), path)]
         return [(name, self._rng.choice(olds or [element]))]
 
     def _move_to_control(self, name: bytes, element: bytes) -> list[Pushed]:
         """Data onto the control list and control frames onto a data list."""
-        is_control = name.endswith(keys.CONTROL_TAG.encode())
-        wanted = b":t" if is_control else keys.CONTROL_TAG.encode()
+        is_control = name.endswith(list_names.CONTROL_TAG.encode())
+        wanted = b":t" if is_control else list_names.CONTROL_TAG.encode()
         return self._moved(name, element, lambda a, b: a[:4] == b[:4], wanted)
 
     def _moved(
@@ -184,15 +184,15 @@ class Attacker:
         fits: Callable[[tuple[str, ...], tuple[str, ...]], bool],
         containing: bytes = b"",
     ) -> list[Pushed]:
-        path = keys.parse_list_untrusted(name)
+        path = list_names.parse_list_untrusted(name)
         names = {n for n, _ in self.seen if n != name and containing in n}
-        names = {n for n in names if fits(path, keys.parse_list_untrusted(n))}
+        names = {n for n in names if fits(path, list_names.parse_list_untrusted(n))}
         return [(self._rng.choice(sorted(names) or [name]), element)]
 
     def _reflect(self, name: bytes, element: bytes) -> list[Pushed]:
-        session, dst, src, epoch, tag = keys.parse_list_untrusted(name)
-        prefix = keys.inbox_prefix(session, src, dst, epoch)
-        encoded = tag.encode() if tag.startswith("!") else keys.encode_tag(tag)
+        session, dst, src, epoch, tag = list_names.parse_list_untrusted(name)
+        prefix = list_names.inbox_prefix(session, src, dst, epoch)
+        encoded = tag.encode() if tag.startswith("!") else list_names.encode_tag(tag)
         return [(prefix + encoded, element)]
 
     # -- on its own ------------------------------------------------------------------------
@@ -209,21 +209,21 @@ class Attacker:
         """Elements of an older session, on the lists of this one."""
         replayed = []
         for name, element in self._some(self._older):
-            path = keys.parse_list_untrusted(name)
-            now = {n for n, _ in self.seen if _but_epoch(keys.parse_list_untrusted(n), path)}
+            path = list_names.parse_list_untrusted(name)
+            now = {n for n, _ in self.seen if _but_epoch(list_names.parse_list_untrusted(n), path)}
             replayed += [(target, element) for target in sorted(now)]
         return replayed
 
     def _replay_hello(self) -> list[Pushed]:
         """A list of hellos holds one, so this replaces what is there."""
-        hellos = [p for p in (*self._older, *self.seen) if keys.HELLO_TAG.encode() in p[0]]
+        hellos = [p for p in (*self._older, *self.seen) if list_names.HELLO_TAG.encode() in p[0]]
         return self._some(hellos)[:1]
 
     def _lists(self, containing: bytes) -> list[bytes]:
         return sorted({name for name, _ in self.seen if containing in name})
 
     def _onto_control(self, element: bytes) -> list[Pushed]:
-        names = self._lists(keys.CONTROL_TAG.encode())
+        names = self._lists(list_names.CONTROL_TAG.encode())
         return [(self._rng.choice(names), element)] if names else []
 
     def _forge_control(self) -> list[Pushed]:
@@ -237,7 +237,7 @@ class Attacker:
         """As a peer that has other keys would: well formed, and with a likely number."""
         number = self._rng.choice([1, 2, self._rng.randint(1, 100), 1 << 62])
         header, inner = encode_header(Sealed(number)), encode(Abort("forged"))
-        names = self._lists(keys.CONTROL_TAG.encode())
+        names = self._lists(list_names.CONTROL_TAG.encode())
         name = self._rng.choice(names) if names else b""
         return self._onto_control(header + _seal(self._rng, number, inner, name + header))
 
@@ -252,7 +252,7 @@ class Attacker:
 
     def _forge_hello(self) -> list[Pushed]:
         """Headers that agree, so that it is no mismatch, with all else made up."""
-        name = self._rng.choice(self._lists(keys.HELLO_TAG.encode()))
+        name = self._rng.choice(self._lists(list_names.HELLO_TAG.encode()))
         frames = [decode_untrusted(e)[0] for n, e in self.seen if n == name]
         theirs = self._rng.choice([frame for frame in frames if isinstance(frame, Hello)])
         instance = self._rng.choice([theirs.instance, self._rng.randbytes(8)])

@@ -19,8 +19,8 @@ from redislink.errors import (
     RecvTimeout,
     RedisLinkError,
 )
-from redislink.identity import Identity
-from redislink.protocol import keys
+from redislink.identity.keypair import Identity
+from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import decode_untrusted, encode
 from redislink.protocol.seal import Codec, StaleError
@@ -80,7 +80,7 @@ class Lists:
             self._lists.clear()
 
     def _append(self, name: bytes, element: bytes) -> None:
-        if name.endswith(keys.HELLO_TAG.encode()):
+        if name.endswith(list_names.HELLO_TAG.encode()):
             self.delete(name)
         self._lists.setdefault(name, deque()).append(element)
 
@@ -97,7 +97,7 @@ class Peer:
     to_confirm: list[Push] = field(default_factory=list)
 
     def out_list(self, tag: str | None) -> bytes:
-        encoded = keys.CONTROL_TAG.encode() if tag is None else keys.encode_tag(tag)
+        encoded = list_names.CONTROL_TAG.encode() if tag is None else list_names.encode_tag(tag)
         return self.out_prefix + encoded
 
 
@@ -162,7 +162,7 @@ class Party:
                     self._say_hello(peer, handshake.hello_for(peer))
                 self._next_hello = self.now + 1.0
         for peer in [n for n in self._session.names if n != self.name]:
-            element = lists.pop(keys.hello_list(SESSION, self.name, peer))
+            element = lists.pop(list_names.hello_list(SESSION, self.name, peer))
             if element is None:
                 continue
             try:
@@ -179,7 +179,7 @@ class Party:
             self._begin()
 
     def _say_hello(self, peer: str, message: tuple) -> None:
-        name = keys.hello_list(SESSION, peer, self.name)
+        name = list_names.hello_list(SESSION, peer, self.name)
         self._session.lists.push(name, encode(*message), clear=True)
 
     def _begin(self) -> None:
@@ -189,8 +189,8 @@ class Party:
             epoch = self.handshake.epoch(peer)
             self.peers[peer] = Peer(
                 peer,
-                keys.inbox_prefix(SESSION, peer, self.name, epoch),
-                keys.inbox_prefix(SESSION, self.name, peer, epoch),
+                list_names.inbox_prefix(SESSION, peer, self.name, epoch),
+                list_names.inbox_prefix(SESSION, self.name, peer, epoch),
                 self.handshake.codec(peer),
                 Delivery(peer, timing, self.now),
             )
@@ -221,7 +221,7 @@ class Party:
         self._close_if_done()
 
     def _take_control(self, peer: Peer) -> None:
-        name = peer.in_prefix + keys.CONTROL_TAG.encode()
+        name = peer.in_prefix + list_names.CONTROL_TAG.encode()
         for _ in range(200):
             element = self._session.lists.pop(name)
             if element is None:
@@ -235,7 +235,7 @@ class Party:
                     self._refuse(peer)
 
     def _take_data(self, peer: Peer, tag: str, messages: deque[bytes]) -> None:
-        name = peer.in_prefix + keys.encode_tag(tag)
+        name = peer.in_prefix + list_names.encode_tag(tag)
         empty = False
         for _ in range(200):
             message = peer.delivery.take(tag)

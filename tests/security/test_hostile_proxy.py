@@ -18,7 +18,7 @@ from redislink import (
     RecvTimeout,
     RedisLinkError,
 )
-from redislink.protocol import keys
+from redislink.protocol import list_names
 from redislink.protocol.frame import (
     Abort,
     Ack,
@@ -122,12 +122,12 @@ class TestTampered:
     def flood(self, proxy, endpoint, src, tag="t"):
         """What a broker does that puts its own elements onto a list."""
         prefix = endpoint._peers[src].in_prefix
-        name = prefix + (tag.encode() if tag.startswith("!") else keys.encode_tag(tag))
+        name = prefix + (tag.encode() if tag.startswith("!") else list_names.encode_tag(tag))
         connection = endpoint._broker.open()
         connection.execute(b"RPUSH", name, *[b"x" * 40] * 20, timeout=5)
         connection.close()
 
-    @pytest.mark.parametrize("tag", ["t", keys.CONTROL_TAG])
+    @pytest.mark.parametrize("tag", ["t", list_names.CONTROL_TAG])
     def test_all_calls_end_with_it_and_the_peers_are_aborted(self, proxy, endpoints, tag):
         alice, bob, carol = endpoints
         waiting = [

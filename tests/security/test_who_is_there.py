@@ -11,7 +11,7 @@ from redislink import (
     SecurityMismatch,
 )
 from redislink.broker.wire import LISTING
-from redislink.identity import Identity, format_public_key, write_secret
+from redislink.identity.keypair import Identity, format_public_key, write_secret
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from redislink import PeerError, ProgramDiverged, ThreadCommunicator
-from redislink import steps as steps_module
-from redislink.steps import Failure, Silence, Steps
+from redislink.session import steps as steps_module
+from redislink.session.steps import Failure, Silence, Steps
 from tests.conftest import in_thread, run_parties
 from tests.support.waiting import wait_until
 

@@ -23,7 +23,7 @@ from redislink import (
     Session,
     UsageError,
 )
-from redislink import steps as steps_module
+from redislink.session import steps as steps_module
 from tests.session.conftest import Stage
 
 

@@ -16,7 +16,12 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, Final
 
-_PRELOADED: Final = [__name__, "redislink.cli", "redislink.endpoint", "redislink.broker.embedded"]
+_PRELOADED: Final = [
+    __name__,
+    "redislink.cli",
+    "redislink.transport.endpoint",
+    "redislink.broker.embedded",
+]
 _SERVER: Final = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(_PRELOADED)
 

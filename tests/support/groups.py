@@ -24,7 +24,7 @@ from redis.crc import key_slot
 from redislink.broker import EmbeddedBroker
 from redislink.broker.embedded import _server_binary
 from redislink.errors import BrokerError
-from redislink.protocol import keys
+from redislink.protocol import list_names
 from tests.support.servers import Admin, debian_redis
 
 MASTER = "relay"
@@ -344,4 +344,4 @@ class ClusterGroup(_Group):
 
 def slot_of(session: str, party: str) -> int:
     """Of a party's inbox."""
-    return key_slot(keys.party_prefix(session, party))
+    return key_slot(list_names.party_prefix(session, party))

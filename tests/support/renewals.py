@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from redislink.broker import claim
 from redislink.broker.connect import BrokerConnection
+from redislink.transport import claim
 
 
 class Renewals:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from redislink.cli.parties import PartyProcess
-from redislink.trial import write_trial
+from redislink.cluster.trial import write_trial
 from tests.support.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("spread_party.py")

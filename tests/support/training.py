@@ -21,10 +21,10 @@ import yaml
 
 from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
+from redislink.cluster.trial import write_trial
 from redislink.errors import BrokerUnreachable
 from redislink.testing import Proxy
 from redislink.testing.proxy import ProxiedConnection
-from redislink.trial import write_trial
 from tests.support.groups import ClusterGroup, SentinelGroup, slot_of
 from tests.support.ledger import Comparison, compare
 from tests.support.servers import Admin, restart_empty

@@ -10,7 +10,7 @@ import pytest
 from redislink import Endpoint
 from redislink.broker import Broker
 from redislink.errors import BrokerBusy, BrokerUnreachable, ConfigError
-from redislink.protocol import keys
+from redislink.protocol import list_names
 from redislink.testing import Faults, FaultyBroker
 from tests.conftest import join, make_cluster, run_parties
 
@@ -106,7 +106,7 @@ class TestSeeds:
         )
         for broker, session, order in ((one, "s1", "ab"), (two, "s2", "ba"), (other, "s3", "ab")):
             for tag in order:
-                name = keys.data_list(session, "bob", "alice", "0" * 16, tag)
+                name = list_names.data_list(session, "bob", "alice", "0" * 16, tag)
                 pushed(broker, name, 50)
         assert one.injected
         assert sorted(one.history) == sorted(two.history)
@@ -114,7 +114,7 @@ class TestSeeds:
 
     def test_the_chances_are_about_right(self) -> None:
         broker = FaultyBroker("fakeredis://chances", faults=Faults(drop=0.2, refuse=0.1))
-        name = keys.data_list("s", "bob", "alice", "0" * 16, "t")
+        name = list_names.data_list("s", "bob", "alice", "0" * 16, "t")
         outcomes = Counter(broker.decide("push", name)[0] for _ in range(5000))
         assert 800 < outcomes["drop"] < 1200
         assert 400 < outcomes["refuse"] < 600
@@ -128,7 +128,7 @@ class TestSeeds:
 class TestOneFault:
     """What the server holds, and what the caller sees, when a fault is certain."""
 
-    NAME = keys.data_list("certain", "bob", "alice", "0" * 16, "t")
+    NAME = list_names.data_list("certain", "bob", "alice", "0" * 16, "t")
 
     def outcome(self, url: str, fault: str, count: int = 1) -> tuple[list[object], list[bytes]]:
         plain = Broker(url).open()

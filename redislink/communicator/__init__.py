@@ -1,0 +1,19 @@
+"""Values and raw bytes between parties, over an endpoint or between threads."""
+
+from redislink.communicator.base import (
+    DEFAULT_NAMESPACE,
+    MAX_NAMESPACE_BYTES,
+    Communicator,
+    Request,
+)
+from redislink.communicator.relay import RedisCommunicator
+from redislink.communicator.threads import ThreadCommunicator
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "MAX_NAMESPACE_BYTES",
+    "Communicator",
+    "RedisCommunicator",
+    "Request",
+    "ThreadCommunicator",
+]

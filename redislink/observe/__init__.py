@@ -1,0 +1,1 @@
+"""What watches an endpoint: metrics and timelines. Imports transport, never the other way."""

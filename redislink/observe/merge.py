@@ -1,0 +1,387 @@
+"""Reads the trace files of parties, and writes them as one timeline.
+
+Rules: files come from other parties, so what is not as `TraceRecorder` writes it is a
+`ConfigError` that names file and line; a file whose end is missing, as its process was killed,
+counts as far as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+from redislink.errors import ConfigError
+from redislink.files import read_text, replacing
+from redislink.observe.clocks import Alignment, align
+from redislink.observe.record import FIELDS, FORMAT, SEND, WAIT
+from redislink.protocol.list_names import check_name
+
+_SHORTEST_COMPUTE: Final = 10.0
+"""Microseconds between two calls from which on the time between them is shown."""
+_APART: Final = 0.003
+"""Microseconds left free at both its ends: to a reader that adds in floating point, slices that
+touch overlap, and it draws each inside the one before."""
+_NOT_OURS: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+    ConfigError,
+)
+"""What values raise that `TraceRecorder` never writes."""
+_MOST_READ: Final = 4 << 30
+_KINDS: Final = {SEND: "send", WAIT: "wait"}
+
+
+class Call(NamedTuple):
+    """One call of a party. Times are microseconds since its recording began."""
+
+    kind: str
+    peer: str
+    tag: str
+    thread: int
+    began: float
+    took: float
+    size: int
+    number: int
+    error: str
+
+    @property
+    def ended(self) -> float:
+        """When it returned."""
+        return self.began + self.took
+
+
+@dataclass
+class PartyTrace:
+    """What one file holds.
+
+    Attributes:
+        parties: of the session, in rank order.
+        epochs: what tells this run with each peer from others.
+        monotonic_ns, wall_ns: both clocks when the recording began.
+        threads: names by number, from 1 on.
+        is_whole: it has its end.
+        cut_us: when it was cut, as it became too large.
+    """
+
+    path: Path
+    session: str
+    party: str
+    parties: list[str]
+    epochs: dict[str, str]
+    monotonic_ns: int
+    wall_ns: int
+    calls: list[Call] = field(default_factory=list)
+    threads: dict[int, str] = field(default_factory=dict)
+    is_whole: bool = False
+    cut_us: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """Of the party."""
+        return self.parties.index(self.party)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` did.
+
+    Attributes:
+        messages: pairs of a send and its receive.
+        alignment: of the parties' clocks, in microseconds.
+    """
+
+    traces: Sequence[PartyTrace]
+    messages: int
+    alignment: Alignment
+
+
+def merge(paths: Sequence[Path], out: Path) -> Merged:
+    """Put the files of all parties of a run on one time axis, with an arrow for each message.
+
+    Args:
+        paths: one file of each party, or of some.
+        out: the timeline; replaced if it is there.
+
+    Raises:
+        ConfigError: a file cannot be read or written, or they are not of one run.
+    """
+    if any(path.resolve() == out.resolve() for path in paths):
+        raise ConfigError(f"{out} is one of the files to merge: name another with --out")
+    traces = sorted((read_trace(path) for path in paths), key=lambda trace: trace.rank)
+    _check_one_run(traces)
+    messages = [*match_messages(traces)]
+    alignment = align(*_bounds(traces, messages))
+    try:
+        with replacing(out) as file:
+            file.write('{"displayTimeUnit":"ms","otherData":')
+            file.write(json.dumps(_about(traces, alignment)) + ',"traceEvents":[\n')
+            separator = ""
+            for event in _events(traces, messages, alignment):
+                file.write(separator + json.dumps(event, separators=(",", ":")))
+                separator = ",\n"
+            file.write("\n]}\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {out} ({error.strerror}): name another file") from None
+    return Merged(traces, len(messages), alignment)
+
+
+def read_trace(path: Path) -> PartyTrace:
+    """The file of one party.
+
+    Raises:
+        ConfigError: it cannot be read, or is no trace of redislink.
+    """
+    try:
+        lines = read_text(path, _MOST_READ).splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no trace file of redislink: it is not text") from None
+    reader = _Reader(path)
+    for number, line in enumerate(lines, 1):
+        try:
+            reader.take(json.loads(line))
+        except _NOT_OURS:
+            if number == len(lines) > 1:
+                break  # the process was killed while it wrote this
+            raise ConfigError(
+                f"{path}, line {number}: is not as redislink writes a trace: give the files of "
+                "REDISLINK_TRACE_DIR, one for each party"
+            ) from None
+    if reader.trace is None:
+        raise ConfigError(f"{path} is no trace file of redislink: it is empty")
+    return reader.trace
+
+
+class _Reader:
+    """Takes the values of a file's lines; raises anything but a RedisLinkError at a wrong one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trace: PartyTrace | None = None
+        self._thread_numbers: dict[int, int] = {}
+
+    def take(self, value: Any) -> None:
+        if self.trace is None:
+            self.trace = self._describe(value)
+        elif isinstance(value, list):
+            if len(value) % FIELDS:
+                raise ValueError("part of a call")
+            fields = [iter(value)] * FIELDS
+            self.trace.calls += [self._call(*call) for call in zip(*fields, strict=True)]
+        elif "thread" in value:
+            number = self._thread_numbers[int(value["thread"])] = len(self._thread_numbers) + 1
+            self.trace.threads[number] = str(value["name"])
+        else:
+            cut, self.trace.is_whole = value["cut_ns"], int(value["calls"]) >= 0
+            self.trace.cut_us = None if cut is None else self._time(cut)
+
+    def _describe(self, about: dict[str, Any]) -> PartyTrace:
+        if about["redislink_trace"] != FORMAT:
+            raise ValueError("another version")
+        trace = PartyTrace(
+            self._path,
+            check_name(about["session"], "session"),
+            check_name(about["party"], "party"),
+            [check_name(party, "party") for party in about["parties"]],
+            {str(peer): str(epoch) for peer, epoch in about["epochs"].items()},
+            int(about["monotonic_ns"]),
+            int(about["wall_ns"]),
+        )
+        if trace.party not in trace.parties:
+            raise ValueError("no party")
+        return trace
+
+    def _call(
+        self,
+        kind: int,
+        began: int,
+        ended: int,
+        thread: int,
+        peer: int | str,
+        tag: str,
+        size: int,
+        result: int | str,
+    ) -> Call:
+        trace = cast("PartyTrace", self.trace)
+        if type(peer) is int and 0 <= peer < len(trace.parties):
+            peer = trace.parties[peer]
+        error, number = (result, 0) if isinstance(result, str) else ("", int(result))
+        start = self._time(began)
+        number_of = self._thread_numbers
+        return Call(
+            _KINDS[kind],
+            str(peer),
+            str(tag),
+            number_of.setdefault(int(thread), len(number_of) + 1),
+            start,
+            self._time(ended) - start,
+            int(size),
+            number,
+            error,
+        )
+
+    def _time(self, at: int) -> float:
+        """In microseconds since the recording began."""
+        if type(at) is not int or abs(at) >= 1 << 63:
+            raise ValueError("no time")
+        return (at - cast("PartyTrace", self.trace).monotonic_ns) / 1000
+
+
+def match_messages(traces: Sequence[PartyTrace]) -> Iterator[tuple[int, Call, int, Call]]:
+    """(sender, its send, receiver, its receive), parties by their place, for each message.
+
+    Messages with one tag keep their order, so the n-th sent is the n-th received.
+    """
+    sent: dict[tuple[int, str, str], list[Call]] = defaultdict(list)
+    received: dict[tuple[int, str, str], list[Call]] = defaultdict(list)
+    for place, trace in enumerate(traces):
+        for call in trace.calls:
+            if not call.error:
+                calls = sent if call.kind == "send" else received
+                calls[place, call.peer, call.tag].append(call)
+    places = {trace.party: place for place, trace in enumerate(traces)}
+    for (sender, peer, tag), sends in sent.items():
+        if peer not in places:
+            continue
+        receives = received.get((places[peer], traces[sender].party, tag), [])
+        sends.sort(key=lambda call: call.number)
+        receives.sort(key=lambda call: call.ended)
+        for send, receive in zip(sends, receives, strict=False):  # not all need have been taken
+            yield sender, send, places[peer], receive
+
+
+def _check_one_run(traces: Sequence[PartyTrace]) -> None:
+    by_party: dict[str, PartyTrace] = {}
+    for trace in traces:
+        other = by_party.setdefault(trace.party, trace)
+        if other is not trace:
+            raise ConfigError(f"{other.path} and {trace.path} are both of {trace.party}: give one")
+        if (trace.session, trace.parties) != (traces[0].session, traces[0].parties):
+            raise ConfigError(
+                f"{traces[0].path} is of session {traces[0].session}, {trace.path} of "
+                f"{trace.session}, or their parties differ: give the files of one"
+            )
+    for trace in traces:
+        for peer, epoch in trace.epochs.items():
+            if peer in by_party and by_party[peer].epochs.get(trace.party) != epoch:
+                raise ConfigError(
+                    f"{trace.path} and {by_party[peer].path} are of different runs: give the "
+                    "files of one"
+                )
+
+
+def _bounds(
+    traces: Sequence[PartyTrace], messages: Iterable[tuple[int, Call, int, Call]]
+) -> tuple[list[float], dict[tuple[int, int], float]]:
+    """What `align` needs: offsets by the wall clocks, and what the messages say."""
+    least: dict[tuple[int, int], float] = {}
+    for sender, send, receiver, receive in messages:
+        pair = sender, receiver
+        least[pair] = max(least.get(pair, -math.inf), send.began - receive.ended)
+    return [(trace.wall_ns - traces[0].wall_ns) / 1000 for trace in traces], least
+
+
+def _about(traces: Sequence[PartyTrace], alignment: Alignment) -> dict[str, Any]:
+    clocks = zip(traces, alignment.offsets, alignment.uncertainty, strict=True)
+    return {
+        "session": traces[0].session,
+        "contradiction_us": alignment.contradiction,
+        "parties": [
+            {
+                "party": trace.party,
+                "offset_us": offset,
+                "uncertainty_us": uncertainty if math.isfinite(uncertainty) else None,
+                "cut_us": trace.cut_us,
+                "is_whole": trace.is_whole,
+            }
+            for trace, offset, uncertainty in clocks
+        ],
+    }
+
+
+def _events(
+    traces: Sequence[PartyTrace],
+    messages: Iterable[tuple[int, Call, int, Call]],
+    alignment: Alignment,
+) -> Iterator[dict[str, Any]]:
+    zero = min(
+        (
+            call.began + offset
+            for trace, offset in zip(traces, alignment.offsets, strict=True)
+            for call in trace.calls
+        ),
+        default=0.0,
+    )
+    shifts = [offset - zero for offset in alignment.offsets]
+    for trace, shift in zip(traces, shifts, strict=True):
+        yield from _tracks(trace)
+        for call in trace.calls:
+            yield _slice(trace, call.kind, call.thread, call.began + shift, call.took, call)
+        for thread, began, took in _gaps(trace.calls):
+            yield _slice(trace, "compute", thread, began + shift + _APART, took - 2 * _APART)
+        if trace.cut_us is not None:
+            cut = {"ph": "i", "s": "p", "name": "the trace was cut here", "pid": trace.rank}
+            yield cut | {"tid": 0, "ts": _ns(trace.cut_us + shift) / 1000}
+    for number, (sender, send, receiver, receive) in enumerate(messages, 1):
+        left = _ns(send.began + shifts[sender])
+        began = _ns(receive.began + shifts[receiver])
+        # Within the slice, whose end does not belong to it.
+        came = max(left, began, _ns(receive.ended + shifts[receiver]) - 1)
+        yield _arrow("s", number, traces[sender].rank, send.thread, left)
+        yield _arrow("f", number, traces[receiver].rank, receive.thread, came) | {"bp": "e"}
+
+
+def _tracks(trace: PartyTrace) -> Iterator[dict[str, Any]]:
+    named = {"ph": "M", "pid": trace.rank}
+    yield named | {"tid": 0, "name": "process_name", "args": {"name": trace.party}}
+    yield named | {"tid": 0, "name": "process_sort_index", "args": {"sort_index": trace.rank}}
+    for thread, name in trace.threads.items():
+        yield named | {"tid": thread, "name": "thread_name", "args": {"name": name}}
+
+
+def _slice(
+    trace: PartyTrace, kind: str, thread: int, began: float, took: float, call: Call | None = None
+) -> dict[str, Any]:
+    event = {
+        "ph": "X",
+        "cat": kind,
+        "name": kind if call is None else f"{kind} {call.tag}",
+        "pid": trace.rank,
+        "tid": thread,
+        "ts": _ns(began) / 1000,
+        "dur": (_ns(began + took) - _ns(began)) / 1000,
+    }
+    if call is None:
+        return event
+    about: dict[str, Any] = {"peer": call.peer, "tag": call.tag, "bytes": call.size}
+    return event | {"args": about | ({"error": call.error} if call.error else {})}
+
+
+def _gaps(calls: Iterable[Call]) -> Iterator[tuple[int, float, float]]:
+    """(thread, when, how long) it was outside redislink, between two calls."""
+    ended: dict[int, float] = {}
+    for call in sorted(calls, key=lambda call: call.began):
+        before = ended.get(call.thread, call.began)
+        if call.began - before >= _SHORTEST_COMPUTE:
+            yield call.thread, before, call.began - before
+        ended[call.thread] = call.ended
+
+
+def _arrow(phase: str, number: int, pid: int, thread: int, at_ns: int) -> dict[str, Any]:
+    event = {"ph": phase, "cat": "message", "name": "message", "id": number, "pid": pid}
+    return event | {"tid": thread, "ts": at_ns / 1000}
+
+
+def _ns(us: float) -> int:
+    """Whole nanoseconds, so that what ends where another begins does so in the file too."""
+    return round(us * 1000)

@@ -1,0 +1,76 @@
+"""What watches an endpoint when the settings ask for it: the trace, the metrics.
+
+Rules: what is not asked for is not imported; what is wrong with what is asked for is said before
+the session is joined; once it is joined, nothing here ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from redislink.settings import RedisLinkSettings
+from redislink.transport.endpoint import Endpoint
+
+class _Watcher(Protocol):
+    """Watches one endpoint."""
+
+    def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
+        """Begin; at most once.
+
+        Args:
+            endpoint: what is watched.
+            epochs: what tells this run with each peer from others, the same at both.
+        """
+
+    def close(self) -> None:
+        """End; also without `attach`, when the session could not be joined."""
+
+
+class Observers:
+    """All that watch one endpoint; usually none."""
+
+    def __init__(self, settings: RedisLinkSettings, session: str, party: str) -> None:
+        """Make those that the settings ask for.
+
+        Raises:
+            ConfigError: a setting is not right.
+        """
+        self._all: list[_Watcher] = []
+        try:
+            if settings.trace_dir is not None:
+                from redislink.observe.record import TraceRecorder
+
+                limit = settings.trace_limit
+                self._all.append(TraceRecorder(settings.trace_dir, session, party, limit))
+            push_url = settings.metrics_push_url
+            if settings.metrics_textfile is not None or push_url is not None:
+                from redislink.observe.metrics import MetricsExporter
+
+                self._all.append(
+                    MetricsExporter(
+                        settings.metrics_textfile,
+                        None if push_url is None else push_url.get_secret_value(),
+                        settings.metrics_interval,
+                        session,
+                        party,
+                    )
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
+        """Begin to watch, until `close`.
+
+        Args:
+            endpoint, epochs: as for each of them.
+        """
+        for observer in self._all:
+            observer.attach(endpoint, epochs)
+
+    def close(self) -> None:
+        """End; safe to call twice."""
+        observers, self._all = self._all, []
+        for observer in observers:
+            observer.close()

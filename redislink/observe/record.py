@@ -1,0 +1,244 @@
+"""`TraceRecorder`: writes when this party's sends and receives began and ended.
+
+Rules:
+- While it is off nothing of it is there: it puts its own ``post`` and ``recv_marked``, which all
+  sends and receives go through, on the one endpoint that it is attached to, and takes them away
+  at the end.
+- In the caller's thread a call costs two readings of the clock and one append. A thread of the
+  recorder writes twice a second, so that a run that is killed leaves its trace too.
+- Memory and disk are bounded. What goes over ends the recording, and the file says so: the
+  first calls are kept, as messages are matched by their number within a tag.
+- A disk that fails ends the recording, never the run.
+
+The file has one JSON value in each line: first an object that says whose it is; then arrays with
+`FIELDS` of one call after the other, and an object for each thread; last an object that says
+how it ended. It is not yet what Perfetto reads, as writing that costs five times as much.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from redislink.errors import ConfigError
+from redislink.files import open_in_place_of
+from redislink.forking import dies_in_child, let_go
+from redislink.logs import PartyLogger
+from redislink.protocol.frame import BytesLike, Encoding
+
+if TYPE_CHECKING:
+    from redislink.transport.endpoint import Endpoint, Party
+
+FORMAT: Final = 1
+SUFFIX: Final = ".trace.jsonl"
+FIELDS: Final = 8
+"""Kind, began and ended (monotonic ns), thread, peer (name or rank), tag, bytes, and: the number
+of the message that was sent (0 of one received), or the name of the error."""
+SEND: Final = 0
+WAIT: Final = 1
+_WRITE_INTERVAL: Final = 0.5
+_MOST_PENDING: Final = 100_000
+"""Calls that may wait to be written."""
+_CALLS_PER_LINE: Final = 500
+"""The interpreter is held while a line is made: for half a millisecond."""
+_LONGEST_WRITE: Final = 5.0
+
+
+class TraceRecorder:
+    """One endpoint's trace file. `attach` once, then `close`."""
+
+    def __init__(self, directory: Path, session: str, party: str, limit: int) -> None:
+        """Make the file, in place of one of an earlier run; only its owner can read it.
+
+        Args:
+            directory: made, with mode 0700, if it is not there; the file is
+                SESSION.PARTY.trace.jsonl.
+            limit: calls after which it ends.
+
+        Raises:
+            ConfigError: the file cannot be made.
+        """
+        self.path = directory / f"{session}.{party}{SUFFIX}"
+        self._session = session
+        self._party = party
+        self._limit = limit
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file: TextIO = open_in_place_of(self.path)
+        except OSError as error:
+            raise ConfigError(
+                f"{party}: cannot write the trace {self.path} ({error.strerror}): name a "
+                "directory that can be written (REDISLINK_TRACE_DIR)"
+            ) from None
+        self._log = PartyLogger(session, party)
+        self._calls: list[int | str] = []  # flat, as garbage collection looks at every tuple
+        self._threads: dict[int, str] = {}
+        self._new_threads: list[int] = []
+        self._written = 0
+        self._cut_at: int | None = None
+        self._endpoint: Endpoint | None = None
+        self._stop = threading.Event()
+        self._writer: threading.Thread | None = None
+        self._is_parents = False
+        dies_in_child(self)
+
+    def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
+        """Record every `send`, `recv` and `recv_marked` of this endpoint from now on.
+
+        Args:
+            epochs: what tells this run with each peer from others, the same at both.
+        """
+        self._endpoint = endpoint
+        described = {
+            "redislink_trace": FORMAT,
+            "session": self._session,
+            "party": self._party,
+            "parties": list(endpoint.cluster.party_names),
+            "epochs": dict(epochs),
+            "monotonic_ns": time.monotonic_ns(),
+            "wall_ns": time.time_ns(),
+        }
+        self._put_on(endpoint)
+        self._writer = threading.Thread(
+            target=self._run, args=(described,), name=f"redislink-trace-{self._party}", daemon=True
+        )
+        self._writer.start()
+
+    def close(self) -> None:
+        """Write what is left, and the end; without `attach`, remove the file."""
+        if self._is_parents:
+            return
+        if self._writer is None:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+            return
+        self._take_off()
+        self._stop.set()
+        self._writer.join(_LONGEST_WRITE)
+        if self._writer.is_alive():
+            self._log.warning("%s: the trace %s is not written whole", self._party, self.path)
+
+    def die_in_child(self) -> None:
+        """What is not written yet is the parent's to write."""
+        self._take_off()
+        self._calls.clear()
+        self._stop = threading.Event()
+        self._is_parents = True
+        if not self._file.closed:
+            let_go(self._file.fileno())
+
+    # -- in the caller's thread --------------------------------------------------------------
+
+    def _put_on(self, endpoint: Endpoint) -> None:
+        """In place of the class's methods, on this instance alone."""
+        post, recv_marked = endpoint.post, endpoint.recv_marked
+        now, ident = time.monotonic_ns, threading.get_ident
+        calls, threads, meet_thread = self._calls, self._threads, self._meet_thread
+        add, most_pending = calls.extend, _MOST_PENDING * FIELDS
+
+        def traced_post(
+            dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW
+        ) -> int:
+            began = now()
+            try:
+                number = post(dst, tag, data, encoding)
+            except BaseException as error:
+                add((SEND, began, now(), meet_thread(ident()), dst, tag, 0, _name(error)))
+                raise
+            ended, thread = now(), ident()
+            if thread not in threads:
+                meet_thread(thread)
+            size = len(data) if type(data) is bytes else memoryview(data).nbytes
+            add((SEND, began, ended, thread, dst, tag, size, number))
+            if len(calls) > most_pending:
+                self._cut()
+            return number
+
+        def traced_recv_marked(
+            src: Party, tag: str, timeout: float | None = None
+        ) -> tuple[bytes, Encoding]:
+            began = now()
+            try:
+                message = recv_marked(src, tag, timeout)
+            except BaseException as error:
+                add((WAIT, began, now(), meet_thread(ident()), src, tag, 0, _name(error)))
+                raise
+            ended, thread = now(), ident()
+            if thread not in threads:
+                meet_thread(thread)
+            add((WAIT, began, ended, thread, src, tag, len(message[0]), 0))
+            if len(calls) > most_pending:
+                self._cut()
+            return message
+
+        vars(endpoint).update(post=traced_post, recv_marked=traced_recv_marked)
+
+    def _take_off(self) -> None:
+        if self._endpoint is not None:
+            for name in ("post", "recv_marked"):
+                vars(self._endpoint).pop(name, None)
+
+    def _meet_thread(self, ident: int) -> int:
+        """Note the name of a thread, once; it may be gone when the writer comes."""
+        if ident not in self._threads:
+            named = (thread.name for thread in threading.enumerate() if thread.ident == ident)
+            self._threads[ident] = next(named, f"thread {len(self._threads) + 1}")
+            self._new_threads.append(ident)
+        return ident
+
+    def _cut(self) -> None:
+        if self._cut_at is None:
+            self._cut_at = time.monotonic_ns()
+            self._take_off()
+            self._log.warning(
+                "%s: the trace %s ends here, after about %d calls: allow more of them "
+                "(REDISLINK_TRACE_LIMIT)",
+                self._party,
+                self.path,
+                self._written + len(self._calls) // FIELDS,
+            )
+
+    # -- in the writer's ---------------------------------------------------------------------
+
+    def _run(self, described: dict[str, object]) -> None:
+        try:
+            with self._file:
+                self._put(described)
+                while not self._stop.wait(_WRITE_INTERVAL):
+                    self._write()
+                self._write()
+                self._put({"calls": self._written, "cut_ns": self._cut_at})
+        except OSError as error:
+            self._take_off()
+            self._log.warning(
+                "%s: the trace %s ends here, as it cannot be written (%s): see to the disk",
+                self._party,
+                self.path,
+                error.strerror,
+            )
+
+    def _write(self) -> None:
+        pending = len(self._calls)
+        most = (self._limit - self._written) * FIELDS
+        if pending > most:
+            self._cut()
+        while self._new_threads:
+            ident = self._new_threads.pop(0)
+            self._put({"thread": ident, "name": self._threads[ident]})
+        step = _CALLS_PER_LINE * FIELDS
+        for first in range(0, min(pending, most), step):
+            self._put(self._calls[first : min(first + step, pending, most)])
+        del self._calls[:pending]
+        self._written += min(pending, most) // FIELDS
+        self._file.flush()
+
+    def _put(self, value: object) -> None:
+        self._file.write(json.dumps(value, default=str) + "\n")
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__

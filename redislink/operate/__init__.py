@@ -1,0 +1,1 @@
+"""What administrators use: users, doctor, what runs and what is left over."""

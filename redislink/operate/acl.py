@@ -1,0 +1,338 @@
+"""Redis users with least privilege: a party pushes only as itself and pops only its own inbox.
+
+An operator, who watches a session and clears up after it, has a user that reads no message.
+
+Rules:
+- A command is granted only on the keys where it is used, with the permission that it needs there
+  (a party: `PUSH`, `POP`, `CLAIM`, `STATUS`; an operator: `FIND`, `WATCH`, `SAID`, `PURGE`); no
+  other command is granted at all.
+- A pattern is a fixed text and one ``*`` at its end. Names hold nothing that a glob gives a
+  meaning, and the text ends with the ``:`` after a name, so that it fits that name alone.
+- Passwords are made here, from the operating system's randomness; the server gets their SHA-256.
+
+Needs Redis 7 or Valkey, for ``%W~`` and selectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from redislink.broker.connect import Broker
+from redislink.broker.url import parse_url
+from redislink.broker.users import user_name
+from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
+from redislink.identity.secret_files import read_private, write_private
+from redislink.protocol import list_names
+
+ANSWERS: Final = ("ping",)
+"""Sent on each new connection, on no key: whether the server behind it answers."""
+HUSH: Final = ("client|reply",)
+"""A party's, on no key: that pushes need no answer. It goes without where it may not."""
+PUSH: Final = ("rpush", "pexpire", "del")
+"""Commands on the lists to the other parties; all of them only write (``%W~``)."""
+POP: Final = ("blpop", "lpop", "del")
+"""Commands on the lists of the party's own inbox (``%RW~``)."""
+CLAIM: Final = ("set", "get", "pttl", "pexpire", "del")
+"""Commands on the party's own claim, one key (``%RW~``)."""
+STATUS: Final = ("set",)
+"""Commands on the party's own status, one key; it only writes (``%W~``)."""
+FIND: Final = ("scan",)
+"""An operator's, on no key: finds the names of all keys in the database."""
+WATCH: Final = ("type", "llen", "pttl", "memory|usage")
+"""An operator's on all keys of the session; none of them gives an element (``%R~``)."""
+SAID: Final = ("get",)
+"""An operator's on each party's claim and status (``%R~``)."""
+PURGE: Final = ("unlink", "del")
+"""An operator's on all keys of the session (``%W~``)."""
+
+EVERYTHING: Final = ("~*", "&*", "+@all")
+"""Rules of an administrator."""
+
+SLOTS: Final = ("cluster|slots",)
+"""Sent to a Redis Cluster, on no key: which node has which inbox."""
+
+_PASSWORD_BYTES: Final = 32
+_WHAT: Final = "password file"
+_DEFAULT_OFF: Final = "user default off"
+
+
+@dataclass(frozen=True, slots=True)
+class PartyUser:
+    """The Redis user of one party, or of an operator.
+
+    Attributes:
+        party: its name in the cluster file; or the operator's.
+        name: of the user; two sessions on one broker never share a user.
+        rules: for ``ACL SETUSER``, in order, without the password.
+    """
+
+    party: str
+    name: str
+    rules: tuple[str, ...]
+
+
+def party_users(
+    session: str, parties: Sequence[str], number: int = 0, *, cluster: bool = False
+) -> list[PartyUser]:
+    """The users of a session, in the order of the parties.
+
+    Args:
+        session: its name.
+        parties: names of all parties.
+        number: of the database that they use, see `database`.
+        cluster: whether the broker is a Redis Cluster, see `is_cluster`.
+    """
+    anywhere = (*ANSWERS, *(SLOTS if cluster else HUSH))
+    return [
+        PartyUser(
+            party,
+            user_name(session, party),
+            tuple(_rules(session, party, parties, number, anywhere)),
+        )
+        for party in parties
+    ]
+
+
+def operator_user(
+    session: str, parties: Sequence[str], operator: str, number: int = 0, *, cluster: bool = False
+) -> PartyUser:
+    """The user of somebody who watches a session and purges it, and reads no message of it.
+
+    Args:
+        session: its name.
+        parties: names of all parties.
+        operator: what to call it; no party's name.
+        number: of the database, see `database`.
+        cluster: whether the broker is a Redis Cluster, see `is_cluster`.
+
+    Raises:
+        ConfigError: the name is not valid, or a party's.
+    """
+    if list_names.check_name(operator, "operator") in parties:
+        raise ConfigError(f"operator {operator!r} is a party of the session: take another name")
+    every = list_names.session_prefix(session).decode()
+    said = [
+        key(session, party)
+        for party in parties
+        for key in (list_names.claim_key, list_names.status_key)
+    ]
+    rules = ["resetchannels", "-@all", *_allow((*ANSWERS, *FIND))]
+    if cluster:
+        rules += _allow(SLOTS)
+    rules += [f"%R~{every}*", *_allow(WATCH)]
+    if number:
+        rules.append(f"+select|{number}")
+    rules.append(f"({' '.join([*(f'%R~{key.decode()}' for key in said), *_allow(SAID)])})")
+    rules.append(f"({' '.join([f'%W~{every}*', *_allow(PURGE)])})")
+    return PartyUser(operator, user_name(session, operator), tuple(rules))
+
+
+def admin_user(name: str, others: Iterable[str]) -> PartyUser:
+    """The user of whoever runs the broker; belongs to no session.
+
+    Args:
+        name: of the user.
+        others: names of the parties and of the operator, whose passwords have files of that name.
+
+    Raises:
+        ConfigError: the name is not valid, is one of the others, or is the server's own.
+    """
+    if list_names.check_name(name, "admin") in {"default", *others}:
+        raise ConfigError(
+            f"admin {name!r} is the server's own user, a party or the operator: take another name"
+        )
+    return PartyUser(name, name, EVERYTHING)
+
+
+def _rules(
+    session: str, me: str, parties: Sequence[str], number: int, anywhere: Sequence[str]
+) -> Iterator[str]:
+    yield from ("resetchannels", "-@all", *_allow(anywhere))
+    for peer in parties:
+        if peer != me:
+            yield f"%W~{list_names.sender_prefix(session, peer, me).decode()}*"
+    yield from _allow(PUSH)
+    if number:
+        yield f"+select|{number}"
+    inbox = f"%RW~{list_names.party_prefix(session, me).decode()}*"
+    yield f"({' '.join([inbox, *_allow(POP)])})"
+    claim = f"%RW~{list_names.claim_key(session, me).decode()}"
+    yield f"({' '.join([claim, *_allow(CLAIM)])})"
+    status = f"%W~{list_names.status_key(session, me).decode()}"
+    yield f"({' '.join([status, *_allow(STATUS)])})"
+
+
+def _allow(commands: Iterable[str]) -> list[str]:
+    return [f"+{command}" for command in commands]
+
+
+def make_password() -> str:
+    """A new password; needs no quoting in a URL."""
+    return secrets.token_urlsafe(_PASSWORD_BYTES)
+
+
+def hash_rule(password: str) -> str:
+    """The rule that sets a password, without telling it."""
+    return "#" + hashlib.sha256(password.encode()).hexdigest()
+
+
+def keep_passwords(directory: Path, parties: Iterable[str]) -> dict[str, str]:
+    """Passwords by party, each in a file of its own; those that are there already stay.
+
+    Raises:
+        ConfigError: a file cannot be read or written, others may read it, or it is empty.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"directory {directory}: {error.strerror}: take another") from None
+    passwords = {}
+    for party in parties:
+        path = password_file(directory, party)
+        if not path.exists():
+            write_private(path, make_password() + "\n", _WHAT)
+        passwords[party] = read_private(path, _WHAT, "run again").partition("\n")[0].strip()
+        if not passwords[party]:
+            raise ConfigError(f"{_WHAT} {path}: is empty: remove it, so that one is made")
+    return passwords
+
+
+def password_file(directory: Path, party: str) -> Path:
+    """Where `keep_passwords` has a party's password."""
+    return directory / f"{party}.password"
+
+
+def acl_file(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> str:
+    """The text of an ``aclfile``: these users alone, and the default user off."""
+    return "\n".join([_DEFAULT_OFF, *_acl_lines(users, passwords).values()]) + "\n"
+
+
+def updated_acl_file(
+    text: str, users: Iterable[PartyUser], passwords: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """The text of an ``aclfile`` with these users in it, in place of those of the same names.
+
+    Every other line stays as it is.
+
+    Returns:
+        The text, and the names of all users in it, in order.
+    """
+    new = _acl_lines(users, passwords)
+    lines = []
+    names = []
+    for line in text.splitlines():
+        words = line.split(maxsplit=2)
+        if len(words) > 1 and words[0] == "user":
+            names.append(words[1])
+            line = new.pop(words[1], line)
+        lines.append(line)
+    return "\n".join([*lines, *new.values()]) + "\n", [*names, *new]
+
+
+def _acl_lines(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> dict[str, str]:
+    """The line of each user in an ``aclfile``, by the user's name."""
+    return {
+        user.name: " ".join(
+            ["user", user.name, "on", hash_rule(passwords[user.party]), *user.rules]
+        )
+        for user in users
+    }
+
+
+def party_url(url: str, user: str, password: str) -> str:
+    """``url`` with this user and password instead of those that it has.
+
+    Raises: as `database`.
+    """
+    parse_url(url)  # what it takes apart without an error may be put together again
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials = f"{quote(user, safe='~')}:{quote(password, safe='')}"
+    return f"{scheme}://{credentials}@{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def database(url: str) -> int:
+    """The number of the database at the end of a broker's URL; 0 if there is none.
+
+    Raises:
+        ConfigError: it is no URL of a broker.
+    """
+    return parse_url(url).database if url else 0
+
+
+def is_cluster(url: str) -> bool:
+    """True if a broker's URL is that of a Redis Cluster.
+
+    Raises: as `database`.
+    """
+    return bool(url) and parse_url(url).kind == "cluster"
+
+
+def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[str, str]) -> None:
+    """Make the users on a server, or give those that are there these rules and passwords.
+
+    Connections that are open stay so, and their users get the new rules at once.
+
+    Args:
+        broker: as a user that may run ACL SETUSER.
+        users: to make.
+        passwords: by party.
+
+    Raises:
+        BrokerError: it is out of reach, too old, or does not let this user do it.
+    """
+    start = ("ACL", "SETUSER")
+    _run_acl(
+        broker,
+        [
+            (*start, user.name, "reset", "on", hash_rule(passwords[user.party]), *user.rules)
+            for user in users
+        ],
+    )
+
+
+def remove_users(broker: Broker, users: Iterable[PartyUser]) -> None:
+    """Remove the users, and close the connections that they have.
+
+    Raises: as `apply_users`.
+    """
+    _run_acl(broker, [("ACL", "DELUSER", *(user.name for user in users))])
+
+
+def default_user_is_on(broker: Broker) -> bool:
+    """True if the server's ``default`` user may log in: then the party's users protect little.
+
+    Raises: as `apply_users`.
+    """
+    (reply,) = _run_acl(broker, [("ACL", "GETUSER", "default")])
+    # RESP2: name, value, name, value, …
+    properties = dict(zip(reply[::2], reply[1::2], strict=False))
+    return b"on" in properties.get(b"flags", [])
+
+
+def _run_acl(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
+    """On every server of the broker, as none of them tells the others; the replies of the first."""
+    replies = [_run_acl_on(server, commands) for server in broker.servers()]
+    return replies[0]
+
+
+def _run_acl_on(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
+    with contextlib.closing(broker.open()) as connection:
+        try:
+            return [connection.execute(*command, timeout=broker.timeout) for command in commands]
+        except BrokerPermissionError:
+            raise BrokerPermissionError(
+                f"broker {broker.label}: this user may not run ACL: give the URL of an admin, or "
+                "paste what redislink acl prints without --apply into the service's console"
+            ) from None
+        except BrokerRefused as error:
+            raise BrokerRefused(
+                f"{error}: ACL needs Redis 7 or Valkey, and a service that lets its users run it"
+            ) from None

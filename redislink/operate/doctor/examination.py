@@ -1,0 +1,351 @@
+"""`Examination`: what the checks share.
+
+Rules:
+- Commands go through `ask` and `ask_all`, which bound every wait by the time that is left.
+- Each command names whose inbox its key is in, so that it can go where that inbox is.
+- `key` gives the only lists that a check may write or remove: with the tag of the doctor and an
+  epoch of this examination, which no session has. `docs/broker.md` has the other two, the notes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cryptography.x509 import Certificate
+
+from redislink.broker import Broker
+from redislink.broker.connect import BrokerConnection
+from redislink.broker.url import BrokerUrl, join, parse_url
+from redislink.broker.users import owner_of_user
+from redislink.cluster import ClusterSpec, PartySpec
+from redislink.errors import (
+    BrokerBusy,
+    BrokerError,
+    BrokerPermissionError,
+    BrokerRefused,
+)
+from redislink.protocol import list_names
+from redislink.settings import RedisLinkSettings
+
+REPLY_SECONDS: Final = 3.0
+"""The longest wait for a connection, and for a reply."""
+LEFTOVER_MS: Final = 5000
+"""After which a list of the doctor's is gone, if it could not be removed."""
+_LEAST_SECONDS: Final = 0.05
+
+Argument = bytes | int | str
+Ask = tuple[str, tuple[Argument, ...]]
+"""Whose inbox the key is in, and a command."""
+
+
+class NotTried(Exception):
+    """This check cannot say anything; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Who asks, about what.
+
+    Attributes:
+        settings: of this party.
+        spec: the cluster file's content.
+        party: who asks.
+        clock: the time of day, in seconds since 1970.
+        is_of_broker: no session is examined, but the broker alone; spec and party stand in for
+            those that are not known.
+    """
+
+    settings: RedisLinkSettings
+    spec: ClusterSpec
+    party: str
+    clock: Callable[[], float] = time.time
+    is_of_broker: bool = False
+
+    @classmethod
+    def of_broker(cls, settings: RedisLinkSettings) -> Case:
+        """The broker of these settings, for whoever is no party."""
+        me, peer = PartySpec(name="doctor"), PartySpec(name="peer")
+        spec = ClusterSpec(session="doctor", security="none", parties=(me, peer))
+        return cls(settings, spec, me.name, is_of_broker=True)
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """All other parties, in rank order."""
+        return tuple(name for name in self.spec.party_names if name != self.party)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server of the broker's listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return join((self.host, self.port))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A server on which inboxes of this session lie; a broker that is no Cluster has one.
+
+    Attributes:
+        label: its host and port on a Cluster; else empty.
+        parties: whose inboxes lie there, this party first.
+    """
+
+    label: str
+    parties: tuple[str, ...]
+
+    @property
+    def inbox(self) -> str:
+        """One of them, by which the server is addressed."""
+        return self.parties[0]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a check found out and later ones need.
+
+    Attributes:
+        resolved: socket addresses, by address in the URL.
+        reached: the addresses that took a TCP connection.
+        certificates: that the servers showed in TLS, by address.
+        round_trip: seconds to the broker and back, the shortest seen.
+        rate: bytes per second to the broker; 0 if that was not measured.
+    """
+
+    resolved: dict[Address, list[tuple[Any, ...]]] = field(default_factory=dict)
+    reached: dict[Address, tuple[Any, ...]] = field(default_factory=dict)
+    certificates: dict[Address, Certificate] = field(default_factory=dict)
+    round_trip: float = 0.0
+    rate: float = 0.0
+
+
+class Examination:
+    """One run of the doctor; `close` at the end."""
+
+    def __init__(self, case: Case, seconds: float) -> None:
+        """Args: who asks, and how long everything may take."""
+        self.case = case
+        self.seen = Seen()
+        self.epoch = secrets.token_hex(8)
+        self.longest_wait = min(case.settings.reply_timeout, REPLY_SECONDS)
+        self._ends_at = time.monotonic() + seconds
+        self._check_ends_at = self._ends_at
+        self._broker: Broker | None = None
+        self._lines: dict[str, BrokerConnection] = {}
+        self._info: dict[tuple[str, str], dict[str, str] | None] = {}
+        self._places: tuple[Place, ...] = ()
+
+    # -- the broker ------------------------------------------------------------------------------
+
+    @property
+    def broker(self) -> Broker:
+        """How to reach the broker, with the doctor's patience.
+
+        Raises:
+            ConfigError: there is no URL, or it cannot be used.
+        """
+        if self._broker is None:
+            patient = self.case.settings.model_copy(update={"reply_timeout": self.longest_wait})
+            self._broker = Broker.from_settings(patient, self.case.spec.broker)
+        return self._broker
+
+    @property
+    def url(self) -> BrokerUrl:
+        """What the broker's URL says.
+
+        Raises:
+            ConfigError: there is none, or it cannot be used.
+        """
+        own = self.case.settings.broker_url
+        return parse_url(own.get_secret_value() if own else self.case.spec.broker or "")
+
+    @property
+    def scheme(self) -> str:
+        """How the URL begins, as ``rediss``."""
+        return self.url.scheme
+
+    @property
+    def uses_tls(self) -> bool:
+        """True if connections are TLS."""
+        return self.url.tls
+
+    @property
+    def user(self) -> str:
+        """The Redis user that this party logs in as."""
+        return self.broker.user
+
+    def owner_of_user(self) -> str | None:
+        """The other party whose user this party logs in as; None if it is none's."""
+        spec = self.case.spec
+        return owner_of_user(self.user, spec.session, self.case.peers)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Hosts and ports in the URL; none for brokers that have no network address."""
+        return [Address(*address) for address in self.url.addresses]
+
+    @property
+    def has_several(self) -> bool:
+        """True if servers of this broker replace each other, or share its lists."""
+        return self.url.kind in ("sentinel", "cluster")
+
+    def places(self) -> tuple[Place, ...]:
+        """Each server on which inboxes of this session lie, that of this party's inbox first.
+
+        Raises: as `Broker.open`.
+        """
+        if not self._places:
+            names = (self.case.party, *self.case.peers)
+            by_label: dict[str, list[str]] = {}
+            for name in names:
+                prefix = list_names.party_prefix(self.case.spec.session, name)
+                at = str(Address(*self.broker.address(prefix))) if self.broker.is_cluster else ""
+                by_label.setdefault(at, []).append(name)
+            self._places = tuple(Place(at, tuple(found)) for at, found in by_label.items())
+        return self._places
+
+    def far_ends(self) -> list[tuple[Place, str]]:
+        """Each server to which this party sends, with one peer whose inbox is there.
+
+        Raises: as `places`.
+        """
+        me = self.case.party
+        return [
+            (place, next(name for name in place.parties if name != me))
+            for place in self.places()
+            if place.parties != (me,)
+        ]
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def begin_check(self, seconds: float) -> None:
+        """From now on the time that is left is that of a check that may take so long.
+
+        Raises:
+            NotTried: the examination's time is up.
+        """
+        now = time.monotonic()
+        self._check_ends_at = min(self._ends_at, now + seconds)
+        if now >= self._ends_at:
+            raise NotTried("the time is up")
+
+    @property
+    def left(self) -> float:
+        """Seconds that the check may still take."""
+        return max(0.0, self._check_ends_at - time.monotonic())
+
+    def patience(self, parts: int = 1) -> float:
+        """Seconds to wait for the next of so many things that together may take one wait.
+
+        Raises:
+            NotTried: none is left.
+        """
+        if self.left < _LEAST_SECONDS:
+            raise NotTried("the time is up")
+        return min(self.longest_wait / parts, self.left)
+
+    # -- commands --------------------------------------------------------------------------------
+
+    def key(self, dst: str, src: str) -> bytes:
+        """A list of the doctor's, of this examination alone."""
+        return list_names.doctor_list(self.case.spec.session, dst, src, self.epoch)
+
+    def connection(self, inbox: str) -> BrokerConnection:
+        """The connection to where this party's inbox is.
+
+        Raises: as `Broker.open`.
+        """
+        place = inbox if self.broker.is_cluster else ""
+        line = self._lines.get(place)
+        if line is None or not line.usable:
+            name = list_names.party_prefix(self.case.spec.session, inbox)
+            line = self._lines[place] = self.broker.at(name).open()
+        return line
+
+    def ask_all(self, asks: Sequence[Ask]) -> list[Any]:
+        """The reply to each command; where the broker refused one, the error it gave.
+
+        Raises:
+            BrokerUnreachable, BrokerAuthError: as their names say.
+            NotTried: the time is up.
+        """
+        self.patience()
+        lines = [self.connection(inbox) for inbox, _ in asks]
+        try:
+            for line in dict.fromkeys(lines):
+                pairs = zip(asks, lines, strict=True)
+                line.send([command for (_, command), at in pairs if at is line])
+            return [self._read(line) for line in lines]
+        except BaseException:
+            for line in lines:
+                line.close()  # replies are still to come: out of step
+            raise
+
+    def ask(self, inbox: str, *command: Argument) -> Any:
+        """The reply to one command.
+
+        Raises:
+            BrokerError: it was refused, or the broker is out of reach.
+            NotTried: the time is up.
+        """
+        (reply,) = self.ask_all([(inbox, command)])
+        if isinstance(reply, BrokerError):
+            raise reply
+        return reply
+
+    def _read(self, line: BrokerConnection) -> Any:
+        try:
+            reply = line.read(self.patience())
+        except (BrokerPermissionError, BrokerRefused, BrokerBusy) as error:
+            return error
+        return bytes(reply) if isinstance(reply, memoryview) else reply
+
+    def info(self, place: Place, section: str) -> dict[str, str] | None:
+        """``INFO section`` of a server; None if this user may not look."""
+        asked = place.label, section
+        if asked not in self._info:
+            try:
+                text = bytes(self.ask(place.inbox, b"INFO", section)).decode(errors="replace")
+            except (BrokerPermissionError, BrokerRefused, TypeError):
+                self._info[asked] = None
+            else:
+                pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+                self._info[asked] = {name: value.strip() for name, _, value in pairs}
+        return self._info[asked]
+
+    def config(self, place: Place, name: str) -> str | None:
+        """A setting of a server's; None if this user may not look, or it has none such."""
+        try:
+            reply = self.ask(place.inbox, b"CONFIG", b"GET", name)
+        except (BrokerPermissionError, BrokerRefused):
+            return None
+        if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], bytes):
+            return None
+        return reply[1].decode(errors="replace")
+
+    def close(self) -> None:
+        """Close all connections; never raises."""
+        for line in self._lines.values():
+            line.close()
+
+
+def loopback(sockaddr: tuple[Any, ...]) -> bool:
+    """True if this socket address is of this machine."""
+    host = str(sockaddr[0])
+    return host == "::1" or (host.startswith("127.") and _is_ipv4(host))
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True

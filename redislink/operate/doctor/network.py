@@ -1,0 +1,405 @@
+"""Checks of the way to the broker: name, TCP, TLS and its certificates, login.
+
+The sockets here are the doctor's own, as it wants to tell apart what a connection of redislink's
+does in one go. They are set up alike, say nothing but PING, and are closed at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+
+from redislink.broker.tls import (
+    EXPIRED,
+    NOT_YET_VALID,
+    WRONG_NAME,
+    about_our_certificate,
+    speaks_plain,
+    speaks_tls,
+)
+from redislink.broker.wire import pack
+from redislink.errors import (
+    BrokerAuthError,
+    BrokerError,
+    BrokerPermissionError,
+    BrokerUnreachable,
+)
+from redislink.operate.doctor.examination import Address, Examination, loopback
+from redislink.operate.doctor.finding import Blame, Verdict, failed, failed_with, passed, warned
+from redislink.text import one_line
+
+SOON_DAYS: Final = 30
+"""A certificate that ends sooner is worth a warning."""
+_MOST_ADDRESSES: Final = 4
+_SNIFF_SECONDS: Final = 1.0
+
+
+class _ClosedAfterHandshake(ConnectionError):
+    """How the refusal of our certificate also shows: in TLS 1.3 it comes late, or gets lost."""
+
+
+# -- name resolution and TCP ----------------------------------------------------------------------
+
+
+def name_resolution(exam: Examination) -> Verdict | None:
+    """Every host in the URL has an address."""
+    if not exam.addresses:
+        return None
+    missing: dict[Address, str] = {}
+    for address in exam.addresses:
+        try:
+            exam.seen.resolved[address] = _resolve(address, exam.patience())
+        except (OSError, UnicodeError) as error:
+            missing[address] = getattr(error, "strerror", None) or str(error)
+    found = "; ".join(
+        f"{address.host} is {', '.join(dict.fromkeys(str(info[0]) for info in infos))}"
+        for address, infos in exam.seen.resolved.items()
+    )
+    lost = "; ".join(f"{address.host}: {one_line(why)}" for address, why in missing.items())
+    remedy = (
+        "check the host's spelling in the URL, and the name servers of this machine "
+        "(/etc/resolv.conf, a VPN)"
+    )
+    if not exam.seen.resolved:
+        return failed(lost, remedy)
+    return warned(f"{found}; {lost}", remedy) if missing else passed(found)
+
+
+def _resolve(address: Address, seconds: float) -> list[tuple[Any, ...]]:
+    """Socket addresses of a host; getaddrinfo alone would take as long as it likes.
+
+    Raises:
+        OSError, UnicodeError: there is none, or the name servers do not answer.
+    """
+    outcome: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            outcome.append(socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=look_up, name="redislink-resolve", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(f"no name server answered within {seconds:.1f} s")
+    (found,) = outcome
+    if isinstance(found, Exception):
+        raise found
+    return [info[4] for info in found][:_MOST_ADDRESSES]
+
+
+def tcp(exam: Examination) -> Verdict | None:
+    """Something listens there, and this machine may dial out to it."""
+    if not exam.addresses:
+        return None
+    refused: dict[Address, str] = {}
+    for address, infos in exam.seen.resolved.items():
+        for info in infos:
+            try:
+                with _dial(info, exam.patience(len(infos))):
+                    exam.seen.reached[address] = info
+                    break
+            except OSError as error:
+                refused[address] = "no answer" if isinstance(error, TimeoutError) else str(error)
+    lost = "; ".join(
+        f"{address}: {one_line(why)}"
+        for address, why in refused.items()
+        if address not in exam.seen.reached
+    )
+    remedy = (
+        "'no answer' is mostly a firewall, 'refused' a server that does not run or listens on "
+        "another port or address: check host and port, and that this machine may dial out to it"
+    )
+    found = ", ".join(map(str, exam.seen.reached))
+    if not exam.seen.reached:
+        return failed(lost, remedy)
+    return warned(f"{found} reached; {lost}", remedy) if lost else passed(f"{found} reached")
+
+
+def _dial(info: tuple[Any, ...], seconds: float) -> socket.socket:
+    family = socket.AF_INET6 if len(info) == 4 else socket.AF_INET
+    dialled = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        dialled.settimeout(seconds)
+        dialled.connect(info)
+    except BaseException:
+        dialled.close()
+        raise
+    return dialled
+
+
+# -- TLS ------------------------------------------------------------------------------------------
+
+
+def client_certificate(exam: Examination) -> Verdict | None:
+    """This party's own certificate, if it has one: it can be read, is valid, fits its key.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit.
+    """
+    if not exam.uses_tls:
+        return None
+    files = exam.broker.tls_files
+    if files is None or files.certificate is None:
+        return passed(
+            "none set (REDISLINK_BROKER_TLS_CERT); needed only if the broker asks for one"
+        )
+    replace(files, ca=None).context()  # says what is wrong with file, key or pass phrase
+    certificate = x509.load_pem_x509_certificate(Path(files.certificate).read_bytes())
+    who = f"this party's ({one_line(certificate.subject.rfc4514_string())})"
+    return _dates(certificate, who, exam.case.clock(), Blame.OURS)
+
+
+def tls(exam: Examination) -> Verdict | None:
+    """The broker speaks TLS, its certificate is trusted, and it takes ours.
+
+    Raises:
+        ConfigError: a file of this party's cannot be used.
+    """
+    if exam.scheme == "fakeredis":
+        return None
+    files = exam.broker.tls_files
+    if files is None:
+        return without_tls(list(exam.seen.reached.values()))
+    versions = []
+    for address, info in exam.seen.reached.items():
+        context = files.context()
+        try:
+            with _handshake(exam, context, address, info) as (secured, certificate):
+                versions.append(f"{address}: {secured.version()}")
+                exam.seen.certificates[address] = certificate
+        except ssl.SSLCertVerificationError as error:
+            return _not_trusted(exam, address, info, error)
+        except (OSError, ValueError) as error:
+            return _no_tls(exam, address, error)
+    if not files.check_certificate:
+        return warned(
+            f"{', '.join(versions)}; the URL has ssl_cert_reqs, so the broker's certificate is "
+            "not checked: anybody on the way can pose as the broker and learn the password",
+            "take ssl_cert_reqs out of the URL, and set REDISLINK_BROKER_TLS_CA",
+        )
+    return passed(f"{', '.join(versions)}; the certificate is trusted")
+
+
+def without_tls(reached: list[tuple[Any, ...]]) -> Verdict:
+    """Whether it is right that connections to these socket addresses are not TLS."""
+    if all(map(loopback, reached)):
+        return passed("not used, and not needed: the broker is on this machine")
+    return warned(
+        "not used: whoever is on the way to the broker can learn its password, and cut "
+        "connections; messages of sealed sessions are secret all the same",
+        "let the broker speak TLS (tls-port, tls-cert-file and tls-key-file in its configuration), "
+        "and write rediss:// in the URL",
+    )
+
+
+def server_certificate(exam: Examination) -> Verdict | None:
+    """The broker's certificate goes on being valid for a while."""
+    if not exam.seen.certificates:
+        return None
+    found = [
+        _dates(certificate, f"{address}'s", exam.case.clock(), Blame.BROKER)
+        for address, certificate in exam.seen.certificates.items()
+    ]
+    return next((verdict for verdict in found if verdict.remedy), found[0])
+
+
+def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) -> Verdict:
+    ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
+    today = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    days = (ends - today).total_seconds() / 86400
+    if begins > today:
+        return failed(
+            f"{whose} is valid from {begins:%Y-%m-%d %H:%M} UTC on, which is yet to come",
+            "set the clock of this machine right (see the check clock), or make a new certificate",
+            blame,
+        )
+    if days < 0:
+        return failed(
+            f"{whose} ended on {ends:%Y-%m-%d}, {-days:.0f} days ago", "make a new one", blame
+        )
+    if days < SOON_DAYS:
+        return warned(
+            f"{whose} ends on {ends:%Y-%m-%d}, in {days:.0f} days", "make a new one before that"
+        )
+    return passed(f"{whose} is valid until {ends:%Y-%m-%d}, for {days:.0f} days")
+
+
+@contextlib.contextmanager
+def _handshake(
+    exam: Examination, context: ssl.SSLContext, address: Address, info: tuple[Any, ...]
+) -> Iterator[tuple[ssl.SSLSocket, x509.Certificate]]:
+    """A TLS connection on which the server has answered; and its certificate.
+
+    In TLS 1.3 a server's refusal of our certificate comes only after the handshake.
+
+    Raises:
+        OSError, ValueError: it cannot be had.
+    """
+    with (
+        _dial(info, exam.patience()) as dialled,
+        context.wrap_socket(dialled, server_hostname=address.host) as secured,
+    ):
+        shown = secured.getpeercert(binary_form=True) or b""
+        try:
+            secured.sendall(pack((b"PING",)))
+            answered = secured.recv(1)
+        except ConnectionError:
+            answered = b""
+        if not answered:
+            raise _ClosedAfterHandshake
+        yield secured, x509.load_der_x509_certificate(shown)
+
+
+def _not_trusted(
+    exam: Examination, address: Address, info: tuple[Any, ...], error: ssl.SSLCertVerificationError
+) -> Verdict:
+    """Says whose certificate it is, so that a wrong CA file is told from a wrong server."""
+    shown = _certificate_shown(exam, address, info)
+    name = "" if shown is None else f" of {one_line(shown.issuer.rfc4514_string())}"
+    why = one_line(error.verify_message)
+    if error.verify_code in (EXPIRED, NOT_YET_VALID) and shown is not None:
+        return _dates(shown, f"{address}'s certificate", exam.case.clock(), Blame.BROKER)
+    if error.verify_code in WRONG_NAME:
+        return failed(
+            f"{address}: its certificate is for another name ({why})",
+            "write the host in the URL as it stands in the certificate, or have one made for it",
+        )
+    return failed(
+        f"{address}: its certificate{name} is not trusted ({why})",
+        "set REDISLINK_BROKER_TLS_CA to the PEM file of the CA that signed it; if it is set, that "
+        "file is of another CA, or this is another server",
+    )
+
+
+def _certificate_shown(
+    exam: Examination, address: Address, info: tuple[Any, ...]
+) -> x509.Certificate | None:
+    """Whatever certificate is shown there, trusted or not; nothing is sent to who has it."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            _dial(info, exam.patience()) as dialled,
+            context.wrap_socket(dialled, server_hostname=address.host) as secured,
+        ):
+            return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
+    except (OSError, ValueError):
+        return None
+
+
+def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
+    text = one_line(getattr(error, "reason", None) or str(error))
+    if isinstance(error, _ClosedAfterHandshake) or about_our_certificate(error):
+        return failed(
+            f"{address}: the broker wants another certificate of this party, or one at all "
+            f"({text or 'it closed the connection after the handshake'})",
+            "set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to a certificate that the "
+            "broker's CA signed, and its key",
+            Blame.OURS,
+        )
+    if speaks_plain((address.host, address.port), min(_SNIFF_SECONDS, exam.longest_wait)):
+        text = "a Redis server answers there without TLS"
+    return failed(
+        f"{address}: no TLS connection ({text})",
+        "check that this is the port where the broker speaks TLS; without TLS, write redis://",
+    )
+
+
+# -- login ----------------------------------------------------------------------------------------
+
+
+def login(exam: Examination) -> Verdict:
+    """A Redis server answers, and takes our user and password: on a Cluster each that we use.
+
+    Raises: as `Examination.ask`.
+    """
+    where = ""
+    try:
+        places = exam.places()
+        for place in places:
+            with contextlib.suppress(BrokerPermissionError):  # it knows us
+                exam.ask(place.inbox, b"PING")
+        if len(places) > 1:
+            where = f", on each of {len(places)} nodes: {', '.join(at.label for at in places)}"
+    except BrokerPermissionError:
+        pass  # CLUSTER SLOTS: the check commands says what to do
+    except BrokerAuthError as error:
+        return failed_with(error, Blame.BROKER)
+    except BrokerUnreachable as error:
+        return _no_server(exam, failed_with(error, Blame.BROKER))
+    if owner := exam.owner_of_user():
+        return warned(
+            f"as user {exam.user}{where}, which is {owner}'s, and this is {exam.case.party}",
+            f"set REDISLINK_BROKER_URL to the one with {exam.case.party}'s user and password",
+        )
+    return passed(f"as user {exam.user}{where}")
+
+
+def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
+    """Adds what the doctor knows of why a connection to the broker broke."""
+    if not exam.uses_tls and any(
+        speaks_tls((address.host, address.port), min(_SNIFF_SECONDS, exam.longest_wait))
+        for address in exam.seen.reached
+    ):
+        return failed(
+            f"broker {exam.broker.label}: it speaks TLS on this port",
+            "write rediss:// in the URL, and set REDISLINK_BROKER_TLS_CA",
+        )
+    if exam.has_several:
+        return failed(
+            verdict.text,
+            "check that this server runs, and that this party reaches it under the address that "
+            "the broker's servers tell, which need not be one of the URL's (cluster-announce-ip, "
+            "replica-announce-ip, firewall)",
+        )
+    return failed(
+        verdict.text,
+        "check that a Redis or Valkey server is behind this host and port: something took the "
+        "connection, and did not answer as one",
+    )
+
+
+def replicas(exam: Examination) -> Verdict | None:
+    """Servers that may take over would let this party in.
+
+    Raises: as `Broker.addresses`.
+    """
+    if not exam.has_several:
+        return None
+    used = {place.label for place in exam.places()}
+    if not exam.broker.is_cluster:
+        used = {str(Address(*exam.broker.address(b"")))}  # the master that sentinels name
+    lost: list[str] = []
+    knowing = 0
+    for address in exam.broker.addresses():
+        if str(Address(*address)) in used:
+            continue
+        exam.patience()
+        try:
+            exam.broker.on(address).open_answering().close()
+        except BrokerPermissionError:
+            knowing += 1  # its PING is refused, not the user
+        except BrokerError as error:
+            lost.append(failed_with(error, Blame.BROKER).text)
+        else:
+            knowing += 1
+    if not lost:
+        return passed(f"{knowing} further servers know user {exam.user}, should one take over")
+    return warned(
+        f"{'; '.join(lost)}: a session that has to go there cannot",
+        "see to it that all parties reach every server of the broker, and make the users on those "
+        "that joined later (redislink acl --cluster FILE --apply URL)",
+    )

@@ -1,0 +1,69 @@
+"""Checks of what this party itself has: cluster file, keys, the broker's URL."""
+
+from __future__ import annotations
+
+from redislink.cluster.protocols import REMEDY, warnings, whom_it_trusts
+from redislink.operate.doctor.examination import Case, Examination
+from redislink.operate.doctor.finding import Verdict, fingerprints, passed, warned
+from redislink.transport.security import make_handshake
+
+DIGEST_DIGITS = 12
+"""How much of a digest is shown, as in the parties' own errors."""
+
+
+def cluster_file(case: Case) -> Verdict:
+    """It could be read, or this would not have been called; says what to compare."""
+    spec = case.spec
+    return passed(
+        f"session {spec.session}, {case.party} of {', '.join(spec.party_names)}; digest "
+        f"{spec.digest().hex()[:DIGEST_DIGITS]}, which must be the same at every party"
+    )
+
+
+def own_keys(exam: Examination) -> Verdict:
+    """The keys that a session needs, read as it would read them.
+
+    Raises:
+        ConfigError: one is missing, is not this party's, or cannot be read.
+    """
+    case = exam.case
+    if case.spec.security == "none":
+        return warned(
+            "the session has security none: the broker can read and change everything",
+            "take security: none out of the cluster file, and give each party a key "
+            "(redislink keygen)",
+        )
+    make_handshake(case.spec, case.party, case.settings, None, bytes(8))
+    shown = (f"{name} {text}" for name, text in fingerprints(case.spec).items())
+    return passed(
+        f"the identity is {case.party}'s; fingerprints, to be read out by their owners: "
+        + ", ".join(shown)
+    )
+
+
+def protocols(exam: Examination) -> Verdict:
+    """On which protocol each device runs, and whom that trusts."""
+    spec = exam.case.spec
+    weak = warnings(spec)
+    if weak:
+        return warned("; ".join(weak), REMEDY)
+    shown = [f"{name} runs {whom_it_trusts(spec, name)}" for name in spec.devices]
+    return passed("; ".join(shown) or "the cluster file has no devices")
+
+
+def broker_url(exam: Examination) -> Verdict:
+    """There is one, and it can be used.
+
+    Raises:
+        ConfigError: there is none, or it cannot.
+    """
+    label = exam.broker.label
+    if exam.case.is_of_broker:
+        return passed(label)
+    source = "REDISLINK_BROKER_URL" if exam.case.settings.broker_url else "the cluster file"
+    if source == "the cluster file" and exam.url.password:
+        return warned(
+            f"{label}, with a password in the cluster file, which every party has",
+            "take the password out of the cluster file, and set REDISLINK_BROKER_URL instead",
+        )
+    return passed(f"{label}, from {source}")

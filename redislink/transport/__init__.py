@@ -1,0 +1,1 @@
+"""One party in one session: joins the protocol and the broker."""

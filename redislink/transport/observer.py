@@ -1,0 +1,12 @@
+"""What an endpoint knows of whatever watches it; `redislink.observe` has what does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Watches one endpoint, which ends it when it leaves."""
+
+    def close(self) -> None:
+        """End; safe to call twice."""

@@ -1,0 +1,195 @@
+"""How the parties of a session find each other: drives the handshake over the hello lists."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from redislink.broker import AnyOutbox, Broker, Inbox
+from redislink.broker.inbox import Wait
+from redislink.broker.outage import Outage
+from redislink.broker.wire import Buffer
+from redislink.cluster import ClusterSpec
+from redislink.errors import BrokerError, ClusterMismatch, FrameError, HandshakeTimeout
+from redislink.logs import PartyLogger, is_power_of_two
+from redislink.protocol import list_names
+from redislink.protocol.frame import decode_untrusted, encode_header
+from redislink.protocol.handshake import Handshake, Message
+
+Progress = Callable[[list[str], float], None]
+
+_HELLO_INTERVAL: Final = 1.0
+_HELLO_TTL: Final = 60
+_LINGER: Final = 2.0
+"""Seconds that hellos go on after a mismatch, so that the peer surely sees it too."""
+
+
+class Rendezvous:
+    """This party's hellos; `meet` at the start, `receive` for those that come later."""
+
+    def __init__(
+        self, spec: ClusterSpec, party: str, handshake: Handshake, outbox: AnyOutbox, inbox: Inbox
+    ) -> None:
+        self._spec = spec
+        self._party = party
+        self._log = PartyLogger(spec.session, party)
+        self._outbox = outbox
+        self._inbox = inbox
+        self.peers = [name for name in spec.party_names if name != party]
+        self.handshake = handshake
+        self.lists = {list_names.hello_list(spec.session, party, peer): peer for peer in self.peers}
+        """The hello lists of this party's inbox, and who pushes onto each."""
+        self._said_hello_at = dict.fromkeys(self.peers, float("-inf"))
+        self._unsaid: set[str] = set()
+        self._token: object = None
+        """Of hellos, for `Outbox.collect`, while parties meet."""
+        self._connected = False
+        self._taken_at = float("-inf")
+        self._refusal: BrokerError | None = None
+        """Why the broker has taken no hello since ``_taken_at``; None if nothing is wrong."""
+        self._ignored = dict.fromkeys(self.peers, 0)
+
+    def meet(
+        self, broker: Broker, timeout: float, outage: Outage, on_progress: Progress | None
+    ) -> None:
+        """Return once every pair has said hello; the handshake is settled then.
+
+        Raises:
+            HandshakeTimeout: after ``timeout`` seconds; names who is missing.
+            ClusterMismatch, BrokerError: as their names say. Also what the broker says to our
+                pushes, if that does not pass within ``outage.limit``, or half of ``timeout``.
+        """
+        wait = self._inbox.acquire()
+        self._token, self._taken_at = object(), time.monotonic()
+        try:
+            self._meet(wait, broker, timeout, outage, on_progress)
+        finally:
+            self._inbox.release(wait)
+        self.handshake.settle()
+        self._token = None
+        self._outbox.flush()
+        self._outbox.collect()  # the endpoint knows nothing of these
+
+    def _meet(
+        self,
+        wait: Wait,
+        broker: Broker,
+        timeout: float,
+        outage: Outage,
+        on_progress: Progress | None,
+    ) -> None:
+        started = next_hello = time.monotonic()
+        mismatch: ClusterMismatch | None = None
+        give_up = started + timeout
+        while missing := self.handshake.missing:
+            now = time.monotonic()
+            self._collect(now)
+            self._check_taken(now, min(outage.limit, timeout / 2))
+            if now >= give_up and mismatch is not None:
+                self._outbox.flush()
+                raise mismatch
+            if now >= give_up:
+                raise HandshakeTimeout(
+                    f"{self._party}: waited {timeout:g} s at broker {broker.label} for "
+                    f"{', '.join(missing)} to join session {self._spec.session!r}: start them "
+                    "with the same cluster file and broker, or raise REDISLINK_CONNECT_TIMEOUT"
+                    + "".join(
+                        f"; {text}"
+                        for text in (outage.describe(), *map(self.handshake.trouble, missing))
+                        if text
+                    )
+                )
+            try:
+                if now >= next_hello:
+                    if self._outbox.error is not None:
+                        self._outbox.reconnect()
+                        self._connected = True
+                        self.reconnected()
+                    for peer in missing:
+                        self._push(peer, self.handshake.hello_for(peer))
+                    if on_progress is not None and now > started:
+                        on_progress(missing, now - started)
+                    next_hello = now + _HELLO_INTERVAL
+                slice_ = max(0.001, min(next_hello, give_up) - now)
+                popped = wait.pop(list(self.lists), broker.blpop_slice(slice_))
+                outage.ended()
+            except BrokerError as error:
+                threading.Event().wait(outage.failed(error))
+                next_hello = 0.0
+                continue
+            if popped is not None:
+                peer = self.lists[popped[0]]
+                try:
+                    self.receive(peer, popped[1])
+                except ClusterMismatch as error:
+                    if mismatch is None:
+                        mismatch = error
+                        give_up = min(give_up, time.monotonic() + _LINGER)
+                        next_hello = 0.0
+
+    def _collect(self, now: float) -> None:
+        """Note what the broker says to the hellos."""
+        for token, taken in self._outbox.collect():
+            if token is self._token and taken:
+                self._taken_at, self._refusal = now, None
+            elif token is self._token:
+                self._refusal = self._outbox.last_refusal
+        if self._outbox.error is not None and self._connected:
+            self._refusal = self._outbox.error
+
+    def _check_taken(self, now: float, longest: float) -> None:
+        """Raise what the broker says to our hellos, if it will not pass, or has not for long."""
+        refusal, silent_for = self._refusal, now - self._taken_at
+        if refusal is not None and (not refusal.passes or silent_for > longest):
+            raise type(refusal)(
+                f"{self._party}: the broker has taken no hello of this party's for "
+                f"{silent_for:.0f} s, so that the others cannot know of it: {refusal}"
+            )
+
+    def receive(self, peer: str, element: Buffer) -> None:
+        """Take in an element of ``peer``'s hello list, and answer it.
+
+        Raises:
+            ClusterMismatch: the peer runs with another cluster file, or security.
+        """
+        try:
+            frame, body = decode_untrusted(bytes(element))
+            answer = self.handshake.receive_untrusted(peer, frame, bytes(body), time.monotonic())
+        except FrameError as error:
+            # Nothing to worry about: it may be of a dead run. What lasts becomes an error.
+            self._ignored[peer] += 1
+            if is_power_of_two(self._ignored[peer]):  # there may be any number
+                self._log.info(
+                    "%s: ignored a hello from %s: %s (%d so far)",
+                    self._party,
+                    peer,
+                    error,
+                    self._ignored[peer],
+                    extra={"peer": peer},
+                )
+            return
+        # A peer that goes on saying hello has not had our answer: the broker lost it.
+        unanswered = time.monotonic() - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL
+        if answer is not None:
+            self._push(peer, answer)
+        elif unanswered:
+            self._push(peer, self.handshake.hello_for(peer))
+
+    def reconnected(self) -> None:
+        """The outbox works again: say the hellos that could not be said without it."""
+        unsaid, self._unsaid = self._unsaid, set()
+        for peer in unsaid:
+            self._push(peer, self.handshake.hello_for(peer))
+
+    def _push(self, peer: str, message: Message) -> None:
+        """A hello list holds the latest hello alone."""
+        self._said_hello_at[peer] = time.monotonic()
+        name = list_names.hello_list(self._spec.session, peer, self._party)
+        hello, body = message
+        self._outbox.push(
+            name, (encode_header(hello), body), self._token, clear=True, ttl=_HELLO_TTL
+        )
+        if self._outbox.error is not None:
+            self._unsaid.add(peer)

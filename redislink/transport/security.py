@@ -1,0 +1,83 @@
+"""Chooses a session's handshake: sealed with this party's identity, or in the clear."""
+
+from __future__ import annotations
+
+import secrets
+
+from redislink.cluster import ClusterSpec
+from redislink.errors import ConfigError
+from redislink.identity.keypair import Identity, fingerprint, read_secret
+from redislink.logs import PartyLogger
+from redislink.protocol.handshake import Handshake, PlainHandshake
+from redislink.protocol.sealed_handshake import SealedHandshake
+from redislink.settings import RedisLinkSettings
+
+
+def make_handshake(
+    spec: ClusterSpec,
+    party: str,
+    settings: RedisLinkSettings,
+    identity: Identity | None,
+    instance: bytes,
+) -> Handshake:
+    """The handshake that the cluster file asks for.
+
+    Raises:
+        ConfigError: a key is missing, is not this party's, or cannot be read.
+    """
+    peers = [name for name in spec.party_names if name != party]
+    if spec.security == "none":
+        PartyLogger(spec.session, party).warning(
+            "%s: session %s has security none: the broker can read and change everything",
+            party,
+            spec.session,
+        )
+        return PlainHandshake(spec.session, party, peers, spec.digest(), instance)
+    public_keys = spec.public_keys()
+    identity = identity or _load_identity(party, settings)
+    if identity.public_key != public_keys[party]:
+        owner = next((n for n, key in public_keys.items() if key == identity.public_key), None)
+        whose = f"that of {owner!r}" if owner else "in nobody's line there"
+        raise ConfigError(
+            f"{party}: this identity ({fingerprint(identity.public_key)}) is not the one that "
+            f"the cluster file has for {party!r} ({fingerprint(public_keys[party])}), but "
+            f"{whose}: set REDISLINK_IDENTITY_FILE to {party}'s, or mend its public_key"
+        )
+    return SealedHandshake(
+        spec.session,
+        party,
+        peers,
+        spec.digest(),
+        instance,
+        ranks={name: spec.rank(name) for name in spec.party_names},
+        private_key=identity.private_key,
+        public_keys=public_keys,
+        random_bytes=secrets.token_bytes,
+        psks=_load_psks(peers, settings),
+    )
+
+
+def _load_identity(party: str, settings: RedisLinkSettings) -> Identity:
+    if settings.identity_file is None:
+        raise ConfigError(
+            f"{party}: the session is sealed and REDISLINK_IDENTITY_FILE is not set: set it to "
+            f"the file that redislink keygen {party} wrote"
+        )
+    return Identity.load(settings.identity_file)
+
+
+def _load_psks(peers: list[str], settings: RedisLinkSettings) -> dict[str, bytes]:
+    directory = settings.psk_dir
+    if directory is None:
+        return {}
+    try:
+        there = {path.name for path in directory.iterdir()}
+    except OSError as error:  # not to be taken for a directory without keys
+        raise ConfigError(
+            f"REDISLINK_PSK_DIR {directory}: {error.strerror}: check the path and its mode"
+        ) from None
+    return {
+        peer: read_secret(directory / f"{peer}.psk", "pre-shared key file")
+        for peer in peers
+        if f"{peer}.psk" in there
+    }

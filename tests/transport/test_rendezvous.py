@@ -1,0 +1,191 @@
+"""What both sides of a pair that cannot agree are told, and when."""
+
+import contextlib
+import logging
+import threading
+import time
+
+import pytest
+
+from redislink import (
+    BrokerBusy,
+    BrokerPermissionError,
+    BrokerTampered,
+    ClusterMismatch,
+    SecurityMismatch,
+    rendezvous,
+)
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.identity.keypair import write_secret
+from redislink.operate import acl
+from redislink.protocol import list_names, sealed_handshake
+from redislink.protocol.frame import Hello, encode, encode_header
+from redislink.protocol.handshake import INSTANCE_BYTES, MismatchGrace
+from redislink.protocol.noise_kk import KkInitiator
+from redislink.transport.claim import PartyClaim
+from redislink.transport.security import make_handshake
+from tests.conftest import (
+    IDENTITIES,
+    connect_as,
+    in_thread,
+    join,
+    make_cluster,
+    quick_settings,
+)
+from tests.support.waiting import wait_until
+
+
+@pytest.mark.usefixtures("brisk_hellos")
+@pytest.mark.slow
+def test_differing_pre_shared_keys_do_not_wait_for_the_timeout(broker_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(sealed_handshake, "_UNOPENED_SECONDS", 1.0)
+    monkeypatch.setattr(rendezvous, "_LINGER", 2.0)  # a loaded machine is late by more than brisk
+    write_secret(tmp_path / "bob.psk", b"k" * 32, "", "it")
+    cluster = make_cluster(broker_url, 2)
+    started = time.monotonic()
+    sides = [
+        in_thread(lambda n=n, d=d: connect_as(cluster, n, quick_settings(psk_dir=d)))
+        for n, d in (("alice", tmp_path), ("bob", None))
+    ]
+    for thread, _ in sides:
+        thread.join(20)
+    assert time.monotonic() - started < 10
+    for (_, (error,)), name, has in zip(sides, ("alice", "bob"), ("one", "none"), strict=True):
+        assert isinstance(error, SecurityMismatch)
+        assert str(error).startswith(f"{name}: ")
+        assert f"same pre-shared key for each other, or neither any (this party has {has}" in str(
+            error
+        )
+
+
+@pytest.mark.slow
+def test_the_first_to_see_a_mismatch_says_hello_until_the_other_has_surely_seen_it(
+    broker_url, monkeypatch
+):
+    """The broker loses what she says, three times after she has noticed that bob's file differs."""
+    monkeypatch.setattr(rendezvous, "_HELLO_INTERVAL", 0.02)
+    monkeypatch.setattr(rendezvous, "_LINGER", 2.0)
+    monkeypatch.setattr(MismatchGrace, "SECONDS", 0.05)
+    noticed, receive = threading.Event(), rendezvous.Rendezvous.receive
+
+    def notice(self, *args):
+        try:
+            return receive(self, *args)
+        except ClusterMismatch:
+            noticed.set()
+            raise
+
+    monkeypatch.setattr(rendezvous.Rendezvous, "receive", notice)
+    cluster = make_cluster(broker_url, 2)
+    other = make_cluster(broker_url, 3, session=cluster.session)
+    thread, outcome = in_thread(lambda: connect_as(cluster, "alice"))
+    connection = Broker.from_settings(quick_settings(), broker_url).open()
+    bob = make_handshake(other, "bob", quick_settings(), IDENTITIES["bob"], b"i" * INSTANCE_BYTES)
+    to_alice = list_names.hello_list(cluster.session, "alice", "bob")
+    to_bob = list_names.hello_list(cluster.session, "bob", "alice")
+
+    def lose() -> bool:
+        return connection.execute(b"LPOP", to_bob, timeout=5) is not None
+
+    def say_hello_until_she_notices() -> bool:
+        frame, body = bob.hello_for("alice")
+        connection.execute(b"RPUSH", to_alice, encode_header(frame) + body, timeout=5)
+        lose()
+        return noticed.is_set()
+
+    wait_until(say_hello_until_she_notices)
+    lose()
+    for _ in range(3):
+        wait_until(lose)
+    assert not outcome
+    thread.join(20)
+    assert isinstance(outcome[0], ClusterMismatch)
+    connection.close()
+
+
+HELLOS = 10_000
+
+
+def unopened_hellos(sender, receiver):
+    """Hellos of a peer's run that do not open, in one push."""
+    peer = receiver._peers[sender.party]
+    name = next(n for n, who in receiver._rendezvous.lists.items() if who == peer.name)
+    digest, mine = receiver.cluster.digest(), receiver._claim.instance
+    step = 1 if sender.rank < receiver.rank else 2
+    hello = Hello(digest, bytes.fromhex(sender._claim.instance), bytes.fromhex(mine), True, step)
+    body = b"x" * 100
+    if step == 2:
+        pair = receiver._rendezvous.handshake._pairs[peer.name]  # an answer is to something
+        begun = pair.begun[b"another"] = KkInitiator(pair.config, bytes(32), b"payload")
+        body = begun.name + body
+    return name, encode(hello, body)
+
+
+@pytest.mark.parametrize("receiver", ["alice", "bob"])
+def test_hellos_that_do_not_open_are_counted_and_not_all_logged(valkey, receiver, caplog):
+    caplog.set_level(logging.INFO)
+    endpoints = join(make_cluster(valkey.url, 2), close_timeout=0.5, tamper_limit=100)
+    mine = next(e for e in endpoints if e.party == receiver)
+    other = next(e for e in endpoints if e is not mine)
+    name, element = unopened_hellos(other, mine)
+    with contextlib.closing(mine._broker.open()) as connection:
+        connection.execute(b"RPUSH", name, *[element] * 99, timeout=5)
+        while connection.execute(b"LLEN", name, timeout=5):
+            pass
+        other.send(receiver, "t", b"still well")
+        assert mine.recv(other.party, "t") == b"still well"
+        connection.execute(b"RPUSH", name, *[element] * HELLOS, timeout=5)
+    with pytest.raises(BrokerTampered, match=r"100 frames did not open.*hello"):
+        mine.recv(other.party, "never")
+    lines = [r for r in caplog.records if "ignored" in r.getMessage()]
+    assert len(lines) <= 2 * (HELLOS + 99).bit_length()
+    for endpoint in endpoints:
+        endpoint.abort("done")
+
+
+def test_hellos_that_are_none_are_not_all_logged_while_parties_meet(valkey, caplog):
+    caplog.set_level(logging.INFO)
+    cluster = make_cluster(valkey.url, 2)
+    name = list_names.hello_list(cluster.session, "alice", "bob")
+    with contextlib.closing(Broker(valkey.url).open()) as connection:
+        connection.execute(b"RPUSH", name, *[b"junk"] * 1000, timeout=5)
+        meeting, met = in_thread(lambda: connect_as(cluster, "alice"))
+        while connection.execute(b"LLEN", name, timeout=5):
+            pass
+    bob = connect_as(cluster, "bob")
+    meeting.join()
+    lines = [r for r in caplog.records if "ignored a hello" in r.getMessage()]
+    assert 1 <= len(lines) <= 12
+    for endpoint in (met[0], bob):
+        endpoint.abort("done")
+
+
+REFUSALS = {
+    "not allowed": (BrokerPermissionError, "permission denied"),
+    "no memory": (BrokerBusy, "out of memory"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_broker_that_takes_no_hello_is_named_and_not_the_others(what, monkeypatch):
+    kind, words = REFUSALS[what]
+    acquire = PartyClaim.acquire
+    with EmbeddedBroker() as server, contextlib.closing(Broker(server.url).open()) as admin:
+        cluster = make_cluster(server.url, 2)
+        mine = f"~{list_names.PREFIX}:{{{cluster.session}:alice}}:*"
+        admin.execute("ACL", "SETUSER", "u", "on", ">pw", "+@all", mine, timeout=5)
+
+        def acquire_and_refuse(claim, outage):
+            acquire(claim, outage)
+            if what == "no memory":
+                admin.execute("ACL", "SETUSER", "u", "allkeys", timeout=5)
+                admin.execute("CONFIG", "SET", "maxmemory", "1", timeout=5)
+
+        monkeypatch.setattr(PartyClaim, "acquire", acquire_and_refuse)
+        settings = quick_settings(
+            broker_url=acl.party_url(server.url, "u", "pw"), broker_timeout=1.5, connect_timeout=60
+        )
+        with pytest.raises(kind, match="alice: the broker has taken no hello.*" + words) as caught:
+            connect_as(cluster, "alice", settings)
+        assert "bob" not in str(caught.value)
