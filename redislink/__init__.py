@@ -72,8 +72,8 @@ _LATER: Final = {
     "decode_value_untrusted": "values",
     "encode_value": "values",
     "register_dataclass": "values",
-    "Session": "session",
-    "Simulator": "simulator",
+    "Session": "session.session",
+    "Simulator": "session.simulator",
 }
 
 

@@ -11,7 +11,7 @@ from redislink.broker.credentials import CredentialsCallable
 from redislink.broker.outage import Outage
 from redislink.broker.users import owner_of_user
 from redislink.cluster import ClusterSpec, load_cluster
-from redislink.cluster.protocols import REMEDY, warnings
+from redislink.cluster.trust import REMEDY, warnings
 from redislink.errors import BrokerPermissionError, ConfigError, UsageError
 from redislink.identity.keypair import Identity
 from redislink.logs import PartyLogger

@@ -16,8 +16,8 @@ import yaml
 
 from redislink.cli.errors import Verbose, say, show
 from redislink.cluster import ClusterSpec, load_cluster
-from redislink.cluster.protocols import whom_it_trusts
 from redislink.cluster.trial import DEVICE, trial_devices, write_trial
+from redislink.cluster.trust import whom_it_trusts
 from redislink.errors import ConfigError
 from redislink.identity.keypair import (
     KEY_BYTES,

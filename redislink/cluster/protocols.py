@@ -1,17 +1,13 @@
 """SPU's protocols: between how many members each runs, and whom each trusts.
 
-Rule: this table is the one place; errors, warnings, ``doctor``, ``fingerprint`` and
+Rule: this table is the one place; errors, warnings (`trust.py`), ``doctor``, ``fingerprint`` and
 ``docs/which-protocol.md`` all read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from redislink.cluster.spec import ClusterSpec, SpuConfig
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -60,43 +56,10 @@ PROTOCOLS: Final = (
 )
 
 
-REMEDY: Final = (
-    "take CHEETAH between two, ABY3 between three, or a third party's beavers, "
-    "unless all trust that party"
-)
-"""What to do about a weak one."""
-
-
-def protocol_of(config: SpuConfig) -> Protocol:
-    """The row of a device's configuration."""
-    beavers = config.runtime.beaver_type or "TrustedFirstParty"
-    return next(
-        row
-        for row in PROTOCOLS
-        if row.name == config.protocol and row.beaver_type in (None, beavers)
-    )
-
-
-def whom_it_trusts(cluster: ClusterSpec, device: str) -> str:
-    """Protocol of a device and whom it trusts, by name: one line."""
-    spec = cluster.device(device)
-    members = [cluster.party_names[rank] for rank in cluster.mask(device)]
-    row = protocol_of(spec.config)
-    trusts = row.trusts.format(first=members[0], members=_listed(members))
-    return f"{row.label}: {trusts}"
-
-
-def warnings(cluster: ClusterSpec, *devices: str) -> list[str]:
-    """A line for each device on which one party alone can read everything.
-
-    Args:
-        devices: names of those that are meant; none means all.
-    """
-    return [
-        f"device {name} runs {whom_it_trusts(cluster, name)}"
-        for name in devices or cluster.devices
-        if protocol_of(cluster.device(name).config).is_weak
-    ]
+def protocol_of(name: str, beaver_type: str | None) -> Protocol:
+    """The row of what the cluster file has as ``protocol`` and ``runtime.beaver_type``."""
+    beavers = beaver_type or "TrustedFirstParty"
+    return next(row for row in PROTOCOLS if row.name == name and row.beaver_type in (None, beavers))
 
 
 def advice() -> str:
@@ -107,7 +70,3 @@ def advice() -> str:
         for row in PROTOCOLS
         if not row.is_weak
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"

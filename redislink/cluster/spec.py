@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from redislink.cluster.mask import Mask
-from redislink.cluster.protocols import advice, protocol_of
+from redislink.cluster.protocols import Protocol, advice, protocol_of
 from redislink.cluster.runtime import SpuRuntime
 from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
@@ -95,6 +95,11 @@ class SpuConfig(BaseModel):
             )
         return self
 
+    @property
+    def spu_protocol(self) -> Protocol:
+        """What is known of the protocol: how many members it takes, and whom it trusts."""
+        return protocol_of(self.protocol, self.runtime.beaver_type)
+
 
 class DeviceSpec(BaseModel):
     """A device: an SPU that lives on its members.
@@ -114,7 +119,7 @@ class DeviceSpec(BaseModel):
     def _enough_members(self) -> DeviceSpec:
         if len(set(self.members)) != len(self.members):
             raise ValueError("a member stands twice in members: list each party once")
-        needed = protocol_of(self.config).members
+        needed = self.config.spu_protocol.members
         if needed is not None and len(self.members) != needed:
             raise ValueError(
                 f"{self.config.protocol} runs between {needed} members, not {len(self.members)}: "

@@ -12,6 +12,7 @@ from typing import Protocol
 from redislink.settings import RedisLinkSettings
 from redislink.transport.endpoint import Endpoint
 
+
 class _Watcher(Protocol):
     """Watches one endpoint."""
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from spu import libspu
 
 from redislink.cluster import ClusterSpec, DeviceSpec
-from redislink.cluster.protocols import REMEDY, warnings
+from redislink.cluster.trust import REMEDY, warnings
 from redislink.errors import ConfigError, LinkError, RedisLinkError
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings

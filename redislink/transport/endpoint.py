@@ -53,7 +53,6 @@ from redislink.errors import (
 )
 from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.logs import PartyLogger, is_power_of_two
-from redislink.transport.observer import Observer
 from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.element_size import LEAST, ElementSize
@@ -70,6 +69,7 @@ from redislink.protocol.status import (
 from redislink.settings import LONGEST_SECONDS, RedisLinkSettings, check_seconds
 from redislink.transport.claim import PartyClaim
 from redislink.transport.lanes import Lane, Lanes
+from redislink.transport.observer import Observer
 from redislink.transport.rendezvous import Rendezvous
 from redislink.transport.stats import EndpointStats, PeerStats, counts_of
 

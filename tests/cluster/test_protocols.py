@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from redislink import ClusterSpec, ConfigError, Simulator
-from redislink.cluster.protocols import PROTOCOLS, advice, protocol_of, warnings, whom_it_trusts
+from redislink.cluster.protocols import PROTOCOLS, advice
 from redislink.cluster.trial import trial_devices
+from redislink.cluster.trust import warnings, whom_it_trusts
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 
 THIRD = {
@@ -56,7 +57,7 @@ def _spec(members: list[str], **config: Any) -> ClusterSpec:
 def test_whom_a_device_trusts(members: list[str], config: Any, told: str, weak: bool) -> None:
     spec = _spec(members, **config)
     assert whom_it_trusts(spec, "D").startswith(told) or told in whom_it_trusts(spec, "D")
-    assert protocol_of(spec.device("D").config).is_weak is weak
+    assert spec.device("D").config.spu_protocol.is_weak is weak
     assert warnings(spec) == ([f"device D runs {whom_it_trusts(spec, 'D')}"] if weak else [])
 
 

@@ -94,7 +94,7 @@ class TestCollector:
             for sample in family.samples:
                 assert {"session", "party"} <= set(sample.labels)
         shown = {sample.name for family in families for sample in family.samples}
-        page = Path(__file__).parent.parent / "docs" / "how-to" / "observe.md"
+        page = Path(__file__).parents[2] / "docs" / "how-to" / "observe.md"
         assert set(re.findall(r"^\| `(redislink_\w+)` \|", page.read_text(), re.MULTILINE)) == shown
 
 

@@ -13,7 +13,6 @@ from redislink import (
     BrokerTampered,
     ClusterMismatch,
     SecurityMismatch,
-    rendezvous,
 )
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.identity.keypair import write_secret
@@ -22,6 +21,7 @@ from redislink.protocol import list_names, sealed_handshake
 from redislink.protocol.frame import Hello, encode, encode_header
 from redislink.protocol.handshake import INSTANCE_BYTES, MismatchGrace
 from redislink.protocol.noise_kk import KkInitiator
+from redislink.transport import rendezvous
 from redislink.transport.claim import PartyClaim
 from redislink.transport.security import make_handshake
 from tests.conftest import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redislink.cluster.protocols import REMEDY, warnings, whom_it_trusts
+from redislink.cluster.trust import REMEDY, warnings, whom_it_trusts
 from redislink.operate.doctor.examination import Case, Examination
 from redislink.operate.doctor.finding import Verdict, fingerprints, passed, warned
 from redislink.transport.security import make_handshake
