@@ -96,18 +96,15 @@ class PsiRelay:
             have a result when either returns.
 
         Raises:
-            IntersectionFailed: libpsi failed here, or its process was ended.
-            OSError: it cannot be started.
+            IntersectionFailed: libpsi failed here, or its process was ended or could not be
+                started.
             PeerError, BrokerError, EndpointClosed: as a receive.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._line.close)
             pool = stack.enter_context(ThreadPoolExecutor(_MOST_THREADS, THREADS))
             stack.callback(self._communicator.close)  # ends its receives
-            with self._childs_end:
-                made = stack.enter_context(scratch())
-                child = self._start(made, rank, protocol)
-            stack.callback(_kill, child)
+            child = self._start(stack, rank, protocol)
             stack.callback(self._ended.set)
             pool.submit(self._do, self._watch_peer)
             pool.submit(self._do, self._keep_log, child)
@@ -206,7 +203,19 @@ class PsiRelay:
 
     # -- the child ---------------------------------------------------------------------------
 
-    def _start(self, made: Scratch, rank: int, protocol: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, stack: contextlib.ExitStack, rank: int, protocol: str
+    ) -> subprocess.Popen[bytes]:
+        """The child, in a directory of its own; both go where ``stack`` is left."""
+        try:
+            with self._childs_end:
+                child = self._spawn(stack.enter_context(scratch()), rank, protocol)
+        except OSError as error:
+            raise IntersectionFailed(self._me, f"which could not be started: {error}") from error
+        stack.callback(_kill, child)
+        return child
+
+    def _spawn(self, made: Scratch, rank: int, protocol: str) -> subprocess.Popen[bytes]:
         descriptor = self._childs_end.fileno()
         return subprocess.Popen(
             [

@@ -343,6 +343,18 @@ def test_a_process_that_does_not_begin(
     assert "it ended with code 1; its last line: out of luck" in str(failed[0])
 
 
+def test_no_place_for_temporary_files(
+    memory: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    found = memory.outcomes(lambda s: s.psi({"id": ["1"]}, "id", parties=["alice", "bob"]))
+    failed = [error for error in found.values() if isinstance(error, IntersectionFailed)]
+    assert failed
+    assert f"which could not be started: [Errno 20] Not a directory: '{tmp_path}" in str(failed[0])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+
+
 def _nothing_is_left() -> None:
     """No process, no thread and no directory."""
     children = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
