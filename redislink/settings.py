@@ -293,7 +293,7 @@ def _read_env_file(path: Path) -> Mapping[str, str]:
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"settings file {path.absolute()}: is not UTF-8 (byte {error.start + 1}): save it as "
-            "UTF-8, as with iconv -f latin1 -t utf-8"
+            f"UTF-8, as with iconv -f {_likely_encoding(error.object)} -t utf-8"
         ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "cannot be read"
@@ -312,6 +312,11 @@ def _read_env_file(path: Path) -> Mapping[str, str]:
     elif settings:
         _say_once(f"settings read from {path.absolute()}")
     return settings
+
+
+def _likely_encoding(content: bytes) -> str:
+    """What a Windows shell writes with > has a mark of its own."""
+    return "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
 
 
 def _why_mistrusted(link: os.stat_result, found: os.stat_result) -> str:

@@ -108,11 +108,16 @@ class TestEnvFile:
         assert here.is_dir()
 
     @pytest.mark.parametrize(
-        "content", ["REDISLINK_PARTY=m\xfcller\n".encode("latin-1"), b"\xff\xfeR\x00", b"x=\x80"]
+        ("content", "encoding"),
+        [
+            ("REDISLINK_PARTY=m\xfcller\n".encode("latin-1"), "latin1"),
+            (b"\xff\xfeR\x00", "utf-16"),
+            (b"x=\x80", "latin1"),
+        ],
     )
-    def test_one_that_is_not_utf_8(self, here: Path, content: bytes) -> None:
+    def test_one_that_is_not_utf_8(self, here: Path, content: bytes, encoding: str) -> None:
         write(content)
-        with pytest.raises(ConfigError, match="is not UTF-8") as caught:
+        with pytest.raises(ConfigError, match=f"is not UTF-8 .*iconv -f {encoding} ") as caught:
             RedisLinkSettings.load()
         assert str(here / ".env") in str(caught.value)
 

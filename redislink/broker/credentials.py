@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, RedisLinkError
+from redislink.errors import (
+    BrokerError,
+    BrokerUnreachable,
+    ConfigError,
+    RedisLinkError,
+    UsageError,
+)
 from redislink.identity.secret_files import read_private
 
 CredentialsCallable = Callable[[], str | Sequence[str]]
@@ -25,6 +31,8 @@ _KEPT: Final = 8
 """Pairs that are remembered: those in use, and some from before they were rotated."""
 _SURE: Final = 4
 """Characters from which on a password is cut out of the middle of words, too."""
+_MOST: Final = 64 << 10
+"""Characters; tokens of clouds have some thousands."""
 _NO_SECRETS: Final = frozenset({"", "default"})
 
 
@@ -43,7 +51,15 @@ class Credentials:
         user, password: as the URL has them.
         password_file: its first line is the password, instead of the URL's.
         ask: gives the password, or user and password, instead of all of these.
+
+        Raises:
+            UsageError: ``ask`` cannot be called.
         """
+        if ask is not None and not callable(ask):
+            raise UsageError(
+                "credentials: not a callable: give a function that gives the password, as with "
+                "lambda: password"
+            )
         self._user = user
         self._password = password
         self._file = password_file
@@ -96,21 +112,28 @@ class Credentials:
     def _ask_program(self, ask: CredentialsCallable) -> tuple[str, str]:
         try:
             given: Any = ask()
-        except Exception as error:  # noqa: BLE001 - the program's; its text may hold a secret
+        # The program's; its text may hold a secret. And it may be called from a thread of ours,
+        # which sys.exit would end without a word.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             raise BrokerUnreachable(
                 f"the callable given as credentials raised {type(error).__name__}: see what it asks"
             ) from None
-        match given:
-            case str():
-                return self._user, given
+        match [given] if isinstance(given, str) else given:
             case [str() as password]:
-                return self._user, password
+                user = self._user
             case [str() as user, str() as password]:
-                return user, password
-        raise ConfigError(
-            f"the callable given as credentials gave a {type(given).__name__}: let it give a "
-            "password, or user and password"
-        )
+                pass
+            case _:
+                raise ConfigError(
+                    f"the callable given as credentials gave a {type(given).__name__}: let it give "
+                    "a password, or user and password"
+                )
+        if not _is_text(user + password):
+            raise ConfigError(
+                "the callable given as credentials gave half a surrogate pair, or more than "
+                f"{_MOST} characters: let it give a password that is text"
+            )
+        return user, password
 
 
 def read_password(path: str | Path) -> str:
@@ -127,6 +150,14 @@ def read_password(path: str | Path) -> str:
             "line"
         )
     return text
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(text) <= _MOST
 
 
 def _without(text: str, secret: str, *, anywhere: bool) -> str:

@@ -83,18 +83,30 @@ def test_what_a_callable_may_give() -> None:
             assert connection.execute(b"LLEN", b"x", timeout=5) == 0
 
 
-@pytest.mark.parametrize("given", [None, b"bytes", 7, (), ("a", "b", "c"), ("a", 7)])
+@pytest.mark.parametrize(
+    "given",
+    [None, b"bytes", 7, (), ("a", "b", "c"), ("a", 7), "\ud800", ("\udcff", "a"), "x" * 100_000],
+    ids=lambda given: ascii(given)[:20],
+)
 def test_what_it_may_not_give(given: Any) -> None:
     broker = Broker("redis://127.0.0.1:1", credentials=lambda: given)
     with pytest.raises(ConfigError, match="let it give a password"):
         broker.open()
 
 
-def test_a_callable_that_raises_is_tried_again_and_its_text_is_not_shown() -> None:
-    def ask() -> str:
-        raise TimeoutError("token of s3cret")
+def test_what_is_no_callable_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="not a callable: give a function"):
+        Broker("redis://127.0.0.1:1", credentials="pw")  # type: ignore[arg-type]
 
-    with pytest.raises(BrokerUnreachable, match="raised TimeoutError") as caught:
+
+@pytest.mark.parametrize("kind", [TimeoutError, SystemExit])
+def test_a_callable_that_raises_is_tried_again_and_its_text_is_not_shown(
+    kind: type[BaseException],
+) -> None:
+    def ask() -> str:
+        raise kind("token of s3cret")
+
+    with pytest.raises(BrokerUnreachable, match=f"raised {kind.__name__}") as caught:
         Broker("redis://127.0.0.1:1", credentials=ask).open()
     assert "s3cret" not in str(caught.value)
 
