@@ -37,9 +37,10 @@ SECTIONS: Final[dict[type[BaseModel], str]] = {
 HEAD: Final = """\
 # The cluster file
 
-Every party has the same file; `redislink fingerprint --cluster FILE` shows its digest, which covers
-all but `broker`. It is YAML; what is not listed here, or stands twice, is refused, with the line.
-What a field of `config.runtime` does to numbers and speed is SPU's: see its documentation.
+Which fields does a cluster file have? Every party has the same file; `redislink fingerprint --cluster
+FILE` shows its digest, which covers everything except `broker`. The file is YAML. A field that is not
+listed here, or stands there twice, is refused with an error that names the line. SPU's documentation
+says how the fields of `config.runtime` affect numbers and speed.
 
 <!-- Written by docs/make_cluster_file.py from the code. Do not edit: run it again. -->
 
@@ -70,12 +71,12 @@ def render() -> str:
         rows = "".join(_row(model, name) for name in model.model_fields)
         blocks.append(
             f"## {title}\n\n{_code(about)}\n\n"
-            f"| field | what may stand there | if left out | meaning |\n|---|---|---|---|\n{rows}"
+            f"| field | value | default | meaning |\n|---|---|---|---|\n{rows}"
         )
     refused = "".join(f"- `{name}`: {reason}\n" for name, reason in REFUSED.items())
     blocks.append(
-        "## What config.runtime does not take\n\n"
-        f"Fields of SPU's `RuntimeConfig` that are not given there, and why:\n\n{refused}"
+        "## Fields that config.runtime refuses\n\n"
+        f"These fields of SPU's `RuntimeConfig` are refused there:\n\n{refused}"
     )
     return "\n".join(blocks)
 
@@ -104,7 +105,7 @@ def _row(model: type[BaseModel], name: str) -> str:
 
 
 def _what(kind: dict[str, Any]) -> str | None:
-    """What may stand in a field, from its JSON schema; None if that does not say it."""
+    """The values of a field, from its JSON schema; None if that does not say it."""
     if "$ref" in kind:
         return _link(kind["$ref"])
     if "const" in kind or "enum" in kind:
@@ -136,11 +137,11 @@ def _link(reference: str) -> str:
 def _default(model: type[BaseModel], name: str) -> str:
     field = model.model_fields[name]
     if field.is_required():
-        return "needed"
+        return "required"
     if field.default is None:
         return _default_of_spu(model, name)
     if isinstance(field.default, BaseModel | dict):
-        return "nothing"
+        return "none"
     return f"`{str(field.default).lower() if field.default is True else field.default}`"
 
 
@@ -149,7 +150,7 @@ def _default_of_spu(model: type[BaseModel], name: str) -> str:
         value = getattr(libspu.RuntimeConfig(), name)
         return f"SPU's: `{str(getattr(value, 'name', value)).replace('False', 'false')}`"
     return {"ot_kind": "SPU's: `YACL_Ferret`"}.get(
-        name, "SPU's: `false`" if model is CheetahConfig else "nothing"
+        name, "SPU's: `false`" if model is CheetahConfig else "none"
     )
 
 

@@ -23,21 +23,21 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
         "snapshot_dump_dir": "SPU would write every party's shares into files",
     }
 )
-"""Fields of ``RuntimeConfig`` that are not given here, and why."""
+"""Fields of ``RuntimeConfig`` that a cluster file may not set, and why."""
 
 _Natural = Field(default=None, ge=0, le=2**31 - 1)
 _Large = Field(default=None, ge=0, le=2**63 - 1)
 
 
 class ClientSslConfig(BaseModel):
-    """TLS to the server of a third party's beavers; paths, the same at every member.
+    """TLS to the beaver server. The paths are the same at every member.
 
     Attributes:
         certificate: path of this member's certificate (PEM).
-        private_key: path of its key; never the key itself, as all parties have this file.
-        ca_file_path: path of the CA's certificate; none takes the system's.
-        verify_depth: of the server's chain of certificates; SPU takes 0 as no check at all, so
-            it is 1 at least.
+        private_key: path of its key; never the key itself, because all parties have this file.
+        ca_file_path: path of the CA's certificate; without it, the system's CAs count.
+        verify_depth: how long the server's chain of certificates may be. SPU would take 0 as no
+            check at all.
     """
 
     model_config = _STRICT
@@ -57,15 +57,15 @@ class ClientSslConfig(BaseModel):
 
 
 class TtpBeaverConfig(BaseModel):
-    """The third party whose beavers SEMI2K takes. SPU dials to it directly, past the broker.
+    """The third party that makes SEMI2K's beavers. SPU dials it directly, past the broker.
 
     Attributes:
         server_host: ``host:port`` of SPU's beaver server.
-        server_public_key: of that server (PEM).
-        asym_crypto_schema: of that key.
-        adjust_rank: of the member, counted among the members, that does the larger calls.
-        transport_protocol: between member and server.
-        ssl_config: TLS to the server; none: in clear.
+        server_public_key: that server's public key (PEM).
+        asym_crypto_schema: algorithm of that key.
+        adjust_rank: rank, among the members, of the one that makes the larger calls.
+        transport_protocol: protocol between member and server.
+        ssl_config: TLS to the server; without it, the connection is in clear.
     """
 
     model_config = _STRICT
@@ -81,8 +81,8 @@ class CheetahConfig(BaseModel):
     """How CHEETAH computes.
 
     Attributes:
-        disable_matmul_pack: do not pack ciphertexts of matrix products.
-        enable_mul_lsb_error: allow an error in the last bit of products, which is faster.
+        disable_matmul_pack: do not pack the ciphertexts of matrix products.
+        enable_mul_lsb_error: allow an error in the last bit of products; faster.
         ot_kind: how oblivious transfers are made.
     """
 
@@ -93,40 +93,40 @@ class CheetahConfig(BaseModel):
 
 
 class SpuRuntime(BaseModel):
-    """Further fields of SPU's ``RuntimeConfig``; what is left out keeps SPU's default.
+    """Further fields of SPU's ``RuntimeConfig``; a field that you leave out keeps SPU's default.
 
     Attributes:
-        max_concurrency: threads of SPU at most; 0: as many as there are cores.
+        max_concurrency: most threads that SPU uses; 0: one per core.
         enable_action_trace: print each call within SPU.
-        enable_type_checker: check types of values while running against those when compiled.
+        enable_type_checker: while running, compare types of values with those at compile time.
         enable_pphlo_trace: print each operation.
-        enable_pphlo_profile: time of each operation, printed.
-        enable_hal_profile: time of each call of SPU's abstraction layer, printed.
-        public_random_seed: of public random values; nothing secret depends on it.
-        share_max_chunk_size: bytes of one piece of a share.
-        sort_method: how sort is computed; CHEETAH has SORT_NETWORK only.
-        quick_sort_threshold: elements below which SORT_QUICK merges instead.
+        enable_pphlo_profile: print the time of each operation.
+        enable_hal_profile: print the time of each call of SPU's abstraction layer.
+        public_random_seed: seed of public random values; nothing secret depends on it.
+        share_max_chunk_size: largest piece of a share, in bytes.
+        sort_method: how to sort; CHEETAH has only SORT_NETWORK.
+        quick_sort_threshold: number of elements below which SORT_QUICK merges instead.
         fxp_div_goldschmidt_iters: rounds of division.
-        fxp_exp_mode: how exp is approximated.
+        fxp_exp_mode: how to approximate exp.
         fxp_exp_iters: rounds of exp.
-        fxp_log_mode: how log is approximated.
+        fxp_log_mode: how to approximate log.
         fxp_log_iters: rounds of log.
         fxp_log_orders: orders of log.
-        sigmoid_mode: how the logistic function is approximated.
+        sigmoid_mode: how to approximate the logistic function.
         enable_lower_accuracy_rsqrt: a simpler reciprocal square root.
         sine_cosine_iters: rounds of sine and cosine.
-        beaver_type: SEMI2K only: who makes the random triples, and could read everything.
+        beaver_type: SEMI2K only: who makes the beavers; see docs/which-protocol.md.
         ttp_beaver_config: SEMI2K with TrustedThirdParty only: the third party.
         cheetah_2pc_config: CHEETAH only.
-        trunc_allow_msb_error: faster truncation that rarely fails, and then by far.
+        trunc_allow_msb_error: truncate faster, with rare but large errors.
         experimental_disable_mmul_split: SPU's experiment.
-        experimental_enable_inter_op_par: independent operations at the same time.
-        experimental_enable_intra_op_par: parts of one operation at the same time.
+        experimental_enable_inter_op_par: run independent operations at the same time.
+        experimental_enable_intra_op_par: run parts of one operation at the same time.
         experimental_disable_vectorization: SPU's experiment.
-        experimental_inter_op_concurrency: operations at the same time at most.
+        experimental_inter_op_concurrency: most operations at the same time.
         experimental_enable_colocated_optimization: SPU's experiment.
         experimental_enable_exp_prime: allow EXP_PRIME.
-        experimental_exp_prime_offset: shifts the range in which EXP_PRIME is right.
+        experimental_exp_prime_offset: shift the range in which EXP_PRIME is right.
         experimental_exp_prime_disable_lower_bound: do not clamp below that range.
         experimental_exp_prime_enable_upper_bound: clamp above that range.
     """

@@ -32,9 +32,9 @@ class PartySpec(BaseModel):
     """One organisation.
 
     Attributes:
-        name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``, of which the first is a letter or digit.
-        public_key: ``x25519:…``, as ``redislink keygen`` prints it; needed in sealed sessions.
-        brpc_address: ``host:port`` where this party listens in the brpc fallback mode only.
+        name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``; the first is a letter or digit.
+        public_key: ``x25519:…``, as ``redislink keygen`` prints it; sealed sessions need it.
+        brpc_address: ``host:port`` where this party listens, only for the fallback to brpc.
     """
 
     model_config = _STRICT
@@ -62,13 +62,13 @@ class SpuConfig(BaseModel):
     """Configuration of an SPU device.
 
     Attributes:
-        protocol: one of SPU's protocols; ABY3 and SECURENN need 3 members, CHEETAH 2. Whom each
-            trusts stands in docs/which-protocol.md.
-        field: the ring's size.
-        fxp_fraction_bits: bits after the binary point, two less than the field has at most; 0
+        protocol: one of SPU's protocols; ABY3 and SECURENN need 3 members, CHEETAH 2.
+            docs/which-protocol.md says whom each trusts.
+        field: size of the ring; see docs/numbers.md.
+        fxp_fraction_bits: bits after the binary point, at most two less than the field has; 0
             takes SPU's default for the field.
-        use_redis_channel: whether the device's traffic goes through the broker (``channels``); if
-            not, through SPU's own brpc link, and each member needs a ``brpc_address``.
+        use_redis_channel: ``true``: the device's traffic goes through the broker (``channels``);
+            ``false``: through SPU's own brpc link, and each member needs a ``brpc_address``.
         runtime: further fields of ``spu.RuntimeConfig``.
     """
 
@@ -105,8 +105,8 @@ class DeviceSpec(BaseModel):
     """A device: an SPU that lives on its members.
 
     Attributes:
-        kind: of the device; there is one kind.
-        members: names of the parties that compute; SPU counts them in the order of ``parties``.
+        kind: kind of device; there is only this one.
+        members: names of the parties that compute; SPU ranks them in the order of ``parties``.
         config: how it computes.
     """
 
@@ -132,13 +132,13 @@ class ClusterSpec(BaseModel):
     """The parsed cluster file. Party i of ``parties`` has rank i.
 
     Attributes:
-        session: name of the session; runs with other names do not meet.
-        broker: URL of the broker. The setting ``REDISLINK_BROKER_URL`` wins over it, and keeps a
-            password out of the file.
-        parties: in rank order; each may be its name alone.
-        security: ``sealed``: the broker sees sizes and times; ``none``: it sees, and can
-            change, everything.
-        devices: by name; names are like those of parties.
+        session: name of the session; parties meet only in the same session.
+        broker: URL of the broker. The setting ``REDISLINK_BROKER_URL`` takes precedence, and
+            keeps passwords out of the file.
+        parties: the parties in rank order; an entry may be just a name.
+        security: ``sealed``: the broker sees names, tags, sizes and times; ``none``: it sees
+            and can change everything.
+        devices: the devices by name; the rules for names are those of parties.
     """
 
     model_config = _STRICT
