@@ -49,14 +49,14 @@ from redislink.errors import (
 )
 from redislink.joining import connect
 from redislink.settings import RedisLinkSettings
-from redislink.transport.endpoint import Endpoint, SendHandle
+from redislink.transport.endpoint import Endpoint
+from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats, PeerStats
 
 if TYPE_CHECKING:
     from redislink.communicator import (
         Communicator,
         RedisCommunicator,
-        Request,
         ThreadCommunicator,
     )
     from redislink.session.session import Session
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 _LATER: Final = {
     "Communicator": "communicator",
     "RedisCommunicator": "communicator",
-    "Request": "communicator",
     "ThreadCommunicator": "communicator",
     "decode_value_untrusted": "values",
     "encode_value": "values",
@@ -132,7 +131,6 @@ __all__ = [
     "SealError",
     "SecurityError",
     "SecurityMismatch",
-    "SendHandle",
     "SendTimeout",
     "Session",
     "Simulator",

@@ -4,10 +4,10 @@ from redislink.communicator.base import (
     DEFAULT_NAMESPACE,
     MAX_NAMESPACE_BYTES,
     Communicator,
-    Request,
 )
 from redislink.communicator.relay import RedisCommunicator
 from redislink.communicator.threads import ThreadCommunicator
+from redislink.transport.request import Request
 
 __all__ = [
     "DEFAULT_NAMESPACE",

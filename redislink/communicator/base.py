@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 from redislink.errors import (
     EndpointClosed,
@@ -29,6 +29,7 @@ from redislink.protocol import list_names
 from redislink.protocol.frame import Encoding
 from redislink.settings import check_seconds
 from redislink.transport.endpoint import Party
+from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats
 from redislink.values import decode_value_untrusted, encode_value
 
@@ -38,27 +39,6 @@ TAG_SIGN: Final = ":"
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*", re.ASCII)
 Message = tuple[bytes, Encoding]
 """A payload, and how it travels."""
-
-
-class Request(Protocol):
-    """A message under way, as MPI's request."""
-
-    def test(self) -> bool:
-        """True once the peer has received the message. Never raises, never waits."""
-        ...
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return once the peer has received the message.
-
-        Args:
-            timeout: seconds; None takes the receive timeout.
-
-        Raises:
-            SendTimeout: the peer has not received it in time.
-            PeerError: the peer is gone, or its run failed.
-            EndpointClosed: this party has closed or aborted.
-        """
-        ...
 
 
 class Communicator(ABC):
@@ -95,7 +75,9 @@ class Communicator(ABC):
         return len(self.party_names)
 
     def send(self, dst: Party, tag: str, value: object) -> Request:
-        """Send a message; does not wait for the peer.
+        """Send a message. Never waits, neither for the peer nor for the broker.
+
+        `send_sync` waits until the peer has received it; so does ``send(…).wait()``.
 
         Args:
             dst: party name or rank.
@@ -142,7 +124,7 @@ class Communicator(ABC):
         return self._decode(src, tag, self._recv(src, self._full_tag(tag), timeout))
 
     def send_sync(self, dst: Party, tag: str, value: object, timeout: float | None = None) -> None:
-        """Send a message and return once the peer has received it.
+        """Send a message and wait until the peer has received it. `send` does not wait.
 
         Args:
             dst, tag, value: as for `send`.

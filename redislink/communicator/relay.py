@@ -12,7 +12,6 @@ from redislink.communicator.base import (
     TAG_SIGN,
     Communicator,
     Message,
-    Request,
     namespace_prefix,
 )
 from redislink.errors import (
@@ -21,6 +20,7 @@ from redislink.errors import (
 from redislink.forking import dies_in_child
 from redislink.protocol.frame import Encoding
 from redislink.transport.endpoint import Endpoint, Party
+from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats
 
 _CANCEL_INTERVAL: Final = 0.02

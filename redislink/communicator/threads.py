@@ -18,7 +18,6 @@ from redislink.communicator.base import (
     DEFAULT_NAMESPACE,
     Communicator,
     Message,
-    Request,
 )
 from redislink.errors import (
     EndpointClosed,
@@ -35,6 +34,7 @@ from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
 from redislink.settings import check_seconds
 from redislink.transport.endpoint import Party
+from redislink.transport.request import Request
 from redislink.transport.stats import COUNTS, EndpointStats
 
 _T = TypeVar("_T")

@@ -16,7 +16,8 @@ from spu.libspu import link
 
 from redislink.errors import PeerClosed, RecvCancelled, SendTimeout, UsageError
 from redislink.forking import dies_in_child
-from redislink.transport.endpoint import Endpoint, SendHandle
+from redislink.transport.endpoint import Endpoint
+from redislink.transport.request import Request
 
 _CONNECT_TAG: Final = "connect"
 
@@ -37,7 +38,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._recv_timeout_ms = int(recv_timeout * 1000)
         self._throttle_window = 0
         self._chunk_parallel_send_size = 0
-        self._unconsumed: deque[SendHandle] = deque()
+        self._unconsumed: deque[Request] = deque()
         self._throttle_lock = threading.Lock()
         self._last_sent: tuple[str, int] | None = None
         """Tag and number of the last message."""
@@ -142,7 +143,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
                 f"{self._endpoint.party}: the link to {self._peer} was aborted: make a new one"
             )
 
-    def _last_handle(self) -> SendHandle | None:
+    def _last_handle(self) -> Request | None:
         last = self._last_sent
         return None if last is None else self._endpoint.handle(self._peer, *last)
 

@@ -71,6 +71,7 @@ from redislink.transport.claim import PartyClaim
 from redislink.transport.lanes import Lane, Lanes
 from redislink.transport.observer import Observer
 from redislink.transport.rendezvous import Rendezvous
+from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats, PeerStats, counts_of
 
 Party = str | int
@@ -131,8 +132,8 @@ class _Peer:
         return self.out_prefix + encoded
 
 
-class SendHandle:
-    """A message under way, as MPI's request: `test` it or `wait` for it."""
+class _EndpointRequest:
+    """A `Request` of an endpoint."""
 
     __slots__ = ("_endpoint", "_peer", "_seq", "_tag")
 
@@ -143,22 +144,10 @@ class SendHandle:
         self._seq = seq
 
     def test(self) -> bool:
-        """True once the peer has received the message."""
         with self._endpoint._lock:
             return self._peer.delivery.is_acked(self._seq)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return once the peer has received the message.
-
-        Args:
-            timeout: seconds; None takes ``recv_timeout``.
-
-        Raises:
-            SendTimeout: the peer has not received it in time.
-            PeerClosed: the peer has left the session without it.
-            PeerError: the peer is gone, or its run failed.
-            UsageError: the timeout is no number of seconds.
-        """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         limit = self._endpoint.settings.recv_timeout if timeout is None else timeout
@@ -283,8 +272,10 @@ class Endpoint:
 
     def send(
         self, dst: Party, tag: str, data: BytesLike, *, encoding: Encoding = Encoding.RAW
-    ) -> SendHandle:
-        """Send a message; waits neither for the peer nor for the broker.
+    ) -> Request:
+        """Send a message. Never waits, neither for the peer nor for the broker.
+
+        To wait until the peer has received it, call ``send(…).wait()``.
 
         Args:
             dst: party name or rank.
@@ -301,9 +292,9 @@ class Endpoint:
         """
         return self.handle(dst, tag, self.post(dst, tag, data, encoding))
 
-    def handle(self, dst: Party, tag: str, number: int) -> SendHandle:
-        """The handle of a message that `post` has sent."""
-        return SendHandle(self, self._peer(dst), tag, number)
+    def handle(self, dst: Party, tag: str, number: int) -> Request:
+        """The request of a message that `post` has sent."""
+        return _EndpointRequest(self, self._peer(dst), tag, number)
 
     def post(self, dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW) -> int:
         """As `send`, but gives the message's number, of which `handle` makes a handle.
