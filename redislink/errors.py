@@ -108,14 +108,14 @@ class RecvCancelled(UsageError):
 class BrokerError(RedisLinkError):
     """The broker is out of reach, or refused what we asked."""
 
-    passes = False
-    """True for errors that may pass by themselves, so that trying again is right."""
+    retryable = False
+    """True if waiting may mend it, so that trying again is right."""
 
 
 class BrokerUnreachable(BrokerError):
     """No connection to the broker, or an existing one broke."""
 
-    passes = True
+    retryable = True
 
 
 class BrokerAuthError(BrokerError):
@@ -129,11 +129,11 @@ class BrokerPermissionError(BrokerError):
 class BrokerBusy(BrokerError):
     """The broker cannot serve us just now: it loads, fails over, or is out of memory."""
 
-    passes = True
+    retryable = True
 
 
 class BrokerRefused(BrokerError):
-    """The broker answered with an error that will not pass by itself."""
+    """The broker answered with an error that waiting does not mend."""
 
 
 class PeerError(RedisLinkError):

@@ -40,7 +40,7 @@ PUBLIC = sorted(
 @pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
 def test_an_error_arrives_whole_from_a_worker_of_a_pool(kind: type[RedisLinkError]) -> None:
     error = kind(*ARGUMENTS.get(kind.__name__, ("what happened",)))
-    error.passes = True  # type: ignore[attr-defined] - as some do to one error alone
+    error.retryable = True  # type: ignore[attr-defined] - as some do to one error alone
     for arrived in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(arrived) is kind
         assert str(arrived) == str(error)

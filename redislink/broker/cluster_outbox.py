@@ -51,7 +51,7 @@ class ClusterOutbox:
         found = self._unconnected
         for outbox in self._nodes.values():
             error = outbox.error
-            if error is not None and (found is None or not error.passes):
+            if error is not None and (found is None or not error.retryable):
                 found = error
         return found
 

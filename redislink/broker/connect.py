@@ -616,7 +616,7 @@ class Broker:
             )
         except BrokerAuthError as error:
             # Who rotates a password changes it here and there, one after the other.
-            error.passes = credentials.may_change and credentials.were_accepted
+            error.retryable = credentials.may_change and credentials.were_accepted
             raise
         credentials.were_accepted = True
         return connection
@@ -654,7 +654,7 @@ class Broker:
         if why is None:
             return None
         known = BrokerUnreachable(f"broker {label}: {why}")
-        known.passes = self._seen.answered  # at the start nothing comes of trying again
+        known.retryable = self._seen.answered  # at the start nothing comes of trying again
         return known
 
     def _why_no_plain(self, address: Address, error: BaseException) -> str | None:

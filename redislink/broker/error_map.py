@@ -3,8 +3,8 @@
 Rules:
 - The first row fits whose beginning the reply has; the last fits all. So a server's error means
   the same on every kind of broker, in whichever command it comes.
-- An error passes if waiting may mend it: then it is tried again for `REDISLINK_BROKER_TIMEOUT`,
-  with pauses. Any other ends what was asked for, at once.
+- A retryable error is one that waiting may mend: what failed is tried again, with pauses, for
+  `REDISLINK_BROKER_TIMEOUT`. Any other error ends what was asked for, at once.
 - Of the reply's text only the part is shown that is the server's own: what it quotes of a command
   may be a password or a message.
 """
@@ -36,7 +36,7 @@ class ServerError:
 
     Attributes:
         begins: how such replies begin, in capitals; a reply fits if one of them does.
-        kind: what it is raised as; says whether it passes by itself.
+        kind: what it is raised as; says whether it is retryable.
         called: what it is called in messages.
         remedy: what to do.
         is_elsewhere: our lists are on another server now: the connection is of no use any more,
@@ -50,9 +50,9 @@ class ServerError:
     is_elsewhere: bool = False
 
     @property
-    def passes(self) -> bool:
-        """True if it may pass by itself."""
-        return self.kind.passes
+    def retryable(self) -> bool:
+        """True if waiting may mend it."""
+        return self.kind.retryable
 
 
 _CHECK_LOGIN: Final = (
@@ -97,7 +97,7 @@ SERVER_ERRORS: Final = (
         "it is in protected mode, which lets nobody in from outside",
         "set a password on the server, and write it into REDISLINK_BROKER_URL",
     ),
-    # -- what passes -----------------------------------------------------------------------------
+    # -- what is retryable -----------------------------------------------------------------------
     ServerError(
         ("ERR MAX NUMBER OF CLIENTS", "MAX NUMBER OF CLIENTS", "ERR MAX CONCURRENT CONNECTIONS"),
         BrokerBusy,
@@ -169,7 +169,7 @@ SERVER_ERRORS: Final = (
         "its URL must lead to the master",
         is_elsewhere=True,
     ),
-    # -- what does not pass ----------------------------------------------------------------------
+    # -- what is not -----------------------------------------------------------------------------
     ServerError(
         ("ERR DB INDEX IS OUT OF RANGE", "ERR INVALID DB INDEX", "ERR SELECT IS NOT ALLOWED"),
         BrokerRefused,

@@ -57,9 +57,9 @@ class Outage:
         """Something failed; returns how many seconds to pause before the next try.
 
         Raises:
-            BrokerError: it will not pass by itself, or has lasted longer than the limit.
+            BrokerError: it is not retryable, or has lasted longer than the limit.
         """
-        if not error.passes:
+        if not error.retryable:
             raise error
         now = time.monotonic()
         with self._lock:

@@ -133,7 +133,7 @@ class SentinelFinder(Finder[Address]):
             try:
                 states = self._states(sentinel, b"MASTERS")
             except BrokerError as error:
-                if failure is None or error.passes:
+                if failure is None or error.retryable:
                     failure = error
                 continue
             answered = True
@@ -282,7 +282,7 @@ class ClusterFinder(Finder[_SlotMap]):
             try:
                 reply = self._ask_node(address)
             except BrokerError as error:
-                if failure is None or failure.passes:
+                if failure is None or failure.retryable:
                     failure = error
                 continue
             try:

@@ -100,7 +100,7 @@ def _show(watch: Watch, reading: Reading, console: Console, every: float) -> Non
             try:
                 reading = watch.read()
             except BrokerError as error:
-                if not error.passes:
+                if not error.retryable:
                     raise
                 trouble = str(error)
             live.update(screen(reading, trouble), refresh=True)

@@ -841,7 +841,7 @@ class Endpoint:
         except Interrupted:
             self._check_interrupted(peer, tag, wait)
         except BrokerError as error:
-            if not error.passes:
+            if not error.retryable:
                 self._give_up_or_pause(error)
             self._ask_for(peer, tag, wait)  # the plain way comes next, and tries the broker again
         finally:
@@ -1061,7 +1061,7 @@ class Endpoint:
                     if self._failure is not None:
                         return
                     self._log.debug("%s: not reconnected yet: %s", self.party, again)
-                    if not again.passes:
+                    if not again.retryable:
                         self._fail(again)
                         return
                     continue
@@ -1280,7 +1280,7 @@ class Endpoint:
         """
         while not self._outbox.flush(max(_LEAST_TO_LEAVE, deadline - time.monotonic())):
             error = self._outbox.error
-            if isinstance(self._failure, BrokerError) or (error and not error.passes):
+            if isinstance(self._failure, BrokerError) or (error and not error.retryable):
                 return
             self._mend_outbox()
             with self._changed:

@@ -142,7 +142,7 @@ class Rendezvous:
     def _check_taken(self, now: float, longest: float) -> None:
         """Raise what the broker says to our hellos, if it will not pass, or has not for long."""
         refusal, silent_for = self._refusal, now - self._taken_at
-        if refusal is not None and (not refusal.passes or silent_for > longest):
+        if refusal is not None and (not refusal.retryable or silent_for > longest):
             raise type(refusal)(
                 f"{self._party}: the broker has taken no hello of this party's for "
                 f"{silent_for:.0f} s, so that the others cannot know of it: {refusal}"

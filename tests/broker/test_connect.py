@@ -264,7 +264,7 @@ def test_a_refused_push_breaks_the_outbox_until_it_is_reconnected(valkey, outbox
     outbox.push(b"not a list", (b"x", b""))
     assert not outbox.flush()
     assert isinstance(outbox.error, BrokerRefused)
-    assert not outbox.error.passes
+    assert not outbox.error.retryable
     outbox.push(b"dropped", (b"x", b""), "dropped")
     outbox.reconnect()
     assert outbox.error is None

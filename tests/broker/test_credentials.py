@@ -152,10 +152,10 @@ def test_a_password_that_was_right_once_may_be_right_again(secret: Path) -> None
             broker.open().close()
         admin = Admin(server)
         admin(b"CONFIG", b"SET", b"requirepass", b"second")
-        for broker, passes in ((never, False), (fixed, False), (changing, True)):
+        for broker, retryable in ((never, False), (fixed, False), (changing, True)):
             with pytest.raises(BrokerAuthError) as caught:
                 broker.open()
-            assert caught.value.passes is passes
+            assert caught.value.retryable is retryable
         admin.close()
         secret.unlink()  # as when a secret is mounted anew
         with pytest.raises(BrokerUnreachable, match="check the path"):

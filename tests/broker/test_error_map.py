@@ -84,7 +84,7 @@ def test_a_servers_error_is_called_the_same_wherever_it_comes(reply: str, at: st
             broker.open().execute(b"LLEN", b"x", timeout=5)
     error = caught.value
     assert type(error) is kind
-    assert error.passes == classify(reply).passes == (kind in (BrokerBusy, BrokerUnreachable))
+    assert error.retryable == classify(reply).retryable == (kind in (BrokerBusy, BrokerUnreachable))
     assert str(error).isprintable()
     remedy = str(error).rpartition(": ")[2]
     assert remedy == classify(reply).remedy, "its last part is what to do"

@@ -197,7 +197,7 @@ def test_a_refusal_breaks_the_connection_and_the_next_one_is_answered(
         line.answered_push(oom + REPLY)
     assert not outbox.flush()
     assert isinstance(outbox.error, BrokerBusy)
-    assert outbox.error.passes
+    assert outbox.error.retryable
     outbox.reconnect()
     line.take_question()
     assert outbox.collect() == [], "of neither is it known whether it was taken"

@@ -177,7 +177,7 @@ def test_a_key_with_a_pass_phrase(server: EmbeddedBroker, tmp_path: Path) -> Non
 def why(broker: Broker) -> str:
     with pytest.raises(BrokerUnreachable) as caught:
         broker.open_answering()
-    assert not caught.value.passes, "trying again would only take time"
+    assert not caught.value.retryable, "trying again would only take time"
     return str(caught.value)
 
 
