@@ -194,14 +194,14 @@ class PeerAborted(_NamedPeerError):
 
 
 class PeerLost(_NamedPeerError):
-    """A party is not heard any more; ``last_seen`` is how long ago it was, in seconds."""
+    """A party has fallen silent; ``last_heard_seconds`` says how long ago it was last heard."""
 
-    def __init__(self, peer: str, last_seen: float) -> None:
-        self.last_seen = last_seen
+    def __init__(self, peer: str, last_heard_seconds: float) -> None:
+        self.last_heard_seconds = last_heard_seconds
         super().__init__(
             peer,
-            f"{peer} was last heard {last_seen:.1f} s ago and counts as lost: check that it "
-            "runs and reaches the broker, then start all again, or raise REDISLINK_PEER_TIMEOUT",
+            f"{peer} was last heard {last_heard_seconds:.1f} s ago and counts as lost: check that "
+            "it runs and reaches the broker, then start all again, or raise REDISLINK_PEER_TIMEOUT",
         )
 
 

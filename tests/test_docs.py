@@ -154,7 +154,7 @@ def test_retries() -> None:
 
     def party(name: str) -> Callable[[], Any]:
         return lambda: shown["run_with_retries"](
-            main, join=lambda: Session.over(connect_as(cluster, name))
+            main, join=lambda: Session.from_endpoint(connect_as(cluster, name))
         )
 
     assert run_parties(party("alice"), party("bob")) == ["hello", "sent"]

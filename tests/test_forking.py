@@ -134,7 +134,7 @@ def test_the_child_has_no_socket_and_the_broker_sees_none_end(
 @pytest.mark.slow
 def test_locks_that_others_hold_do_not_hold_up_the_child(pair: list[Endpoint]) -> None:
     alice, bob = pair
-    session = Session.over(alice)
+    session = Session.from_endpoint(alice)
     locks = [
         alice._lock,
         alice._outbox._lock,  # type: ignore[union-attr]

@@ -144,7 +144,11 @@ def _parties(parties: Iterable[PartyView]) -> RenderableType:
         state.append(Text(party.state, _STYLES.get(party.state, "green")))
         since.append(Text(duration(party.running_seconds) if known else ""))
         heard.append(
-            Text("" if party.heard_seconds is None else f"{duration(party.heard_seconds)} ago")
+            Text(
+                ""
+                if party.last_heard_seconds is None
+                else f"{duration(party.last_heard_seconds)} ago"
+            )
         )
         trip.append(Text("" if took is None else f"{took * 1e3:.1f} ms"))
         reconnects.append(Text(count(party.reconnects) if known else ""))

@@ -86,7 +86,7 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[PeerStats], float]], ...]] = (
     (
         "redislink_peer_last_heard_timestamp_seconds",
         "When the peer was last heard, in seconds since 1970",
-        lambda peer: time.time() - peer.heard_seconds,
+        lambda peer: time.time() - peer.last_heard_seconds,
     ),
 )
 

@@ -29,7 +29,7 @@ class PartyView:
         running_seconds: since its run began.
         round_trip_seconds: from it to the broker and back.
         reconnects: times that it lost the broker.
-        heard_seconds: since any peer heard it.
+        last_heard_seconds: since any peer heard it.
         waits: its receives that wait, the longest first.
     """
 
@@ -39,7 +39,7 @@ class PartyView:
     running_seconds: float | None
     round_trip_seconds: float | None
     reconnects: int | None
-    heard_seconds: float | None
+    last_heard_seconds: float | None
     waits: tuple[Waiting, ...]
 
 
@@ -309,7 +309,7 @@ def _party_view(name: str, up: bool | None, every: dict[str, PartyStatus | None]
         up,
         said if up else "not seen",
         **_of(status, "running_seconds", "round_trip_seconds", "reconnects"),
-        heard_seconds=min(heard, default=None),
+        last_heard_seconds=min(heard, default=None),
         waits=status.waits if status else (),
     )
 

@@ -40,9 +40,9 @@ from redislink.transport.stats import EndpointStats
 
 if TYPE_CHECKING:
     from redislink.spu.device import SpuDevice
-    from redislink.spu.link import LinkCommunicator
+    from redislink.spu.link import SpuLink
 
-MakeLink = Callable[[str, Sequence[str]], "LinkCommunicator"]
+MakeLink = Callable[[str, Sequence[str]], "SpuLink"]
 """From the name of a device and its members."""
 
 NAMESPACE: Final = "session"
@@ -128,7 +128,7 @@ class Session:
         settings = settings or RedisLinkSettings.load()
         spec = resolve_cluster(cluster, settings)
         party = party or settings.party
-        return cls.over(
+        return cls.from_endpoint(
             connect(
                 spec,
                 party,
@@ -141,10 +141,10 @@ class Session:
         )
 
     @classmethod
-    def over(cls, endpoint: Endpoint) -> Session:
+    def from_endpoint(cls, endpoint: Endpoint) -> Session:
         """A session over an endpoint that is there already; closing it closes the endpoint."""
 
-        def make_link(device: str, _members: Sequence[str]) -> LinkCommunicator:
+        def make_link(device: str, _members: Sequence[str]) -> SpuLink:
             from redislink.spu.link import create_link
 
             return create_link(device, endpoint)

@@ -29,7 +29,7 @@ from redislink.session.session import NAMESPACE, Session, _simulated
 from redislink.settings import LinkMode, RedisLinkSettings
 
 if TYPE_CHECKING:
-    from redislink.spu.link import LinkCommunicator
+    from redislink.spu.link import SpuLink
 
 Program = Callable[..., Any]
 Through = Literal["memory", "fakeredis", "embedded"]
@@ -131,7 +131,7 @@ class Simulator:
 
             def join(name: str) -> Session:
                 identity = identities[name]
-                return Session.over(
+                return Session.from_endpoint(
                     connect(spec, name, self._settings, broker=broker, identity=identity)
                 )
 
@@ -232,7 +232,7 @@ def _in_memory(
     links = communicator.sub("links")
     numbers: dict[str, int] = {}
 
-    def make_link(name: str, members: Sequence[str]) -> LinkCommunicator:
+    def make_link(name: str, members: Sequence[str]) -> SpuLink:
         from redislink.spu.memory import create_memory_link
 
         numbers[name] = numbers.get(name, 0) + 1

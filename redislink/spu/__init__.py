@@ -2,14 +2,14 @@
 
 from redislink.settings import LinkMode
 from redislink.spu.device import SpuArray, SpuDevice, Withheld
-from redislink.spu.link import LinkCommunicator, create_link, runtime_config
+from redislink.spu.link import SpuLink, create_link, runtime_config
 from redislink.spu.scratch import private_scratch
 
 __all__ = [
-    "LinkCommunicator",
     "LinkMode",
     "SpuArray",
     "SpuDevice",
+    "SpuLink",
     "Withheld",
     "create_link",
     "private_scratch",

@@ -34,7 +34,7 @@ from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
 from redislink.session.steps import Failure, Silence, Steps
 from redislink.spu.arrays import Array, as_array, columns_of, short
 from redislink.spu.compiling import Compiled, Function, Kept, compile_function, flatten, name_of
-from redislink.spu.link import LinkCommunicator, runtime_config
+from redislink.spu.link import SpuLink, runtime_config
 from redislink.spu.pytrees import Unknown, count_leaves_untrusted, fill, take_apart
 from redislink.spu.ranges import Ranges
 from redislink.spu.shares import Kind, kind_of, shape_untrusted, share_untrusted
@@ -142,7 +142,7 @@ class Surroundings:
 
     communicator: Communicator
     failure: Failure
-    make_link: Callable[[str], LinkCommunicator]
+    make_link: Callable[[str], SpuLink]
     silence: Silence
     close_timeout: float
 
@@ -153,7 +153,7 @@ class _Members:
 
     context: Any
     runtime: spu.Runtime
-    link: LinkCommunicator | None
+    link: SpuLink | None
     """None on a spawned device, whose link is that of its parent."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the runtime is used: spawned devices copy variables from other threads."""

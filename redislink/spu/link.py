@@ -22,7 +22,7 @@ from redislink.spu.malloc import keep_freed_memory
 from redislink.transport.endpoint import Endpoint
 
 
-class LinkCommunicator:
+class SpuLink:
     """One member's end of an SPU link. Keep it as long as the link is used.
 
     Attributes:
@@ -50,7 +50,7 @@ class LinkCommunicator:
         self._closed = True
         self.context.stop_link()
 
-    def __enter__(self) -> LinkCommunicator:
+    def __enter__(self) -> SpuLink:
         return self
 
     def __exit__(
@@ -75,7 +75,7 @@ def create_link(
     party: str | None = None,
     mode: LinkMode | str | None = None,
     settings: RedisLinkSettings | None = None,
-) -> LinkCommunicator:
+) -> SpuLink:
     """Make this member's end of a device's link; every member must be calling it.
 
     Args:
@@ -117,7 +117,7 @@ def _join(
     cluster: ClusterSpec,
     party: str,
     settings: RedisLinkSettings,
-) -> LinkCommunicator:
+) -> SpuLink:
     keep_freed_memory(settings.kept_memory_bytes)
     rank = members.index(party)
     desc = libspu.link.Desc()
@@ -140,7 +140,7 @@ def _join(
             f"{party}: no {chosen} link for {name!r} ({' '.join(str(error).split())[:200]}"
             f"): check that {', '.join(m for m in members if m != party)} make it too"
         ) from error
-    return LinkCommunicator(context, chosen, rank, len(members), channels)
+    return SpuLink(context, chosen, rank, len(members), channels)
 
 
 def runtime_config(device: DeviceSpec) -> Any:

@@ -14,7 +14,7 @@ from spu.libspu import link
 
 from redislink.communicator import Communicator
 from redislink.settings import LinkMode
-from redislink.spu.link import LinkCommunicator
+from redislink.spu.link import SpuLink
 
 
 class MemoryChannel(link.IChannel):  # type: ignore[misc]
@@ -69,7 +69,7 @@ class MemoryChannel(link.IChannel):  # type: ignore[misc]
         self.Recv("connect")
 
 
-def create_memory_link(communicator: Communicator, members: Sequence[str]) -> LinkCommunicator:
+def create_memory_link(communicator: Communicator, members: Sequence[str]) -> SpuLink:
     """This member's end of a link; every member must be calling it.
 
     Args:
@@ -85,4 +85,4 @@ def create_memory_link(communicator: Communicator, members: Sequence[str]) -> Li
         for other, member in enumerate(members)
     ]
     context = libspu.link.create_with_channels(desc, rank, channels)
-    return LinkCommunicator(context, LinkMode.MEM, rank, len(members), channels)
+    return SpuLink(context, LinkMode.MEM, rank, len(members), channels)

@@ -23,7 +23,7 @@ class PeerStats:
         unacked_bytes: kept now, as the peer has not said yet that it has them; with 128 bytes
             for each frame.
         in_flight_bytes: of these, what may lie on the broker now.
-        heard_seconds: seconds since this party last heard of the peer.
+        last_heard_seconds: seconds since this party last heard of the peer.
         waiting: tags that receives wait for now, and since how many seconds; where several wait
             for the same, the longest.
     """
@@ -39,7 +39,7 @@ class PeerStats:
     state: str
     unacked_bytes: int
     in_flight_bytes: int
-    heard_seconds: float
+    last_heard_seconds: float
     waiting: Mapping[str, float] = field(hash=False)
 
     @classmethod
@@ -53,7 +53,7 @@ class PeerStats:
             state=delivery.state.value,
             unacked_bytes=delivery.unacked_bytes,
             in_flight_bytes=delivery.in_flight_bytes,
-            heard_seconds=max(0.0, now - delivery.last_heard),
+            last_heard_seconds=max(0.0, now - delivery.last_heard),
             waiting=waiting,
         )
 

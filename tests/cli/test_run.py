@@ -162,7 +162,7 @@ def test_sigterm_ends_the_session_for_all_at_once(
 
     def bob() -> None:
         settings = quick_settings(broker_url=broker.url, recv_timeout=60)
-        with Session.over(connect_as(load_cluster(cluster), "bob", settings)) as session:
+        with Session.from_endpoint(connect_as(load_cluster(cluster), "bob", settings)) as session:
             if prepare:
                 sp = session.spu("SP0")
                 x = sp.private(None, owner="alice")

@@ -160,7 +160,9 @@ def bobs(broker: EmbeddedBroker) -> Iterator[Callable[..., list[Any]]]:
     def play(cluster: Any, alice: subprocess.Popen[str]) -> list[Any]:
         def bob() -> None:
             settings = quick_settings(broker_url=broker.url, recv_timeout=60)
-            with Session.over(connect_as(load_cluster(cluster), "bob", settings)) as session:
+            with Session.from_endpoint(
+                connect_as(load_cluster(cluster), "bob", settings)
+            ) as session:
                 session.communicator.recv("alice", "never")
 
         thread, outcome = in_thread(bob)

@@ -43,7 +43,7 @@ class Place:
         assert list(cluster.party_names) == spec["parties"]
 
         def run(endpoint: Endpoint) -> Any:
-            with Session.over(endpoint) as session:
+            with Session.from_endpoint(endpoint) as session:
                 return main(session)
 
         endpoints = join(cluster, **self.settings)

@@ -59,7 +59,9 @@ def test_a_session_as_it_runs(valkey: EmbeddedBroker, monkeypatch: pytest.Monkey
 
     reading = read_until(watch, all_known)
     assert [p.name for p in reading.parties] == list(cluster.party_names)
-    assert all(p.heard_seconds is not None and p.heard_seconds < 60 for p in reading.parties)
+    assert all(
+        p.last_heard_seconds is not None and p.last_heard_seconds < 60 for p in reading.parties
+    )
     assert all(p.round_trip_seconds for p in reading.parties)
     (wait,) = party(reading, "bob").waits
     assert (wait.peer, wait.tag) == ("carol", "what bob wants")

@@ -82,7 +82,9 @@ class Stage:
         cluster = make_cluster(self.url, devices=DEVICES)
         settings = quick_settings()
         return {
-            name: partial(lambda name: Session.over(connect_as(cluster, name, settings)), name)
+            name: partial(
+                lambda name: Session.from_endpoint(connect_as(cluster, name, settings)), name
+            )
             for name in cluster.party_names
         }
 

@@ -49,7 +49,7 @@ def main() -> None:
     ledger = Ledger(endpoint)
     report({"event": "joined"})
     joined = time.monotonic()
-    with redislink.Session.over(endpoint) as session:
+    with redislink.Session.from_endpoint(endpoint) as session:
         model = lr.main(session, options.data, report)
         trained = time.monotonic()
     result["seconds"] = trained - joined

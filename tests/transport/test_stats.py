@@ -56,7 +56,7 @@ def test_what_waits_now_and_what_is_not_acked(mesh: Callable[..., list[Endpoint]
     handle.wait()
     kept = alice.stats().peers["bob"]
     assert (kept.unacked_bytes, kept.in_flight_bytes) == (0, 0)
-    assert 0 <= kept.heard_seconds < 10
+    assert 0 <= kept.last_heard_seconds < 10
 
 
 def test_a_conversation_that_is_over_says_so(mesh: Callable[..., list[Endpoint]]) -> None:
