@@ -6,8 +6,6 @@
     ├── ConfigError            the cluster file, a setting or a URL is wrong (yours to mend)
     ├── UsageError             a call that cannot be meant (yours to mend)
     │   ├── PayloadTypeError   the payload is of no kind that can be sent
-    │   ├── EndpointClosed     the endpoint is closed, or was closed while you waited
-    │   ├── RecvCancelled      this receive was cancelled locally (``IChannel.Abort``)
     │   ├── UsedAfterFork      it belongs to the process from which this one was forked
     │   └── NotRevealed        a value was used that this party does not have
     ├── BrokerError            the broker is at fault, or out of reach
@@ -36,6 +34,8 @@
     ├── FrameError             bytes from the broker that are not a frame of ours
     │   └── SealError          a frame that does not open
     ├── LinkError              the SPU link cannot be made in the mode asked for
+    ├── EndpointClosed         this party has closed or aborted, before or during the call
+    ├── RecvCancelled          this party cancelled the receive (``IChannel.Abort``)
     └── IntersectionFailed     libpsi failed at this party, or its process was ended
 
 Each message is one line that is safe to print, and says who, what, how long, and what to do
@@ -89,20 +89,12 @@ class PayloadTypeError(UsageError, TypeError):
     """A payload that is not bytes-like, or a value of a type that does not travel."""
 
 
-class EndpointClosed(UsageError):
-    """The endpoint is closed, or was closed while this call waited."""
-
-
 class UsedAfterFork(UsageError):
     """What only the process that joined may use was used in a child that it forked."""
 
 
 class NotRevealed(UsageError, TypeError):
     """A value was used as one that this party has, and it was not revealed to it."""
-
-
-class RecvCancelled(UsageError):
-    """A receive that this party itself cancelled (``IChannel.Abort``)."""
 
 
 class BrokerError(RedisLinkError):
@@ -280,6 +272,17 @@ class SealError(FrameError):
 
 class LinkError(RedisLinkError):
     """An SPU link cannot be made in the mode asked for; the message says what to change."""
+
+
+class EndpointClosed(RedisLinkError):
+    """This party has closed or aborted, before the call or while it waited.
+
+    No mistake by itself: another thread may close while a receive waits.
+    """
+
+
+class RecvCancelled(RedisLinkError):
+    """This party cancelled the receive (``IChannel.Abort``)."""
 
 
 class IntersectionFailed(RedisLinkError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +47,27 @@ def test_an_error_arrives_whole_from_a_worker_of_a_pool(kind: type[RedisLinkErro
         assert str(arrived) == str(error)
         assert arrived.args == error.args
         assert vars(arrived) == vars(error)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    assert errors.__doc__ is not None
+    above, drawn = [RedisLinkError.__name__], {}
+    for depth, name in re.findall(
+        r"^    ((?:│   |    )*)[├└]── (\w+)", errors.__doc__, re.MULTILINE
+    ):
+        del above[len(depth) // 4 + 1 :]
+        drawn[name] = above[-1]
+        above.append(name)
+    real = {}
+    for kind in set(PUBLIC) - {RedisLinkError}:
+        parents = [k.__name__ for k in kind.__mro__[1:] if k in PUBLIC]
+        real[kind.__name__] = parents[0]
+    assert drawn == real
+
+
+def test_a_call_that_its_own_party_ended_is_no_wrong_use() -> None:
+    for kind in (errors.EndpointClosed, errors.RecvCancelled):
+        assert not issubclass(kind, errors.UsageError)
 
 
 def test_what_a_debugger_shows_holds_no_password_and_no_table() -> None:

@@ -15,6 +15,8 @@ from redislink.cli import main
 from redislink.cli.errors import MEANINGS, ExitCode, exit_code
 from redislink.errors import (
     BrokerTampered,
+    EndpointClosed,
+    RecvCancelled,
     RedisLinkError,
     SealError,
     SecurityError,
@@ -111,6 +113,10 @@ def test_every_error_has_a_code_other_than_ok() -> None:
         ExitCode.PEER,
         ExitCode.TAMPERED,
     }
+
+
+def test_a_call_that_its_own_party_ended_is_the_programs_error() -> None:
+    assert exit_code(EndpointClosed("")) == exit_code(RecvCancelled("")) == ExitCode.PROGRAM
 
 
 def test_what_is_not_as_a_party_sent_it_has_a_code_of_its_own() -> None:
