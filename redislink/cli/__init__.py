@@ -34,7 +34,7 @@ _EPILOG = "Exit codes: " + ", ".join(f"{int(c)} {text}" for c, text in errors.ME
 
 app = typer.Typer(
     name="redislink",
-    help="SPU computations between parties that hold no open port, over a Redis or Valkey broker.",
+    help="SPU computations between parties that listen on no port, over a Redis or Valkey broker.",
     epilog=_EPILOG,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,7 +63,7 @@ def _root(
 
 
 _trace = typer.Typer(
-    help="Timelines of a run: what REDISLINK_TRACE_DIR or redislink run --trace recorded.",
+    help="Merge the timelines that REDISLINK_TRACE_DIR or redislink run --trace recorded.",
     no_args_is_help=True,
 )
 

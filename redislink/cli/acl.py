@@ -24,15 +24,17 @@ def acl(
     cluster: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Cluster file; else REDISLINK_CLUSTER_FILE.", show_default=False
+            metavar="FILE",
+            help="Cluster file; otherwise REDISLINK_CLUSTER_FILE.",
+            show_default=False,
         ),
     ] = None,
     apply: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Make the users on this broker; URL of an admin. Others on this machine can see "
-            "a password in it in the list of processes: prefer --password-file.",
+            help="Make the users on this broker, as the administrator in this URL. Other users of "
+            "this machine can see a password in it: prefer --password-file.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +58,7 @@ def acl(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Put the users into an ACL file that is there, as for a second session. Its other "
+            help="Put the users into an existing ACL file, for a second session, say. Its other "
             "lines stay.",
             show_default=False,
         ),
@@ -65,8 +67,8 @@ def acl(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep each party's password in DIR/NAME.password; those that are there stay. "
-            "Else new ones are made and printed, once.",
+            help="Keep each party's password in DIR/NAME.password, and use existing ones again. "
+            "Otherwise new ones are made and printed, once.",
             show_default=False,
         ),
     ] = None,
@@ -74,8 +76,8 @@ def acl(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Make a user NAME as well, that may watch the session (redislink top) and purge "
-            "it, but read no message.",
+            help="Also make a user NAME that may watch the session (redislink top) and purge it, "
+            "but not read a message.",
             show_default=False,
         ),
     ] = None,
@@ -83,7 +85,7 @@ def acl(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Make a user NAME as well, that may do everything on the broker.",
+            help="Also make a user NAME that may do everything on the broker.",
             show_default=False,
         ),
     ] = None,
@@ -93,17 +95,17 @@ def acl(
             "--db",
             metavar="N",
             min=0,
-            help="Number at the end of the parties' URL; else that of the cluster file's broker, "
-            "or 0.",
+            help="Number at the end of the parties' URL; otherwise that of the cluster file's "
+            "broker, or 0.",
             show_default=False,
         ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Make one Redis user per party, that pushes only as itself and pops only its own inbox.
+    """Make one Redis user per party, which can push only as itself and pop only its own inbox.
 
-    Prints each party's user, password and rules: for the console of a service without ACL SETUSER,
-    paste those. Needs Redis 7 or Valkey.
+    Prints each party's user, password and rules. Paste these into the console of a service without
+    ACL SETUSER. Needs Redis 7 or Valkey.
     """
     if out is not None and update is not None:
         raise ConfigError("give --out for a new file, or --update for one that is there, not both")

@@ -32,14 +32,14 @@ def bench(
         typer.Option(metavar="N", min=0.1, help="How long this party measures with each peer."),
     ] = DEFAULT_SECONDS,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and no table.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure round trips and throughput between this party and each other one.
+    """Measure round trips and throughput between this party and each of the others.
 
-    Every party runs this command, each on its own machine; pairs take turns. Not while a
-    computation runs in the same session: a party can join it only once.
+    Every party runs this command on its own machine; pairs take turns. It cannot run beside a
+    computation of the same session, because a party can join only once.
 
         redislink bench --cluster cluster.yaml --party alice --identity alice.key
     """

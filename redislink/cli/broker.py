@@ -24,8 +24,8 @@ def broker(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Password of the default user. Others on this machine can see it in the list of "
-            "processes: prefer --password-file.",
+            help="Password of the default user. Other users of this machine can see it: prefer "
+            "--password-file.",
             show_default=False,
         ),
     ] = None,
@@ -39,8 +39,8 @@ def broker(
 ) -> None:
     """Run a Valkey server on this machine's loopback, in memory only, until Ctrl-C or SIGTERM.
 
-    Its URL is the one line on stdout; a password is left out of it. For trials on one machine: a
-    broker between organisations is a Redis or Valkey server that all of them can reach.
+    Prints its URL, without a password. Use it for trials on one machine; organisations need a Redis
+    or Valkey server that all of them can reach.
     """
     # Loads the server binary's package.
     from redislink.broker import EmbeddedBroker

@@ -85,7 +85,7 @@ def demo(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Use this broker, of any kind that redislink knows, instead of an embedded one.",
+            help="Use this broker, of any kind, instead of an embedded one.",
             show_default=False,
         ),
     ] = None,
@@ -93,16 +93,16 @@ def demo(
         bool,
         typer.Option(
             "--acl",
-            help="On --broker, make a Redis user for each party first, and remove it afterwards; "
-            "URL must be an admin's. The embedded broker always has them.",
+            help="Make a Redis user for each party on --broker, and remove it afterwards; URL must "
+            "be an administrator's. The embedded broker always has such users.",
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and no table.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a logistic regression between three processes that hold no open port.
+    """Train a logistic regression between three processes, none of which listens on a port.
 
     Two hospitals hold different columns about overlapping patients; alice learns the weights. The
     processes' sockets are read from the operating system during the run and shown at the end.

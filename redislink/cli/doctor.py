@@ -42,21 +42,21 @@ def doctor(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Examine this broker alone, and the way to it, for whoever is no party.",
+            help="Check only this broker and the way to it, for those who are not a party.",
             show_default=False,
         ),
     ] = None,
     password_file: PasswordFileOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and no table.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Examine all that a session of this party needs, and say what to do where it lacks.
+    """Check everything that a session of this party needs, and say what to do about problems.
 
-    Looks at the cluster file, keys, the way to the broker, what this user may do there, its
-    settings, the line, and what the other parties' doctors have left. Takes 20 seconds at most, and
-    disturbs no session that runs. Exits with 0 unless a check fails; warnings do not count.
+    Checks the cluster file, keys, the way to the broker, this user's permissions, the broker's
+    settings, the line, and what the other parties' doctors found. Takes at most 20 seconds, and may
+    run beside a session. Exits with 0 unless a check fails; warnings do not count.
 
         redislink doctor --cluster cluster.yaml --party alice --identity alice.key
 

@@ -38,12 +38,12 @@ _DIGEST_DIGITS: Final = 12
 
 
 def keygen(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The party whose key it is.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the party.")],
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write it; else NAME.key, or PEER.psk with --psk.",
+            help="File to write; otherwise NAME.key, or PEER.psk with --psk.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +51,7 @@ def keygen(
         str | None,
         typer.Option(
             metavar="PEER",
-            help="Make a pre-shared key between NAME and PEER instead of NAME's own key.",
+            help="Make a pre-shared key of NAME and PEER instead of NAME's private key.",
             show_default=False,
         ),
     ] = None,
@@ -99,22 +99,26 @@ def show_fingerprints(
     identity: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Own key file; else REDISLINK_IDENTITY_FILE.", show_default=False
+            metavar="FILE",
+            help="Your key file; otherwise REDISLINK_IDENTITY_FILE.",
+            show_default=False,
         ),
     ] = None,
     cluster: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Cluster file; else REDISLINK_CLUSTER_FILE.", show_default=False
+            metavar="FILE",
+            help="Cluster file; otherwise REDISLINK_CLUSTER_FILE.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the fingerprints of the own key and of every party's in the cluster file.
+    """Show the fingerprints of your own key and of each party's key in the cluster file.
 
-    Compare them by telephone, each reading out its own: if all agree, nobody has slipped another
-    key into the file.
+    Compare them by telephone, each party reading out its own. If all agree, nobody has replaced a
+    key in the file.
     """
     settings = RedisLinkSettings.load()
     key_file, path = identity or settings.identity_file, cluster or settings.cluster_file
@@ -185,8 +189,8 @@ def init(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of the device SP0, then of all parties; else CHEETAH of two, ABY3 of the first "
-            "three.",
+            help="Protocol of the device SP0, which then has all parties. Otherwise CHEETAH for "
+            "two parties, ABY3 for the first three of more.",
             show_default=False,
         ),
     ] = None,

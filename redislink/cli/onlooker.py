@@ -23,8 +23,8 @@ BrokerOption = Annotated[
     typer.Option(
         "--broker",
         metavar="URL",
-        help="The broker, with an operator's or admin's user; else REDISLINK_BROKER_URL, else the "
-        "cluster file's.",
+        help="The broker, as an operator or administrator; otherwise REDISLINK_BROKER_URL, then "
+        "the cluster file's.",
         show_default=False,
     ),
 ]
@@ -38,7 +38,9 @@ PasswordFileOption = Annotated[
         show_default=False,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no table.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")
+]
 
 
 def broker_as(url: str, password_file: Path | None) -> Broker:

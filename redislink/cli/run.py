@@ -32,7 +32,11 @@ def run(
     ],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ARGS", help="Handed to the program untouched.", show_default=False),
+        typer.Argument(
+            metavar="ARGS",
+            help="Arguments of the program, passed on unchanged.",
+            show_default=False,
+        ),
     ] = None,
     cluster: ClusterOption = None,
     party: PartyOption = None,
@@ -42,15 +46,16 @@ def run(
         typer.Option(
             "--trace",
             metavar="DIR",
-            help="Record a timeline there, for redislink trace merge; else REDISLINK_TRACE_DIR.",
+            help="Record a timeline in DIR, for redislink trace merge; otherwise in "
+            "REDISLINK_TRACE_DIR.",
             show_default=False,
         ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run PROGRAM as one party; a bare redislink.Session.join() in it joins the session.
+    """Run PROGRAM as one party; redislink.Session.join() in it joins the session.
 
-    The same program is started by every party, on its own machine and with its own data:
+    Every party starts the same program on its own machine, with its own data:
 
         redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
     """

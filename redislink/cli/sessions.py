@@ -50,7 +50,7 @@ def sessions(
     as_json: JsonOption = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show the sessions on a broker: parties, who is up, what lies there."""
+    """Show the sessions on a broker: their parties, who is up, and the messages there."""
     survey = look_at(cluster, broker, password_file)
     try:
         views = sessions_of(survey.keys())
@@ -76,7 +76,7 @@ def inspect(
         typer.Option(
             "--frames",
             help=f"Also show kind and size of the first {_SHOWN_ELEMENTS} elements of each list. "
-            "They come here with their bodies, which are dropped.",
+            "Their bodies come to this machine too, and are dropped.",
         ),
     ] = False,
     broker: BrokerOption = None,
@@ -85,9 +85,9 @@ def inspect(
     as_json: JsonOption = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show a session's keys: lists, how long they are, their memory, when they expire.
+    """Show a session's keys: lists, their lengths and memory, and when they expire.
 
-    A session that has none is an error that names those that there are.
+    If the session has no keys, the command fails and names the sessions that have some.
     """
     check_name(session, "session")
     source, destination = _pair(pair)
@@ -137,7 +137,7 @@ def purge(
         bool, typer.Option("--expired", help="Every session that no party runs, instead of one.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also a session that parties run: it then fails.")
+        bool, typer.Option("--force", help="Purge even if parties run: they send again.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     broker: BrokerOption = None,

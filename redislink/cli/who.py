@@ -18,7 +18,7 @@ ClusterOption = Annotated[
     typer.Option(
         "--cluster",
         metavar="FILE",
-        help="Cluster file; else REDISLINK_CLUSTER_FILE.",
+        help="Cluster file; otherwise REDISLINK_CLUSTER_FILE.",
         show_default=False,
     ),
 ]
@@ -39,7 +39,7 @@ PartyOption = Annotated[
     typer.Option(
         "--party",
         metavar="NAME",
-        help="Who I am; else REDISLINK_PARTY.",
+        help="This party; otherwise REDISLINK_PARTY.",
         show_default=False,
         autocompletion=_complete_party,
     ),
@@ -49,7 +49,7 @@ IdentityOption = Annotated[
     typer.Option(
         "--identity",
         metavar="FILE",
-        help="This party's key file, from redislink keygen; else REDISLINK_IDENTITY_FILE.",
+        help="This party's key file, from redislink keygen; otherwise REDISLINK_IDENTITY_FILE.",
         show_default=False,
     ),
 ]
