@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from redislink.errors import ConfigError, UsageError
 from redislink.files import open_regular, read_opened
+from redislink.forking import renew_in_child
 from redislink.text import one_line
 
 LONGEST_SECONDS: Final = 2_000_000
@@ -36,6 +37,7 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _logger = logging.getLogger("redislink.settings")
 _said: Final[set[str]] = set()
 _saying: Final = threading.Lock()
+renew_in_child(_saying)
 
 _Seconds = Annotated[float, Field(le=LONGEST_SECONDS, allow_inf_nan=False)]
 

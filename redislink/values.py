@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redislink.errors import PayloadTypeError, UsageError, ValueDecodeError
+from redislink.forking import renew_in_child
 from redislink.text import one_line
 
 MAX_DEPTH: Final = 64
@@ -93,6 +94,7 @@ class _Registered:
 
 
 _registry_lock = threading.Lock()
+renew_in_child(_registry_lock)
 _by_name: dict[str, _Registered] = {}
 _by_class: dict[type, _Registered] = {}
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import ctypes
 import gc
+import importlib
 import multiprocessing
 import os
+import pkgutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,9 +20,14 @@ from typing import Any
 import pytest
 import redis
 
-from redislink import Endpoint, Session, Simulator, UsageError, UsedAfterFork
+import redislink
+from redislink import Endpoint, Session, Simulator, UsageError, UsedAfterFork, forking
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connect import BrokerConnection
+from redislink.broker.finding import SentinelFinder
+from redislink.broker.url import parse_url
+from redislink.cli import termination
+from redislink.cli.termination import ended_by_sigterm
 from redislink.protocol.frame import Data, Encoding
 from redislink.testing import Faults, FaultyBroker, Proxy
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
@@ -238,6 +247,132 @@ def test_a_fork_while_joining(valkey: EmbeddedBroker) -> None:
     bob.join()
     exchange(alice, joined[0], "t")
     run_parties(alice.close, joined[0].close)
+
+
+@pytest.mark.parametrize("kind", ["valkey", "fakeredis"])
+def test_a_child_may_join_again(valkey: EmbeddedBroker, kind: str) -> None:
+    """At once after the threads in which its parent has joined: they may be about to end."""
+    url = valkey.url if kind == "valkey" else "fakeredis://of-parent-and-child"
+    alice, bob = join(make_cluster(url, 2), close_timeout=3)
+
+    def child() -> bytes:
+        others = join(make_cluster(url, 2, session="of-the-child"), close_timeout=3)
+        others[0].send("bob", "t", b"from the child")
+        got = others[1].recv("alice", "t")
+        run_parties(*(endpoint.close for endpoint in others))
+        return got
+
+    assert in_child(child) == b"from the child"
+    exchange(alice, bob, "after")
+    run_parties(alice.close, bob.close)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_a_fork_waits_for_threads_that_end() -> None:
+    """What libraries do in a thread after its Python, as OpenSSL, may hold locks of theirs."""
+    libc, key = ctypes.CDLL(None), ctypes.c_uint()
+    libc.pthread_key_create(ctypes.byref(key), libc.usleep)  # called with the value, at the end
+    numbers = []
+
+    def work() -> None:
+        numbers.append(threading.get_native_id())
+        libc.pthread_setspecific(key, ctypes.c_void_p(100_000))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    is_there = Path(f"/proc/self/task/{numbers[0]}").exists()
+    os.waitpid(pid, 0)
+    assert not is_there
+
+
+def test_a_fork_waits_once_for_threads_that_stay() -> None:
+    """Those of C++, of which Python knows nothing."""
+    may_end, began = threading.Event(), threading.Event()
+    numbers: list[str] = []
+
+    def stay() -> None:
+        numbers.append(str(_thread.get_native_id()))
+        began.set()
+        may_end.wait()
+
+    _thread.start_new_thread(stay, ())
+    began.wait()
+    assert in_child(lambda: set(forking._staying)) == set()
+    assert numbers[0] in forking._staying
+    may_end.set()
+    while Path(f"/proc/self/task/{numbers[0]}").exists():
+        pass
+    in_child(lambda: None)
+    assert numbers[0] not in forking._staying
+
+
+LOCKS = (
+    *(type(threading.Lock()), type(threading.RLock())),
+    *(threading.Condition, threading.Semaphore),
+)
+
+
+def locks_of_modules() -> dict[str, Any]:
+    """Every lock that a module of redislink, or a class of it, has as an attribute, by a name."""
+    found: dict[int, tuple[str, Any]] = {}
+    for module in pkgutil.walk_packages(redislink.__path__, "redislink."):
+        if not module.name.endswith("__main__"):
+            loaded = importlib.import_module(module.name)
+            classes = [thing for thing in vars(loaded).values() if isinstance(thing, type)]
+            for owner in (loaded, *(c for c in classes if c.__module__ == module.name)):
+                for name, thing in vars(owner).items():
+                    if isinstance(thing, LOCKS):
+                        found[id(thing)] = f"{owner.__name__}.{name}", thing
+    return dict(found.values())
+
+
+def test_locks_of_modules_are_free_in_a_child() -> None:
+    locks = locks_of_modules()
+    assert {"redislink.session._open_lock", "redislink.values._registry_lock"} <= locks.keys()
+    held, may_release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.ExitStack() as stack:
+            for lock in locks.values():
+                stack.enter_context(lock)
+            held.set()
+            may_release.wait()
+
+    thread, _ = in_thread(hold)
+    held.wait()
+    try:
+        taken = in_child(
+            lambda: [name for name, lock in locks.items() if not lock.acquire(blocking=False)]
+        )
+    finally:
+        may_release.set()
+        thread.join()
+    assert taken == []
+
+
+def test_a_broker_that_another_thread_asked_can_be_used_in_a_child() -> None:
+    finder = SentinelFinder(
+        parse_url("redis+sentinel://127.0.0.1:1/mymaster"), lambda *_: [b"127.0.0.1", b"1"]
+    )
+    with finder._asking:
+        assert in_child(lambda: finder._asking.acquire(blocking=False))
+
+
+def test_what_has_ended_lets_go_of_nothing() -> None:
+    """Its descriptors may be other files' by now."""
+
+    def parent() -> bool:
+        with ended_by_sigterm("alice"):
+            (waiting,) = (m for m in forking._mortal if isinstance(m, termination._Termination))
+        reading, writing = os.pipe()
+        assert {reading, writing} == {waiting._read_end, waiting._write_end}
+        return in_child(lambda: os.write(writing, b"x") == 1 and os.read(reading, 1) == b"x")
+
+    assert in_child(parent)
 
 
 def test_a_child_writes_nothing_into_the_trace(valkey: EmbeddedBroker, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ _FAILURES: Final = (redis.RedisError, OSError, ValueError)
 _fake_servers: Final[dict[str, Any]] = {}
 _fake_servers_lock: Final = threading.Lock()
 renew_in_child(_fake_servers_lock)
+# The threads between which they pass messages are not there.
+os.register_at_fork(after_in_child=_fake_servers.clear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +427,7 @@ class Broker:
             "socket_connect_timeout": self.timeout,
         }
         if self._in_process:
-            self._options["server"] = _fake_server(self._url.path)
+            _fake_server(self._url.path)  # raises where there is no fakeredis
         elif self._url.kind == "sentinel":
             self._finder = SentinelFinder(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
@@ -626,7 +629,8 @@ class Broker:
         if self._in_process:
             import fakeredis
 
-            return fakeredis.FakeRedisConnection(**self._options)
+            server = _fake_server(self._url.path)  # of this process
+            return fakeredis.FakeRedisConnection(server=server, **self._options)
         kind: Any
         where: dict[str, Any]
         if address is None:

@@ -26,6 +26,7 @@ from redis.crc import key_slot
 
 from redislink.broker.url import Address, BrokerUrl, check_host, check_port
 from redislink.errors import BrokerBusy, BrokerError, BrokerRefused, BrokerUnreachable
+from redislink.forking import dies_in_child
 from redislink.text import one_line
 
 _GOOD_FOR: Final = 1.0
@@ -43,6 +44,11 @@ class Finder(abc.ABC, Generic[_Answer]):
         self._asked_at = float("-inf")
         self._stale = False
         self._failed: tuple[float, BrokerError] | None = None
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """It may be used on: it has no connection, and perhaps a thread of the parent's asks."""
+        self._asking = threading.Lock()
 
     @abc.abstractmethod
     def address(self, name: bytes | None, /) -> Address:

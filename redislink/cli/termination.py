@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode
 from redislink.errors import RedisLinkError
-from redislink.forking import dies_in_child, let_go
+from redislink.forking import dies_in_child, has_ended, let_go
 
 if TYPE_CHECKING:
     from redislink.session.session import Session
@@ -105,6 +105,7 @@ class _Termination:
         if self.heard:  # the program may have ended before all is told
             self._sessions_ended.wait(_TELLING)
         self._put_back(self._theirs)
+        has_ended(self)  # these numbers will be of other files
         os.close(self._write_end)  # ends the listener
         self._listener.join()
         os.close(self._read_end)

@@ -26,6 +26,7 @@ from spu import api, libspu
 from spu.utils import frontend
 
 from redislink.errors import UsageError
+from redislink.forking import renew_in_child
 from redislink.session.steps import Part
 from redislink.spu.arrays import DATA_TYPES, check_result, is_prng_key
 from redislink.spu.ranges import Ranges
@@ -78,6 +79,7 @@ class Kept(Generic[_Kept]):
 # SPU's compiler caches in a dict without a lock, and in a simulator the parties are threads.
 # They share what is compiled: what was traced alike gives the same code.
 _compile_lock = threading.Lock()
+renew_in_child(_compile_lock)
 _codes: Kept[bytes] = Kept()
 
 

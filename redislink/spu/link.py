@@ -16,6 +16,7 @@ from spu import libspu
 from redislink.cluster import ClusterSpec, DeviceSpec
 from redislink.cluster.trust import REMEDY, warnings
 from redislink.errors import ConfigError, LinkError, RedisLinkError
+from redislink.forking import Dead, dies_in_child, never_destroy, used_after_fork
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.spu.malloc import keep_freed_memory
@@ -42,6 +43,14 @@ class SpuLink:
         self.world_size = world_size
         self._channels = channels  # libspu does not keep them alive
         self._closed = False
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: `close` neither waits for threads of SPU's, which are not there,
+        nor says anything to the peers."""
+        self._closed = True
+        never_destroy(self.context)
+        self.context = Dead(used_after_fork("the link"))
 
     def close(self) -> None:
         """Wait until all that was sent is delivered, and stop. Safe to call twice."""

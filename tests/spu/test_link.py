@@ -2,6 +2,8 @@
 
 import logging
 import socket
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from redislink.spu import create_link, runtime_config
 from tests.conftest import DEVICES, connect_as, join, make_cluster, quick_settings, run_parties
+from tests.support.children import error_of, in_child
 
 X = np.linspace(-2, 2, 24).reshape(4, 6)
 Y = np.cos(X)
@@ -263,3 +266,89 @@ def test_connect_is_all_that_a_party_needs(broker_url):
             return link.context.all_gather(name)
 
     assert run_parties(lambda: party("alice"), lambda: party("bob")) == [["alice", "bob"]] * 2
+
+
+LEFT_IN_A_CHILD = """
+import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
+import spu
+from redislink import ClusterSpec, RedisLinkSettings, UsedAfterFork
+from redislink.spu import create_link, runtime_config
+
+mode, *addresses = sys.argv[1:]
+members = ["alice", "bob"]
+cluster = ClusterSpec.parse({
+    "session": "s",
+    "broker": "fakeredis://left-in-a-child",
+    "security": "none",
+    "parties": [{"name": n, "brpc_address": a} for n, a in zip(members, addresses)],
+    "devices": {"d": {"kind": "SPU", "members": members, "config": {"protocol": "CHEETAH"}}},
+})
+settings = RedisLinkSettings(_env_file=None)
+
+def make(name):
+    link = create_link("d", cluster=cluster, party=name, mode=mode, settings=settings)
+    return link, spu.Runtime(link.context, runtime_config(cluster.device("d")))
+
+def child(work):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        work()
+        sys.exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+def leave():
+    with links[0]:
+        pass
+    try:
+        with links[0]:
+            1 / 0
+    except ZeroDivisionError:
+        pass
+    try:
+        links[0].context.rank
+    except UsedAfterFork as error:
+        os._exit(8)
+
+pool = ThreadPoolExecutor(2)
+links, runtimes = zip(*pool.map(make, members))
+child(leave)
+if mode == "mem":  # brpc's own clean-up at the end of a process waits for its threads for ever
+    child(lambda: None)
+print(*pool.map(lambda link: link.context.all_gather(f"{link.rank}"), links))
+list(pool.map(lambda link: link.close(), links))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [LinkMode.MEM, LinkMode.BRPC])
+def test_a_child_may_leave_a_link(mode):
+    """By the end of its block and of the process; the parent goes on."""
+    program = [sys.executable, "-c", LEFT_IN_A_CHILD, mode.value, *free_addresses(2)]
+    done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    left = ["8", "7"] if mode is LinkMode.MEM else ["8"]
+    assert done.stdout.splitlines() == [*left, "['0', '1'] ['0', '1']"]
+
+
+def test_a_child_may_leave_a_link_of_channels(mesh):
+    alice, bob, carol = mesh("fakeredis://left-in-a-child")
+
+    def work(endpoint):
+        with create_link("ABY3", endpoint) as link:
+            said = None
+            if endpoint is bob:
+
+                def child():
+                    with link:
+                        pass
+                    return error_of(lambda: link.context.rank)
+
+                said = in_child(child)
+            return said, link.context.all_gather(endpoint.party)
+
+    everybody = ["alice", "bob", "carol"]
+    assert run_parties(*(lambda e=e: work(e) for e in (alice, bob, carol))) == [
+        *((None, everybody), ("UsedAfterFork", everybody), (None, everybody))
+    ]
