@@ -29,6 +29,7 @@ import spu
 
 from redislink.communicator import Communicator, Request
 from redislink.errors import IntersectionFailed, RecvTimeout, SendTimeout
+from redislink.forking import dies_in_child, let_go
 from redislink.logs import PartyLogger
 from redislink.spu import psi_child
 from redislink.spu.psi_child import Kind, read_frame, write_frame
@@ -82,6 +83,12 @@ class PsiRelay:
         self._peer_ended = threading.Event()
         self._log_ended = threading.Event()
         self._last_line = ""
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """Libpsi's process ends with this line, which a forked process must not keep open."""
+        for line in (self._line, self._childs_end):
+            let_go(line.fileno())
 
     def run(self, rank: int, protocol: str, digests: bytes) -> list[int]:
         """Intersect; the peer is doing the same.

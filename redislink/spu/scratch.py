@@ -5,6 +5,7 @@ Rules:
   long as a process uses it. The lock (`flock`) ends with the last process that holds it, however
   that ends.
 - A directory that nobody holds is a dead run's. Each start removes those of this user.
+- A process that is forked meanwhile neither holds its parent's directory nor removes it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from redislink.forking import dies_in_child, let_go
+
 PREFIX: Final = "redislink-scratch-"
 """Of no directory that is not locked: version 0.1 had others, which it did not lock."""
 _ATTEMPTS: Final = 100
@@ -28,7 +31,7 @@ _PAUSE: Final = 0.02
 """Seconds between attempts to remove a directory that something still writes to."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scratch:
     """A directory of this process.
 
@@ -40,6 +43,13 @@ class Scratch:
     path: Path
     descriptor: int
 
+    def __post_init__(self) -> None:
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """The lock would outlive the parent, and with it what is in the directory."""
+        let_go(self.descriptor)
+
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Scratch]:
@@ -49,11 +59,12 @@ def scratch() -> Iterator[Scratch]:
         OSError: it cannot be made.
     """
     remove_abandoned()
-    made = _make()
+    made, maker = _make(), os.getpid()
     try:
         yield made
     finally:
-        remove(made.path)
+        if os.getpid() == maker:
+            remove(made.path)
         os.close(made.descriptor)
 
 

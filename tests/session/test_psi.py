@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import subprocess
 import tempfile
@@ -26,6 +27,7 @@ from redislink import (
     UsageError,
 )
 from redislink.broker import EmbeddedBroker
+from redislink.communicator import ThreadCommunicator
 from redislink.spu import intersection, psi_child
 from redislink.spu.psi_relay import LOGGER, THREADS, PsiRelay
 from tests.session.conftest import Stage
@@ -353,6 +355,27 @@ def test_no_place_for_temporary_files(
     assert failed
     assert f"which could not be started: [Errno 20] Not a directory: '{tmp_path}" in str(failed[0])
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+def test_a_process_forked_meanwhile_does_not_keep_libpsi_alive() -> None:
+    alice, _ = ThreadCommunicator.make(("alice", "bob"))
+    relay = PsiRelay(alice, "bob")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        relay._line.close()  # as if this process had been killed
+        relay._childs_end.settimeout(10)
+        assert relay._childs_end.recv(1) == b""  # on which libpsi's process ends
+    finally:
+        os.close(writing)
+        os.close(reading)
+        relay._childs_end.close()
+        os.waitpid(child, 0)
 
 
 def _nothing_is_left() -> None:

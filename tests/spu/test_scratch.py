@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from redislink.forking import let_go
 from redislink.spu import private_scratch
 from redislink.spu.scratch import PREFIX, remove_abandoned, scratch
 
@@ -70,6 +72,38 @@ def test_what_a_killed_process_left_goes_at_the_next_start(temporary: Path) -> N
     assert (path / "keys.csv").exists()
     with scratch() as made:
         assert list(temporary.iterdir()) == [made.path]
+
+
+def test_a_forked_process_does_not_remove_it(temporary: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(scratch())
+        child = os.fork()
+        if not child:
+            try:
+                stack.close()
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert made.path.is_dir()
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_forked_process_does_not_hold_it(temporary: Path) -> None:
+    reading, writing = os.pipe()
+    with scratch() as made:
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        let_go(made.descriptor)  # as if this process had been killed
+        try:
+            remove_abandoned()
+            assert list(temporary.iterdir()) == []
+        finally:
+            os.close(writing)
+            os.close(reading)
+            os.waitpid(child, 0)
 
 
 def test_only_directories_of_ours_are_removed(temporary: Path) -> None:
