@@ -92,8 +92,8 @@ class RedisLinkSettings(BaseSettings):
     broker_url: SecretStr | None = Field(
         default=None,
         description="redis://, rediss:// (TLS) or unix:// URL of the broker, with user and "
-        "password; wins over the cluster file's. Also redis+sentinel://HOST,HOST/NAME, "
-        "redis+cluster://HOST,HOST (rediss+… with TLS), and fakeredis://NAME, within one process.",
+        "password; takes precedence over the cluster file's. Also redis+sentinel://HOST,HOST/NAME, "
+        "redis+cluster://HOST,HOST (rediss+… with TLS), and fakeredis://NAME within one process.",
     )
     broker_tls_ca: Path | None = Field(
         default=None, description="PEM file of the CA that signed the broker's certificate."
@@ -112,20 +112,25 @@ class RedisLinkSettings(BaseSettings):
     broker_password_file: Path | None = Field(
         default=None,
         description="File whose first line is the password of REDISLINK_BROKER_URL's user; mode "
-        "0600. Wins over a password in the URL, and is read again for each connection, so a "
-        "password may be changed during a run.",
+        "0600. Takes precedence over a password in the URL. It is read again for each connection, "
+        "so you may change the password during a run.",
     )
     broker_timeout: _Seconds = Field(
-        default=60.0, gt=0, description="Seconds that the broker may be away before the run ends."
+        default=60.0, gt=0, description="Seconds that the broker may be away; then the run ends."
     )
     reply_timeout: _Seconds = Field(
-        default=10.0, gt=0, description="Seconds to reach the broker and for each of its replies."
+        default=10.0,
+        gt=0,
+        description="Seconds to reach the broker, and to wait for each of its replies.",
     )
     blpop_timeout: _Seconds = Field(
-        default=5.0, ge=0.05, le=20, description="Seconds that one BLPOP waits before the next."
+        default=5.0,
+        ge=0.05,
+        le=20,
+        description="Seconds that one BLPOP waits; then the next is sent.",
     )
     cluster_file: Path | None = Field(default=None, description="Path of the cluster file.")
-    party: str | None = Field(default=None, description="Which party of the cluster file I am.")
+    party: str | None = Field(default=None, description="Name of this party in the cluster file.")
     identity_file: Path | None = Field(
         default=None, description="File with this party's private key, from redislink keygen."
     )
@@ -134,12 +139,12 @@ class RedisLinkSettings(BaseSettings):
         description="Directory with a file PEER.psk for each peer with a pre-shared key.",
     )
     tamper_limit: int = Field(
-        default=100, ge=1, description="Frames that do not open after which the session ends."
+        default=100, ge=1, description="Frames that fail to open before the session ends."
     )
     link_mode: LinkMode | None = Field(
         default=None,
-        description="channels, brpc or mem, for every SPU device; wins over the cluster file's "
-        "use_redis_channel.",
+        description="channels, brpc or mem, for every SPU device; takes precedence over the "
+        "cluster file's use_redis_channel.",
     )
     connect_timeout: _Seconds = Field(
         default=300.0, gt=0, description="Seconds to wait for every other party at the start."
@@ -156,63 +161,62 @@ class RedisLinkSettings(BaseSettings):
     window_bytes: int = Field(
         default=32 << 20,
         ge=64 << 10,
-        description="Bytes that may lie on the broker for one peer, not taken yet; twice that "
-        "at most.",
+        description="Bytes that this party puts on the broker ahead of what a peer asks for; with "
+        "what the peer asks for, at most twice as many lie there.",
     )
     peer_memory_bytes: int = Field(
         default=8 << 30,
         ge=1 << 20,
-        description="Bytes that one peer may have this party keep: messages that have come, whole "
-        "or in part, and that nothing has taken yet. More ends the session.",
+        description="Bytes of one peer's messages that this party keeps until they are taken, "
+        "whole or in part. More ends the session.",
     )
     chunk_bytes: int = Field(
         default=1 << 20,
         ge=1 << 10,
         le=256 << 20,
-        description="Bytes of a message that travel as one element of a list, at most.",
+        description="Most bytes of a message that travel as one element of a list.",
     )
     lookahead: int = Field(
         default=32,
         ge=0,
         le=64,
-        description="How many tags to have BLPOPs under way for before they are received; 0: none.",
+        description="Number of tags for which BLPOPs are sent before a receive asks; 0: none.",
     )
     kept_memory_bytes: int = Field(
         default=256 << 20,
         ge=0,
         description="Bytes of freed memory that a process with an SPU link keeps for the next "
-        "large message, where its malloc is glibc's; 0 leaves malloc as it is.",
+        "large message, if its malloc is glibc's; 0 leaves malloc as it is.",
     )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )
     status: bool = Field(
         default=True,
-        description="Whether this party tells the broker once a second how it is doing (counts, "
-        "times, tags that it waits for), for redislink top.",
+        description="Whether this party writes its status (counts, times, tags that it waits for) "
+        "to the broker once a second, for redislink top.",
     )
     log_format: LogFormat = Field(
         default=LogFormat.TEXT,
-        description="text or json: what redislink's command line says on stderr, and how.",
+        description="text or json: form of what the command redislink writes to stderr.",
     )
     metrics_textfile: Path | None = Field(
         default=None,
-        description="File for the metrics of this party, that node_exporter's textfile collector "
-        "reads (*.prom); {session} and {party} in it stand for their names. Needs "
-        "redislink[metrics].",
+        description="File for this party's metrics, for node_exporter's textfile collector "
+        "(*.prom); {session} and {party} stand for their names. Needs redislink[metrics].",
     )
     metrics_push_url: SecretStr | None = Field(
         default=None,
-        description="http:// or https:// URL of a Prometheus push gateway for them, with user and "
-        "password. Needs redislink[metrics].",
+        description="http:// or https:// URL of a Prometheus push gateway for the metrics, with "
+        "user and password. Needs redislink[metrics].",
     )
     metrics_interval: _Seconds = Field(
-        default=15.0, ge=0.1, description="Seconds from one writing or pushing to the next."
+        default=15.0, ge=0.1, description="Seconds between two writes or pushes of the metrics."
     )
     trace_dir: Path | None = Field(
         default=None,
         description="Directory for this party's timeline of the run, "
-        "SESSION.PARTY.trace.jsonl; unset makes none.",
+        "SESSION.PARTY.trace.jsonl; unset: no timeline.",
     )
     trace_limit: int = Field(
         default=500_000,

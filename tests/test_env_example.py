@@ -13,9 +13,9 @@ from redislink.settings import RedisLinkSettings
 FILE = Path(__file__).parent.parent / ".env.example"
 
 _HEAD = """\
-# Every setting of redislink, with its default (empty: none). Copy to .env, take the leading "#"
-# of a setting away and change it; a variable in the environment wins over the line here.
-# What all parties share (names, devices) stands in the cluster file instead.
+# Every setting of redislink, with its default (empty: none). Copy this file to .env, remove the
+# "#" before a setting, and change it. A variable in the environment takes precedence.
+# The cluster file holds what all parties share (names, keys, devices).
 """
 
 
