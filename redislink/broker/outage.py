@@ -47,11 +47,17 @@ class Outage:
                 away = time.monotonic() - since
                 self._progress.info("%s: broker back after %.0f s", self._who, away)
 
-    def describe(self) -> str:
-        """Such as ``broker unreachable for 12 s``; "" while it is not away."""
+    @property
+    def seconds(self) -> float:
+        """For how long the broker has been away; 0 while it is not, or hardly."""
         since = self._since
         away = 0.0 if since is None else time.monotonic() - since
-        return f"broker unreachable for {away:.0f} s" if away >= _WORTH_SAYING else ""
+        return away if away >= _WORTH_SAYING else 0.0
+
+    def describe(self) -> str:
+        """Such as ``broker unreachable for 12 s``; "" while it is not away."""
+        away = self.seconds
+        return f"broker unreachable for {away:.0f} s" if away else ""
 
     def failed(self, error: BrokerError) -> float:
         """Something failed; returns how many seconds to pause before the next try.

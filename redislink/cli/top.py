@@ -141,7 +141,7 @@ def _parties(parties: Iterable[PartyView]) -> RenderableType:
         known = party.running_seconds is not None
         took = party.round_trip_seconds
         name.append(Text(party.name))
-        state.append(Text(party.state, _STYLES.get(party.state, "green")))
+        state.append(_state(party))
         since.append(Text(duration(party.running_seconds) if known else ""))
         heard.append(
             Text(
@@ -157,6 +157,17 @@ def _parties(parties: Iterable[PartyView]) -> RenderableType:
 
 
 _STYLES: Final = {"joining": "yellow", "closing": "yellow", "failed": "bold red", "not seen": "red"}
+
+
+def _state(party: PartyView) -> Text:
+    """What a party says of itself; and below that what holds it up, if something does."""
+    text = Text(party.state, _STYLES.get(party.state, "green"))
+    if party.broker_away_seconds:
+        away = duration(party.broker_away_seconds)
+        text.append(f"\nbroker unreachable for {away}", "bold red")
+    if party.unheard_by:
+        text.append(f"\nnot heard by {', '.join(party.unheard_by)}", "bold red")
+    return text
 
 
 def _waits(waits: tuple[Waiting, ...]) -> Text:

@@ -31,6 +31,9 @@ class PartyView:
         reconnects: times that it lost the broker.
         last_heard_seconds: since any peer heard it.
         waits: its receives that wait, the longest first.
+        broker_away_seconds: for how long it has not reached the broker, or a node of it; 0 while
+            it does.
+        unheard_by: peers that have not heard it for longer than they should.
     """
 
     name: str
@@ -41,6 +44,8 @@ class PartyView:
     reconnects: int | None
     last_heard_seconds: float | None
     waits: tuple[Waiting, ...]
+    broker_away_seconds: float | None = None
+    unheard_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,20 +302,22 @@ def _status_untrusted(document: bytes | None, claim: bytes | None) -> PartyStatu
 
 def _party_view(name: str, up: bool | None, every: dict[str, PartyStatus | None]) -> PartyView:
     status = every[name]
-    heard = [
-        peer.last_heard_seconds
-        for other in every.values()
-        if other is not None and other.state != "joining"
-        if (peer := other.peers.get(name)) is not None
-    ]
+    of_peers = {
+        other: peer
+        for other, said in every.items()
+        if said is not None and said.state != "joining"
+        if (peer := said.peers.get(name)) is not None
+    }
     said = status.state if status else "up"
     return PartyView(
         name,
         up,
         said if up else "not seen",
         **_of(status, "running_seconds", "round_trip_seconds", "reconnects"),
-        last_heard_seconds=min(heard, default=None),
+        last_heard_seconds=min((p.last_heard_seconds for p in of_peers.values()), default=None),
         waits=status.waits if status else (),
+        **_of(status, "broker_away_seconds"),
+        unheard_by=tuple(other for other, peer in of_peers.items() if peer.is_silent),
     )
 
 

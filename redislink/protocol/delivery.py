@@ -616,13 +616,17 @@ class Delivery:
             return f"{heard} and says that it has not sent it yet"
         return heard
 
-    def describe_silence(self, now: float) -> str:
-        """Such as ``bob not heard for 12 s``; "" for a peer that is heard, or has left.
+    @property
+    def is_silent(self) -> bool:
+        """True for a peer that is there and has not been heard for longer than it should be.
 
         As in `listened`, only time spent listening counts.
         """
-        expected = 2 * self._timing.heartbeat_interval
-        if self._silent_for <= expected or not self._peer_listens:
+        return self._silent_for > 2 * self._timing.heartbeat_interval and self._peer_listens
+
+    def describe_silence(self, now: float) -> str:
+        """Such as ``bob not heard for 12 s``; "" for a peer that is heard, or has left."""
+        if not self.is_silent:
             return ""
         announced = self._allowed_silence > self._timing.peer_timeout
         why = ", as it has announced" if announced else ""

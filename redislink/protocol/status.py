@@ -22,7 +22,7 @@ from redislink.errors import ConfigError, FrameError
 from redislink.protocol.list_names import MAX_TAG_BYTES, check_name
 from redislink.protocol.states import State
 
-STATUS_VERSION: Final = 1
+STATUS_VERSION: Final = 2
 MAX_STATUS_BYTES: Final = 64 << 10
 MAX_WAITS: Final = 32
 """Receives that a document names; the longest, where there are more."""
@@ -66,6 +66,7 @@ class PeerStatus:
         frames_resent, duplicates_dropped, probes_sent, frames_refused: as in `EndpointStats`.
         in_flight_bytes: sent, and perhaps still on the broker.
         last_heard_seconds: how long ago the peer was heard.
+        is_silent: that is longer than it should be.
     """
 
     state: str
@@ -79,15 +80,18 @@ class PeerStatus:
     frames_refused: int = 0
     in_flight_bytes: int = 0
     last_heard_seconds: float = 0.0
+    is_silent: bool = False
 
     def __post_init__(self) -> None:
         _check_state(self.state, PEER_STATES)
+        if type(self.is_silent) is not bool:
+            raise FrameError("a status in which is_silent is not true or false")
         for name in _PEER_COUNTS:
             _check_count(getattr(self, name), name)
         _check_seconds(self.last_heard_seconds, "the time since a peer was heard")
 
 
-_PEER_COUNTS: Final = tuple(f.name for f in fields(PeerStatus))[1:-1]
+_PEER_COUNTS: Final = tuple(f.name for f in fields(PeerStatus))[1:-2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class PartyStatus:
         reconnects: times that the connection for sending was opened anew.
         peers: by name.
         waits: the receives that wait now, the longest first.
+        broker_away_seconds: for how long it has not reached the broker, or a node of it; 0 while
+            it does. Where it reaches nothing, this document lapses with its claim.
     """
 
     instance: str
@@ -111,6 +117,7 @@ class PartyStatus:
     reconnects: int
     peers: Mapping[str, PeerStatus]
     waits: tuple[Waiting, ...] = ()
+    broker_away_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         text = self.instance
@@ -120,6 +127,7 @@ class PartyStatus:
         _check_seconds(self.running_seconds, "the time that a party runs")
         _check_seconds(self.round_trip_seconds, "a round trip")
         _check_count(self.reconnects, "reconnects")
+        _check_seconds(self.broker_away_seconds, "the time that the broker is away")
         if len(self.peers) > _MAX_PEERS or len(self.waits) > MAX_WAITS:
             raise FrameError("a status with too many peers or receives")
         for name in self.peers:

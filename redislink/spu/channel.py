@@ -158,8 +158,10 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
     def _wait_for_window(self) -> None:
         limit = self._recv_timeout_ms / 1000
         if not self._endpoint.wait_until(self._window_has_room, limit, ask=(self._peer,)):
+            trouble = self._endpoint.trouble(self._peer)
             raise SendTimeout(
-                f"{self._endpoint.party}: {self._peer} has left {len(self._unconsumed)} "
-                f"messages of this link untaken for {limit:g} s: check that it still computes"
+                f"{self._endpoint.party}: {self._peer} has left {len(self._unconsumed)} messages "
+                f"of this link untaken for {limit:g} s{trouble and f' ({trouble})'}: "
+                "check that it still computes"
             )
         self._check_not_aborted()

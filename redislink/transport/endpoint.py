@@ -621,6 +621,7 @@ class Endpoint:
             reconnects,
             peers,
             tuple(Waiting(p, tag, max(0.0, now - t)) for t, tag, p in waits[:MAX_WAITS]),
+            self._outage.seconds,
         )
 
     def abort(self, reason: str) -> None:
@@ -1359,4 +1360,5 @@ def _status_of(delivery: Delivery, now: float) -> PeerStatus:
         **counts_of(delivery),
         in_flight_bytes=delivery.in_flight_bytes,
         last_heard_seconds=max(0.0, now - delivery.last_heard),
+        is_silent=delivery.is_silent,
     )

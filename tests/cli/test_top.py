@@ -232,6 +232,16 @@ def test_the_screen() -> None:
     assert "no party publishes a status" in shown(silent)
 
 
+def test_what_holds_a_party_up_is_shown() -> None:
+    away = PartyView("alice", True, "open", 9.0, 0.001, 0, 0.5, (), broker_away_seconds=12.0)
+    unheard = PartyView("bob", True, "open", 9.0, 0.001, 0, 31.0, (), 0.0, ("alice", "carol"))
+    text = shown(away, unheard)
+    assert "broker unreachable for 12 s" in text
+    assert "not heard by alice, carol" in text
+    assert "unreachable" not in shown(PARTY)
+    assert "not heard" not in shown(PARTY)
+
+
 def at_width(width: int, *, resent: int = 0, name: str = "bob") -> list[str]:
     """The lines of a busy reading on a terminal of this width."""
     waits = (Waiting(name, "root:P2P-7:0->1", 70.0),)

@@ -147,6 +147,17 @@ def test_a_status_that_is_none_is_not_shown(
     assert (view.up, view.state, view.running_seconds) == (True, "up", None)
 
 
+def test_what_holds_a_party_up_is_told(alone: ClusterSpec) -> None:
+    peers = {"bob": PeerStatus("open", last_heard_seconds=31.0, is_silent=True)}
+    status = replace(STATUS, peers=peers, broker_away_seconds=12.0)
+    say(alone, "alice", encode_status(status), INSTANCE)
+    reading = watch_over(alone).read()
+    alice, bob = party(reading, "alice"), party(reading, "bob")
+    assert (alice.broker_away_seconds, alice.unheard_by) == (12.0, ())
+    assert (bob.broker_away_seconds, bob.unheard_by) == (None, ("alice",))
+    assert bob.last_heard_seconds == 31.0
+
+
 def test_rates_are_of_one_run_and_of_two_documents(alone: ClusterSpec) -> None:
     watch = watch_over(alone)
 

@@ -15,6 +15,7 @@ from redislink.protocol.status import (
     MAX_WAITS,
     PARTY_STATES,
     PEER_STATES,
+    STATUS_VERSION,
     PartyStatus,
     PeerStatus,
     Waiting,
@@ -27,7 +28,7 @@ tags = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10
 counts = st.integers(0, (1 << 63) - 1)
 seconds = st.floats(0, 1e9)
 peers = st.builds(
-    PeerStatus, st.sampled_from(sorted(PEER_STATES)), *[counts] * 9, last_heard_seconds=seconds
+    PeerStatus, st.sampled_from(sorted(PEER_STATES)), *[counts] * 9, seconds, st.booleans()
 )
 statuses = st.builds(
     PartyStatus,
@@ -38,6 +39,7 @@ statuses = st.builds(
     counts,
     st.dictionaries(names, peers, max_size=4),
     st.lists(st.builds(Waiting, names, tags, seconds), max_size=4).map(tuple),
+    seconds,
 )
 ONE = PartyStatus(
     "0123456789abcdef",
@@ -71,7 +73,8 @@ def test_any_bytes_give_a_status_or_the_one_error(document):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"v": 2},
+        {"v": STATUS_VERSION - 1},
+        {"v": STATUS_VERSION + 1},
         {"v": True},
         {"v": "1"},
         {"more": 1},
@@ -86,6 +89,9 @@ def test_any_bytes_give_a_status_or_the_one_error(document):
         {"reconnects": -1},
         {"reconnects": 1 << 63},
         {"reconnects": True},
+        {"broker_away_seconds": -1.0},
+        {"broker_away_seconds": None},
+        {"peers": {"bob": WIRE["peers"]["bob"] | {"is_silent": 1}}},
         {"peers": []},
         {"peers": {"bob": None}},
         {"peers": {"bob": {}}},

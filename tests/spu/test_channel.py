@@ -149,12 +149,17 @@ def test_no_window_is_no_limit(channels):
         alice.SetThrottleWindowSize(-1)
 
 
-def test_a_full_window_ends_with_an_error(channels):
+def test_a_full_window_ends_with_an_error(channels, monkeypatch):
     alice, _ = channels
     alice.SetThrottleWindowSize(1)
     alice.SetRecvTimeout(50)
     alice.SendAsyncThrottled("k0", b"x")
-    with pytest.raises(SendTimeout, match="bob has left 1 messages"):
+    with pytest.raises(
+        SendTimeout, match=r"bob has left 1 messages of this link untaken for 0.05 s:"
+    ):
+        alice.SendAsyncThrottled("k1", b"x")
+    monkeypatch.setattr(alice._endpoint, "trouble", lambda peer: f"{peer} not heard for 12 s")
+    with pytest.raises(SendTimeout, match=r" s \(bob not heard for 12 s\): check"):
         alice.SendAsyncThrottled("k1", b"x")
 
 

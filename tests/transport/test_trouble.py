@@ -14,6 +14,7 @@ from redislink.logs import PartyLogger
 from redislink.protocol.delivery import Delivery, Timing
 from redislink.session.steps import Failure, Steps
 from redislink.testing import Proxy
+from redislink.transport.endpoint import _status_of
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.transport.test_endpoint import wait_until
 
@@ -36,6 +37,8 @@ def test_a_receive_in_an_outage_does_not_blame_the_peer(valkey: EmbeddedBroker) 
     with pytest.raises(SendTimeout, match=r"\(broker unreachable for \d+ s\)"):
         handle.wait(0.1)
     assert bob.trouble("alice") == ""
+    assert alice.party_status().broker_away_seconds >= 1
+    assert bob.party_status().broker_away_seconds == 0
     run_parties(alice.close, bob.close)
 
 
@@ -67,8 +70,10 @@ def test_a_peer_that_is_not_heard_is_named_before_it_counts_as_lost() -> None:
         said.append(delivery.describe_silence(float(second)))
     assert said[:11] == [""] * 11
     assert said[12] == "bob not heard for 12 s"
+    assert _status_of(delivery, 12.0).is_silent
     delivery._heard(13.0)
     assert delivery.describe_silence(13.0) == ""
+    assert not _status_of(delivery, 13.0).is_silent
 
 
 def test_a_step_that_waits_says_what_holds_it_up(monkeypatch: pytest.MonkeyPatch) -> None:
