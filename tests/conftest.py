@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import secrets
+import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
 from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
-from redislink.broker import Broker, EmbeddedBroker
+from redislink.broker import Broker, EmbeddedBroker, embedded
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.transport import rendezvous
 
@@ -80,6 +84,26 @@ def valkey() -> Iterator[EmbeddedBroker]:
     """One real server for the whole run; tests keep apart by their session names."""
     with EmbeddedBroker() as broker:
         yield broker
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def real_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedBroker]:
+    """A server of this module's own, with a password for its default user, the admin."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "redis":
+            patch.setattr(embedded, "_server_binary", _redis_server)
+        with EmbeddedBroker(password=secrets.token_urlsafe(16)) as broker:
+            yield broker
+
+
+def _redis_server() -> Path:
+    found = shutil.which("redis-server")
+    if found is None:
+        pytest.skip("no redis-server on this machine: not tried on Redis")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.partition("v=")[2].partition(".")[0]) < 7:
+        pytest.skip(f"{found} is older than Redis 7: not tried on Redis")
+    return Path(found)
 
 
 @pytest.fixture(params=["fakeredis", "valkey"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from redislink import errors
-from redislink.broker.connect import Login
+from redislink.broker.connection import Login
 from redislink.errors import RedisLinkError
 from redislink.spu.intersection import Query
 

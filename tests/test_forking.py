@@ -23,8 +23,8 @@ import redis
 import redislink
 from redislink import Endpoint, Session, Simulator, UsageError, UsedAfterFork, forking
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.broker.connect import BrokerConnection
-from redislink.broker.topology import SentinelFinder
+from redislink.broker.connection import BrokerConnection
+from redislink.broker.topology import SentinelTopology
 from redislink.broker.url import parse_url
 from redislink.cli import termination
 from redislink.cli.termination import ended_by_sigterm
@@ -356,7 +356,7 @@ def test_locks_of_modules_are_free_in_a_child() -> None:
 
 
 def test_a_broker_that_another_thread_asked_can_be_used_in_a_child() -> None:
-    finder = SentinelFinder(
+    finder = SentinelTopology(
         parse_url("redis+sentinel://127.0.0.1:1/mymaster"), lambda *_: [b"127.0.0.1", b"1"]
     )
     with finder._asking:

@@ -20,7 +20,7 @@ import pytest
 
 from redislink import Simulator
 from redislink.broker import Broker
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from redislink.operate import acl
 from tests.conftest import quick_settings
 from tests.deploy.test_broker_files import free_port, server_binary

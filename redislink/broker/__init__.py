@@ -3,8 +3,8 @@
 redis-py's exceptions end here: what leaves this package is a `redislink.errors.BrokerError`.
 """
 
+from redislink.broker.broker import Broker
 from redislink.broker.cluster_outbox import AnyOutbox, make_outbox
-from redislink.broker.connect import Broker
 from redislink.broker.embedded import EmbeddedBroker
 from redislink.broker.inbox import Inbox
 from redislink.broker.outbox import Outbox

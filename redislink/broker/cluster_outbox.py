@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from operator import methodcaller
 from typing import cast
 
-from redislink.broker.connect import Broker
+from redislink.broker.broker import Broker
 from redislink.broker.outbox import Outbox
 from redislink.broker.url import Address
 from redislink.broker.wire import Buffer

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final
 from urllib.parse import quote
 
-from redislink.broker.connect import Broker
+from redislink.broker.broker import Broker
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigError
 from redislink.forking import dies_in_child, let_go
 

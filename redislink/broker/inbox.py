@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
-from redislink.broker.connect import Broker, BrokerConnection
+from redislink.broker.broker import Broker
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.wire import CONTROL, ELEMENT, Buffer, pack_blpop, pack_blpops
 from redislink.errors import BrokerError, BrokerRefused, EndpointClosed
 from redislink.forking import Dead, dies_in_child, used_after_fork

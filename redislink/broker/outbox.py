@@ -27,7 +27,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from redislink.broker.backlog import Backlog, Waiting, lasting
-from redislink.broker.connect import Broker, BrokerConnection
+from redislink.broker.broker import Broker
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.wire import Buffer, pack, pack_push
 from redislink.errors import (
     BrokerBusy,

@@ -35,7 +35,7 @@ _SLOTS: Final = 16384
 _Answer = TypeVar("_Answer")
 
 
-class Finder(abc.ABC, Generic[_Answer]):
+class Topology(abc.ABC, Generic[_Answer]):
     """Says which server has a list. Thread-safe."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Finder(abc.ABC, Generic[_Answer]):
             return self._answer
 
 
-class SentinelFinder(Finder[Address]):
+class SentinelTopology(Topology[Address]):
     """The master, as the first sentinel has it that knows one that is up."""
 
     def __init__(self, url: BrokerUrl, ask: Callable[..., Any]) -> None:
@@ -157,7 +157,7 @@ class SentinelFinder(Finder[Address]):
             "the name"
         )
 
-    def _replicas(self) -> list[_Watched]:
+    def _replicas(self) -> list[_ServerState]:
         """Of the master, as the first sentinel has them that answers."""
         *others, last = self._sentinels
         for sentinel in others:
@@ -165,10 +165,10 @@ class SentinelFinder(Finder[Address]):
                 return self._states(sentinel, b"REPLICAS", self._url.master)
         return self._states(last, b"REPLICAS", self._url.master)
 
-    def _states(self, sentinel: Address, what: bytes, *arguments: str) -> list[_Watched]:
+    def _states(self, sentinel: Address, what: bytes, *arguments: str) -> list[_ServerState]:
         reply = self._ask_sentinel(sentinel, b"SENTINEL", what, *arguments)
         try:
-            return [_watched_untrusted(entry) for entry in reply]
+            return [_state_untrusted(entry) for entry in reply]
         except (ValueError, TypeError):
             raise self._nonsense(sentinel) from None
 
@@ -181,7 +181,7 @@ class SentinelFinder(Finder[Address]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Watched:
+class _ServerState:
     """What a sentinel says of a server.
 
     Attributes:
@@ -197,7 +197,7 @@ class _Watched:
     up: bool
 
 
-def _watched_untrusted(entry: Any) -> _Watched:
+def _state_untrusted(entry: Any) -> _ServerState:
     """An entry of a reply to ``SENTINEL MASTERS``; ValueError or TypeError if it is none."""
     if not isinstance(entry, list) or not all(isinstance(text, bytes) for text in entry):
         raise TypeError
@@ -209,7 +209,7 @@ def _watched_untrusted(entry: Any) -> _Watched:
         address = host, check_port(int(said.get(b"port", b"")))
     except ValueError:  # UnicodeDecodeError too
         address = None
-    return _Watched(
+    return _ServerState(
         said.get(b"name", b"").decode(errors="replace"),
         address,
         is_master=b"master" in flags,
@@ -248,7 +248,7 @@ class _SlotMap:
         return list(dict.fromkeys([*every, *self._moved.values()]))
 
 
-class ClusterFinder(Finder[_SlotMap]):
+class ClusterTopology(Topology[_SlotMap]):
     """The node that serves a list's slot."""
 
     def __init__(self, url: BrokerUrl, ask: Callable[[Address], Any]) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from redislink.broker.connect import Broker
+from redislink.broker.broker import Broker
 from redislink.broker.url import parse_url
 from redislink.broker.users import user_name
 from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
@@ -319,7 +319,8 @@ def default_user_is_on(broker: Broker) -> bool:
 
 def _run_acl(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
     """On every server of the broker, as none of them tells the others; the replies of the first."""
-    replies = [_run_acl_on(server, commands) for server in broker.servers()]
+    servers = [broker.on(address) for address in broker.addresses()] or [broker]
+    replies = [_run_acl_on(server, commands) for server in servers]
     return replies[0]
 
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redislink.broker.connect import Broker, BrokerConnection
+from redislink.broker.broker import Broker
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.url import Address
 from redislink.broker.wire import ELEMENT, LISTING
 from redislink.errors import (

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from redislink.broker.connect import Broker, BrokerConnection
+from redislink.broker.broker import Broker
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.error_map import translate_error_reply
 from redislink.broker.wire import ELEMENT, LISTING, Bound, Buffer, element_of, pack_blpop
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError

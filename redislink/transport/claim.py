@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from redislink.broker.connect import Broker, BrokerConnection
+from redislink.broker.broker import Broker
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.outage import Outage
 from redislink.errors import (
     BrokerError,

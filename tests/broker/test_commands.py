@@ -74,7 +74,8 @@ def hold_session(url):
 @pytest.mark.slow
 def test_on_a_cluster():
     with ClusterGroup() as group:
-        watches = [Watch(server) for server in Broker(group.url).servers()]
+        broker = Broker(group.url)
+        watches = [Watch(broker.on(address)) for address in broker.addresses()]
         hold_session(group.url)
         seen = [set(watch.end()) - {"AUTH"} for watch in watches]
     assert set.union(*seen) <= listed()

@@ -18,7 +18,7 @@ import pytest
 
 from redislink import Endpoint, PartyTaken
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from redislink.operate import acl
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 

@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from redislink import BrokerAuthError, BrokerRefused, BrokerUnreachable
-from redislink.broker import Broker, EmbeddedBroker, make_outbox
-from redislink.broker import topology as finding
+from redislink.broker import Broker, EmbeddedBroker, make_outbox, topology
 from redislink.broker.cluster_outbox import ClusterOutbox
-from redislink.broker.topology import ClusterFinder, _moved_untrusted, _slots_untrusted
+from redislink.broker.topology import ClusterTopology, _moved_untrusted, _slots_untrusted
 from redislink.broker.url import parse_url
 from redislink.errors import BrokerBusy, EndpointClosed
 from redislink.protocol import list_names
@@ -45,6 +44,12 @@ def execute(broker, *command):
         connection.close()
 
 
+def ports_of(broker):
+    """What each server of the broker says of its own port."""
+    servers = map(broker.on, broker.addresses())
+    return [int(execute(server, b"CONFIG", b"GET", b"port")[1]) for server in servers]
+
+
 @pytest.mark.slow
 class TestSentinel:
     def test_the_master_is_found_past_a_sentinel_that_is_down(self, sentinels):
@@ -55,8 +60,7 @@ class TestSentinel:
         assert broker.at(b"x") is broker
 
     def test_users_are_made_on_replicas_too(self, sentinels):
-        servers = Broker(sentinels.url, timeout=5).servers()
-        ports = [int(execute(server, b"CONFIG", b"GET", b"port")[1]) for server in servers]
+        ports = ports_of(Broker(sentinels.url, timeout=5))
         assert ports == [sentinels.master, sentinels.replica]
 
     def test_a_name_that_no_sentinel_has(self, sentinels):
@@ -129,8 +133,7 @@ class TestCluster:
             outbox.push(names[0], (b"x", b"y"))
 
     def test_every_server_of_it(self, cluster):
-        servers = Broker(cluster.url, timeout=5).servers()
-        ports = {int(execute(server, b"CONFIG", b"GET", b"port")[1]) for server in servers}
+        ports = set(ports_of(Broker(cluster.url, timeout=5)))
         assert ports == {*cluster.masters, *cluster.replicas.values()}
 
     def test_a_list_that_is_elsewhere_now(self, cluster):
@@ -181,7 +184,7 @@ def test_one_server_has_a_plain_outbox(valkey):
     broker = Broker(valkey.url)
     assert not isinstance(make_outbox(broker, 60, [b"rl:{a:b}:"], b"rl:{a:b}:"), ClusterOutbox)
     assert broker.at(b"x") is broker
-    assert broker.servers() == [broker]
+    assert broker.addresses() == []
 
 
 SLOTS = [[0, 100, [b"h", 1, b"id", []], [b"r", 2]], [101, 16383, [b"", 3, b"id"]]]
@@ -203,12 +206,12 @@ class TestSlotMap:
         ],
     )
     def test_nonsense(self, reply):
-        finder = ClusterFinder(parse_url("redis+cluster://h:1"), lambda _: reply)
+        finder = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: reply)
         with pytest.raises(BrokerRefused, match="something else than slots"):
             finder.address(b"x")
 
     def test_a_slot_that_nobody_serves(self):
-        finder = ClusterFinder(parse_url("redis+cluster://h:1"), lambda _: SLOTS[:1])
+        finder = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS[:1])
         with pytest.raises(BrokerBusy, match="no node serves slot 16287"):
             finder.address(b"x")  # its slot
         assert finder.address(None) == ("h", 1)
@@ -227,7 +230,7 @@ class TestSlotMap:
         assert _moved_untrusted(text, "asked") == moved
 
     def test_who_says_moved_knows_better_than_the_next_map_only(self):
-        finder = ClusterFinder(parse_url("redis+cluster://h:1"), lambda _: SLOTS)
+        finder = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS)
         finder.moved(("h", 1), "MOVED 16287 new:9")
         assert finder.address(b"x") == ("new", 9)
         finder.forget()
@@ -244,8 +247,8 @@ class TestSlotMap:
             came.append(threading.get_ident())
             return time.monotonic()
 
-        finder = ClusterFinder(parse_url("redis+cluster://h:1"), ask)
-        monkeypatch.setattr(finding, "time", SimpleNamespace(monotonic=monotonic))
+        finder = ClusterTopology(parse_url("redis+cluster://h:1"), ask)
+        monkeypatch.setattr(topology, "time", SimpleNamespace(monotonic=monotonic))
         with finder._asking:  # so that all of them come before the first may ask
             threads = [in_thread(lambda: finder.address(b"x")) for _ in range(4)]
             wait_until(lambda: len(set(came)) == 4)
@@ -265,7 +268,7 @@ class TestSlotMap:
                 raise BrokerUnreachable("down")
             return SLOTS
 
-        finder = ClusterFinder(parse_url("redis+cluster://down,up"), ask)
+        finder = ClusterTopology(parse_url("redis+cluster://down,up"), ask)
         finder.address(b"x")
         finder.forget()
         finder.address(b"x")
@@ -275,7 +278,7 @@ class TestSlotMap:
         def ask(address):
             raise (BrokerAuthError("no") if address[0] == "a" else BrokerUnreachable("down"))
 
-        finder = ClusterFinder(parse_url("redis+cluster://a,b"), ask)
+        finder = ClusterTopology(parse_url("redis+cluster://a,b"), ask)
         with pytest.raises(BrokerAuthError):
             finder.address(b"x")
 

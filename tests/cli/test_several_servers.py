@@ -418,7 +418,9 @@ def test_the_doctor_names_a_master_that_sentinels_have_and_we_do_not_reach(
 ) -> None:
     """As behind a firewall, or when it announces an address of its own network."""
     patient = Patient(sentinels, call, tmp_path)
-    monkeypatch.setattr("redislink.broker.topology.SentinelFinder._ask", lambda _: ("127.0.0.1", 1))
+    monkeypatch.setattr(
+        "redislink.broker.topology.SentinelTopology._ask", lambda _: ("127.0.0.1", 1)
+    )
     told = patient.examine(code=3)["login"]
     patient.forget()
     assert told["level"] == "FAIL"

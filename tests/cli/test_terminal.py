@@ -14,7 +14,7 @@ import pytest
 
 from redislink import errors
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.broker.connect import translate_error_reply
+from redislink.broker.error_map import translate_error_reply
 from redislink.cli.errors import fail_program, say, show, show_block
 from redislink.cli.simulate import _Output
 from redislink.logs import PartyLogger

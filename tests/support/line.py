@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 
 REPLY = b":1\r\n"
 

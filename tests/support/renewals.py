@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from redislink.transport import claim
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.wire import LISTING
 
 KINDS = ("valkey", "redis-server")

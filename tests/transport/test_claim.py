@@ -10,7 +10,7 @@ import pytest
 
 from redislink import BrokerUnreachable, PartyTaken
 from redislink.broker import Broker, EmbeddedBroker
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.outage import Outage
 from redislink.logs import PartyLogger
 from redislink.transport import claim as claim_module

@@ -19,7 +19,7 @@ from typing import Any, Final
 from cryptography.x509 import Certificate
 
 from redislink.broker import Broker
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.url import BrokerUrl, join, parse_url
 from redislink.broker.users import owner_of_user
 from redislink.cluster import ClusterSpec, PartySpec

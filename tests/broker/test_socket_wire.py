@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from redislink.broker import wire
-from redislink.broker.wire import ELEMENT, ErrorReply, SocketWire, WireError, pack_blpop, pack_push
+from redislink.broker import socket_wire
+from redislink.broker.socket_wire import SocketWire
+from redislink.broker.wire import ELEMENT, ErrorReply, WireError, pack_blpop, pack_push
 
 NAME = b"rl:{s:bob}:alice:0:t"
 
@@ -134,7 +135,7 @@ def test_a_large_size_takes_no_memory_before_it_comes(line: Line) -> None:
 
 def test_a_broker_that_drips_holds_nobody_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 3))
-    monkeypatch.setattr(wire.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(socket_wire.time, "monotonic", lambda: float(next(clock)))
     line.say(b"$100000\r\n")
     done = threading.Event()
 
