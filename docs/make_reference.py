@@ -8,15 +8,56 @@ from __future__ import annotations
 import sys
 import textwrap
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 MODULES: Final = (
     "redislink",
+    "redislink.cluster.runtime",
     "redislink.spu",
     "redislink.broker",
     "redislink.testing",
     "redislink.testing.fixtures",
 )
+INTERNAL: Final = MappingProxyType(
+    {
+        "Broker": {
+            "address",
+            "addresses",
+            "at",
+            "blpop_slice",
+            "in_process",
+            "is_cluster",
+            "may_be_quiet",
+            "masters",
+            "on",
+            "open",
+            "open_answering",
+            "servers",
+            "tls_files",
+        },
+        "Endpoint": {
+            "handle",
+            "next_link_number",
+            "party_status",
+            "peek_marked",
+            "post",
+            "recv_marked",
+            "wait_until",
+        },
+        "EndpointStats": {"of"},
+        "FaultyBroker": {"decide", "flush_session", "hold", "open", "take_overtaken"},
+        "PeerStats": {"of"},
+        "RedisLinkSettings": {"model_post_init"},
+        "SpuConfig": {"spu_protocol"},
+        "redislink.broker": {"AnyOutbox", "Inbox", "Outbox", "make_outbox"},
+        "redislink.cluster.runtime": {"REFUSED"},
+    }
+)
+"""Names that only redislink itself uses, by their class or module. `IN_EVERY_CLASS` has others."""
+IN_EVERY_CLASS: Final = frozenset({"die_in_child", "model_config"})
+MADE_ELSEWHERE: Final = "Not for users"
+"""How the docstring of a constructor begins that users do not call."""
 _BEGIN: Final = "Args:\n"
 
 
@@ -31,6 +72,19 @@ def indent_first_section(docstring: str) -> str:
     return _BEGIN + textwrap.indent(arguments, "    ") + blank + rest
 
 
+def is_shown(member: Any) -> bool:
+    """Whether the reference shows a ``pdoc.doc.Doc``: users may use it."""
+    if member.kind == "module":
+        return True
+    if member.name == "__init__":
+        return not member.docstring.startswith(MADE_ELSEWHERE)
+    inside_class = "." in member.qualname
+    owner = member.taken_from[1].split(".")[0] if inside_class else member.modulename
+    if inside_class and member.name in IN_EVERY_CLASS:
+        return False
+    return member.name not in INTERNAL.get(owner, ())
+
+
 def write(directory: Path) -> None:
     """Write one page per module of `MODULES`, and ``index.html``."""
     import pdoc  # `MODULES` is of use without it
@@ -38,7 +92,9 @@ def write(directory: Path) -> None:
 
     convert = docstrings.google
     docstrings.google = lambda docstring: convert(indent_first_section(docstring))
-    pdoc.render.configure(docformat="google", show_source=False)
+    pdoc.render.env.filters["is_shown"] = is_shown
+    template = Path(__file__).parent / "reference_template"
+    pdoc.render.configure(docformat="google", show_source=False, template_directory=template)
     pdoc.pdoc(*MODULES, output_directory=directory)
 
 

@@ -9,7 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from redislink._version import __version__
-from redislink.cluster import ClusterSpec, DeviceSpec, Mask, PartySpec, load_cluster
+from redislink.broker import Broker
+from redislink.cluster import (
+    ClusterSpec,
+    DeviceSpec,
+    Mask,
+    PartySpec,
+    SpuConfig,
+    load_cluster,
+)
 from redislink.errors import (
     BrokerAuthError,
     BrokerBusy,
@@ -47,9 +55,11 @@ from redislink.errors import (
     UsedAfterFork,
     ValueDecodeError,
 )
+from redislink.identity.keypair import Identity
 from redislink.joining import connect
-from redislink.settings import RedisLinkSettings
-from redislink.transport.endpoint import Endpoint
+from redislink.protocol.frame import Encoding
+from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
+from redislink.transport.endpoint import Endpoint, Party
 from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats, PeerStats
 
@@ -89,6 +99,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Broker",
     "BrokerAuthError",
     "BrokerBusy",
     "BrokerError",
@@ -101,16 +112,21 @@ __all__ = [
     "Communicator",
     "ConfigError",
     "DeviceSpec",
+    "Encoding",
     "Endpoint",
     "EndpointClosed",
     "EndpointStats",
     "FrameError",
     "HandshakeTimeout",
+    "Identity",
     "IntersectionFailed",
     "LinkError",
+    "LinkMode",
     "LoadFailed",
+    "LogFormat",
     "Mask",
     "NotRevealed",
+    "Party",
     "PartySpec",
     "PartyTaken",
     "PayloadTypeError",
@@ -134,6 +150,7 @@ __all__ = [
     "SendTimeout",
     "Session",
     "Simulator",
+    "SpuConfig",
     "ThreadCommunicator",
     "UsageError",
     "UsedAfterFork",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import html
 import importlib.util
 import inspect
 import json
 import logging
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -310,12 +313,42 @@ def test_every_public_name_has_a_docstring() -> None:
     assert not bare
 
 
-def test_the_reference_shows_every_public_name() -> None:
-    doc = pytest.importorskip("pdoc.doc")
-    for name in _reference().MODULES:
-        module = doc.Module.from_name(name)
-        shown = {member.name for member in module.members.values()}
-        assert shown >= set(getattr(module.obj, "__all__", ())) - {"__version__"}
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The reference as HTML, by module."""
+    pytest.importorskip("pdoc")
+    directory = tmp_path_factory.mktemp("reference")
+    command = (sys.executable, "-W", "error::UserWarning", "docs/make_reference.py", directory)
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert not made.stderr  # pdoc warns of what it cannot resolve
+    names = _reference().MODULES
+    return {name: (directory / f"{name.replace('.', '/')}.html").read_text() for name in names}
+
+
+@pytest.mark.slow
+def test_the_reference_shows_the_names_that_users_call(pages: dict[str, str]) -> None:
+    reference = _reference()
+    for name, page in pages.items():
+        public = set(getattr(importlib.import_module(name), "__all__", ())) - {"__version__"}
+        hidden = reference.INTERNAL.get(name, set())
+        shown = set(re.findall(r'<section id="(\w+)"', page))
+        assert public - hidden <= shown
+        assert not hidden & shown
+    page = pages["redislink"]
+    assert 'id="Endpoint.send"' in page
+    assert 'id="Endpoint.__init__"' not in page
+    for owner, members in reference.INTERNAL.items():
+        assert not [m for m in members if f'id="{owner}.{m}"' in "".join(pages.values())]
+
+
+@pytest.mark.slow
+def test_every_type_in_a_signature_stands_in_the_reference(pages: dict[str, str]) -> None:
+    linked = re.compile(r"<a href=.*?</a>", re.DOTALL)
+    for name, page in pages.items():
+        for signature in re.findall(r'class="(?:signature|annotation).*?</div>', page, re.DOTALL):
+            text = html.unescape(re.sub(r"<[^>]*>", "", linked.sub("", signature)))
+            assert "redislink." not in text, name
 
 
 def test_the_reference_lists_arguments_that_begin_a_docstring() -> None:

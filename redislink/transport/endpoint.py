@@ -75,6 +75,7 @@ from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats, PeerStats, counts_of
 
 Party = str | int
+"""A party: its name, or its rank."""
 
 _LONGEST_CONTROL_WAIT: Final = 1.0
 _SHORTEST_CONTROL_WAIT: Final = 0.02
