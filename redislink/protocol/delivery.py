@@ -191,6 +191,24 @@ class _Chunk(Push):
         return self.seq - self.part + self.parts - 1
 
 
+class _Clearing(Push):
+    """A chunk for a list that is to be emptied first.
+
+    What is handed out does not change: the chunk itself may be launched again, and then without
+    this, while another thread still has it to push.
+    """
+
+    clear = True
+
+    def __init__(self, chunk: _Chunk) -> None:
+        self.chunk = chunk
+        self.tag, self.body, self.message_bytes = chunk.tag, chunk.body, chunk.message_bytes
+
+    @property
+    def frame(self) -> Data:
+        return self.chunk.frame
+
+
 @dataclass(slots=True)
 class _Wait:
     next_probe: float
@@ -395,15 +413,20 @@ class Delivery:
 
     def confirm(self, push: Push, now: float) -> None:
         """The broker has taken this push."""
-        if not isinstance(push, _Chunk):
+        if isinstance(push, _Chunk):
+            if push.account is not None:
+                push.confirmed_at = now
+                push.refused = False
+        elif isinstance(push, _Clearing):
+            self.confirm(push.chunk, now)
+        else:
             self._mute_since = None
-        elif push.account is not None:
-            push.confirmed_at = now
-            push.refused = False
 
     def refused(self, push: Push, now: float) -> None:
         """The broker had no room for this push: it is kept, and sent again after a pause."""
         self.stats.frames_refused += 1
+        if isinstance(push, _Clearing):
+            push = push.chunk
         if now >= self._paused_until:
             self._shrink_window()
         self._paused_until = now + self._timing.refused_pause
@@ -972,9 +995,11 @@ class Delivery:
         if not chunk.launched:
             chunk.acked = self._received.cumulative
             chunk.launched = True
-        chunk.clear = chunk.tag in self._to_clear
-        self._to_clear.discard(chunk.tag)
-        self.unpushed.append(chunk)
+        if chunk.tag in self._to_clear:
+            self._to_clear.discard(chunk.tag)
+            self.unpushed.append(_Clearing(chunk))
+        else:
+            self.unpushed.append(chunk)
 
     def _land(self, chunk: _Chunk) -> None:
         """The chunk is no longer on the broker, as far as the windows go."""

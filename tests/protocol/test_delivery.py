@@ -510,6 +510,38 @@ def test_after_a_reconnect_all_that_is_not_acked_is_sent_again(alone):
     assert alone.stats.frames_resent == 3
 
 
+def test_what_was_handed_out_does_not_change(alone):
+    """Another thread may push it only after the same chunks have been handed out again."""
+    alone.send("a", b"1", 0.0)
+    alone.send("a", b"2", 0.0)
+    told = [alone.pushes()]
+    for now in (1.0, 2.0):
+        alone.reconnected(now)
+        told.append(alone.pushes())
+        alone.receive_control(acked(1), now)  # another is the first of its list
+    clears = [[push.clear for push in pushes] for pushes in told]
+    assert clears == [[False, False], [True, False], [True]]
+    assert [numbers(pushes) for pushes in told] == [[1, 2], [1, 2], [2]]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_the_brokers_answer_to_a_push_that_clears_is_of_its_chunk(alone, taken):
+    alone.send("a", b"1", 0.0)
+    alone.pushes()
+    alone.reconnected(1.0)
+    (push,) = alone.pushes()
+    (chunk,) = alone._unacked.values()
+    if taken:
+        alone.confirm(push, 2.0)
+        assert chunk.confirmed_at == 2.0
+    else:
+        alone.refused(push, 2.0)
+        assert chunk.refused
+        assert chunk.account is None
+        alone.tick(alone.next_timeout())
+        assert numbers(alone.pushes()) == [1]
+
+
 def test_after_a_reconnect_the_window_still_holds(alone):
     alone.send("t", bytes(20 * CHUNK), 0.0)
     take_pushes(alone)
