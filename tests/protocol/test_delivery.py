@@ -538,7 +538,7 @@ def test_the_brokers_answer_to_a_push_that_clears_is_of_its_chunk(alone, taken):
         alone.refused(push, 2.0)
         assert chunk.refused
         assert chunk.account is None
-        alone.tick(alone.next_timeout())
+        alone.tick(alone._paused_until)
         assert numbers(alone.pushes()) == [1]
 
 
