@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -40,6 +41,8 @@ from redislink.forking import Dead, dies_in_child, let_go, used_after_fork
 from redislink.text import one_line
 
 _FAILURES: Final = (redis.RedisError, OSError, ValueError)
+_FAREWELL: Final = 0.05
+"""Seconds in which replies are read, to find out why a server hung up; what came is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +297,15 @@ class BrokerConnection:
 
     def _broken(self, error: BaseException, doing: str) -> BaseException:
         """Close the connection, and say what to raise: the error itself where it is none of it."""
+        hung_up = isinstance(error, BrokenPipeError | ConnectionResetError)
+        farewell = self._farewell() if hung_up else None
         self.close()
         if not isinstance(error, _FAILURES):
             return error
+        if farewell is not None:
+            refusal = self._refused(farewell, to_auth=doing == "connecting")
+            # Whatever it says, this connection is gone, and another one may do.
+            return BrokerUnreachable(str(refusal))
         known = None if self._explain is None else self._explain(error)
         if known is not None:
             return known
@@ -311,6 +320,16 @@ class BrokerConnection:
             f"broker {self._label}: no connection while {doing} ({text}): check that it runs, and "
             "that host, port, TLS and firewall let this party dial out to it"
         )
+
+    def _farewell(self) -> str | None:
+        """The error reply that the server sent before it hung up on us, if it said why."""
+        with contextlib.suppress(*_FAILURES):
+            until = time.monotonic() + _FAREWELL
+            while time.monotonic() < until:
+                reply = self._wire.read(_FAREWELL)
+                if type(reply) is ErrorReply:
+                    return reply.text
+        return None
 
     def _refused(self, text: str, *, to_auth: bool = False) -> BrokerError:
         error = translate_error_reply(self._label, text, self._hide, to_auth=to_auth)

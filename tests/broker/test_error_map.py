@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from redislink.broker import Broker
+from redislink.broker.connection import BrokerConnection
 from redislink.broker.error_map import SERVER_ERRORS, classify, own_words
 from redislink.errors import (
     BrokerAuthError,
@@ -176,6 +178,23 @@ def test_a_broker_that_is_full_for_a_moment_is_waited_for(valkey: Any, credentia
         room.set()
         thread.join(20)
     assert type(outcome[0]).__name__ == "HandshakeTimeout", outcome
+
+
+def test_what_a_server_said_before_it_hung_up_is_the_cause() -> None:
+    # Then writing fails first, with no more than "Broken pipe".
+    with socket.create_server((HOST, 0)) as server:
+        connection = Broker(f"redis://{HOST}:{server.getsockname()[1]}").open()
+        taken, _ = server.accept()
+        taken.sendall(b":1\r\n-ERR max number of clients reached\r\n")
+        taken.close()
+        with pytest.raises(BrokerUnreachable, match="as many connections as it takes"):
+            _write_until_it_fails(connection)
+        assert not connection.usable
+
+
+def _write_until_it_fails(connection: BrokerConnection) -> None:
+    while True:
+        connection.write((b"PING\r\n",))
 
 
 def test_what_lasts_ends_with_its_own_name() -> None:
