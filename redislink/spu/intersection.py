@@ -199,7 +199,7 @@ def _as_text(name: Any, column: Any) -> list[str]:
         if not isinstance(value, str | int | np.integer) or isinstance(value, bool):
             raise ValueError(
                 f"column {name!r:.80}, row {number} holds {type(value).__name__}: keys are text "
-                "or integers"
+                "or integers: convert the column, and leave out rows that have no key"
             )
     texts = [str(value) for value in column]
     try:

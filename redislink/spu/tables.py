@@ -77,7 +77,7 @@ def select_columns(table: Table, names: Sequence[Any] | None) -> Table:
         return dict(table)
     for name in names:
         if name not in table:
-            has = one_line(", ".join(map(str, table)))
+            has = one_line(", ".join(map(str, table))) or "none at all"
             raise ValueError(f"the table has no column {name!r:.80}: it has {has}")
     return {name: table[name] for name in names}
 

@@ -97,7 +97,8 @@ def test_nobody_in_common_and_no_rows_at_all(memory: Stage) -> None:
     [
         ({"id": ["a", "b", "a"]}, "rows 1 and 3 have the same id"),
         ({"x": [1]}, "has no column 'id': it has x"),
-        ({"id": [1.5]}, "holds float: keys are text or integers"),
+        ({"id": [1.5]}, "holds float: keys are text or integers: convert the column"),
+        ({}, "the table has no column 'id': it has none at all"),
         ({"id": ["a"], "x": []}, "columns of the table differ in length"),
         (5, "a table is a dict of columns, a DataFrame"),
     ],
