@@ -38,7 +38,6 @@ PROGRAMS = {
     """,
         ENDED,
     ),
-    "waits after asyncio is over": (LOOP + "    asyncio.run(main())\n    wait()", ENDED),
     "is in a loop and idle, as Jupyter": (
         LOOP
         + """
@@ -93,8 +92,10 @@ PROGRAMS = {
     """,
         ENDED,
     ),
-    "has had a handler, and has put ours back": (
-        """
+    "has used asyncio, and had a handler, and has put ours back": (
+        LOOP
+        + """
+    asyncio.run(main())
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.kill(os.getpid(), signal.SIGTERM)
     signal.signal(signal.SIGTERM, before)
@@ -209,16 +210,19 @@ def test_sigterm_reaches_the_session(
     assert outcome[0].reason == "ended by SIGTERM"
 
 
-def test_a_program_that_handles_it_in_its_loop(
+def test_a_program_that_handles_signals_in_its_loop(
     start: Start, write_cluster: Write, write_program: Write
 ) -> None:
     program = write_program(
         """
         import asyncio, signal, sys
         async def main():
-            end = asyncio.Event()
+            came, end = asyncio.Event(), asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.set)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
             print("ready", flush=True)
+            await came.wait()
+            print("came", flush=True)
             await end.wait()
             sys.exit(9)
         asyncio.run(main())
@@ -227,30 +231,11 @@ def test_a_program_that_handles_it_in_its_loop(
     process = start("run", "--cluster", write_cluster(), "--party", "alice", program)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert ended(process).returncode == 9
-
-
-def test_other_signals_reach_the_programs_loop(
-    start: Start, write_cluster: Write, write_program: Write
-) -> None:
-    program = write_program(
-        """
-        import asyncio, signal
-        async def main():
-            came = asyncio.Event()
-            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, came.set)
-            print("ready", flush=True)
-            await came.wait()
-        asyncio.run(main())
-        """
-    )
-    process = start("run", "--cluster", write_cluster(), "--party", "alice", program)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "came\n"
+    process.send_signal(signal.SIGTERM)
     result = ended(process)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (9, "")
 
 
 def test_sessions_that_cannot_be_ended_hold_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
