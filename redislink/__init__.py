@@ -59,7 +59,8 @@ from redislink.identity.keypair import Identity
 from redislink.joining import connect
 from redislink.protocol.frame import Encoding
 from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
-from redislink.transport.endpoint import Endpoint, Party
+from redislink.transport.endpoint import Endpoint
+from redislink.transport.peer import Party
 from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats, PeerStats
 

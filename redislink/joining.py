@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from pathlib import Path
 
 from redislink.broker import Broker, Inbox, make_outbox
@@ -18,11 +17,12 @@ from redislink.logs import PartyLogger
 from redislink.observe.observers import Observers
 from redislink.protocol import list_names
 from redislink.protocol.handshake import INSTANCE_BYTES
-from redislink.protocol.states import State
-from redislink.protocol.status import JOINING, MISSING, PartyStatus, PeerStatus, encode_status
+from redislink.protocol.status import encode_status
 from redislink.settings import RedisLinkSettings
 from redislink.transport.claim import PartyClaim
+from redislink.transport.core import Core
 from redislink.transport.endpoint import Endpoint
+from redislink.transport.party_status import status_before_meeting, status_of
 from redislink.transport.rendezvous import Progress, Rendezvous
 from redislink.transport.security import make_handshake
 
@@ -103,7 +103,7 @@ def connect(
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     status_key = list_names.status_key(spec.session, name)
     if settings.status:
-        claim.publish(status_key, lambda: encode_status(_status_before_meeting(claim, rendezvous)))
+        claim.publish(status_key, lambda: encode_status(status_before_meeting(claim, rendezvous)))
     try:
         rendezvous.meet(broker, settings.connect_timeout, outage, on_progress)
     except BaseException:
@@ -112,12 +112,12 @@ def connect(
         claim.release()
         observers.close()
         raise
-    endpoint = Endpoint(
-        spec, name, settings, broker, outbox, inbox, claim, rendezvous, outage, observers
-    )
+    core = Core(spec, name, settings, broker, outbox, inbox, rendezvous, outage, claim.round_trip)
+    sending, receiving = observers.ways(core)
+    endpoint = Endpoint(sending, receiving, claim, observers)
     observers.attach(endpoint, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
     if settings.status:
-        claim.publish(status_key, lambda: encode_status(endpoint.party_status()))
+        claim.publish(status_key, lambda: encode_status(status_of(core, claim)))
     return endpoint
 
 
@@ -135,16 +135,3 @@ def resolve_cluster(
     if path is None:
         raise ConfigError("no cluster: pass one, or set REDISLINK_CLUSTER_FILE to its file")
     return load_cluster(path)
-
-
-def _status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartyStatus:
-    """What a party tells while it waits for the others to join."""
-    missing = set(rendezvous.handshake.missing)
-    return PartyStatus(
-        claim.instance,
-        JOINING,
-        time.monotonic() - claim.since,
-        claim.last_round_trip,
-        0,
-        {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
-    )

@@ -30,6 +30,7 @@ from redislink.cli import termination
 from redislink.cli.termination import ended_by_sigterm
 from redislink.protocol.frame import Data, Encoding
 from redislink.testing import Faults, FaultyBroker, Proxy
+from redislink.transport.party_status import status_of
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 from tests.support.children import error_of, in_child
 
@@ -56,30 +57,32 @@ def test_every_call_of_an_endpoint_says_so(pair: list[Endpoint]) -> None:
     alice, bob = pair
     exchange(alice, bob, "before")
     handle = alice.send("bob", "early", b"x")
-    codec = alice._peer("bob").codec
-    sealed = bob._peer("alice").codec.encode(b"list", Data(900), b"x")
+    codec = alice.parts.core.peer("bob").codec
+    sealed = bob.parts.core.peer("alice").codec.encode(b"list", Data(900), b"x")
 
     def child() -> list[str]:
         calls = [
             lambda: alice.send("bob", "t", b"x"),
             lambda: alice.send("bob", "t", b"x" * 5_000_000),
-            lambda: alice.post("bob", "t", b"x"),
+            lambda: alice.parts.sending.post("bob", "t", b"x"),
             lambda: alice.recv("bob", "t"),
-            lambda: alice.recv_marked("bob", "before-6", 0.1),
+            lambda: alice.parts.receiving.recv("bob", "before-6", 0.1),
             lambda: alice.has_message("bob", "t"),
             lambda: alice.peek_message("bob", "t"),
             lambda: alice.cancel_recv("bob", "t"),
-            lambda: alice.wait_until(lambda: False, 1),
+            lambda: alice.parts.sending.wait_until(
+                lambda: False, 1, ask=alice.parts.core.peers["bob"]
+            ),
             alice.flush,
             alice.stats,
-            alice.party_status,
+            lambda: status_of(alice.parts.core, alice.parts.closing._claim),
             alice.announce_silence().__enter__,
             handle.test,
             handle.wait,
             lambda: codec.encode_whole(b"list", 900, Encoding.RAW, 0, b"x"),
             lambda: codec.encode(b"list", Data(900), b"x"),
             lambda: codec.decode_untrusted(b"list", sealed),
-            lambda: alice._outbox.push(b"list", (b"", b"x")),
+            lambda: alice.parts.core.outbox.push(b"list", (b"", b"x")),
         ]
         for leave in (alice.close, lambda: alice.abort("no"), alice.close):
             leave()
@@ -145,16 +148,20 @@ def test_locks_that_others_hold_do_not_hold_up_the_child(pair: list[Endpoint]) -
     alice, bob = pair
     session = Session.from_endpoint(alice)
     locks = [
-        alice._lock,
-        alice._outbox._lock,  # type: ignore[union-attr]
+        alice.parts.core.lock,
+        alice.parts.core.outbox._lock,  # type: ignore[union-attr]
         session._lock,
         session._failure._lock,
         session._silence._lock,
         session._steps._lock,
         session._steps._in_step,
         session._communicator._changed,  # type: ignore[attr-defined]
-        *(lane.lock for peer in alice._peers.values() for lane in peer.lanes._lanes.values()),
-        *(peer.lanes._lock for peer in alice._peers.values()),
+        *(
+            lane.lock
+            for peer in alice.parts.core.peers.values()
+            for lane in peer.lanes._lanes.values()
+        ),
+        *(peer.lanes._lock for peer in alice.parts.core.peers.values()),
     ]
     held, may_release = threading.Event(), threading.Event()
 
@@ -193,7 +200,11 @@ def test_a_fork_in_the_middle_of_a_message(
 ) -> None:
     """As by a signal handler: the child comes back into `send` with what it has half done."""
     alice, bob = pair
-    owner: Any = alice._peer("bob").codec if where == "before it is sealed" else alice._outbox
+    owner: Any = (
+        alice.parts.core.peer("bob").codec
+        if where == "before it is sealed"
+        else alice.parts.core.outbox
+    )
     name = "encode_whole" if where == "before it is sealed" else "push"
     real = getattr(owner, name)
     children: list[int] = []

@@ -238,6 +238,15 @@ class Wait:
         if connection is not None:
             connection.interrupt()
 
+    def connect(self) -> None:
+        """Open the connection now, instead of at the first pop.
+
+        Raises:
+            BrokerError: the broker failed.
+        """
+        if self._connection is None:
+            self._open()
+
     def _open(self) -> BrokerConnection:
         connection = self._connection = self._broker.open_answering()
         self._on_open()

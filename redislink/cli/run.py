@@ -81,9 +81,9 @@ def _run_program(program: str) -> None:
         failed = None if ends_well else error
         raise
     finally:
-        endpoints = sys.modules.get("redislink.transport.endpoint")
-        if endpoints is not None:
-            endpoints.leave_open_endpoints(failed)
+        closing = sys.modules.get("redislink.transport.closing")
+        if closing is not None:
+            closing.leave_open_endpoints(failed)
 
 
 def _run_as_main(program: str, arguments: list[str], party: str) -> None:

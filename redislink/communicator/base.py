@@ -28,7 +28,7 @@ from redislink.errors import (
 from redislink.protocol import list_names
 from redislink.protocol.frame import Encoding
 from redislink.settings import check_seconds
-from redislink.transport.endpoint import Party
+from redislink.transport.peer import Party
 from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats
 from redislink.values import decode_value_untrusted, encode_value

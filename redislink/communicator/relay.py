@@ -19,7 +19,8 @@ from redislink.errors import (
 )
 from redislink.forking import dies_in_child
 from redislink.protocol.frame import Encoding
-from redislink.transport.endpoint import Endpoint, Party
+from redislink.transport.endpoint import Endpoint
+from redislink.transport.peer import Party
 from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats
 
@@ -85,7 +86,8 @@ class RedisCommunicator(Communicator):
                     self._changed.wait(_CANCEL_INTERVAL)
 
     def _send(self, dst: Party, tag: str, data: bytes, encoding: Encoding) -> Request:
-        return self._endpoint.send(dst, tag, data, encoding=encoding)
+        sending = self._endpoint.parts.sending
+        return sending.request(dst, tag, sending.post(dst, tag, data, encoding))
 
     def _recv(self, src: Party, tag: str, timeout: float | None) -> Message:
         if timeout == 0:
@@ -97,7 +99,7 @@ class RedisCommunicator(Communicator):
             while True:
                 self._check_open()
                 try:
-                    return self._endpoint.recv_marked(src, tag, limit)
+                    return self._endpoint.parts.receiving.recv(src, tag, limit)
                 except RecvCancelled:
                     # Of this sub, or of another with the same namespace, which is not ours.
                     limit = max(0.0, deadline - time.monotonic())
@@ -113,4 +115,4 @@ class RedisCommunicator(Communicator):
             self._changed.notify_all()
 
     def _peek(self, src: Party, tag: str) -> Message | None:
-        return self._endpoint.peek_marked(src, tag)
+        return self._endpoint.parts.receiving.peek(src, tag)

@@ -33,7 +33,7 @@ from redislink.protocol import list_names
 from redislink.protocol.chunking import MAX_MESSAGE_BYTES
 from redislink.protocol.frame import Encoding
 from redislink.settings import check_seconds
-from redislink.transport.endpoint import Party
+from redislink.transport.peer import Party
 from redislink.transport.request import Request
 from redislink.transport.stats import COUNTS, EndpointStats
 

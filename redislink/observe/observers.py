@@ -7,10 +7,16 @@ the session is joined; once it is joined, nothing here ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from redislink.settings import RedisLinkSettings
+from redislink.transport.core import Core
 from redislink.transport.endpoint import Endpoint
+from redislink.transport.receiving import Receiving
+from redislink.transport.sending import Sending
+
+if TYPE_CHECKING:
+    from redislink.observe.record import TraceRecorder
 
 
 class _Watcher(Protocol):
@@ -38,12 +44,14 @@ class Observers:
             ConfigError: a setting is not right.
         """
         self._all: list[_Watcher] = []
+        self._trace: TraceRecorder | None = None
         try:
             if settings.trace_dir is not None:
                 from redislink.observe.record import TraceRecorder
 
                 limit = settings.trace_limit
-                self._all.append(TraceRecorder(settings.trace_dir, session, party, limit))
+                self._trace = TraceRecorder(settings.trace_dir, session, party, limit)
+                self._all.append(self._trace)
             push_url = settings.metrics_push_url
             if settings.metrics_textfile is not None or push_url is not None:
                 from redislink.observe.metrics import MetricsExporter
@@ -60,6 +68,12 @@ class Observers:
         except BaseException:
             self.close()
             raise
+
+    def ways(self, core: Core) -> tuple[Sending, Receiving]:
+        """What sends and receives: the plain ones, or ones that are traced."""
+        if self._trace is not None:
+            return self._trace.ways(core)
+        return Sending(core), Receiving(core)
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
         """Begin to watch, until `close`.

@@ -1,9 +1,8 @@
 """`TraceRecorder`: writes when this party's sends and receives began and ended.
 
 Rules:
-- While it is off nothing of it is there: it puts its own ``post`` and ``recv_marked``, which all
-  sends and receives go through, on the one endpoint that it is attached to, and takes them away
-  at the end.
+- While it is off nothing of it is there: an endpoint that is traced gets a `Sending` and a
+  `Receiving` of its own (`TraceRecorder.ways`), through which all messages go.
 - In the caller's thread a call costs two readings of the clock and one append. A thread of the
   recorder writes twice a second, so that a run that is killed leaves its trace too.
 - Memory and disk are bounded. What goes over ends the recording, and the file says so: the
@@ -22,16 +21,18 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
 from redislink.errors import ConfigError
 from redislink.files import open_in_place_of
 from redislink.forking import dies_in_child, let_go
 from redislink.logs import PartyLogger
 from redislink.protocol.frame import BytesLike, Encoding
-
-if TYPE_CHECKING:
-    from redislink.transport.endpoint import Endpoint, Party
+from redislink.transport.core import Core
+from redislink.transport.endpoint import Endpoint
+from redislink.transport.peer import Party
+from redislink.transport.receiving import Message, Receiving
+from redislink.transport.sending import Sending
 
 FORMAT: Final = 1
 SUFFIX: Final = ".trace.jsonl"
@@ -80,19 +81,23 @@ class TraceRecorder:
         self._new_threads: list[int] = []
         self._written = 0
         self._cut_at: int | None = None
-        self._endpoint: Endpoint | None = None
+        self.is_on = False
+        """Whether calls are recorded."""
         self._stop = threading.Event()
         self._writer: threading.Thread | None = None
         self._is_parents = False
         dies_in_child(self)
 
+    def ways(self, core: Core) -> tuple[Sending, Receiving]:
+        """What sends and receives for an endpoint that is recorded."""
+        return _TracedSending(core, self), _TracedReceiving(core, self)
+
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
-        """Record every `send`, `recv` and `recv_marked` of this endpoint from now on.
+        """Record every message of this endpoint, made of `ways`, from now on.
 
         Args:
             epochs: what tells this run with each peer from others, the same at both.
         """
-        self._endpoint = endpoint
         described = {
             "redislink_trace": FORMAT,
             "session": self._session,
@@ -102,7 +107,7 @@ class TraceRecorder:
             "monotonic_ns": time.monotonic_ns(),
             "wall_ns": time.time_ns(),
         }
-        self._put_on(endpoint)
+        self.is_on = True
         self._writer = threading.Thread(
             target=self._run, args=(described,), name=f"redislink-trace-{self._party}", daemon=True
         )
@@ -116,7 +121,7 @@ class TraceRecorder:
             self._file.close()
             self.path.unlink(missing_ok=True)
             return
-        self._take_off()
+        self.is_on = False
         self._stop.set()
         self._writer.join(_LONGEST_WRITE)
         if self._writer.is_alive():
@@ -124,7 +129,7 @@ class TraceRecorder:
 
     def die_in_child(self) -> None:
         """What is not written yet is the parent's to write."""
-        self._take_off()
+        self.is_on = False
         self._calls.clear()
         self._stop = threading.Event()
         self._is_parents = True
@@ -133,56 +138,13 @@ class TraceRecorder:
 
     # -- in the caller's thread --------------------------------------------------------------
 
-    def _put_on(self, endpoint: Endpoint) -> None:
-        """In place of the class's methods, on this instance alone."""
-        post, recv_marked = endpoint.post, endpoint.recv_marked
-        now, ident = time.monotonic_ns, threading.get_ident
-        calls, threads, meet_thread = self._calls, self._threads, self._meet_thread
-        add, most_pending = calls.extend, _MOST_PENDING * FIELDS
+    def add(self, call: tuple[int | str, ...]) -> None:
+        """Note one call: `FIELDS` of it."""
+        self._calls.extend(call)
+        if len(self._calls) > _MOST_PENDING * FIELDS:
+            self._cut()
 
-        def traced_post(
-            dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW
-        ) -> int:
-            began = now()
-            try:
-                number = post(dst, tag, data, encoding)
-            except BaseException as error:
-                add((SEND, began, now(), meet_thread(ident()), dst, tag, 0, _name(error)))
-                raise
-            ended, thread = now(), ident()
-            if thread not in threads:
-                meet_thread(thread)
-            size = len(data) if type(data) is bytes else memoryview(data).nbytes
-            add((SEND, began, ended, thread, dst, tag, size, number))
-            if len(calls) > most_pending:
-                self._cut()
-            return number
-
-        def traced_recv_marked(
-            src: Party, tag: str, timeout: float | None = None
-        ) -> tuple[bytes, Encoding]:
-            began = now()
-            try:
-                message = recv_marked(src, tag, timeout)
-            except BaseException as error:
-                add((WAIT, began, now(), meet_thread(ident()), src, tag, 0, _name(error)))
-                raise
-            ended, thread = now(), ident()
-            if thread not in threads:
-                meet_thread(thread)
-            add((WAIT, began, ended, thread, src, tag, len(message[0]), 0))
-            if len(calls) > most_pending:
-                self._cut()
-            return message
-
-        vars(endpoint).update(post=traced_post, recv_marked=traced_recv_marked)
-
-    def _take_off(self) -> None:
-        if self._endpoint is not None:
-            for name in ("post", "recv_marked"):
-                vars(self._endpoint).pop(name, None)
-
-    def _meet_thread(self, ident: int) -> int:
+    def meet_thread(self, ident: int) -> int:
         """Note the name of a thread, once; it may be gone when the writer comes."""
         if ident not in self._threads:
             named = (thread.name for thread in threading.enumerate() if thread.ident == ident)
@@ -193,7 +155,7 @@ class TraceRecorder:
     def _cut(self) -> None:
         if self._cut_at is None:
             self._cut_at = time.monotonic_ns()
-            self._take_off()
+            self.is_on = False
             self._log.warning(
                 "%s: the trace %s ends here, after about %d calls: allow more of them "
                 "(REDISLINK_TRACE_LIMIT)",
@@ -213,7 +175,7 @@ class TraceRecorder:
                 self._write()
                 self._put({"calls": self._written, "cut_ns": self._cut_at})
         except OSError as error:
-            self._take_off()
+            self.is_on = False
             self._log.warning(
                 "%s: the trace %s ends here, as it cannot be written (%s): see to the disk",
                 self._party,
@@ -238,6 +200,53 @@ class TraceRecorder:
 
     def _put(self, value: object) -> None:
         self._file.write(json.dumps(value, default=str) + "\n")
+
+
+class _TracedSending(Sending):
+    """Records each call of `post`."""
+
+    def __init__(self, core: Core, recorder: TraceRecorder) -> None:
+        super().__init__(core)
+        self._recorder = recorder
+
+    def post(self, dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW) -> int:
+        recorder = self._recorder
+        if not recorder.is_on:
+            return super().post(dst, tag, data, encoding)
+        began = time.monotonic_ns()
+        try:
+            number = super().post(dst, tag, data, encoding)
+        except BaseException as error:
+            ended, thread = time.monotonic_ns(), recorder.meet_thread(threading.get_ident())
+            recorder.add((SEND, began, ended, thread, dst, tag, 0, _name(error)))
+            raise
+        ended, thread = time.monotonic_ns(), recorder.meet_thread(threading.get_ident())
+        size = len(data) if type(data) is bytes else memoryview(data).nbytes
+        recorder.add((SEND, began, ended, thread, dst, tag, size, number))
+        return number
+
+
+class _TracedReceiving(Receiving):
+    """Records each call of `recv`."""
+
+    def __init__(self, core: Core, recorder: TraceRecorder) -> None:
+        super().__init__(core)
+        self._recorder = recorder
+
+    def recv(self, src: Party, tag: str, timeout: float | None = None) -> Message:
+        recorder = self._recorder
+        if not recorder.is_on:
+            return super().recv(src, tag, timeout)
+        began = time.monotonic_ns()
+        try:
+            message = super().recv(src, tag, timeout)
+        except BaseException as error:
+            ended, thread = time.monotonic_ns(), recorder.meet_thread(threading.get_ident())
+            recorder.add((WAIT, began, ended, thread, src, tag, 0, _name(error)))
+            raise
+        ended, thread = time.monotonic_ns(), recorder.meet_thread(threading.get_ident())
+        recorder.add((WAIT, began, ended, thread, src, tag, len(message[0]), 0))
+        return message
 
 
 def _name(error: BaseException) -> str:

@@ -33,6 +33,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         """Args: whom it leads to, a prefix that keeps links apart, seconds."""
         super().__init__()
         self._endpoint = endpoint
+        self._sending, self._receiving = endpoint.parts.sending, endpoint.parts.receiving
         self._peer = peer
         self._namespace = namespace
         self._recv_timeout_ms = int(recv_timeout * 1000)
@@ -61,7 +62,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         if self._aborted:
             self._check_not_aborted()
         tag = self._namespace + key
-        self._last_sent = tag, self._endpoint.post(self._peer, tag, value)
+        self._last_sent = tag, self._sending.post(self._peer, tag, value)
 
     def SendAsyncThrottled(self, key: str, value: bytes) -> None:
         """Send, but first wait while the peer has a full window of such messages to take.
@@ -87,7 +88,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         if self._aborted:
             self._check_not_aborted()
         timeout = self._recv_timeout_ms / 1000
-        return self._endpoint.recv_marked(self._peer, self._namespace + key, timeout)[0]
+        return self._receiving.recv(self._peer, self._namespace + key, timeout)[0]
 
     def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
         """Milliseconds that `Recv` waits; 0 takes the endpoint's ``recv_timeout``."""
@@ -145,7 +146,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
 
     def _last_handle(self) -> Request | None:
         last = self._last_sent
-        return None if last is None else self._endpoint.handle(self._peer, *last)
+        return None if last is None else self._sending.request(self._peer, *last)
 
     def _window_has_room(self) -> bool:
         unconsumed = self._unconsumed
@@ -157,7 +158,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
 
     def _wait_for_window(self) -> None:
         limit = self._recv_timeout_ms / 1000
-        if not self._endpoint.wait_until(self._window_has_room, limit, ask=(self._peer,)):
+        peer = self._sending.core.peer(self._peer)
+        if not self._sending.wait_until(self._window_has_room, limit, ask=peer):
             trouble = self._endpoint.trouble(self._peer)
             raise SendTimeout(
                 f"{self._endpoint.party}: {self._peer} has left {len(self._unconsumed)} messages "

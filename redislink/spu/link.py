@@ -8,19 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+from collections import Counter
 from types import TracebackType
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from spu import libspu
 
 from redislink.cluster import ClusterSpec, DeviceSpec
 from redislink.cluster.trust import REMEDY, warnings
 from redislink.errors import ConfigError, LinkError, RedisLinkError
-from redislink.forking import Dead, dies_in_child, never_destroy, used_after_fork
+from redislink.forking import (
+    Dead,
+    dies_in_child,
+    never_destroy,
+    renew_in_child,
+    used_after_fork,
+)
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.spu.malloc import keep_freed_memory
 from redislink.transport.endpoint import Endpoint
+
+_link_numbers: Final[WeakKeyDictionary[Endpoint, Counter[str]]] = WeakKeyDictionary()
+_links_lock: Final = threading.Lock()
+renew_in_child(_links_lock)
 
 
 class SpuLink:
@@ -228,6 +241,18 @@ def has_channels() -> bool:
     return hasattr(libspu.link, "create_with_channels") and hasattr(libspu.link, "IChannel")
 
 
+def _next_link_number(endpoint: Endpoint, device: str) -> int:
+    """How many links of a device an endpoint has made, this one included.
+
+    Links to the same device are made in the same order everywhere, so the number keeps their
+    equal tags apart.
+    """
+    with _links_lock:
+        numbers = _link_numbers.setdefault(endpoint, Counter())
+        numbers[device] += 1
+        return numbers[device]
+
+
 def _join_channels(
     desc: Any,
     device: str,
@@ -244,7 +269,7 @@ def _join_channels(
             "a channels link needs an endpoint: pass the one from redislink.connect(), "
             "or choose mode brpc or mem"
         )
-    namespace = f"{device}.{endpoint.next_link_number(device)}/"
+    namespace = f"{device}.{_next_link_number(endpoint, device)}/"
     for member in members:
         desc.add_party(member, member)
     channels += [

@@ -1,5 +1,11 @@
 """Lanes: BLPOPs for the tags that come next, under way before anybody asks for them.
 
+Locks: `Lanes` owns all of its lanes; its lock guards which there are. Whoever reads a lane holds
+that lane's lock, and takes the lock of `Lanes` within it, never the other way round: `_drop`, which
+has the latter, only tries the former. Two steps of a reader take no lock, as each is atomic: it
+looks at the front of ``posted``, and takes it off. Whoever gives the lane up empties it at any
+time, and the reader then finds nothing there (IndexError). Nobody connects with a lock of these.
+
 A receive costs a round trip to the broker, unless its BLPOP is there before the message. A lane
 is one connection on which BLPOPs for the next tags of a family are pipelined; their replies
 come in that order. What a lane brings goes to delivery like everything else, so that a lane may
@@ -140,9 +146,23 @@ class Lanes:
                 self._drop(lane)  # all its BLPOPs have ended: who knows for how long it is idle
             elif family.run < self._needed.get(family.name, 0):
                 return
-            lane = self._open_lane(family)
-            if lane is not None:
-                self._post(lane)
+            if not self._has_room():
+                return
+        try:
+            wait = self._inbox.acquire()
+        except EndpointClosed:
+            return
+        try:
+            wait.connect()  # it takes round trips: nobody waits for the lock meanwhile
+        except BrokerError:
+            self._inbox.release(wait)
+            return
+        with self._lock:
+            if self._closed or family.name in self._lanes or not self._has_room():
+                self._inbox.release(wait)
+                return
+            lane = self._lanes[family.name] = Lane(family, self._prefix, wait)
+            self._post(lane)
 
     def close(self) -> None:
         """Give all lanes up, and open no more."""
@@ -163,19 +183,18 @@ class Lanes:
         lane.posted.extend(new)
         self._by_tag.update(dict.fromkeys((tag for tag, _ in new), lane))
 
-    def _open_lane(self, family: Family) -> Lane | None:
-        if len(self._lanes) >= _MAX_LANES:
-            # One that still has BLPOPs under way is not given up for another: what it pops just
-            # then would be lost, and probed for.
-            idle = [lane for lane in self._lanes.values() if not lane.posted]
-            if not idle:
-                return None
+    def _has_room(self) -> bool:
+        """Whether one more lane may be opened; called with the lock.
+
+        One that still has BLPOPs under way is not given up for another: what it pops just then
+        would be lost, and probed for.
+        """
+        if len(self._lanes) < _MAX_LANES:
+            return True
+        idle = [lane for lane in self._lanes.values() if not lane.posted]
+        if idle:
             self._drop(idle[0])
-        try:
-            lane = self._lanes[family.name] = Lane(family, self._prefix, self._inbox.acquire())
-        except EndpointClosed:
-            return None
-        return lane
+        return bool(idle)
 
     def _distrust(self, lane: Lane) -> None:
         """A tag of this lane was left out. Lanes that do not last cost more than they bring."""

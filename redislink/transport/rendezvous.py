@@ -32,6 +32,16 @@ class Rendezvous:
     def __init__(
         self, spec: ClusterSpec, party: str, handshake: Handshake, outbox: AnyOutbox, inbox: Inbox
     ) -> None:
+        """Not for users.
+
+        Args:
+            spec, party: whose hellos they are.
+            handshake: of this run; nobody else changes it.
+            outbox, inbox: of this party.
+        """
+        self._lock = threading.Lock()
+        """Guards the handshake, and what was said when: the control thread receives hellos, and
+        the thread that mends the outbox says some again. Nothing is pushed with it."""
         self._spec = spec
         self._party = party
         self._log = PartyLogger(spec.session, party)
@@ -108,7 +118,7 @@ class Rendezvous:
                         self._connected = True
                         self.reconnected()
                     for peer in missing:
-                        self._push(peer, self.handshake.hello_for(peer))
+                        self._say_hello(peer)
                     if on_progress is not None and now > started:
                         on_progress(missing, now - started)
                     next_hello = now + _HELLO_INTERVAL
@@ -156,7 +166,13 @@ class Rendezvous:
         """
         try:
             frame, body = decode_untrusted(bytes(element))
-            answer = self.handshake.receive_untrusted(peer, frame, bytes(body), time.monotonic())
+            with self._lock:
+                now = time.monotonic()
+                answer = self.handshake.receive_untrusted(peer, frame, bytes(body), now)
+                # A peer that goes on saying hello has not had our answer: the broker lost it.
+                unanswered = now - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL
+                if answer is None and unanswered:
+                    answer = self.handshake.hello_for(peer)
         except FrameError as error:
             # Nothing to worry about: it may be of a dead run. What lasts becomes an error.
             self._ignored[peer] += 1
@@ -170,26 +186,30 @@ class Rendezvous:
                     extra={"peer": peer},
                 )
             return
-        # A peer that goes on saying hello has not had our answer: the broker lost it.
-        unanswered = time.monotonic() - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL
         if answer is not None:
             self._push(peer, answer)
-        elif unanswered:
-            self._push(peer, self.handshake.hello_for(peer))
 
     def reconnected(self) -> None:
         """The outbox works again: say the hellos that could not be said without it."""
-        unsaid, self._unsaid = self._unsaid, set()
+        with self._lock:
+            unsaid, self._unsaid = self._unsaid, set()
         for peer in unsaid:
-            self._push(peer, self.handshake.hello_for(peer))
+            self._say_hello(peer)
+
+    def _say_hello(self, peer: str) -> None:
+        with self._lock:
+            message = self.handshake.hello_for(peer)
+        self._push(peer, message)
 
     def _push(self, peer: str, message: Message) -> None:
         """A hello list holds the latest hello alone."""
-        self._said_hello_at[peer] = time.monotonic()
+        with self._lock:
+            self._said_hello_at[peer] = time.monotonic()
         name = list_names.hello_list(self._spec.session, peer, self._party)
         hello, body = message
         self._outbox.push(
             name, (encode_header(hello), body), self._token, clear=True, ttl=_HELLO_TTL
         )
         if self._outbox.error is not None:
-            self._unsaid.add(peer)
+            with self._lock:
+                self._unsaid.add(peer)

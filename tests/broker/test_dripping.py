@@ -118,7 +118,7 @@ def test_a_broker_that_drips_holds_no_call_up(valkey: EmbeddedBroker, way: str) 
         bob.send("alice", "a", b"1")
         assert alice.recv("bob", "a") == b"1"
         if not begins:
-            name = alice._peers["bob"].in_prefix + list_names.encode_tag("t")
+            name = alice.parts.core.peers["bob"].in_prefix + list_names.encode_tag("t")
             begins = b"*2\r\n$%d\r\n%b\r\n$400000000\r\n" % (len(name), name)
         receiving, received = in_thread(lambda: alice.recv("bob", "t", timeout=0.5))
         proxy.drip(begins, drips, pause)

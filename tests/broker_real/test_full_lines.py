@@ -65,7 +65,7 @@ def send_on_a_stalled_line(
     for number in range(10):
         alice.send("carol", f"small {number}", b"%d" % number)
         alice.send("bob", "after", b"%d" % number)
-    assert alice._outbox.is_behind
+    assert alice.parts.core.outbox.is_behind
     assert not bulk.test()
     small = pool.submit(lambda: [carol.recv("alice", f"small {n}") for n in range(10)])
     after = pool.submit(lambda: [bob.recv("alice", "after") for _ in range(10)])
@@ -112,7 +112,7 @@ def test_a_line_that_is_cut_in_the_middle_of_a_backlog(
         sending.stall()
         for number in range(9):
             alice.send("bob", f"t{number % 3}", BULK[number * MB : (number + 3) * MB])
-        assert alice._outbox.is_behind
+        assert alice.parts.core.outbox.is_behind
         sending.cut()
         receiving.result(30)
         assert compare({name: book.as_json() for name, book in books.items()}).clean
@@ -127,7 +127,7 @@ def test_what_is_left_to_write_goes_out_while_closing(valkey: EmbeddedBroker) ->
         alice, bob = ends
         proxy.rate = 8e6
         alice.send("bob", "bulk", BULK[: 24 * MB])
-        assert alice._outbox.is_behind
+        assert alice.parts.core.outbox.is_behind
         received, _ = run_parties(lambda: bob.recv("alice", "bulk"), alice.close)
         assert received == BULK[: 24 * MB]
 
@@ -142,7 +142,7 @@ def test_heartbeats_are_heard_while_a_line_is_full(valkey: EmbeddedBroker) -> No
         alice, bob, carol = ends
         proxy.rate = 3e6
         alice.send("bob", "bulk", BULK[: 14 * MB])
-        assert alice._outbox.is_behind
+        assert alice.parts.core.outbox.is_behind
 
         def then() -> bytes:
             received = bob.recv("alice", "bulk")
@@ -169,5 +169,5 @@ def test_a_small_message_waits_for_a_chunk_and_not_for_all(valkey: EmbeddedBroke
             taken.append(lambda number=number: bob.recv("alice", f"small {number}"))
         assert [take() for take in taken] == [b"x"] * 10
         assert not bulk.test()
-        assert alice._outbox.is_behind
+        assert alice.parts.core.outbox.is_behind
         assert bob.recv("alice", "bulk") == BULK[: 16 * MB]

@@ -292,13 +292,13 @@ def left_of(url: str, cluster: ClusterSpec) -> list[bytes]:
 
 DYING = """
 import sys
-from redislink.transport import endpoint
+from redislink.transport import core
 from redislink.transport import rendezvous
 from redislink.transport import claim
 from tests.conftest import join, make_cluster
 
 # So that the test need not wait for an hour; nothing shortens one key's life alone.
-endpoint._CONTROL_TTL = rendezvous._HELLO_TTL = 1
+core._CONTROL_TTL = rendezvous._HELLO_TTL = 1
 claim._LEASE_MS, claim._RENEW_SECONDS = 1000, 0.2
 from redislink.broker import outbox
 _init = outbox.Outbox.__init__

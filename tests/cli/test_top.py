@@ -28,6 +28,7 @@ from redislink.operate.watch import PairView, PartyView, Reading
 from redislink.protocol import list_names
 from redislink.protocol.status import Waiting
 from redislink.transport import claim
+from redislink.transport.receiving import blocked_on
 from tests.cli.conftest import Call, Run, check_one_line
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.keyspace import run
@@ -49,7 +50,7 @@ def running(server: EmbeddedBroker) -> Iterator[list[Endpoint]]:
         alice.send("bob", "unread", b"payload")
         alice.flush()
         give_up = time.monotonic() + 10
-        while not (bob.party_status().waits and bob._claim.last_round_trip):
+        while not (blocked_on(bob.parts.core) and bob.parts.closing._claim.last_round_trip):
             assert time.monotonic() < give_up
         yield endpoints
         bob.cancel_recv("carol", "")

@@ -72,7 +72,7 @@ def blocked(communicator: Any, count: int = 1) -> bool:
     if isinstance(communicator, ThreadCommunicator):
         condition = communicator._hub.parties[communicator.rank].changed
         return len(condition._waiters) >= count  # type: ignore[attr-defined]
-    waits = communicator.endpoint._inbox.waits()
+    waits = communicator.endpoint.parts.core.inbox.waits()
     return sum(wait.purpose is not None for wait in waits) >= count
 
 
@@ -80,7 +80,7 @@ def waits_for_acks(communicator: Any) -> bool:
     """True while one of its calls waits until a peer has received something."""
     if isinstance(communicator, ThreadCommunicator):
         return blocked(communicator)
-    return bool(communicator.endpoint._sleepers)
+    return bool(communicator.endpoint.parts.core.sleepers)
 
 
 def start_recv(communicator: Any, src: str, tag: str, count: int = 1) -> Any:
@@ -233,7 +233,7 @@ class TestMessages:
         announced = contextlib.ExitStack()
         announced.enter_context(alice.announce_silence(5))
         if isinstance(bob, RedisCommunicator):  # threads are not watched
-            allowed = lambda: bob.endpoint._peers["alice"].delivery._allowed_silence  # noqa: E731
+            allowed = lambda: bob.endpoint.parts.core.peers["alice"].delivery._allowed_silence  # noqa: E731
             usual = bob.endpoint.settings.peer_timeout
             wait_until(lambda: usual + 4 < allowed() <= usual + 5)
             announced.close()

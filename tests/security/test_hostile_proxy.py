@@ -121,9 +121,9 @@ class TestTampered:
 
     def flood(self, proxy, endpoint, src, tag="t"):
         """What a broker does that puts its own elements onto a list."""
-        prefix = endpoint._peers[src].in_prefix
+        prefix = endpoint.parts.core.peers[src].in_prefix
         name = prefix + (tag.encode() if tag.startswith("!") else list_names.encode_tag(tag))
-        connection = endpoint._broker.open()
+        connection = endpoint.parts.core.broker.open()
         connection.execute(b"RPUSH", name, *[b"x" * 40] * 20, timeout=5)
         connection.close()
 
@@ -162,8 +162,8 @@ class TestTampered:
 
     def test_below_the_limit_nothing_happens(self, proxy, endpoints):
         alice, bob, _ = endpoints
-        connection = alice._broker.open()
-        name = alice._peers["bob"].in_prefix + b"t"
+        connection = alice.parts.core.broker.open()
+        name = alice.parts.core.peers["bob"].in_prefix + b"t"
         connection.execute(b"RPUSH", name, *[b"x" * 40] * 9, timeout=5)
         connection.close()
         bob.send("alice", "t", b"genuine")
@@ -187,12 +187,12 @@ class TestPeerThatBreaksTheRules:
 
     def seal(self, sender, receiver, inner):
         """Push a control frame that holds these bytes."""
-        peer = sender._peers[receiver]
+        peer = sender.parts.core.peers[receiver]
         codec, name = peer.codec, peer.out_list(None)
         number = next(codec._control_numbers)
         header = encode_header(Sealed(number))
         sealed = codec._control_out.encrypt(number.to_bytes(12, "big"), inner, name + header)
-        sender._outbox.push(name, (header, sealed))
+        sender.parts.core.outbox.push(name, (header, sealed))
 
     RULELESS = (
         encode(Sealed(9), b"x" * 20),
@@ -210,7 +210,7 @@ class TestPeerThatBreaksTheRules:
         self.seal(alice, "bob", self.RULELESS[number])
         with pytest.raises(PeerProtocolError, match="alice sent what the protocol forbids"):
             bob.recv("alice", "never")
-        assert bob._not_opened == 0
+        assert bob.parts.core._not_opened == 0
 
     FORBIDDEN = (
         Data(1, acked=1 << 60),
@@ -221,22 +221,22 @@ class TestPeerThatBreaksTheRules:
     @pytest.mark.parametrize("frame", FORBIDDEN)
     def test_is_named_for_a_message(self, pair, frame):
         alice, bob = pair
-        peer = alice._peers["bob"]
+        peer = alice.parts.core.peers["bob"]
         name = peer.out_list("t")
         body = b"" if frame.part else bytes(10_000)
-        alice._outbox.push(name, peer.codec.encode_parts(name, frame, body))
+        alice.parts.core.outbox.push(name, peer.codec.encode_parts(name, frame, body))
         with pytest.raises(PeerProtocolError, match="alice sent what the protocol forbids"):
             bob.recv("alice", "t")
-        assert bob._not_opened == 0
+        assert bob.parts.core._not_opened == 0
 
     def test_is_named_for_what_it_makes_us_keep(self, valkey):
         cluster = make_cluster(valkey.url, 2)
         alice, bob = join(cluster, close_timeout=0.5, peer_memory_bytes=1 << 20)
-        peer = alice._peers["bob"]
+        peer = alice.parts.core.peers["bob"]
         name = peer.out_list("t")
         for part in range(2, 40):  # the first never comes
             frame = Data(part, part - 1, 1000)
-            alice._outbox.push(name, peer.codec.encode_parts(name, frame, bytes(60_000)))
+            alice.parts.core.outbox.push(name, peer.codec.encode_parts(name, frame, bytes(60_000)))
         with pytest.raises(PeerProtocolError, match=r"alice has sent .* bytes that nothing"):
             bob.recv("alice", "t")
         leave([alice, bob])
@@ -244,11 +244,13 @@ class TestPeerThatBreaksTheRules:
     def test_is_not_known_without_sealing(self, valkey):
         """There anybody may have sent it, so nobody is blamed."""
         alice, bob = endpoints = join(make_cluster(valkey.url, 2, security="none"))
-        peer = alice._peers["bob"]
+        peer = alice.parts.core.peers["bob"]
         name = peer.out_list(None)
-        alice._outbox.push(name, peer.codec.encode_parts(name, Ack(AckState(1 << 60)), b""))
+        alice.parts.core.outbox.push(
+            name, peer.codec.encode_parts(name, Ack(AckState(1 << 60)), b"")
+        )
         exchange(endpoints)
-        assert bob._peers["alice"].delivery.failure is None
+        assert bob.parts.core.peers["alice"].delivery.failure is None
         leave(endpoints)
 
     def test_its_reasons_cannot_steer_a_terminal(self, pair):
@@ -381,7 +383,7 @@ def test_nonsense_from_the_first_reply_on_is_a_named_error(proxy, seed):
 def test_changed_hellos_end_in_a_timeout_that_names_who_is_missing(proxy, kind):
     attack(proxy, (kind,), 1.0)
     cluster = make_cluster(proxy.url, 2)
-    settings = quick_settings(connect_timeout=0.6)
+    settings = quick_settings(connect_timeout=2.5)
     sides = [in_thread(lambda n=n: connect_as(cluster, n, settings)) for n in cluster.party_names]
     for (thread, outcome), peer in zip(sides, ("bob", "alice"), strict=True):
         thread.join(20)

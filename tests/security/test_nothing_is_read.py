@@ -9,8 +9,8 @@ import pytest
 import spu
 from spu.utils import frontend
 
-from redislink import Endpoint
 from redislink.spu import create_link, runtime_config
+from redislink.transport.sending import Sending
 from tests.conftest import join, make_cluster, run_parties
 from tests.security.hostile_broker import ADDS_ONLY, Attacker
 from tests.security.hostile_proxy import HostileProxy
@@ -48,14 +48,14 @@ def test_the_check_finds_what_is_there():
 @pytest.fixture
 def sent(monkeypatch):
     """Every payload that any endpoint is given to send."""
-    payloads, lock, post = [], threading.Lock(), Endpoint.post
+    payloads, lock, post = [], threading.Lock(), Sending.post
 
     def recording(self, dst, tag, data, *encoding):
         with lock:
             payloads.append(bytes(data))
         return post(self, dst, tag, data, *encoding)
 
-    monkeypatch.setattr(Endpoint, "post", recording)  # every send comes through it
+    monkeypatch.setattr(Sending, "post", recording)  # every send comes through it
     return payloads
 
 

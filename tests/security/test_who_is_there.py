@@ -134,7 +134,7 @@ def test_a_party_that_starts_anew_in_a_session_is_known_by_proof_and_waits_for_a
     endpoints = {endpoint.party: endpoint for endpoint in join(cluster)}
     stays = endpoints["bob" if restarted == "alice" else "alice"]
     exchange(*endpoints.values())
-    endpoints[restarted]._leave(0.0)  # as if killed: it tells nobody
+    endpoints[restarted].parts.closing._leave(0.0)  # as if killed: it tells nobody
     again, outcome = in_thread(connecting(cluster, restarted))
     with pytest.raises(PeerRestarted, match=f"{restarted} has started again.*start all"):
         stays.recv(restarted, "never")
@@ -148,7 +148,7 @@ def test_a_party_that_starts_anew_in_a_session_is_known_by_proof_and_waits_for_a
 
 def test_what_is_sealed_is_so_from_the_first_frame_on(broker_url):
     alice, bob = join(make_cluster(broker_url, 2))
-    connection = alice._broker.open()
+    connection = alice.parts.core.broker.open()
     alice.send("bob", "t", b"a payload that nobody else reads")
     alice.flush()
     for name in connection.execute(

@@ -26,7 +26,7 @@ def channels(mesh, broker_url):
 
 
 def waiting(channel):
-    return bool(channel._endpoint._inbox.waits())
+    return bool(channel._endpoint.parts.core.inbox.waits())
 
 
 def test_it_is_a_channel_and_overrides_every_pure_virtual(channels):
@@ -199,7 +199,7 @@ def test_wait_link_task_finish_waits_for_the_peer_to_receive(channels):
     alice, bob = channels
     alice.SendAsync("k", b"x")
     thread, outcome = in_thread(alice.WaitLinkTaskFinish)
-    wait_until(lambda: alice._endpoint._sleepers)
+    wait_until(lambda: alice._endpoint.parts.core.sleepers)
     assert not outcome
     assert bob.Recv("k") == b"x"
     thread.join(10)

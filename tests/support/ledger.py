@@ -37,7 +37,7 @@ class Ledger:
         self.sent: Book = defaultdict(list)
         self.received: Book = defaultdict(list)
         self._lock = threading.Lock()
-        post, recv_marked = endpoint.post, endpoint.recv_marked
+        post, recv_marked = endpoint.parts.sending.post, endpoint.parts.receiving.recv
 
         def post_noted(dst: Any, tag: str, data: Any, *encoding: Encoding) -> int:
             # The order in which it is sent must be the order in which it is noted.
@@ -54,8 +54,8 @@ class Ledger:
                     self.received[f"{_name(endpoint, src)} {tag}"].append(checksum(message[0]))
             return message
 
-        endpoint.post = post_noted  # type: ignore[method-assign]
-        endpoint.recv_marked = recv_noted  # type: ignore[method-assign]
+        endpoint.parts.sending.post = post_noted  # type: ignore[method-assign]
+        endpoint.parts.receiving.recv = recv_noted  # type: ignore[method-assign]
 
     def as_json(self) -> dict[str, Book]:
         """For `compare`, through a file if need be."""

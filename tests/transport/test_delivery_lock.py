@@ -11,8 +11,9 @@ from redislink import RecvCancelled, RecvTimeout, SendTimeout
 from redislink.broker import EmbeddedBroker
 from redislink.protocol.delivery import Delivery
 from redislink.testing import Faults, FaultyBroker
-from redislink.transport import endpoint as endpoint_module
+from redislink.transport import core
 from redislink.transport.endpoint import Endpoint
+from redislink.transport.party_status import status_of
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
 from tests.transport.test_endpoint import blocked
@@ -41,15 +42,15 @@ def _check(delivery: Delivery, name: str) -> None:
 
 def guard(endpoints: list[Endpoint]) -> list[Endpoint]:
     for endpoint in endpoints:
-        for peer in endpoint._peers.values():
-            with endpoint._lock:
-                vars(peer.delivery)["lock"] = endpoint._lock
+        for peer in endpoint.parts.core.peers.values():
+            with endpoint.parts.core.lock:
+                vars(peer.delivery)["lock"] = endpoint.parts.core.lock
     return endpoints
 
 
 @pytest.fixture(autouse=True)
 def _guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "Delivery", GuardedDelivery)
+    monkeypatch.setattr(core, "Delivery", GuardedDelivery)
     _offences.clear()
 
 
@@ -62,7 +63,7 @@ def exchange(here: Endpoint, there: str) -> None:
     handle = here.send(there, "large", b"y" * 300_000)
     handle.test()
     here.stats()
-    here.party_status()
+    status_of(here.parts.core, here.parts.closing._claim)
     here.flush()
     assert here.recv(there, "large") == b"y" * 300_000
     handle.wait()
@@ -103,8 +104,8 @@ def test_nor_where_the_broker_harms_what_passes(valkey: EmbeddedBroker) -> None:
     for number in range(30):
         alice.send("bob", f"n{number % 3}", bytes(number))
     assert [len(bob.recv("alice", f"n{number % 3}")) for number in range(30)] == [*range(30)]
-    bob._control_wait.interrupt()  # it is deaf from now on, and will not take what comes
-    bob._control_thread.join()
+    bob.parts.control._wait.interrupt()  # it is deaf from now on, and will not take what comes
+    bob.parts.control._thread.join()
     broker.faults = Faults()
     alice.send("bob", "untaken", b"w")
     alice.close()
@@ -114,6 +115,6 @@ def test_nor_where_the_broker_harms_what_passes(valkey: EmbeddedBroker) -> None:
 
 def test_a_test_that_does_not_find_it_is_none(valkey: EmbeddedBroker) -> None:
     alice, bob = guard(join(make_cluster(valkey.url, 2), close_timeout=1))
-    assert alice._peer("bob").delivery.all_acked
+    assert alice.parts.core.peer("bob").delivery.all_acked
     assert _offences
     run_parties(alice.close, bob.close)

@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 
 
 def blocked(endpoint, tag):
-    return any(wait.purpose[1] == tag for wait in endpoint._inbox.waits())
+    return any(wait.purpose[1] == tag for wait in endpoint.parts.core.inbox.waits())
 
 
 @pytest.fixture
@@ -147,16 +147,16 @@ class TestMessages:
     def test_a_message_that_another_thread_took_in_is_handed_over_at_once(self, valkey):
         alice, bob = join(make_cluster(valkey.url, 2), blpop_timeout=20)
         with alice, bob:
-            delivery = bob._peers["alice"].delivery
+            delivery = bob.parts.core.peers["alice"].delivery
             waits = delivery._waits
             threads = [in_thread(lambda: bob.recv("alice", "t")) for _ in range(2)]
             wait_until(lambda: "t" in waits and waits["t"].threads == 2, 10)
             # The second comes first: whoever pops it must leave it to the next who is served.
-            push, held = alice._outbox.push, []
-            alice._outbox.push = lambda *args, **options: held.append((args, options))
+            push, held = alice.parts.core.outbox.push, []
+            alice.parts.core.outbox.push = lambda *args, **options: held.append((args, options))
             for number in range(2):
                 alice.send("bob", "t", b"%d" % number)
-            alice._outbox.push = push
+            alice.parts.core.outbox.push = push
             (first, _), (second, _) = held
             push(*second)
             wait_until(lambda: "t" in delivery.kept, 10)
@@ -179,19 +179,19 @@ class TestMessages:
 
         alice, _ = pair
         wait = EndingWait()
-        with alice._lock:
-            alice._register(wait)
+        with alice.parts.core.lock:
+            alice.parts.receiving.register(wait)
         assert not wait.registered
-        assert "t" not in alice._peers["bob"].delivery._waits
+        assert "t" not in alice.parts.core.peers["bob"].delivery._waits
 
     def test_a_mark_travels_with_its_message(self, pair):
         alice, bob = pair
         alice.send("bob", "t", b"raw")
-        alice.send("bob", "t", b"x" * 3_000_000, encoding=Encoding.VALUE)
+        alice.parts.sending.post("bob", "t", b"x" * 3_000_000, Encoding.VALUE)
         assert bob.has_message("alice", "t")
-        assert bob.peek_marked("alice", "t") == (b"raw", Encoding.RAW)
-        assert bob.recv_marked("alice", "t") == (b"raw", Encoding.RAW)
-        assert bob.recv_marked("alice", "t") == (b"x" * 3_000_000, Encoding.VALUE)
+        assert bob.parts.receiving.peek("alice", "t") == (b"raw", Encoding.RAW)
+        assert bob.parts.receiving.recv("alice", "t") == (b"raw", Encoding.RAW)
+        assert bob.parts.receiving.recv("alice", "t") == (b"x" * 3_000_000, Encoding.VALUE)
 
     def test_stats_count_payloads(self, pair):
         alice, bob = pair
@@ -409,7 +409,7 @@ class TestConnect:
     def test_junk_in_a_data_list_is_skipped(self, pair, broker_url):
         alice, bob = pair
         connection = Broker(broker_url).open()
-        name = alice._peers["bob"].out_prefix + list_names.encode_tag("t")
+        name = alice.parts.core.peers["bob"].out_prefix + list_names.encode_tag("t")
         for junk in (b"", b"junk", b"\1\xff\xff"):
             connection.execute(b"RPUSH", name, junk, timeout=5)
         alice.send("bob", "t", b"good")

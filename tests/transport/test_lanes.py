@@ -7,6 +7,8 @@ import pytest
 from redislink import Endpoint, EndpointClosed, RecvCancelled
 from redislink.broker import Broker
 from redislink.broker.inbox import Wait
+from redislink.transport import lanes as lanes_module
+from redislink.transport.lanes import Lane
 from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
 from tests.support.waiting import wait_until
 
@@ -44,7 +46,7 @@ def exchange(alice: Endpoint, bob: Endpoint, tags) -> None:
 
 
 def lanes(endpoint: Endpoint, peer: str):
-    return endpoint._peers[peer].lanes
+    return endpoint.parts.core.peers[peer].lanes
 
 
 def result(started):
@@ -56,7 +58,7 @@ def result(started):
 
 
 def receives(endpoint: Endpoint) -> bool:
-    return any(wait.purpose for wait in endpoint._inbox.waits())
+    return any(wait.purpose for wait in endpoint.parts.core.inbox.waits())
 
 
 def test_what_follows_is_foreseen(pair):
@@ -96,8 +98,7 @@ def test_a_family_with_gaps_gets_no_lane_each_time(pair, monkeypatch):
     alice, bob = pair()
     opened = []
     of_bob = lanes(bob, "alice")
-    open_lane = of_bob._open_lane
-    monkeypatch.setattr(of_bob, "_open_lane", lambda f: opened.append(f) or open_lane(f))
+    monkeypatch.setattr(lanes_module, "Lane", lambda *args: opened.append(args) or Lane(*args))
     gaps = [n for n in range(1, 200) if n % 3]
     exchange(alice, bob, [f"t{n}" for n in gaps])
     assert len(opened) <= 2
@@ -208,7 +209,7 @@ def test_what_a_lane_brings_while_it_is_given_up_counts(pair, monkeypatch):
     monkeypatch.setattr(Wait, "read_posted", read_and_lose_the_lane)
     exchange(alice, bob, ["t3"])
     assert bob.stats().probes_sent == alice.stats().frames_resent == 0
-    assert lane.wait not in bob._inbox._all
+    assert lane.wait not in bob.parts.core.inbox._all
 
 
 def test_none_in_process(mesh):

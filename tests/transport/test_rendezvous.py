@@ -108,14 +108,18 @@ HELLOS = 10_000
 
 def unopened_hellos(sender, receiver):
     """Hellos of a peer's run that do not open, in one push."""
-    peer = receiver._peers[sender.party]
-    name = next(n for n, who in receiver._rendezvous.lists.items() if who == peer.name)
-    digest, mine = receiver.cluster.digest(), receiver._claim.instance
+    peer = receiver.parts.core.peers[sender.party]
+    name = next(n for n, who in receiver.parts.core.rendezvous.lists.items() if who == peer.name)
+    digest, mine = receiver.cluster.digest(), receiver.parts.closing._claim.instance
     step = 1 if sender.rank < receiver.rank else 2
-    hello = Hello(digest, bytes.fromhex(sender._claim.instance), bytes.fromhex(mine), True, step)
+    hello = Hello(
+        digest, bytes.fromhex(sender.parts.closing._claim.instance), bytes.fromhex(mine), True, step
+    )
     body = b"x" * 100
     if step == 2:
-        pair = receiver._rendezvous.handshake._pairs[peer.name]  # an answer is to something
+        pair = receiver.parts.core.rendezvous.handshake._pairs[
+            peer.name
+        ]  # an answer is to something
         begun = pair.begun[b"another"] = KkInitiator(pair.config, bytes(32), b"payload")
         body = begun.name + body
     return name, encode(hello, body)
@@ -128,7 +132,7 @@ def test_hellos_that_do_not_open_are_counted_and_not_all_logged(valkey, receiver
     mine = next(e for e in endpoints if e.party == receiver)
     other = next(e for e in endpoints if e is not mine)
     name, element = unopened_hellos(other, mine)
-    with contextlib.closing(mine._broker.open()) as connection:
+    with contextlib.closing(mine.parts.core.broker.open()) as connection:
         connection.execute(b"RPUSH", name, *[element] * 99, timeout=5)
         while connection.execute(b"LLEN", name, timeout=5):
             pass

@@ -18,6 +18,8 @@ from redislink import ConfigError, Endpoint, RecvTimeout, UsageError
 from redislink.files import open_in_place_of
 from redislink.observe.merge import merge, read_trace
 from redislink.observe.record import FIELDS
+from redislink.transport.receiving import Receiving
+from redislink.transport.sending import Sending
 from tests.conftest import connect_as, join, make_cluster, quick_settings, run_parties
 from tests.support.waiting import wait_until
 
@@ -279,11 +281,13 @@ def test_off_the_endpoint_is_as_it_was_and_on_only_until_its_end(tmp_path: Path)
         lambda: connect_as(cluster, "alice"),
         lambda: connect_as(cluster, "bob", quick_settings(trace_dir=tmp_path)),
     )
-    names = {"post", "recv_marked"}
-    assert not names & set(vars(alice))
-    assert names <= set(vars(bob))
+    assert type(alice.parts.sending) is Sending
+    assert type(alice.parts.receiving) is Receiving
+    recorder = bob.parts.sending._recorder  # type: ignore[attr-defined]
+    assert recorder is bob.parts.receiving._recorder  # type: ignore[attr-defined]
+    assert recorder.is_on
     run_parties(alice.close, bob.close)
-    assert not names & set(vars(bob))
+    assert not recorder.is_on
 
 
 def test_a_process_that_is_killed_leaves_what_it_had(recorded: Path, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""The end of an endpoint: in good order, by an abort, or because the program ends."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from redislink.errors import BrokerError, EndpointClosed, reason_for_peers
+from redislink.protocol.states import State
+from redislink.transport.claim import PartyClaim
+from redislink.transport.control import Control
+from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
+from redislink.transport.observer import Observer
+from redislink.transport.peer import Peer
+
+_LEAST_TO_LEAVE: Final = 0.5
+"""Seconds that each last thing may take when ``close_timeout`` is over."""
+_OVER: Final = (State.CLOSED, State.FAILED)
+_open: Final[weakref.WeakSet[Closing]] = weakref.WeakSet()
+
+
+class Closing:
+    """Ends one endpoint, once."""
+
+    def __init__(self, core: Core, control: Control, claim: PartyClaim, observer: Observer) -> None:
+        """Not for users.
+
+        Args:
+            core, control, claim, observer: what ends with the endpoint.
+        """
+        self.core = core
+        self._control = control
+        self._claim = claim
+        self._observer = observer
+        _open.add(self)
+
+    def abort(self, reason: str) -> None:
+        """As `Endpoint.abort`."""
+        core = self.core
+        with core.lock:
+            if core.stopped.is_set():
+                return
+            is_closing, core.closing = core.closing, True
+            core.wake_all()
+        line = " ".join(reason.split())[:500]
+        core.tell_all(lambda delivery: delivery.abort(line))
+        if not is_closing:
+            self._leave(time.monotonic() + core.settings.close_timeout)
+
+    def close(self) -> None:
+        """As `Endpoint.close`."""
+        core = self.core
+        with core.lock:
+            if core.closing:
+                return
+            core.closing = True
+            core.wake_all()
+        core.tell_all(lambda delivery: delivery.close(time.monotonic()))
+        deadline = self._wait_for_line(time.monotonic())
+        with core.changed:
+            while (left := deadline - time.monotonic()) > 0:
+                if core.failure is not None or not self._unfinished():
+                    break
+                core.changed.wait(min(left, UNREAD_CONTROL_WAIT))
+            unfinished = self._unfinished() if core.failure is None else []
+            left_over = [(peer.name, peer.delivery.unacked_bytes) for peer in unfinished]
+        for name, size in left_over:
+            core.log.warning(
+                "%s: closed without %s having taken everything (%d bytes left)",
+                core.party,
+                name,
+                size,
+                extra={"peer": name},
+            )
+        self._leave(deadline)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork."""
+        _open.discard(self)
+
+    def _wait_for_line(self, closed_at: float) -> float:
+        """Wait while the line takes what is to be written; returns when all shall be delivered."""
+        core, outbox = self.core, self.core.outbox
+        limit = core.settings.close_timeout
+        with core.changed:
+            while outbox.is_behind and core.failure is None:
+                if time.monotonic() - max(closed_at, outbox.moved_at) >= limit:
+                    break
+                core.changed.wait(UNREAD_CONTROL_WAIT)
+        return max(closed_at, outbox.moved_at) + limit
+
+    def _unfinished(self) -> list[Peer]:
+        """Peers that have not said yet that they have everything; needs the lock."""
+        self.core.check_locked()
+        return [peer for peer in self.core.peers.values() if peer.delivery.state not in _OVER]
+
+    def _say_last_words(self, deadline: float) -> None:
+        """See to it that the broker has the FINs, acks and ABORTs of the end.
+
+        Nobody is there to send them again, so when the connection broke they are all pushed
+        again on the next one.
+        """
+        core = self.core
+        while not core.outbox.flush(max(_LEAST_TO_LEAVE, deadline - time.monotonic())):
+            error = core.outbox.error
+            if isinstance(core.failure, BrokerError) or (error and not error.retryable):
+                return
+            core.mend_outbox()
+            with core.changed:
+                while core.outbox.error is not None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return
+                    core.changed.wait(min(left, UNREAD_CONTROL_WAIT))
+            for peer, push in tuple(core.last_words):
+                core.push(peer, [push])
+
+    def _leave(self, deadline: float) -> None:
+        """Stop the threads, remove what this party leaves on the broker, disconnect."""
+        core = self.core
+        _open.discard(self)
+        self._say_last_words(deadline)
+        left = max(_LEAST_TO_LEAVE, deadline - time.monotonic())
+        core.stopped.set()
+        self._control.stop(left)
+        mine = [*core.rendezvous.lists, *(peer.control_in for peer in core.peers.values())]
+        with contextlib.suppress(EndpointClosed):
+            core.outbox.delete(*mine)
+        core.outbox.flush(left)
+        core.outbox.close()
+        for peer in core.peers.values():
+            peer.lanes.close()
+        core.inbox.close()
+        self._claim.release(left)
+        self._observer.close()
+
+
+def leave_open_endpoints(error: BaseException | None) -> None:
+    """Leave what the program has not, as it ends.
+
+    Args:
+        error: what ended it: the peers are told of it. None closes in good order, so that what was
+            sent arrives, and says that the program did not.
+    """
+    leaving = []
+    for closing in list(_open):
+        core = closing.core
+        if core.closing:
+            continue
+        leave: Callable[[], None] = closing.close
+        if error is None:
+            core.log.warning(
+                "%s: the program ended without closing session %r, which is closed now: call "
+                "close(), or join in a with block",
+                core.party,
+                core.cluster.session,
+            )
+        else:
+            leave = partial(closing.abort, reason_for_peers(error))
+        leaving.append(threading.Thread(target=leave, daemon=True))
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join()
+
+
+@atexit.register
+def _leave_at_exit() -> None:
+    # Where somebody types, it is of an earlier line.
+    failed = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    leave_open_endpoints(failed)

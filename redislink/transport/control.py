@@ -1,0 +1,213 @@
+"""The control thread: takes acks, probes, heartbeats, aborts and hellos, and keeps the timers.
+
+Nothing is healed without it, so whatever ends it ends the session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Final, cast
+
+from redislink.broker.inbox import Interrupted
+from redislink.broker.wire import Buffer
+from redislink.errors import (
+    BrokerError,
+    ClusterMismatch,
+    EndpointClosed,
+    FrameError,
+    RedisLinkError,
+    SealError,
+)
+from redislink.logs import PartyLogger
+from redislink.protocol.delivery import Delivery, Push
+from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
+from redislink.transport.peer import Peer
+from redislink.transport.receiving import Receiving
+
+_LONGEST_CONTROL_WAIT: Final = 1.0
+_SHORTEST_CONTROL_WAIT: Final = 0.02
+_REPORT_INTERVAL: Final = 10.0
+"""Seconds between two lines about a peer that is not heard."""
+
+
+class Control:
+    """The control thread of one endpoint. `start` it once, then `stop` it."""
+
+    def __init__(self, core: Core, receiving: Receiving) -> None:
+        """Not for users.
+
+        Args:
+            core: of the endpoint.
+            receiving: whose waits it registers and ends when they are overdue.
+        """
+        self._core = core
+        self._receiving = receiving
+        self._progress = PartyLogger(core.cluster.session, core.party, "redislink.progress")
+        self._silence_reports: dict[str, float] = {}
+        """Peers of which it was said that they are not heard, and when to say it again."""
+        self._next_silence_look = 0.0
+        self._wait = core.inbox.acquire()
+        self._thread = threading.Thread(
+            target=self._run, name=f"redislink-control-{core.party}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """End the thread, once `Core.stopped` is set.
+
+        Args:
+            seconds: that it may take.
+        """
+        self._wait.interrupt()
+        self._thread.join(seconds)
+        self._wait.disconnect()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except RedisLinkError as error:
+            self._core.fail(error)
+        except Exception as error:
+            self._core.log.exception("%s: the control thread broke", self._core.party)
+            self._core.fail(
+                RedisLinkError(
+                    f"{self._core.party}: internal error, {type(error).__name__} in the control "
+                    "thread: please report it, with the log"
+                )
+            )
+
+    def _serve(self) -> None:
+        core = self._core
+        sources: dict[bytes, tuple[Peer, bool]] = {
+            peer.control_in: (peer, True) for peer in core.peers.values()
+        }
+        sources |= {name: (core.peers[p], False) for name, p in core.rendezvous.lists.items()}
+        names = list(sources)
+        while not core.stopped.is_set():
+            try:
+                pause = self._serve_timers()
+                names = [*names[1:], names[0]]  # else a busy first list would starve the others
+                popped = self._wait.pop(names, core.broker.blpop_slice(pause))
+                core.outage.ended()
+            except (Interrupted, EndpointClosed):
+                return
+            except BrokerError as error:
+                try:
+                    core.stopped.wait(core.give_up_or_pause(error))
+                except BrokerError:
+                    return
+                core.tell_all(lambda delivery: delivery.not_listening(time.monotonic()))
+                continue
+            now = time.monotonic()
+            with core.lock:
+                for peer in core.peers.values():
+                    peer.delivery.listened(now)
+            self._report_silence(now)
+            if popped is not None:
+                peer, is_control = sources[popped[0]]
+                if is_control:
+                    self._collect()  # else a probe would find what the broker has unconfirmed
+                    self._take_control(peer, popped[1])
+                else:
+                    self._take_hello(peer, popped[1])
+            core.check_peers()
+
+    def _serve_timers(self) -> float:
+        """Do what is due; returns how many seconds the control thread may wait."""
+        core = self._core
+        busy = self._collect()
+        now = time.monotonic()
+        if core.outbox.error is not None:
+            core.mend_outbox()
+        for wait in core.inbox.waits():
+            purpose = wait.purpose
+            if purpose is not None and now - purpose[2] > UNREAD_CONTROL_WAIT:
+                with core.lock:
+                    self._receiving.register(wait)
+                if now > wait.give_up + wait.margin:
+                    wait.interrupt()  # a reply has begun and drips: its timeout holds all the same
+        busy = busy or core.outbox.has_unread
+        pause = UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
+        for peer in core.peers.values():
+            with core.talk(peer) as delivery:
+                due = delivery.next_timeout()
+                if due is not None and due <= now:
+                    delivery.tick(now)
+                    due = delivery.next_timeout()
+            if due is not None:
+                pause = min(pause, due - now)
+        return max(_SHORTEST_CONTROL_WAIT, pause)
+
+    def _collect(self) -> bool:
+        """Hand the broker's answers to our pushes to delivery; True if there were any."""
+        core = self._core
+        answered = core.outbox.collect()
+        if not answered:
+            return False
+        now, size = time.monotonic(), core.element_size
+        with core.lock:
+            for token, taken in cast("list[tuple[tuple[Delivery, Push], bool]]", answered):
+                delivery, push = token
+                if taken:
+                    delivery.confirm(push, now)
+                    if size.suspected:
+                        size.answered(len(push.body))
+                else:
+                    delivery.refused(push, now)
+        return True
+
+    def _take_control(self, peer: Peer, element: Buffer) -> None:
+        core = self._core
+        try:
+            frame, _ = peer.codec.decode_untrusted(peer.control_in, element)
+        except FrameError as error:
+            core.blame(peer, error)
+            return
+        illegal: FrameError | None = None
+        with core.talk(peer) as delivery:
+            try:
+                delivery.receive_control(frame, time.monotonic())
+            except FrameError as error:
+                illegal = error
+            often_lost, delivery.often_lost = delivery.often_lost, 0
+            breaks_at_size = bool(often_lost) and core.element_size.lost(often_lost)
+            core.changed.notify_all()
+        if breaks_at_size:
+            core.cut_finer()
+        if illegal is not None:
+            core.blame_peer(peer, illegal)
+
+    def _take_hello(self, peer: Peer, element: Buffer) -> None:
+        core, rendezvous = self._core, self._core.rendezvous
+        before = rendezvous.handshake.not_opened
+        with contextlib.suppress(ClusterMismatch, EndpointClosed):
+            rendezvous.receive(peer.name, element)
+        if rendezvous.handshake.not_opened > before:
+            core.blame_broker(peer, SealError("a hello that does not open"))
+        if rendezvous.handshake.has_restarted(peer.name):
+            with core.talk(peer) as delivery:
+                delivery.restarted()
+        if core.outbox.error is not None:
+            core.mend_outbox()
+
+    def _report_silence(self, now: float) -> None:
+        """Say from time to time whom this party does not hear, and when it hears them again."""
+        core = self._core
+        if now < self._next_silence_look:
+            return
+        self._next_silence_look = now + _LONGEST_CONTROL_WAIT
+        with core.lock:
+            silent = {n: p.delivery.describe_silence(now) for n, p in core.peers.items()}
+        for name, said in silent.items():
+            due = self._silence_reports.get(name)
+            if said and (due is None or now >= due):
+                self._silence_reports[name] = now + _REPORT_INTERVAL
+                self._progress.info("%s: %s", core.party, said)
+            elif not said and due is not None:
+                del self._silence_reports[name]
+                self._progress.info("%s: %s is heard again, or has left", core.party, name)

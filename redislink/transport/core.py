@@ -1,0 +1,454 @@
+"""`Core`: what all threads of one party's session share, and the one door to its deliveries.
+
+Rules:
+- ``lock`` guards the deliveries, the failure and the closing. Nobody talks to the broker, and no
+  log handler of a program runs, while it is held.
+- A delivery is read and changed in `talk` alone, which pushes what it leaves once the lock is
+  free; the short ways of `sending` and `receiving` do the same by hand, and say so.
+- A failure is set once and ends every call, now and later.
+- Whoever finds the outbox broken calls `mend_outbox` and goes on: one thread reconnects.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Final
+
+from redislink.broker import AnyOutbox, Broker, Inbox
+from redislink.broker.outage import Outage
+from redislink.broker.wire import LARGE
+from redislink.cluster import ClusterSpec
+from redislink.errors import (
+    BrokerError,
+    BrokerRefused,
+    BrokerTampered,
+    EndpointClosed,
+    FrameError,
+    RedisLinkError,
+    UsageError,
+    UsedAfterFork,
+)
+from redislink.forking import Dead, used_after_fork
+from redislink.logs import PartyLogger, is_power_of_two
+from redislink.protocol import list_names
+from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
+from redislink.protocol.element_size import LEAST, ElementSize
+from redislink.protocol.fragments import split_element
+from redislink.protocol.frame import Data
+from redislink.protocol.seal import IllegalFrameError, StaleError
+from redislink.settings import RedisLinkSettings
+from redislink.transport.lanes import Lanes
+from redislink.transport.peer import Party, Peer
+from redislink.transport.rendezvous import Rendezvous
+
+UNREAD_CONTROL_WAIT: Final = 0.2
+"""Seconds between two looks at what the broker, or another thread, may have said."""
+_CONTROL_TTL: Final = 120
+_MOST_LAST_WORDS: Final = 64
+# On one machine, or nearly, a chunk takes less time on the line than the work that it makes.
+_NEAR: Final = 0.0003
+_LEAST_CHUNK: Final = 64 << 10
+_MOST_IN_FRAGMENTS: Final = 512 << 20
+_HOPELESS: Final = 0.75
+"""Of ``broker_timeout``: how long connections may break at the least size of an element."""
+
+
+class Talk:
+    """``with core.talk(peer) as delivery``: see `Core.talk`."""
+
+    __slots__ = ("_core", "_peer")
+
+    def __init__(self, core: Core, peer: Peer) -> None:
+        self._core = core
+        self._peer = peer
+
+    def __enter__(self) -> Delivery:
+        self._core.lock.acquire()
+        return self._peer.delivery
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        delivery = self._peer.delivery
+        pushes = delivery.pushes() if delivery.unpushed else None
+        self._core.lock.release()
+        if pushes:
+            self._core.push(self._peer, pushes)
+
+
+class Core:
+    """What the parts of an `Endpoint` share.
+
+    Attributes:
+        cluster, party, settings: whose endpoint it is.
+        log: the party's logger.
+        broker, outbox, inbox, outage, rendezvous: towards the broker.
+        peers: the other parties, by name in rank order.
+        lock: see the rules above; `changed` is its condition, notified when an ack came, a
+            connection is back, or the session ends.
+        failure: what has ended the session; None while it goes on.
+        closing: this party is leaving.
+        stopped: set when the threads are to end.
+        sleepers: threads that wait on `changed` for acks.
+        reconnects: how often the outbox was connected again.
+        last_words: control frames pushed while closing, which nobody sends again.
+        element_size: what the broker takes in one element.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterSpec,
+        party: str,
+        settings: RedisLinkSettings,
+        broker: Broker,
+        outbox: AnyOutbox,
+        inbox: Inbox,
+        rendezvous: Rendezvous,
+        outage: Outage,
+        round_trip: float,
+    ) -> None:
+        """Not for users.
+
+        Args:
+            cluster, party, settings, broker, outbox, inbox, rendezvous, outage: as the attributes.
+            round_trip: seconds to the broker and back.
+        """
+        self.cluster = cluster
+        self.party = party
+        self.settings = settings
+        self.log = PartyLogger(cluster.session, party)
+        self.broker = broker
+        self.outbox: AnyOutbox = outbox
+        self.inbox: Inbox = inbox
+        self.outage = outage
+        self.rendezvous: Rendezvous = rendezvous
+        self.blpop_slice = broker.blpop_slice(settings.blpop_timeout)
+        self.peers = self._make_peers(round_trip)
+        self._by_name_or_rank: dict[Party, Peer] = {
+            key: peer for name, peer in self.peers.items() for key in (name, cluster.rank(name))
+        }
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.failure: RedisLinkError | None = None
+        self.closing = False
+        self.stopped = threading.Event()
+        self.sleepers = 0
+        self.reconnects = 0
+        self.last_words: deque[tuple[Peer, Push]] = deque(maxlen=_MOST_LAST_WORDS)
+        self.element_size = ElementSize(_HOPELESS * settings.broker_timeout)
+        self._not_opened = 0
+        self._said_cut_finer = False
+        self._mending = False
+
+    def _make_peers(self, round_trip: float) -> dict[str, Peer]:
+        cluster, settings, me = self.cluster, self.settings, self.party
+        timing = Timing(
+            window_bytes=settings.window_bytes,
+            peer_memory_bytes=settings.peer_memory_bytes,
+            chunk_bytes=settings.chunk_bytes,
+            least_chunk_bytes=_least_chunk_bytes(round_trip, settings.chunk_bytes),
+            peer_timeout=settings.peer_timeout,
+        )
+        handshake, now = self.rendezvous.handshake, time.monotonic()
+        # In process a BLPOP costs nothing, and its replies cannot be read ahead.
+        depth = 0 if self.broker.in_process else settings.lookahead
+        return {
+            name: Peer(
+                name,
+                (
+                    list_names.inbox_prefix(cluster.session, name, me, handshake.epoch(name)),
+                    list_names.inbox_prefix(cluster.session, me, name, handshake.epoch(name)),
+                ),
+                Delivery(name, timing, now),
+                handshake.codec(name),
+                partial(Lanes, self.inbox, depth, self.blpop_slice, round_trip),
+                min(_MOST_IN_FRAGMENTS, settings.peer_memory_bytes),
+            )
+            for name in self.rendezvous.peers
+        }
+
+    # -- the door to the deliveries ----------------------------------------------------------
+
+    def peer(self, party: Party) -> Peer:
+        """The peer of this name or rank.
+
+        Raises:
+            UsageError: there is none, or it is this party.
+        """
+        if type(party) is str or type(party) is int:  # not bool, which equals 0 or 1
+            peer = self._by_name_or_rank.get(party)
+            if peer is not None:
+                return peer
+        own = party == self.party or (type(party) is int and party == self.cluster.rank(self.party))
+        raise UsageError(
+            f"{self.party}: {party!r:.80} is {'this party itself' if own else 'not a party'}: "
+            f"use one of {', '.join(self.peers)}, or their ranks"
+        )
+
+    def talk(self, peer: Peer) -> Talk:
+        """``with core.talk(peer) as delivery``: the lock is held within, and what the delivery
+        leaves to push is pushed behind, without it."""
+        return Talk(self, peer)
+
+    def tell_all(self, change: Callable[[Delivery], None]) -> None:
+        """Change every peer's delivery at once, then push what they leave."""
+        with self.lock:
+            work = []
+            for peer in self.peers.values():
+                change(peer.delivery)
+                work.append((peer, peer.delivery.pushes()))
+        for peer, pushes in work:
+            self.push(peer, pushes)
+
+    def push(self, peer: Peer, pushes: list[Push | Leftover]) -> None:
+        """Write what a delivery wants written; call it without the lock."""
+        if not pushes:
+            return
+        outbox, large_before = self.outbox, False
+        try:
+            for push in pushes:
+                name = peer.out_list(push.tag)
+                if isinstance(push, Leftover):
+                    outbox.delete(name)
+                    continue
+                if self.closing and push.tag is None:
+                    self.last_words.append((peer, push))
+                token, encode = (peer.delivery, push), peer.codec.encode_parts
+                size = push.message_bytes or len(push.body)
+                if large_before and len(push.body) >= LARGE and self.element_size.limit is None:
+                    # Its fellow chunks fill the line: sealed and written when they are through.
+                    later = partial(encode, name, push.frame, push.body)
+                    outbox.push_later(name, later, size, token, clear=push.clear)
+                    continue
+                large_before = len(push.body) >= LARGE
+                element = encode(name, push.frame, push.body)
+                limit, frame = self.element_size.limit, push.frame
+                if push.tag is None:
+                    outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
+                elif limit is not None and isinstance(frame, Data) and len(push.body) > limit:
+                    # Its number was used, so that it must not be sealed anew in smaller frames.
+                    *first, last = split_element(element, frame.seq, limit)
+                    for at, fragment in enumerate(first):
+                        outbox.push(name, fragment, clear=push.clear and not at, size=size)
+                    outbox.push(name, last, token, size=size)
+                else:
+                    outbox.push(name, element, token, clear=push.clear, size=size)
+        except EndpointClosed:
+            return  # a late ack, while another thread closes
+        if self.outbox.error is not None:
+            self.mend_outbox()
+
+    # -- failure -----------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Raise what has ended this endpoint; nothing while it goes on."""
+        if isinstance(self.failure, UsedAfterFork):
+            raise self.failure.with_traceback(None)
+        if self.closing:
+            raise EndpointClosed(
+                f"{self.party}: the endpoint is closed: open a new one with redislink.connect()"
+            )
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+
+    def fail(self, failure: RedisLinkError) -> None:
+        """End every call of this endpoint, now and later, with this error."""
+        with self.lock:
+            is_first = self.failure is None and not self.closing
+            if is_first:
+                self.failure = failure
+            self.wake_all()
+        if is_first:
+            self.log.error("%s: the session has failed: %s", self.party, failure)
+
+    def wake_all(self) -> None:
+        """Have every blocked call look at what has changed."""
+        self.check_locked()
+        for wait in self.inbox.waits():
+            wait.interrupt()
+        self.changed.notify_all()
+
+    def trouble(self, peer: Peer) -> str:
+        """What holds messages with a peer up, as `Endpoint.trouble` says it."""
+        if away := self.outage.describe():
+            return away
+        with self.talk(peer) as delivery:
+            return delivery.describe_silence(time.monotonic())
+
+    def check_locked(self) -> None:
+        """For helpers that need the lock."""
+        assert self.lock._is_owned(), "the lock of the core is not held"  # type: ignore[attr-defined]  # noqa: S101
+
+    def check_peers(self) -> None:
+        """End the session if one of its conversations has failed."""
+        with self.lock:
+            failures = (peer.delivery.failure for peer in self.peers.values())
+            failure = next((error for error in failures if error is not None), None)
+        if failure is not None and self.failure is None:
+            self.fail(failure)
+
+    def give_up_or_pause(self, error: BrokerError) -> float:
+        """Seconds to pause before the next try; raises, for all, when there shall be none."""
+        try:
+            return self.outage.failed(error)
+        except BrokerError as final:
+            self.fail(final)
+            raise
+
+    # -- whose fault a frame is --------------------------------------------------------------
+
+    def blame(self, peer: Peer, error: FrameError) -> None:
+        """An element from a peer does not open, or is illegal; call it without the lock."""
+        if isinstance(error, IllegalFrameError):
+            self.blame_peer(peer, error)
+        elif not isinstance(error, StaleError):
+            self.blame_broker(peer, error)
+
+    def blame_peer(self, peer: Peer, error: FrameError) -> None:
+        """A frame that opened and that the protocol forbids, there or at all."""
+        if self.cluster.security != "sealed":  # anybody may have sent it
+            self.blame_broker(peer, error)
+            return
+        with self.talk(peer) as delivery:
+            delivery.broke_rules(str(error))
+        self.check_peers()
+
+    def blame_broker(self, peer: Peer, error: FrameError) -> None:
+        """Count what did not come from the peer; such a frame counts as never received."""
+        with self.lock:
+            self._not_opened += 1
+            count = self._not_opened
+        if is_power_of_two(count):  # there may be any number
+            self.log.warning(
+                "%s: ignored an element from %s: %s (%d so far, of all parties)",
+                self.party,
+                peer.name,
+                error,
+                count,
+                extra={"peer": peer.name},
+            )
+        if count >= self.settings.tamper_limit and self.cluster.security == "sealed":
+            self.fail(
+                BrokerTampered(
+                    f"{self.party}: {count} frames did not open, the last from {peer.name} "
+                    f"({error}): something between the parties changes messages, or {peer.name} "
+                    "itself sends such; check the broker and who has access to it"
+                )
+            )
+
+    # -- mending -----------------------------------------------------------------------------
+
+    def mend_outbox(self) -> None:
+        """Start the thread that reconnects the outbox, unless it runs."""
+        with self.lock:
+            if self._mending or self.stopped.is_set():
+                return
+            self._mending = True
+        threading.Thread(
+            target=self._run_mending, name=f"redislink-mend-{self.party}", daemon=True
+        ).start()
+
+    def _run_mending(self) -> None:
+        try:
+            while (error := self.outbox.error) is not None and not self.stopped.is_set():
+                try:
+                    self.stopped.wait(self.give_up_or_pause(error))
+                    self.outbox.reconnect()
+                    self.outage.ended()
+                except BrokerError as again:
+                    if self.failure is not None:
+                        return
+                    self.log.debug("%s: not reconnected yet: %s", self.party, again)
+                    if not again.retryable:
+                        self.fail(again)
+                        return
+                    continue
+                self._reconnected()
+        except EndpointClosed:
+            return
+        finally:
+            with self.lock:
+                self._mending = False
+
+    def _reconnected(self) -> None:
+        self.log.info("%s: reconnected to broker %s", self.party, self.broker.label)
+        size, now = self.element_size, time.monotonic()
+        with self.lock:
+            self.reconnects += 1
+            largest = max(peer.delivery.largest_unanswered for peer in self.peers.values())
+            breaks_at_size = size.broke(largest, now)
+            is_hopeless = not breaks_at_size and size.is_hopeless(now)
+        if breaks_at_size:
+            self.cut_finer()
+        elif is_hopeless:
+            self.fail(
+                BrokerRefused(
+                    f"{self.party}: the broker {self.broker.label} ends the connection whenever "
+                    f"{size.suspected} bytes are pushed, and messages are not cut finer than "
+                    f"{LEAST}: raise its client-query-buffer-limit, proto-max-bulk-len or "
+                    "maxmemory-clients, or see its log"
+                )
+            )
+            return
+
+        def push_again(delivery: Delivery) -> None:
+            delivery.reconnected(time.monotonic())
+            delivery.tick(time.monotonic())
+
+        self.tell_all(push_again)
+        with self.changed:
+            self.changed.notify_all()
+        self.rendezvous.reconnected()
+
+    def cut_finer(self) -> None:
+        """The broker does not take elements as large as they were."""
+        size = self.element_size
+        with self.lock:
+            for peer in self.peers.values():
+                peer.delivery.cut_finer(size.limit or LEAST)
+            is_first, self._said_cut_finer = not self._said_cut_finer, True
+        if is_first:
+            self.log.warning(
+                "%s: the broker %s ends the connection at elements of %d bytes, so that they are "
+                "cut smaller from now on: raise its client-query-buffer-limit, proto-max-bulk-len "
+                "or maxmemory-clients, or set REDISLINK_CHUNK_BYTES to less",
+                self.party,
+                self.broker.label,
+                size.suspected,
+            )
+
+    # -- forks -------------------------------------------------------------------------------
+
+    def die_in_child(self) -> None:
+        """In the child of a fork: every call raises `UsedAfterFork`, leaving does nothing."""
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.closing = True
+        self.stopped = threading.Event()
+        self.stopped.set()
+        self.failure = used_after_fork(
+            f"{self.party}: the endpoint of session {self.cluster.session!r}"
+        )
+        dead: Any = Dead(self.failure)
+        for peer in self.peers.values():
+            peer.codec.forget_keys(dead)
+            peer.codec = peer.delivery = peer.kept = peer.lanes = dead
+        self.outbox = self.inbox = self.rendezvous = dead
+
+
+def _least_chunk_bytes(round_trip: float, chunk_bytes: int) -> int:
+    """For `Timing`.
+
+    Args:
+        round_trip: seconds to the broker and back.
+        chunk_bytes: what the settings allow.
+    """
+    return chunk_bytes if round_trip < _NEAR else min(_LEAST_CHUNK, chunk_bytes)
