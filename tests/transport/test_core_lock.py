@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from redislink import Endpoint, PeerError, RedisLinkError
-from redislink.broker.connect import BrokerConnection
+from redislink.broker.connection import BrokerConnection
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
 

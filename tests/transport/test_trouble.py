@@ -14,7 +14,7 @@ from redislink.logs import PartyLogger
 from redislink.protocol.delivery import Delivery, Timing
 from redislink.session.steps import Failure, Steps
 from redislink.testing import Proxy
-from redislink.transport.endpoint import _status_of
+from redislink.transport.party_status import _status_of, status_of
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.transport.test_endpoint import wait_until
 
@@ -37,8 +37,8 @@ def test_a_receive_in_an_outage_does_not_blame_the_peer(valkey: EmbeddedBroker) 
     with pytest.raises(SendTimeout, match=r"\(broker unreachable for \d+ s\)"):
         handle.wait(0.1)
     assert bob.trouble("alice") == ""
-    assert alice.party_status().broker_away_seconds >= 1
-    assert bob.party_status().broker_away_seconds == 0
+    assert status_of(alice.parts.core, alice.parts.closing._claim).broker_away_seconds >= 1
+    assert status_of(bob.parts.core, bob.parts.closing._claim).broker_away_seconds == 0
     run_parties(alice.close, bob.close)
 
 
