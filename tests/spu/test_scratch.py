@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -89,20 +90,22 @@ def test_a_forked_process_does_not_remove_it(temporary: Path) -> None:
 
 
 def test_a_forked_process_does_not_hold_it(temporary: Path) -> None:
-    reading, writing = os.pipe()
+    ours, theirs = socket.socketpair()
     with scratch() as made:
         child = os.fork()
         if not child:
-            os.close(writing)
-            os.read(reading, 1)
+            ours.close()
+            theirs.sendall(b"!")  # the first of its own code to run
+            theirs.recv(1)
             os._exit(0)
-        let_go(made.descriptor)  # as if this process had been killed
         try:
+            assert ours.recv(1) == b"!"
+            let_go(made.descriptor)  # as if this process had been killed
             remove_abandoned()
             assert list(temporary.iterdir()) == []
         finally:
-            os.close(writing)
-            os.close(reading)
+            ours.close()
+            theirs.close()
             os.waitpid(child, 0)
 
 
