@@ -173,6 +173,7 @@ def leave_open_endpoints(error: BaseException | None) -> None:
 
 @atexit.register
 def _leave_at_exit() -> None:
-    # Where somebody types, it is of an earlier line.
+    # Of `sys.exit` nothing is left by now, neither the code nor the exception; `redislink run`
+    # has it. Where somebody types, this is of an earlier line.
     failed = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
     leave_open_endpoints(failed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from redislink import PeerAborted, load_cluster
+from redislink import PeerAborted, PeerClosed, load_cluster
 from redislink.broker import EmbeddedBroker
 from tests.cli.conftest import Start, Write, ended, key_file
 from tests.conftest import connect_as, in_thread, quick_settings
@@ -31,11 +31,16 @@ def test_what_was_sent_arrives(
     tmp_path: Path,
     how: str,
 ) -> None:
-    cluster, program = write_cluster(), write_program(PROGRAM)
+    """With plain python nobody knows the code of `sys.exit`: the peers hear of an end alone."""
+    code = 7 if how == "python" else 0
+    cluster, program = write_cluster(), write_program(f"{PROGRAM}sys.exit({code})")
 
     def bob() -> int:
         with connect_as(load_cluster(cluster), "bob", quick_settings(broker_url=broker.url)) as b:
-            return sum(len(b.recv("alice", f"~app:t{n}")) for n in range(20))
+            size = sum(len(b.recv("alice", f"~app:t{n}")) for n in range(20))
+            with pytest.raises(PeerClosed, match="alice has left the session"):
+                b.recv("alice", "never")
+            return size
 
     if how == "run":
         words = ("run", "--cluster", cluster, "--party", "alice", program)
@@ -59,7 +64,7 @@ def test_what_was_sent_arrives(
     result = ended(process)
     thread.join(30)
     assert outcome == [20 * 400_000]
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == code, result.stderr
     assert "the program ended without closing session 'cli'" in result.stderr
 
 
