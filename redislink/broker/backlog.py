@@ -17,12 +17,16 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from redislink.broker.wire import LARGE, Buffer
 from redislink.protocol import list_names
 
+URGENT: Final = b""
+"""In place of a list's name: this write goes before all else."""
 
-class Waiting:
+
+class QueuedWrite:
     """One write that waits for its turn.
 
     Attributes:
@@ -55,33 +59,33 @@ class Backlog:
     def __init__(self, rest: Sequence[Buffer] = ()) -> None:
         self.rest = rest
         self.next_number = 0
-        self._urgent: deque[Waiting] = deque()
-        self._small: deque[tuple[bytes, Waiting]] = deque()
-        self._large: OrderedDict[bytes, dict[bytes, deque[Waiting]]] = OrderedDict()
+        self._urgent: deque[QueuedWrite] = deque()
+        self._small: deque[tuple[bytes, QueuedWrite]] = deque()
+        self._large: OrderedDict[bytes, dict[bytes, deque[QueuedWrite]]] = OrderedDict()
         """By inbox, of which the one whose turn it is comes first, and list."""
-        self._taken: Waiting | None = None
+        self._taken: QueuedWrite | None = None
 
-    def add(self, name: bytes | None, waiting: Waiting) -> None:
+    def add(self, name: bytes, write: QueuedWrite) -> None:
         """Let a write wait.
 
         Args:
-            name: of the list that it is for; None is urgent.
+            name: of the list that it is for, or `URGENT`.
         """
-        waiting.number = self.next_number
+        write.number = self.next_number
         self.next_number += 1
-        if name is None:
-            self._urgent.append(waiting)
+        if name == URGENT:
+            self._urgent.append(write)
             return
         inbox = list_names.inbox_of(name)
         lists = self._large.get(inbox)
-        if waiting.size < LARGE and (lists is None or name not in lists):
-            self._small.append((name, waiting))
+        if write.size < LARGE and (lists is None or name not in lists):
+            self._small.append((name, write))
             return
         if lists is None:
             lists = self._large[inbox] = {}
-        lists.setdefault(name, deque()).append(waiting)
+        lists.setdefault(name, deque()).append(write)
 
-    def take(self) -> Waiting | None:
+    def take(self) -> QueuedWrite | None:
         """The next write, which counts as waiting until `begun`; None if there is none."""
         if self._urgent:
             self._taken = self._urgent.popleft()
@@ -93,14 +97,14 @@ class Backlog:
             return None
         return self._taken
 
-    def _take_large(self) -> Waiting:
+    def _take_large(self) -> QueuedWrite:
         inbox, lists = next(iter(self._large.items()))
         name = min(lists, key=lambda name: lists[name][0].size)
-        waiting = lists[name].popleft()
+        write = lists[name].popleft()
         self._large.move_to_end(inbox)
         if not lists[name]:
             self._forget(inbox, name)
-        return waiting
+        return write
 
     def _forget(self, inbox: bytes, name: bytes) -> None:
         lists = self._large.get(inbox)
@@ -120,9 +124,9 @@ class Backlog:
 
     def holds_before(self, number: int) -> bool:
         """True while something with a lower number has not been begun."""
-        return any(waiting.number < number for waiting in self._first_of_each())
+        return any(write.number < number for write in self._first_of_each())
 
-    def _first_of_each(self) -> Iterator[Waiting]:
+    def _first_of_each(self) -> Iterator[QueuedWrite]:
         if self._taken is not None:
             yield self._taken
         if self._urgent:

@@ -2,13 +2,8 @@
 
 Rules:
 - A write goes out in one piece and returns; its replies are read off after some more writes
-  and by `collect`, which says of each push whether the broker had room for it.
-- A broker that can be told to answer nothing (CLIENT REPLY OFF) answers marks alone: every so many
-  pushes, large ones, and what `collect` and `flush` add. A reply that nobody waits for costs the
-  broker a system call, in the way of the peer that waits for the push itself: a round trip of
-  64 B on one machine took an eighth longer with them. An answered mark speaks for the pushes before
-  it; one that is refused breaks the connection, as it does not say which of them were taken. The
-  broker then answers everything for a while. One that it refused all the same is probed for.
+  and by `collect`, which says of each push whether the broker had room for it. Which of them the
+  broker answers at all, `replies` says.
 - What the connection does not take soon goes to a `Backlog`, and all that comes after it too; a
   thread writes that, reads replies meanwhile, and ends with it. Nobody else waits for a line.
 - Nobody waits for the network while holding the lock, but for `_PATIENCE` at most.
@@ -22,13 +17,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
-from redislink.broker.backlog import Backlog, Waiting, lasting
+from redislink.broker.backlog import URGENT, Backlog, QueuedWrite, lasting
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
+from redislink.broker.replies import (
+    BE_QUIET,
+    MARK_REPLIES,
+    MOST_QUIET,
+    QUIET_BYTES,
+    READ_FROM,
+    READ_MARKS_FROM,
+    Replies,
+    knows_quiet,
+    pack_mark,
+)
 from redislink.broker.wire import Buffer, pack, pack_push
 from redislink.errors import (
     BrokerBusy,
@@ -44,23 +49,8 @@ _PATIENCE: Final = 0.01
 could have taken over."""
 _LONGEST_WAIT: Final = 0.05
 """Seconds between looks at what another thread may have done."""
-_READ_FROM: Final = 16
-"""Writes that owe replies, from which on the replies are looked for: a system call each time."""
 _IDLE_SECONDS: Final = 0.05
 _JOIN_SECONDS: Final = 5.0
-_MOST_QUIET: Final = 32
-"""Small pushes in a row to which the broker answers nothing."""
-_QUIET_BYTES: Final = 16 << 10
-"""What counts as small. A larger command has memory of its own at the server, so that a server on
-the brink of its limit may refuse it, and a mark after it not."""
-_LOUD_SECONDS: Final = 60.0
-"""How long a broker answers everything after it has refused something."""
-_READ_MARKS_FROM: Final = 2
-_MARK_REPLIES: Final = 3
-_QUESTIONS: Final = 3
-"""Of `_knows_quiet`; it has as many answers where OFF is answered although it should not be."""
-_BE_QUIET: Final = pack((b"CLIENT", b"REPLY", b"OFF"))
-_SPEAK: Final = pack((b"CLIENT", b"REPLY", b"ON"))
 _logger = logging.getLogger("redislink")
 
 
@@ -75,30 +65,15 @@ class Outbox:
         """
         self._broker = broker
         self._ttl_ms = ttl * 1000
-        self._mark = b"" if mark is None else _pack_mark(mark, self._ttl_ms)
+        self._mark = b"" if mark is None else pack_mark(mark, self._ttl_ms)
         self._may_be_quiet = mark is not None and broker.may_be_quiet
-        self._loud_until = 0.0
-        self._quiet: list[object] | None = None
-        """Tokens of pushes that no mark speaks for yet; None while the broker answers all."""
+        self._replies = Replies()
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         """Signalled when the backlog got shorter, or is no more."""
         self._backlog: Backlog | None = None
         self._writer: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
-        self._unread: deque[tuple[int, object, Sequence[object]]] = deque()
-        """Replies that are owed, for what, and which quiet pushes they speak for as well."""
-        self._read_of_first = 0
-        """Replies to the earliest of them that were read."""
-        self._refusal: BrokerBusy | None = None
-        """Of the earliest of them."""
-        self.last_refusal: BrokerBusy | None = None
-        """What the broker last said when it did not take a push."""
-        self._answers = 0
-        """Writes whose replies have all been read, ever."""
-        self._moved_at = 0.0
-        """See `moved_at`."""
-        self._answered: list[tuple[object, bool]] = []
         self._written_at = 0.0
         self._error: BrokerError | None = BrokerUnreachable(
             f"broker {broker.label}: the outbox has not connected yet"
@@ -114,7 +89,7 @@ class Outbox:
     @property
     def has_unread(self) -> bool:
         """True while the broker owes replies, or writes wait."""
-        return bool(self._unread or self._quiet) or self._backlog is not None
+        return bool(self._replies.unread or self._replies.quiet) or self._backlog is not None
 
     @property
     def is_behind(self) -> bool:
@@ -124,7 +99,12 @@ class Outbox:
     @property
     def moved_at(self) -> float:
         """When the broker last answered or took something that had to wait; monotonic seconds."""
-        return self._moved_at
+        return self._replies.moved_at
+
+    @property
+    def last_refusal(self) -> BrokerBusy | None:
+        """What the broker last said when it did not take a push."""
+        return self._replies.last_refusal
 
     def push(
         self,
@@ -153,7 +133,7 @@ class Outbox:
         ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
         replies = 3 if clear else 2
         pieces = pack_push(name, element, ttl_ms, clear)
-        self._write(pieces, replies, token, None if urgent else name, size)
+        self._write(pieces, replies, token, URGENT if urgent else name, size)
 
     def push_later(
         self,
@@ -177,7 +157,7 @@ class Outbox:
             self.push(name, encode(), token, clear=clear)
             return
         replies = 3 if clear else 2
-        waiting = Waiting(
+        write = QueuedWrite(
             lambda: pack_push(name, encode(), self._ttl_ms, clear), replies, token, size
         )
         with self._lock:
@@ -187,7 +167,7 @@ class Outbox:
                 return
             try:
                 backlog = self._backlog or self._start_writer(connection, ())
-                backlog.add(name, waiting)
+                backlog.add(name, write)
             except BrokerError as error:
                 self._break(error)
 
@@ -212,7 +192,7 @@ class Outbox:
             connection = self._connection
             if connection is not None and not self._closed:
                 try:
-                    self._read_ready(connection)
+                    self._replies.read(connection)
                     # Not read with a timeout: it would hold up every sender as long again.
                     self._check_moves()
                     if self._backlog is None:  # else the next of it is a mark
@@ -220,7 +200,7 @@ class Outbox:
                         self._hush(connection)
                 except BrokerError as error:
                     self._break(error)
-            answered, self._answered = self._answered, []
+            answered, self._replies.answered = self._replies.answered, []
         return answered
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -248,15 +228,15 @@ class Outbox:
                 if self._connection is not connection:
                     return False
                 try:
-                    self._read_ready(connection)
+                    self._replies.read(connection)
                     self._check_moves()
                     if answers is None and (
                         backlog is None
                         or self._backlog is not backlog
                         or not backlog.holds_before(last)
                     ):
-                        answers = self._answers + len(self._unread)
-                    if answers is not None and self._answers >= answers:
+                        answers = self._replies.answers + len(self._replies.unread)
+                    if answers is not None and self._replies.answers >= answers:
                         return True
                     left = _LONGEST_WAIT
                     if deadline is not None:
@@ -282,7 +262,7 @@ class Outbox:
         connection = self._broker.open_answering()
         if self._may_be_quiet:
             self._may_be_quiet = False  # not asked again, should the connection not survive that
-            self._may_be_quiet = _knows_quiet(connection, self._broker.timeout)
+            self._may_be_quiet = knows_quiet(connection, self._broker.timeout)
         with self._lock:
             if self._closed:
                 connection.close()
@@ -316,10 +296,10 @@ class Outbox:
         pieces: Sequence[Buffer],
         replies: int,
         token: object,
-        name: bytes | None,
+        name: bytes,
         size: int = 0,
     ) -> None:
-        """Args: of which list it is, None is urgent; bytes of the message, if it is a part."""
+        """Args: of which list it is, or `URGENT`; bytes of the message, if it is a part."""
         self._lock.acquire()  # `with` costs twice as much, here where every message passes
         try:
             connection = self._connection
@@ -331,12 +311,12 @@ class Outbox:
                     idle_since, self._written_at = self._written_at, time.monotonic()
                     if self._written_at - idle_since >= _IDLE_SECONDS:
                         self._check_alive(connection)
-                    quiet = self._quiet
+                    quiet = self._replies.quiet
                     if (
                         quiet is not None
-                        and len(quiet) < _MOST_QUIET
+                        and len(quiet) < MOST_QUIET
                         and len(pieces) == 1
-                        and len(pieces[0]) <= _QUIET_BYTES
+                        and len(pieces[0]) <= QUIET_BYTES
                     ):
                         quiet.append(token)
                         rest = connection.write_some(pieces)
@@ -355,49 +335,39 @@ class Outbox:
         pieces: Sequence[Buffer],
         replies: int,
         token: object,
-        name: bytes | None,
+        name: bytes,
         size: int = 0,
     ) -> None:
         if self._backlog is not None:
             kept = lasting(pieces)
             size = max(size, sum(map(len, kept)))
-            self._backlog.add(name, Waiting(lambda: kept, replies, token, size))
+            self._backlog.add(name, QueuedWrite(lambda: kept, replies, token, size))
             return
-        rest = connection.write_some(self._aloud(pieces))
-        if not self._unread:
-            self._moved_at = time.monotonic()
-        self._owe(replies, token)
+        owed = self._replies
+        rest = connection.write_some(owed.aloud(pieces))
+        if not owed.unread:
+            owed.moved_at = time.monotonic()
+        owed.owe(replies, token)
         if rest:
             self._start_writer(connection, lasting(rest))
-        elif len(self._unread) >= (_READ_FROM if self._quiet is None else _READ_MARKS_FROM):
+        elif len(owed.unread) >= (READ_FROM if owed.quiet is None else READ_MARKS_FROM):
             # After the write, which somebody waits for, and not before it.
-            self._read_ready(connection)
-
-    def _aloud(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
-        """What to write so that the broker answers it."""
-        return pieces if self._quiet is None else [_SPEAK, *pieces, _BE_QUIET]
-
-    def _owe(self, replies: int, token: object) -> None:
-        """Something that the broker answers is on its way; so many replies without `_aloud`'s."""
-        if self._quiet is None:
-            self._unread.append((replies, token, ()))
-        else:
-            self._unread.append((replies + 1, token, self._quiet))
-            self._quiet = []
+            owed.read(connection)
 
     def _mark_quiet(self, connection: BrokerConnection) -> None:
         """Have the broker answer for what it took quietly."""
-        if self._quiet:
-            self._write_answered(connection, (self._mark,), _MARK_REPLIES, None, None)
+        if self._replies.quiet:
+            self._write_answered(connection, (self._mark,), MARK_REPLIES, None, URGENT)
 
     def _hush(self, connection: BrokerConnection) -> None:
         """Let the broker answer marks alone from now on, if it can and refused nothing lately.
 
         Not as soon as it is connected: what a party may not do shows in its first pushes.
         """
-        if self._may_be_quiet and self._quiet is None and time.monotonic() >= self._loud_until:
-            rest = connection.write_some((_BE_QUIET,))
-            self._quiet = []
+        replies = self._replies
+        if self._may_be_quiet and replies.quiet is None and time.monotonic() >= replies.loud_until:
+            rest = connection.write_some((BE_QUIET,))
+            replies.quiet = []
             if rest:
                 self._start_writer(connection, rest)
 
@@ -420,7 +390,7 @@ class Outbox:
             raise BrokerUnreachable(
                 f"broker {self._broker.label}: no thread to write on ({error})"
             ) from None
-        self._moved_at = time.monotonic()
+        self._replies.moved_at = time.monotonic()
         self._backlog, self._writer = backlog, writer
         return backlog
 
@@ -447,7 +417,7 @@ class Outbox:
                     return
                 try:
                     if taken is not None:
-                        self._owe(taken.replies, taken.token)
+                        self._replies.owe(taken.replies, taken.token)
                         backlog.begun()
                     rest = self._write_on(connection, rest)
                 except BrokerError as error:
@@ -463,7 +433,7 @@ class Outbox:
             elif taken is None:
                 return
             else:
-                rest = self._aloud(taken.pack())  # without the lock, as it seals
+                rest = self._replies.aloud(taken.pack())  # without the lock, as it seals
 
     def _write_on(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Sequence[Buffer]:
         """Write what there is room for, and read what there is; returns what is left."""
@@ -471,7 +441,7 @@ class Outbox:
         if rest:
             rest = connection.write_some(rest, wait=False)
         if sum(map(len, rest)) < before:
-            self._moved_at = self._written_at = time.monotonic()
+            self._replies.moved_at = self._written_at = time.monotonic()
         self._check_alive(connection)
         self._check_moves()
         return rest
@@ -482,77 +452,21 @@ class Outbox:
         self._connection = None
         self._backlog = None
         self._moved.notify_all()
-        self._unread.clear()
-        self._read_of_first = 0
-        self._refusal = None
-        self._quiet = None
+        self._replies.forget_owed()
         self._error = error
 
     def _check_alive(self, connection: BrokerConnection) -> None:
         """Notice that an idle connection has ended before writing to it, and losing that."""
-        self._read_ready(connection)
-        if not self._unread and connection.readable():
+        self._replies.read(connection)
+        if not self._replies.unread and connection.readable():
             connection.read_now()  # nothing was asked; if it is an error, this raises it
             raise BrokerUnreachable(f"broker {self._broker.label}: it said something unasked")
 
     def _check_moves(self) -> None:
         """Notice a broker that neither takes nor answers anything for too long."""
         timeout = self._broker.timeout
-        owes = self._unread or self._backlog is not None
-        if owes and time.monotonic() - self._moved_at > timeout:
+        owes = self._replies.unread or self._backlog is not None
+        if owes and time.monotonic() - self._replies.moved_at > timeout:
             raise BrokerUnreachable(
                 f"broker {self._broker.label}: it took and answered nothing for {timeout:g} s"
             )
-
-    def _read_ready(self, connection: BrokerConnection) -> None:
-        """Take the replies that are here, without waiting for the rest of one."""
-        while self._unread and connection.readable():
-            replies = connection.read_integers()
-            if not replies:
-                try:
-                    if not connection.read_now():
-                        return
-                except BrokerBusy as error:
-                    self._refusal = self.last_refusal = error
-                    self._loud_until = time.monotonic() + _LOUD_SECONDS
-                replies = 1
-            self._moved_at = time.monotonic()
-            replies += self._read_of_first
-            owed = len(self._unread)
-            while self._unread and replies >= self._unread[0][0]:
-                needed, token, quiet = self._unread.popleft()
-                replies -= needed
-                if self._refusal is not None and self._quiet is not None:
-                    raise self._refusal  # of what else it refused, it says nothing
-                self._answered += [(taken, True) for taken in quiet if taken is not None]
-                if token is not None:
-                    self._answered.append((token, self._refusal is None))
-                self._refusal = None
-            self._answers += owed - len(self._unread)
-            self._read_of_first = replies
-
-
-def _pack_mark(name: bytes, ttl_ms: int) -> bytes:
-    """A push that leaves nothing; owes `_MARK_REPLIES`. As any push, a full broker refuses it."""
-    return b"".join([*pack_push(name, (b"", b""), ttl_ms, clear=False), pack((b"DEL", name))])
-
-
-def _knows_quiet(connection: BrokerConnection, timeout: float) -> bool:
-    """Whether the broker can be told to answer nothing; many services forbid CLIENT.
-
-    Raises:
-        BrokerUnreachable: the connection broke; some proxy may have taken it at its word.
-    """
-    connection.write((_BE_QUIET + _SPEAK + pack((b"PING",)),))
-    said: list[object] = []
-    while len(said) < _QUESTIONS:
-        try:
-            reply = connection.read(timeout)
-        except BrokerUnreachable:
-            raise
-        except BrokerError as error:  # it stays in step
-            reply = error
-        if reply == b"PONG":
-            break
-        said.append(reply)
-    return said == [b"OK"]

@@ -9,7 +9,7 @@ import pytest
 
 from redislink import BrokerUnreachable
 from redislink.broker import Outbox
-from redislink.broker.backlog import Backlog, Waiting, lasting
+from redislink.broker.backlog import URGENT, Backlog, QueuedWrite, lasting
 from redislink.errors import EndpointClosed
 from tests.support.line import REPLY, Line
 
@@ -90,7 +90,7 @@ def filled(*pushes: tuple[bytes, int, str]) -> Backlog:
     """Args: list, bytes and token of each push."""
     backlog = Backlog()
     for name, size, token in pushes:
-        backlog.add(name, Waiting(lambda: (), 1, token, size))
+        backlog.add(name, QueuedWrite(lambda: (), 1, token, size))
     return backlog
 
 
@@ -103,8 +103,8 @@ def test_a_message_does_not_wait_for_all_of_a_larger_one() -> None:
     backlog = filled(*[(b"large", 4 * LARGE, f"large.{n}") for n in range(4)])
     taken = [next(in_turn(backlog))]
     for n in range(2):
-        backlog.add(b"other", Waiting(lambda: (), 1, f"other.{n}", 2 * LARGE))
-    backlog.add(b"large", Waiting(lambda: (), 1, "small, but after the rest of its list", 10))
+        backlog.add(b"other", QueuedWrite(lambda: (), 1, f"other.{n}", 2 * LARGE))
+    backlog.add(b"large", QueuedWrite(lambda: (), 1, "small, but after the rest of its list", 10))
     assert [*taken, *in_turn(backlog)] == [
         *("large.0", "other.0", "other.1", "large.1", "large.2", "large.3"),
         "small, but after the rest of its list",
@@ -113,7 +113,7 @@ def test_a_message_does_not_wait_for_all_of_a_larger_one() -> None:
 
 def test_what_the_window_lets_through_later_does_not_overtake() -> None:
     backlog = filled(*[(b"first", 4 * LARGE, f"first.{n}") for n in range(4)])
-    backlog.add(b"second", Waiting(lambda: (), 1, "second.0", 4 * LARGE))
+    backlog.add(b"second", QueuedWrite(lambda: (), 1, "second.0", 4 * LARGE))
     assert list(in_turn(backlog))[-1] == "second.0"
 
 
@@ -127,8 +127,8 @@ def test_inboxes_take_turns() -> None:
 def test_small_ones_of_a_list_that_is_removed() -> None:
     backlog = Backlog()
     for number, name in enumerate([b"a", b"b", b"a", b"b"]):
-        backlog.add(name, Waiting(lambda: (), 1, number, 10))
-    backlog.add(b"a", Waiting(lambda: (), 1, 4, LARGE))
+        backlog.add(name, QueuedWrite(lambda: (), 1, number, 10))
+    backlog.add(b"a", QueuedWrite(lambda: (), 1, 4, LARGE))
     backlog.drop(b"a")
     backlog.drop(b"c")
     assert list(in_turn(backlog)) == [1, 3]
@@ -187,9 +187,11 @@ def test_replies_are_read_while_writing(line: Line, outbox: Outbox) -> None:
     assert outbox.is_behind
     with outbox._moved:
         line.server.sendall(REPLY[:2])
-        assert not outbox._moved.wait_for(lambda: len(outbox._unread) < 2, 0.1), "half a reply"
+        assert not outbox._moved.wait_for(lambda: len(outbox._replies.unread) < 2, 0.1), (
+            "half a reply"
+        )
         line.server.sendall(REPLY[2:] + REPLY)
-        assert outbox._moved.wait_for(lambda: len(outbox._unread) < 2, 10)
+        assert outbox._moved.wait_for(lambda: len(outbox._replies.unread) < 2, 10)
     assert line.pushed() == (b"list", body(1))
 
 
@@ -331,8 +333,8 @@ def test_what_lasts_is_not_copied() -> None:
 
 def test_a_backlog_knows_what_has_not_begun() -> None:
     backlog = Backlog()
-    for name in (b"a", b"b", None):
-        backlog.add(name, Waiting(lambda: (), 1, name, 10))
+    for name in (b"a", b"b", URGENT):
+        backlog.add(name, QueuedWrite(lambda: (), 1, name, 10))
     assert not backlog.holds_before(0)
     assert backlog.holds_before(1)
     order = []
@@ -340,5 +342,5 @@ def test_a_backlog_knows_what_has_not_begun() -> None:
         assert backlog.holds_before(3)
         order.append(waiting.token)
         backlog.begun()
-    assert order == [None, b"a", b"b"]
+    assert order == [URGENT, b"a", b"b"]
     assert not backlog.holds_before(3)

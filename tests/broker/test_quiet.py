@@ -9,7 +9,7 @@ import pytest
 
 from redislink import BrokerUnreachable
 from redislink.broker import Broker, EmbeddedBroker, Outbox
-from redislink.broker.outbox import _MOST_QUIET, _QUIET_BYTES
+from redislink.broker.replies import MOST_QUIET, QUIET_BYTES
 from redislink.broker.wire import ELEMENT
 from redislink.errors import BrokerBusy, BrokerRefused
 from redislink.operate import acl
@@ -101,7 +101,7 @@ def test_a_new_connection_is_answered_until_somebody_collects(line: QuietLine) -
     assert outbox.flush()
     outbox.push(LIST, (b"", b"second"), "second")
     assert line.pushed() == (LIST, b"second")
-    while len(outbox._answered) < 2:
+    while len(outbox._replies.answered) < 2:
         outbox.flush()
     assert outbox.collect() == [("first", True), ("second", True)]
     assert line.command() == OFF
@@ -134,21 +134,21 @@ def test_a_flush_marks_too(line: QuietLine, outbox: Outbox) -> None:
 
 
 def test_every_so_often_a_push_is_answered_by_itself(line: QuietLine, outbox: Outbox) -> None:
-    for number in range(_MOST_QUIET + 2):
+    for number in range(MOST_QUIET + 2):
         outbox.push(LIST, (b"", b"%d" % number), number)
-    for number in range(_MOST_QUIET):
+    for number in range(MOST_QUIET):
         assert line.quiet_push() == b"%d" % number
-    assert line.answered_push() == b"%d" % _MOST_QUIET
-    assert line.quiet_push() == b"%d" % (_MOST_QUIET + 1)
+    assert line.answered_push() == b"%d" % MOST_QUIET
+    assert line.quiet_push() == b"%d" % (MOST_QUIET + 1)
     told: list[tuple[object, bool]] = []
-    while len(told) < _MOST_QUIET + 1:
+    while len(told) < MOST_QUIET + 1:
         told += outbox.collect()
-    assert told == [(number, True) for number in range(_MOST_QUIET + 1)]
+    assert told == [(number, True) for number in range(MOST_QUIET + 1)]
     line.mark()
 
 
 @pytest.mark.parametrize("clear", [False, True])
-@pytest.mark.parametrize("size", [_QUIET_BYTES, SIZE])
+@pytest.mark.parametrize("size", [QUIET_BYTES, SIZE])
 def test_large_pushes_are_answered(line: QuietLine, outbox: Outbox, clear: bool, size: int) -> None:
     large = b"l" * size
     outbox.push(LIST, (b"", b"small"), "small")
@@ -205,7 +205,7 @@ def test_a_refusal_breaks_the_connection_and_the_next_one_is_answered(
     assert line.pushed(oom + REPLY) == (LIST, b"again")
     assert outbox.flush()
     assert outbox.collect() == [("again", False)]
-    outbox._loud_until = 0.0  # a minute later
+    outbox._replies.loud_until = 0.0  # a minute later
     assert outbox.collect() == []
     assert line.command() == OFF
 
@@ -330,7 +330,7 @@ def test_a_user_of_a_party_may_be_quiet_and_needs_not(
     outbox = Outbox(Broker(acl.party_url(real_server.url, user.name, password)), 60, MARK)
     outbox.reconnect()
     assert outbox.collect() == []
-    assert (outbox._quiet is not None) is allowed
+    assert (outbox._replies.quiet is not None) is allowed
     outbox.push(LIST, (b"", b"x"), "x")
     assert outbox.flush()
     assert outbox.collect() == [("x", True)]
