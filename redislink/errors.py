@@ -3,40 +3,40 @@
 ::
 
     RedisLinkError
-    ├── ConfigError            the cluster file, a setting or a URL is wrong (yours to mend)
-    ├── UsageError             a call that cannot be meant (yours to mend)
-    │   ├── PayloadTypeError   the payload is of no kind that can be sent
-    │   ├── UsedAfterFork      it belongs to the process from which this one was forked
-    │   └── NotRevealed        a value was used that this party does not have
-    ├── BrokerError            the broker is at fault, or out of reach
-    │   ├── BrokerUnreachable  no connection, or it broke
-    │   ├── BrokerAuthError    it does not accept our user or password
-    │   ├── BrokerPermissionError  it knows us and forbids the command or the key
-    │   ├── BrokerBusy         it cannot serve us just now (loading, failing over, full)
-    │   └── BrokerRefused      it answered with any other error
+    ├── ConfigError            the cluster file, a setting or a URL is wrong: fix it
+    ├── UsageError             the program called redislink wrongly: fix the program
+    │   ├── PayloadTypeError   the payload has a type that cannot be sent
+    │   ├── UsedAfterFork      a forked process used an object of its parent
+    │   └── NotRevealed        the program used a value that was not revealed to this party
+    ├── BrokerError            the broker is at fault, or cannot be reached
+    │   ├── BrokerUnreachable  no connection, or the connection broke
+    │   ├── BrokerAuthError    the broker rejects our user or password
+    │   ├── BrokerPermissionError  the broker forbids our user a command or a key
+    │   ├── BrokerBusy         the broker cannot serve us now (loading, failing over, full)
+    │   └── BrokerRefused      the broker answered with any other error
     ├── PeerError              another party is at fault, or missing
-    │   ├── HandshakeTimeout   not every party came
+    │   ├── HandshakeTimeout   not every party joined in time
     │   ├── ClusterMismatch    a party runs with another cluster file or version
-    │   │   └── SecurityMismatch  one side seals and the other does not
+    │   │   └── SecurityMismatch  one side seals its frames and the other does not
     │   ├── PartyTaken         another process already runs as this party
     │   ├── PeerAborted        a party's run failed, and it said why
-    │   ├── PeerLost           a party is not heard any more
-    │   ├── PeerRestarted      a party has started anew, and has forgotten this run
-    │   ├── PeerClosed         a party has left the session in good order
-    │   ├── PeerProtocolError  a party sent what the protocol forbids, or too much
-    │   ├── LoadFailed         a party could not load what it was to put on a device
-    │   ├── ProgramDiverged    two parties have called different things
-    │   ├── RecvTimeout        what we wait for did not come
-    │   ├── SendTimeout        what we sent was not taken
-    │   └── ValueDecodeError   what a party sent as a value is none
-    ├── SecurityError          somebody between the parties, or a party's key, is not as it must be
+    │   ├── PeerLost           a party has fallen silent
+    │   ├── PeerRestarted      a party has restarted and has forgotten this run
+    │   ├── PeerClosed         a party left the session in good order, too early
+    │   ├── PeerProtocolError  a party broke the protocol, or sent too much
+    │   ├── LoadFailed         a party could not load its data for a device
+    │   ├── ProgramDiverged    two parties made different calls
+    │   ├── RecvTimeout        a message did not arrive in time
+    │   ├── SendTimeout        a peer did not receive a message in time
+    │   └── ValueDecodeError   a party sent a value that cannot be decoded
+    ├── SecurityError          the protection of the session has failed
     │   └── BrokerTampered     too many frames did not open
-    ├── FrameError             bytes from the broker that are not a frame of ours
-    │   └── SealError          a frame that does not open
-    ├── LinkError              the SPU link cannot be made in the mode asked for
+    ├── FrameError             bytes from the broker are not one of our frames
+    │   └── SealError          a frame does not open
+    ├── LinkError              the SPU link cannot be made in the requested mode
     ├── EndpointClosed         this party has closed or aborted, before or during the call
     ├── RecvCancelled          this party cancelled the receive (``IChannel.Abort``)
-    └── IntersectionFailed     libpsi failed at this party, or its process was ended
+    └── IntersectionFailed     libpsi failed at this party, or its process was killed
 
 Each message is one line that is safe to print, and says who, what, how long, and what to do
 next. No message holds a payload, a key or a password.
@@ -50,76 +50,78 @@ from redislink.text import MOST_IN_LINE, one_line
 
 
 class RedisLinkError(Exception):
-    """The root: ``except RedisLinkError`` catches all that this package raises.
+    """The root of the tree: ``except RedisLinkError`` catches every error of this package.
 
-    Its message is one line that is safe to print, whatever hosts, names and replies of others
-    are quoted in it.
+    Its message is one line that is safe to print, even where it quotes host names or what other
+    machines said.
     """
 
     def __init__(self, *args: object) -> None:
-        """Args: args: the message; texts in it are made safe by `redislink.text.one_line`."""
+        """Args:
+        args: the message; `redislink.text.one_line` makes each text in it safe to print.
+        """
         super().__init__(
             *(one_line(arg, MOST_IN_LINE) if isinstance(arg, str) else arg for arg in args)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By text and attributes, and not by a call of the class, whose arguments differ.
+        """Pickle the message and the attributes, not the call, because subclasses take others.
 
-        A worker of a ``multiprocessing.Pool`` hands its error on as a pickle; where that cannot
-        be read, the pool's program waits for ever.
+        A worker of a ``multiprocessing.Pool`` hands its error on as a pickle. If the pickle cannot
+        be loaded, the program that owns the pool waits for ever.
         """
         return _restore, (type(self), self.args), self.__dict__ or None
 
 
 def _restore(kind: type[RedisLinkError], args: tuple[object, ...]) -> RedisLinkError:
     error = kind.__new__(kind, *args)
-    error.args = args  # of a TimeoutError, __new__ leaves them to __init__
+    error.args = args  # TimeoutError's __new__ leaves them to __init__
     return error
 
 
 class ConfigError(RedisLinkError):
-    """The cluster file, a setting or a URL is wrong; the message names it and the remedy."""
+    """The cluster file, a setting or a URL is wrong. The message names it and the remedy."""
 
 
 class UsageError(RedisLinkError):
-    """The calling program asked for something that cannot be meant."""
+    """The program called redislink wrongly."""
 
 
 class PayloadTypeError(UsageError, TypeError):
-    """A payload that is not bytes-like, or a value of a type that does not travel."""
+    """The payload is not bytes-like, or the value has a type that cannot be sent."""
 
 
 class UsedAfterFork(UsageError):
-    """What only the process that joined may use was used in a child that it forked."""
+    """A forked process used an object that only its parent, which joined, may use."""
 
 
 class NotRevealed(UsageError, TypeError):
-    """A value was used as one that this party has, and it was not revealed to it."""
+    """The program used a value that was not revealed to this party."""
 
 
 class BrokerError(RedisLinkError):
-    """The broker is out of reach, or refused what we asked."""
+    """The broker cannot be reached, or refused a command."""
 
     retryable = False
     """True if waiting may mend it, so that trying again is right."""
 
 
 class BrokerUnreachable(BrokerError):
-    """No connection to the broker, or an existing one broke."""
+    """A connection to the broker cannot be made, or broke."""
 
     retryable = True
 
 
 class BrokerAuthError(BrokerError):
-    """The broker does not accept our user name or password."""
+    """The broker rejects our user name or password."""
 
 
 class BrokerPermissionError(BrokerError):
-    """The broker knows us, and forbids a command or a key that we need."""
+    """The broker accepts our user, but forbids it a command or a key that redislink needs."""
 
 
 class BrokerBusy(BrokerError):
-    """The broker cannot serve us just now: it loads, fails over, or is out of memory."""
+    """The broker cannot serve us now: it is loading, failing over, or out of memory."""
 
     retryable = True
 
@@ -133,15 +135,15 @@ class PeerError(RedisLinkError):
 
 
 class HandshakeTimeout(PeerError):
-    """Not every party said hello in time; the message names those that are missing."""
+    """Not every party joined in time. The message names those that are missing."""
 
 
 class ClusterMismatch(PeerError):
-    """A party runs with another cluster file, session or protocol version."""
+    """A party runs with another cluster file, session or protocol version than this one."""
 
 
 class SecurityMismatch(ClusterMismatch):
-    """One side wants a sealed session and the other none."""
+    """One side wants a sealed session and the other does not."""
 
 
 class PartyTaken(PeerError):
@@ -149,12 +151,12 @@ class PartyTaken(PeerError):
 
 
 def reason_for_peers(error: BaseException) -> str:
-    """What the peers are told when this error ends a party's part.
+    """What to tell the peers when this error ends this party's run.
 
-    Of a broker's error, or of one in this party's settings, they get the class alone: its text
-    may have what the broker said, hosts and paths. The same of an error that is not ours, which
-    might hold data of this party. An error that is made to end a program, or of which the peers
-    know more, says so in an attribute ``told_to_peers``.
+    For an error of the broker or in this party's settings, the peers get only its class, because
+    its text may hold host names, paths and what the broker said. For an error that is not ours
+    they get only its class, because its text might hold this party's data. An error with an
+    attribute ``told_to_peers`` decides itself what they get.
     """
     told = getattr(error, "told_to_peers", None)
     if isinstance(told, str):
@@ -167,16 +169,16 @@ def reason_for_peers(error: BaseException) -> str:
 
 
 class _NamedPeerError(PeerError):
-    """A PeerError that knows which peer it is about."""
+    """A PeerError about one peer, named by its attribute ``peer``."""
 
     def __init__(self, peer: str, message: str) -> None:
         super().__init__(message)
         self.peer = peer
-        """Name of the party."""
+        """Name of that party."""
 
 
 class PeerAborted(_NamedPeerError):
-    """A party's run failed; ``reason`` is what it said, one line."""
+    """A party's run failed. ``reason`` is what it said about it, in one line."""
 
     def __init__(self, peer: str, reason: str) -> None:
         self.reason = one_line(reason)
@@ -198,7 +200,7 @@ class PeerLost(_NamedPeerError):
 
 
 class PeerRestarted(_NamedPeerError):
-    """A party has started anew; it has forgotten this run, which cannot go on."""
+    """A party has restarted and has forgotten this run, which cannot go on."""
 
     def __init__(self, peer: str) -> None:
         super().__init__(
@@ -207,18 +209,18 @@ class PeerRestarted(_NamedPeerError):
 
 
 class PeerClosed(_NamedPeerError):
-    """A party has left the session in good order, and something was still expected of it."""
+    """A party left the session in good order, although this party still needed it."""
 
 
 class PeerProtocolError(_NamedPeerError):
-    """A party sent what the protocol forbids, or more than this party may be made to keep.
+    """A party broke the protocol, or sent more than this party agrees to hold.
 
-    It was that party: in a sealed session nobody else can send a frame that opens.
+    In a sealed session it must have been that party: nobody else can make a frame that opens.
     """
 
 
 class LoadFailed(_NamedPeerError):
-    """A party's ``load`` raised; ``kind`` is the type of what it raised, never its text.
+    """A party's ``load`` raised. ``kind`` is the type of that error; its text stays there.
 
     Every other party raises this in the same step, so the session goes on if all catch it.
     """
@@ -229,55 +231,55 @@ class LoadFailed(_NamedPeerError):
 
     @staticmethod
     def what(call: str, kind: str) -> str:
-        """What happened to the party, for the peers."""
+        """What happened, as the peers are told."""
         return f"could not load its data for {call} ({kind})"
 
 
 class ProgramDiverged(PeerError):
-    """Two parties have called different things; the message names both, the step and the calls."""
+    """Two parties made different calls. The message names the parties, the step and the calls."""
 
     OPENING = "programs diverge at step "
 
 
 class RecvTimeout(PeerError, TimeoutError):
-    """A message did not come in time."""
+    """A message did not arrive in time."""
 
 
 class SendTimeout(PeerError, TimeoutError):
-    """A peer did not take a message in time."""
+    """A peer did not receive a message in time."""
 
 
 class ValueDecodeError(PeerError):
-    """A party sent, as a value, what is none, or what only its own program knows.
+    """A party sent a value that cannot be decoded, or whose dataclass is not registered here.
 
-    The only thing that ``decode_value_untrusted`` raises.
+    ``decode_value_untrusted`` raises nothing else.
     """
 
 
 class SecurityError(RedisLinkError):
-    """What protects the session does not hold."""
+    """The protection of the session has failed."""
 
 
 class BrokerTampered(SecurityError):
-    """Too many frames that no party sent, or not as they were sent: the session has ended."""
+    """The session has ended because too many frames were forged or changed on the way."""
 
 
 class FrameError(RedisLinkError):
-    """Bytes that are not a frame. The only thing that a ``*_untrusted`` parser raises."""
+    """Bytes that are not a frame. Parsers named ``*_untrusted`` raise nothing else."""
 
 
 class SealError(FrameError):
-    """A frame that does not open: no party sent it so. It counts as never received."""
+    """A frame that does not open: no party sent it in this form. It counts as never received."""
 
 
 class LinkError(RedisLinkError):
-    """An SPU link cannot be made in the mode asked for; the message says what to change."""
+    """The SPU link cannot be made in the requested mode. The message says what to change."""
 
 
 class EndpointClosed(RedisLinkError):
-    """This party has closed or aborted, before the call or while it waited.
+    """This party closed or aborted the session before the call, or while the call waited.
 
-    No mistake by itself: another thread may close while a receive waits.
+    That need not be a mistake: another thread may close while a receive waits.
     """
 
 
@@ -286,7 +288,7 @@ class RecvCancelled(RedisLinkError):
 
 
 class IntersectionFailed(RedisLinkError):
-    """libpsi failed at this party, or the process in which it ran was ended (``Session.psi``)."""
+    """libpsi failed at this party, or its process was killed (``Session.psi``)."""
 
     told_to_peers = "its private set intersection failed"
 

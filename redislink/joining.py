@@ -1,4 +1,4 @@
-"""`connect`: joins a session, from settings to an `Endpoint`."""
+"""`connect`: from settings to an `Endpoint` that has joined its session."""
 
 from __future__ import annotations
 
@@ -37,26 +37,28 @@ def connect(
     identity: Identity | None = None,
     credentials: CredentialsCallable | None = None,
 ) -> Endpoint:
-    """Join a session: returns once every pair of parties has said hello.
+    """Join a session. Returns once every pair of parties has said hello.
 
     Args:
-        cluster: the cluster, or the path of its file; None takes ``REDISLINK_CLUSTER_FILE``.
-        party: who this process is; None takes ``REDISLINK_PARTY``.
-        settings: None reads the environment and ``.env``.
+        cluster: the cluster, or the path of its file; None means ``REDISLINK_CLUSTER_FILE``.
+        party: the party that this process runs as; None means ``REDISLINK_PARTY``.
+        settings: this party's settings; None reads the environment and ``.env``.
         on_progress: called about once a second while parties are missing, with their names
-            and the seconds waited.
-        broker: None takes the one that the settings or the cluster file name.
-        identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
-        credentials: gives the broker's password, or user and password, instead of the URL's;
-            called for each new connection, from any thread, so that they may change during a run.
+            and the seconds waited so far.
+        broker: the broker to use; None means the one in the settings or the cluster file.
+        identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``.
+        credentials: returns the broker's password, or user and password, to use instead of those
+            in the URL. It is called for each new connection, from any thread, so they may change
+            during a run.
 
     Raises:
-        ConfigError: cluster, party, settings or identity are wrong.
-        UsageError: both broker and credentials.
-        BrokerError: the broker is out of reach or refuses this party.
+        ConfigError: the cluster, party, settings or identity are wrong.
+        UsageError: both ``broker`` and ``credentials`` were passed.
+        BrokerError: the broker cannot be reached, or refuses this party.
         PartyTaken: another process already runs as this party.
         ClusterMismatch: a peer runs with another cluster file.
-        HandshakeTimeout: not every party came within ``connect_timeout``; names them.
+        HandshakeTimeout: not every party joined within ``connect_timeout``; the message names
+            those that are missing.
     """
     settings = settings or RedisLinkSettings.load()
     spec = resolve_cluster(cluster, settings)
@@ -67,7 +69,7 @@ def connect(
         )
     spec.rank(name)
     if broker is not None and credentials is not None:
-        raise UsageError("broker and credentials: give the credentials to the broker")
+        raise UsageError("connect got broker and credentials: give the credentials to the broker")
     if broker is None:
         broker = Broker.from_settings(settings, spec.broker, credentials=credentials)
     instance = secrets.token_bytes(INSTANCE_BYTES)
@@ -90,8 +92,8 @@ def connect(
         owner = owner_of_user(broker.user, spec.session, spec.party_names)
         if owner not in (None, name):
             raise BrokerPermissionError(
-                f"{name}: permission denied, as this party is logged in to broker {broker.label} "
-                f"as {owner}'s user: set REDISLINK_BROKER_URL to the one with {name}'s"
+                f"{name}: permission denied, because this party logged in to broker {broker.label} "
+                f"as {owner}'s user: set REDISLINK_BROKER_URL to the URL with {name}'s user"
             ) from error
         raise
     except BaseException:
@@ -124,10 +126,10 @@ def connect(
 def resolve_cluster(
     cluster: ClusterSpec | str | Path | None, settings: RedisLinkSettings
 ) -> ClusterSpec:
-    """The cluster that `connect` is given, or that the settings name.
+    """The cluster that was passed to `connect`, or else the one that the settings name.
 
     Raises:
-        ConfigError: there is none, or it is not valid.
+        ConfigError: neither names a cluster, or it is not valid.
     """
     if isinstance(cluster, ClusterSpec):
         return cluster

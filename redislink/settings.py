@@ -1,10 +1,10 @@
-"""`RedisLinkSettings`: what differs from party to party and from machine to machine.
+"""`RedisLinkSettings`: what differs between parties and machines.
 
 Rules:
 - Read from the environment (``REDISLINK_*``) and from ``.env`` in the working directory; nothing
-  else in the package reads the environment. What all parties share stands in the cluster file.
-- A ``.env`` decides where passwords go. So it is read only if this user alone can have written
-  it, and each process says once on stderr (log level WARNING) that it was read, or why not.
+  else in the package reads the environment. The cluster file holds what all parties share.
+- A ``.env`` decides where passwords go. It is therefore read only if nobody but this user can have
+  written it, and each process says once on stderr (log level WARNING) that it read it, or why not.
 - Every time is finite: see `LONGEST_SECONDS`.
 """
 
@@ -30,7 +30,7 @@ from redislink.forking import renew_in_child
 from redislink.text import one_line
 
 LONGEST_SECONDS: Final = 2_000_000
-"""The longest that anything may wait, 23 days: poll(2) takes no more."""
+"""The longest timeout, 23 days: poll(2) takes no more."""
 _PREFIX: Final = "REDISLINK_"
 _MOST_BYTES: Final = 1 << 20
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -43,29 +43,29 @@ _Seconds = Annotated[float, Field(le=LONGEST_SECONDS, allow_inf_nan=False)]
 
 
 def check_seconds(what: str, seconds: float) -> float:
-    """How long to wait, if that is a time at all: what is longer than the longest is that.
+    """A timeout in seconds, checked, and cut to at most `LONGEST_SECONDS`.
 
     Args:
-        what: what it is called, for the message.
-        seconds: given by a program; infinity is for ever.
+        what: the name of the timeout, for the message.
+        seconds: the timeout that a program passed; infinity means to wait for ever.
 
     Raises:
-        UsageError: it is no number from 0.
+        UsageError: ``seconds`` is not a number, or is negative.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise UsageError(
-            f"a {what} is a number of seconds from 0, not {one_line(repr(seconds), 40)}"
+            f"a {what} is a number of seconds, 0 or more, not {one_line(repr(seconds), 40)}"
         )
     return min(seconds, LONGEST_SECONDS)
 
 
 class LinkMode(enum.StrEnum):
-    """How an SPU device's parties are joined."""
+    """How the members of an SPU device are linked."""
 
     CHANNELS = "channels"
-    """Through the broker: no party listens."""
+    """Through the broker. No party listens."""
     BRPC = "brpc"
-    """SPU's own link: every member listens at its ``brpc_address``."""
+    """SPU's own network stack. Every member listens at its ``brpc_address``."""
     MEM = "mem"
     """All parties are threads of one process."""
 
@@ -75,11 +75,14 @@ class LogFormat(enum.StrEnum):
 
     TEXT = "text"
     JSON = "json"
-    """One object in each line, see `redislink.logs.JsonFormatter`."""
+    """One JSON object per line; see `redislink.logs.JsonFormatter`."""
 
 
 class RedisLinkSettings(BaseSettings):
-    """Settings of one party. Environment: ``REDISLINK_`` and the name in capitals."""
+    """The settings of one party.
+
+    The environment variable of a setting is ``REDISLINK_`` and its name in capitals.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -116,7 +119,9 @@ class RedisLinkSettings(BaseSettings):
         "so you may change the password during a run.",
     )
     broker_timeout: _Seconds = Field(
-        default=60.0, gt=0, description="Seconds that the broker may be away; then the run ends."
+        default=60.0,
+        gt=0,
+        description="Seconds that the broker may be unreachable before the run ends.",
     )
     reply_timeout: _Seconds = Field(
         default=10.0,
@@ -127,7 +132,7 @@ class RedisLinkSettings(BaseSettings):
         default=5.0,
         ge=0.05,
         le=20,
-        description="Seconds that one BLPOP waits; then the next is sent.",
+        description="Seconds that one BLPOP waits before the next one is sent.",
     )
     cluster_file: Path | None = Field(default=None, description="Path of the cluster file.")
     party: str | None = Field(default=None, description="Name of this party in the cluster file.")
@@ -136,7 +141,7 @@ class RedisLinkSettings(BaseSettings):
     )
     psk_dir: Path | None = Field(
         default=None,
-        description="Directory with a file PEER.psk for each peer with a pre-shared key.",
+        description="Directory that holds a file PEER.psk for each peer with a pre-shared key.",
     )
     tamper_limit: int = Field(
         default=100, ge=1, description="Frames that fail to open before the session ends."
@@ -161,49 +166,50 @@ class RedisLinkSettings(BaseSettings):
     window_bytes: int = Field(
         default=32 << 20,
         ge=64 << 10,
-        description="Bytes that this party puts on the broker ahead of what a peer asks for; with "
-        "what the peer asks for, at most twice as many lie there.",
+        description="Bytes that this party puts on the broker before a peer asks for them. Together, "
+        "these and what the peer asks for are at most twice as many.",
     )
     peer_memory_bytes: int = Field(
         default=8 << 30,
         ge=1 << 20,
-        description="Bytes of one peer's messages that this party keeps until they are taken, "
-        "whole or in part. More ends the session.",
+        description="Bytes of one peer's messages that this party holds until its program receives "
+        "them. Any more end the session.",
     )
     chunk_bytes: int = Field(
         default=1 << 20,
         ge=1 << 10,
         le=256 << 20,
-        description="Most bytes of a message that travel as one element of a list.",
+        description="Most bytes of a message in one list element.",
     )
     lookahead: int = Field(
         default=32,
         ge=0,
         le=64,
-        description="Number of tags for which BLPOPs are sent before a receive asks; 0: none.",
+        description="Number of tags for which BLPOPs are sent before a receive asks for them; 0 "
+        "turns this off.",
     )
     kept_memory_bytes: int = Field(
         default=256 << 20,
         ge=0,
         description="Bytes of freed memory that a process with an SPU link keeps for the next "
-        "large message, if its malloc is glibc's; 0 leaves malloc as it is.",
+        "large message, if it uses glibc's malloc; 0 leaves malloc unchanged.",
     )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )
     status: bool = Field(
         default=True,
-        description="Whether this party writes its status (counts, times, tags that it waits for) "
+        description="Whether this party writes its status (counts, times, the tags it waits for) "
         "to the broker once a second, for redislink top.",
     )
     log_format: LogFormat = Field(
         default=LogFormat.TEXT,
-        description="text or json: form of what the command redislink writes to stderr.",
+        description="text or json: the format in which the command redislink writes to stderr.",
     )
     metrics_textfile: Path | None = Field(
         default=None,
-        description="File for this party's metrics, for node_exporter's textfile collector "
-        "(*.prom); {session} and {party} stand for their names. Needs redislink[metrics].",
+        description="File to write this party's metrics to, for node_exporter's textfile collector "
+        "(*.prom). {session} and {party} are replaced by their names. Needs redislink[metrics].",
     )
     metrics_push_url: SecretStr | None = Field(
         default=None,
@@ -211,23 +217,26 @@ class RedisLinkSettings(BaseSettings):
         "user and password. Needs redislink[metrics].",
     )
     metrics_interval: _Seconds = Field(
-        default=15.0, ge=0.1, description="Seconds between two writes or pushes of the metrics."
+        default=15.0, ge=0.1, description="Seconds between writes or pushes of the metrics."
     )
     trace_dir: Path | None = Field(
         default=None,
-        description="Directory for this party's timeline of the run, "
-        "SESSION.PARTY.trace.jsonl; unset: no timeline.",
+        description="Directory in which to record this party's timeline of the run, "
+        "SESSION.PARTY.trace.jsonl. Not set: no timeline.",
     )
     trace_limit: int = Field(
         default=500_000,
         ge=1,
-        description="Sends and receives after which the timeline ends; each takes about 100 bytes.",
+        description="Most sends and receives in a timeline; each takes about 100 bytes.",
     )
 
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:
-        """Args: a file of settings, in place of ``.env``, or None; settings that win over all."""
+        """Args:
+        _env_file: a settings file to read instead of ``.env``; None reads none.
+        values: settings by name; they take precedence over all others.
+        """
         given = {name.lower() for name in values}
         found = {} if _env_file is None else _read_env_file(Path(_env_file))
         set_outside = {name.upper() for name, value in os.environ.items() if value}
@@ -240,7 +249,7 @@ class RedisLinkSettings(BaseSettings):
         self._from_env_file = frozenset(used)
 
     def is_from_env_file(self, name: str) -> bool:
-        """True if ``.env`` gave this setting: not the real environment, and no program."""
+        """Whether this setting came from ``.env``, not from the environment or the program."""
         return name in self._from_env_file
 
     @field_validator(
@@ -266,10 +275,13 @@ class RedisLinkSettings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> RedisLinkSettings:
-        """Read environment and ``.env``; ``overrides`` win.
+        """Read the settings from the environment and ``.env``.
+
+        Args:
+            overrides: settings by name; they take precedence over both.
 
         Raises:
-            ConfigError: one line that names the setting and what is wrong with it.
+            ConfigError: a setting is wrong; the message names it and says why.
         """
         try:
             return cls(**overrides)
@@ -283,10 +295,10 @@ class RedisLinkSettings(BaseSettings):
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:
-    """Settings by name in small letters; none if the file is not there, or is not to be trusted.
+    """The settings in a file, by lower-case name; none if it is missing or cannot be trusted.
 
     Raises:
-        ConfigError: it cannot be read, or is not UTF-8.
+        ConfigError: the file cannot be read, or is not UTF-8.
     """
     try:
         link = path.lstat()
@@ -299,7 +311,7 @@ def _read_env_file(path: Path) -> Mapping[str, str]:
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"settings file {path.absolute()}: is not UTF-8 (byte {error.start + 1}): save it as "
-            f"UTF-8, as with iconv -f {_likely_encoding(error.object)} -t utf-8"
+            f"UTF-8, for example with iconv -f {_likely_encoding(error.object)} -t utf-8"
         ) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "cannot be read"
@@ -321,17 +333,17 @@ def _read_env_file(path: Path) -> Mapping[str, str]:
 
 
 def _likely_encoding(content: bytes) -> str:
-    """What a Windows shell writes with > has a mark of its own."""
+    """The encoding for ``iconv``: output of a Windows shell begins with a byte order mark."""
     return "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
 
 
 def _why_mistrusted(link: os.stat_result, found: os.stat_result) -> str:
-    """Why somebody else may have written this file, and what to do; empty if nobody may."""
+    """Why somebody else may have written this file, and what to do; "" if nobody can have."""
     ours = {0, os.geteuid()}
     if not {link.st_uid, found.st_uid} <= ours:
-        return "it is not yours: copy what you trust of it into a file of your own"
+        return "you do not own it: copy the lines that you trust into a file of your own"
     if found.st_mode & _OTHERS_WRITE:
-        return "others may write to it: run chmod go-w on it once you have checked what it says"
+        return "others may write to it: check its contents, then run chmod go-w on it"
     return ""
 
 

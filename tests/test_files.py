@@ -99,7 +99,7 @@ class TestNew:
         for name in ("there", "link"):
             with pytest.raises(FileExistsError):
                 open_new(tmp_path / name)
-            with pytest.raises(ConfigError, match="is there already"):
+            with pytest.raises(ConfigError, match="exists already"):
                 write_private(tmp_path / name, "text", "file")
         assert (tmp_path / "there").read_text() == "precious"
         assert not (tmp_path / "nowhere").exists()

@@ -39,7 +39,7 @@ def write_trial(
     names = ClusterSpec.parse(dict(content), str(cluster_file)).party_names
     for path in (cluster_file, *(key_files[name] for name in names)):
         if os.path.lexists(path):  # a link that leads nowhere, too
-            raise ConfigError(f"{path}: is there already, and would be lost: move it away first")
+            raise ConfigError(f"{path}: exists already and would be lost: move it away first")
     identities = {name: Identity.generate() for name in names}
     parties = [{"name": party} if isinstance(party, str) else party for party in content["parties"]]
     filled = dict(content) | {

@@ -1,1 +1,1 @@
-"""Who a party is: its key pair, and files that only their owner can read."""
+"""Key pairs of parties, and files that only their owner can read."""

@@ -1,4 +1,4 @@
-"""Who a party is: its X25519 key pair. The private half stays in one file of that party's."""
+"""The X25519 key pair that identifies a party. The private key stays in one file at that party."""
 
 from __future__ import annotations
 
@@ -19,39 +19,48 @@ _PUBLIC_PREFIX: Final = "x25519:"
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Identity:
-    """A party's key pair; ``private_key`` are 32 secret bytes."""
+    """A party's key pair.
+
+    Attributes:
+        private_key: 32 secret bytes.
+    """
 
     private_key: bytes
 
     def __post_init__(self) -> None:
         if len(self.private_key) != KEY_BYTES:
-            raise ConfigError(f"a private key has {KEY_BYTES} bytes: take one of Identity.load")
+            size = len(self.private_key)
+            raise ConfigError(f"a private key has {KEY_BYTES} bytes, not {size}: use Identity.load")
 
     @classmethod
     def generate(cls) -> Identity:
-        """A new one, from the operating system's randomness."""
+        """Make a new key pair from the operating system's randomness."""
         return cls(X25519PrivateKey.generate().private_bytes_raw())
 
     @classmethod
     def load(cls, path: str | Path) -> Identity:
-        """Read a file that `save` wrote.
+        """Read a key pair from a file that `save` wrote.
 
         Raises:
-            ConfigError: it is not there, others may read it, or it holds no key.
+            ConfigError: the file is missing, holds no key, or can be read by others.
         """
         return cls(read_secret(path, "identity file"))
 
     def save(self, path: str | Path, comment: str) -> None:
-        """Write a file that only its owner can read.
+        """Write the key pair to a new file that only its owner can read.
+
+        Args:
+            path: the file to make.
+            comment: a line of text to put above the key.
 
         Raises:
-            ConfigError: there is such a file already, or it cannot be written.
+            ConfigError: the file exists already, or cannot be written.
         """
         write_secret(path, self.private_key, comment, "identity file")
 
     @property
     def public_key(self) -> bytes:
-        """The public half, 32 bytes."""
+        """The public key, 32 bytes."""
         private = X25519PrivateKey.from_private_bytes(self.private_key)
         return private.public_key().public_bytes_raw()
 
@@ -60,15 +69,15 @@ class Identity:
 
 
 def format_public_key(key: bytes) -> str:
-    """As it stands in the cluster file: ``x25519:`` and base64."""
+    """A public key in the form of the cluster file: ``x25519:`` and base64."""
     return _PUBLIC_PREFIX + base64.b64encode(key).decode()
 
 
 def parse_public_key(text: str) -> bytes:
-    """The inverse of `format_public_key`.
+    """The 32 bytes of a public key that `format_public_key` wrote.
 
     Raises:
-        ConfigError: not a public key.
+        ConfigError: the text is not a public key.
     """
     if text.startswith(_PUBLIC_PREFIX):
         try:
@@ -78,13 +87,13 @@ def parse_public_key(text: str) -> bytes:
         if len(key) == KEY_BYTES and _is_usable(key):
             return key
     raise ConfigError(
-        "public_key is not x25519: and 32 bytes in base64: copy the line that redislink keygen "
-        "prints"
+        "public_key must be x25519: followed by 32 bytes in base64: copy the line that redislink "
+        "keygen prints"
     )
 
 
 def _is_usable(key: bytes) -> bool:
-    """False for points of low order, with which every shared secret would be 0."""
+    """Whether a public key is safe: with points of low order every shared secret would be 0."""
     try:
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
     except ValueError:
@@ -93,16 +102,20 @@ def _is_usable(key: bytes) -> bool:
 
 
 def fingerprint(public_key: bytes) -> str:
-    """Short name of a public key, to be read out and compared: SHA-256, as ssh prints it."""
+    """A short name of a public key, to read out and compare: SHA-256, printed as ssh does."""
     digest = hashlib.sha256(public_key).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def read_secret(path: str | Path, what: str) -> bytes:
-    """The 32 bytes that stand in base64 in a file that only its owner can read.
+    """The 32 bytes that a file holds in base64. Only its owner may be able to read the file.
+
+    Args:
+        path: the file to read.
+        what: what the file is, for messages.
 
     Raises:
-        ConfigError: anything is wrong with it; the message does not quote it.
+        ConfigError: anything is wrong with the file; the message does not quote it.
     """
     text = read_private(path, what, "make one with redislink keygen")
     lines = [line.strip() for line in text.splitlines()]
@@ -117,9 +130,15 @@ def read_secret(path: str | Path, what: str) -> bytes:
 
 
 def write_secret(path: str | Path, secret: bytes, comment: str, what: str) -> None:
-    """Write a file for `read_secret`; mode 0600 from its first byte on, never over another.
+    """Write a new file for `read_secret`, with mode 0600 from its first byte on.
+
+    Args:
+        path: the file to make.
+        secret: the bytes to write.
+        comment: a line of text to put above them.
+        what: what the file is, for messages.
 
     Raises:
-        ConfigError: it is there already, or cannot be written.
+        ConfigError: the file exists already, or cannot be written.
     """
     write_private(path, f"# {comment}\n{base64.b64encode(secret).decode()}\n", what)

@@ -1,6 +1,6 @@
-"""Files that hold a secret: only their owner can read them, from their first byte on.
+"""Files that hold a secret. Only their owner can read them, from the first byte on.
 
-No message quotes what a file holds.
+No message quotes the contents of a file.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ _MORE_THAN_GROUP_READS: Final = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
 
 
 def read_private(path: str | Path, what: str, remedy: str, *, group_may_read: bool = False) -> str:
-    """The text of a file that nobody else can read; empty if it is not text at all.
+    """The text of a file that nobody else can read; "" if the file does not hold text.
 
     Args:
-        path: of the file.
-        what: what it is, for messages.
-        remedy: what to do if it is not there, for messages.
-        group_may_read: so that a secret that Kubernetes mounts for a group will do.
+        path: the file to read.
+        what: what the file is, for messages.
+        remedy: what to do if the file is missing, for messages.
+        group_may_read: accept a file that its group can read, such as a secret that Kubernetes
+            mounts.
 
     Raises:
-        ConfigError: it cannot be read, is no regular file, or others may read it too.
+        ConfigError: the file cannot be read, is not a regular file, or can be read by others.
     """
     try:
         with open_regular(path) as file:
             others = _MORE_THAN_GROUP_READS if group_may_read else _OTHERS
             if os.fstat(file.fileno()).st_mode & others:
                 raise ConfigError(
-                    f"{what} {path}: others on this machine may read it: chmod 600 {path}, "
-                    "and make a new one if they might have"
+                    f"{what} {path}: others on this machine can read it: run chmod 600 {path}, "
+                    "and make a new one if they may have done so"
                 )
             return read_opened(file, path, _MOST_BYTES)
     except OSError as error:
@@ -49,36 +50,41 @@ def read_private(path: str | Path, what: str, remedy: str, *, group_may_read: bo
 
 
 def write_private(path: str | Path, text: str, what: str) -> None:
-    """Write a new file with mode 0600, never over another.
+    """Write a new file with mode 0600.
+
+    Args:
+        path: the file to make.
+        text: its contents.
+        what: what the file is, for messages.
 
     Raises:
-        ConfigError: it is there already, or cannot be written.
+        ConfigError: the file exists already, or cannot be written.
     """
     try:
         with open_new(path) as file:
             file.write(text)
     except FileExistsError:
         raise ConfigError(
-            f"{what} {path}: is there already, and would be lost: move it away first"
+            f"{what} {path}: exists already and would be lost: move it away first"
         ) from None
     except OSError as error:
         raise ConfigError(f"{what} {path}: cannot be written ({error.strerror})") from None
 
 
 def update_file(path: str | Path, change: Callable[[str], str], what: str) -> None:
-    """Put another text into a file that is there; owner, group and mode stay.
+    """Replace the text of an existing file; its owner, group and mode stay.
 
-    Whoever reads it meanwhile, or after a crash, finds the old text or the new one, whole.
+    Whoever reads the file meanwhile, or after a crash, finds all of the old text or all of the new.
 
     Args:
-        path: of the file.
-        change: gives the new text for the old one.
-        what: what it is, for messages.
+        path: the file to change.
+        change: takes the old text and returns the new one.
+        what: what the file is, for messages.
 
     Raises:
-        ConfigError: it is not there, is no text, or cannot be written by this user.
+        ConfigError: the file is missing, does not hold text, or this user cannot write it.
     """
-    target = os.path.realpath(path)  # a link goes on leading there
+    target = os.path.realpath(path)  # a symbolic link keeps its target
     try:
         with open_regular(target) as file:
             before = os.fstat(file.fileno())
@@ -90,7 +96,7 @@ def update_file(path: str | Path, change: Callable[[str], str], what: str) -> No
             new.flush()
             os.fsync(new.fileno())
     except FileNotFoundError:
-        raise ConfigError(f"{what} {path}: is not there: check the path") from None
+        raise ConfigError(f"{what} {path}: there is no such file: check the path") from None
     except OSError as error:
         raise ConfigError(
             f"{what} {path}: cannot be changed ({error.strerror or error}): check the path, and "

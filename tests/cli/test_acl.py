@@ -99,7 +99,7 @@ def test_a_file_for_the_server(call: Call, write_cluster: Write, tmp_path: Path)
         assert party["password"] not in line
     code, out, err = call(*words)
     assert (code, out) == (2, "")
-    assert "users.acl: is there already" in err
+    assert "users.acl: exists already" in err
 
 
 def test_a_second_session_in_the_file(
@@ -160,7 +160,7 @@ def test_a_file_that_a_link_leads_to_is_updated(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--update", "none.acl"], "none.acl: is not there"),
+        (["--update", "none.acl"], "none.acl: there is no such file"),
         (["--update", "binary.acl"], "binary.acl: is not text"),
         (["--update", "."], "cannot be changed"),
         (["--update", "a.acl", "--out", "b.acl"], "not both"),

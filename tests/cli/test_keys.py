@@ -41,7 +41,7 @@ class TestKeygen:
         before = (tmp_path / "alice.key").read_bytes()
         code, out, err = call("keygen", "alice")
         assert (code, out) == (2, "")
-        assert "alice.key: is there already, and would be lost: move it away first" in err
+        assert "alice.key: exists already and would be lost: move it away first" in err
         assert (tmp_path / "alice.key").read_bytes() == before
 
     @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ class TestKeygen:
             (tmp_path / "alice.key").chmod(mode)
             code, out, err = call("fingerprint", "--identity", "alice.key")
             assert (code, out) == (2, "")
-            assert "others on this machine may read it: chmod 600 alice.key" in err
+            assert "others on this machine can read it: run chmod 600 alice.key" in err
 
     @pytest.mark.parametrize(
         "content", [b"", b"# only this\n", b"abc\n", b"AAAA\nBBBB\n", b"\xff\xfe", "ü".encode()]
@@ -199,7 +199,7 @@ class TestInit:
         (tmp_path / there).write_text("mine")
         code, _, err = call("init", "alice", "bob")
         assert code == 2
-        assert f"{there}: is there already" in err
+        assert f"{there}: exists already" in err
         assert [path.name for path in tmp_path.iterdir()] == [there]
         assert (tmp_path / there).read_text() == "mine"
 
@@ -242,7 +242,7 @@ def test_init_writes_through_no_link(call: Call, tmp_path: Path, name: str) -> N
     (tmp_path / name).symlink_to(tmp_path / "planted")
     code, out, err = call("init", "alice", "bob")
     assert (code, out) == (2, "")
-    assert f"{name}: is there already" in err
+    assert f"{name}: exists already" in err
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -135,7 +135,7 @@ def test_a_password_file_that_others_can_read(call: Call, tmp_path: Path) -> Non
     for command in (["sessions", "--broker", url], ["broker", "--port", "0"]):
         code, _, err = call(*command, "--password-file", "open")
         assert code == 2
-        assert "password file open: others on this machine may read it: chmod 600" in err
+        assert "password file open: others on this machine can read it: run chmod 600" in err
 
 
 COMMANDS = (

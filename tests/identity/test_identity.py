@@ -59,14 +59,14 @@ class TestFile:
     def test_another_one_is_never_overwritten(self, path, identity):
         identity.save(path, "alice")
         kept = path.read_bytes()
-        with pytest.raises(ConfigError, match="is there already, and would be lost"):
+        with pytest.raises(ConfigError, match="exists already and would be lost"):
             Identity.generate().save(path, "alice")
         assert path.read_bytes() == kept
 
     def test_neither_is_what_a_link_points_to(self, path, tmp_path, identity):
         target = tmp_path / "elsewhere"
         path.symlink_to(target)
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="exists already"):
             identity.save(path, "alice")
         assert not target.exists()
 
@@ -74,7 +74,7 @@ class TestFile:
     def test_one_that_others_can_read_or_change_is_refused(self, path, identity, mode):
         identity.save(path, "alice")
         path.chmod(mode)
-        with pytest.raises(ConfigError, match=r"others .* may read it: chmod 600"):
+        with pytest.raises(ConfigError, match=r"others .* can read it: run chmod 600"):
             Identity.load(path)
         path.chmod(0o400)
         assert Identity.load(path) == identity

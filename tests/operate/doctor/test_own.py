@@ -69,7 +69,7 @@ def test_an_identity_that_others_may_read(doctor: Ask, tmp_path) -> None:
     IDENTITIES["alice"].save(path, "of a test")
     path.chmod(0o644)
     told = doctor("redis://127.0.0.1:1", identity_file=path)
-    told.check("keys", Level.FAIL, "others on this machine may read it", f"chmod 600 {path}")
+    told.check("keys", Level.FAIL, "others on this machine can read it", f"chmod 600 {path}")
 
 
 @pytest.mark.parametrize(
