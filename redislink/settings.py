@@ -166,8 +166,8 @@ class RedisLinkSettings(BaseSettings):
     window_bytes: int = Field(
         default=32 << 20,
         ge=64 << 10,
-        description="Bytes that this party puts on the broker before a peer asks for them. Together, "
-        "these and what the peer asks for are at most twice as many.",
+        description="Bytes that this party puts on the broker before a peer asks for them. What "
+        "the peer asks for comes on top: at most twice as many in all.",
     )
     peer_memory_bytes: int = Field(
         default=8 << 30,

@@ -1,4 +1,4 @@
-"""What a cluster is: its parties, its devices, and the masks that map ranks."""
+"""The cluster file: parties, devices, and the masks that map their ranks."""
 
 from redislink.cluster.mask import Mask
 from redislink.cluster.spec import (

@@ -10,10 +10,10 @@ from redislink.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A set of global ranks, as one bit each; iterates in ascending order, hashable.
+    """A set of global ranks, one bit each. It is hashable and iterates in ascending order.
 
-    An SPU device lives on a subset of the parties and counts them from 0: its *relative*
-    ranks. A mask translates between the two.
+    An SPU device runs on some of the parties and counts those from 0: their *relative* ranks. A
+    mask translates between global and relative ranks.
     """
 
     bits: int = 0
@@ -24,7 +24,7 @@ class Mask:
 
     @classmethod
     def from_ranks(cls, ranks: Iterable[int]) -> Mask:
-        """The mask of these ranks; doubles count once.
+        """The mask of these ranks; duplicates count once.
 
         Raises:
             UsageError: a rank is not a non-negative int.
@@ -63,15 +63,15 @@ class Mask:
         return Mask(self.bits & other.bits) if isinstance(other, Mask) else NotImplemented
 
     def union(self, other: Mask) -> Mask:
-        """The ranks that are in this mask or in the other; also ``|``."""
+        """The ranks that are in either mask. The same as ``|``."""
         return self | other
 
     def intersection(self, other: Mask) -> Mask:
-        """The ranks that are in both masks; also ``&``."""
+        """The ranks that are in both masks. The same as ``&``."""
         return self & other
 
     def global_to_relative_rank(self, rank: int) -> int:
-        """Position of a global rank among the mask's.
+        """The relative rank of a global rank.
 
         Raises:
             UsageError: the rank is not in the mask.
@@ -84,7 +84,7 @@ class Mask:
         """The inverse of `global_to_relative_rank`.
 
         Raises:
-            UsageError: the mask has no so many ranks.
+            UsageError: the mask has too few ranks.
         """
         if type(relative) is not int or not 0 <= relative < len(self):
             raise UsageError(f"{self} has no relative rank {relative!r}")

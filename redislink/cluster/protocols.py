@@ -1,6 +1,6 @@
-"""SPU's protocols: between how many members each runs, and whom each trusts.
+"""SPU's protocols: how many members each needs, and whom each trusts.
 
-Rule: this table is the one place; errors, warnings (`trust.py`), ``doctor``, ``fingerprint`` and
+Rule: this table is the only one; errors, warnings (`trust.py`), ``doctor``, ``fingerprint`` and
 ``docs/which-protocol.md`` all read it.
 """
 
@@ -12,15 +12,15 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to compute on shares; all of them assume members that follow the protocol.
+    """A protocol of SPU. All of them assume that the members follow the protocol.
 
     Attributes:
-        name: SPU's; what the cluster file has as ``protocol``.
-        beaver_type: with which this row is meant; None where there is no choice.
-        members: how many it takes; None: two or more.
-        trusts: who has to be trusted, or must not work together; ``{first}`` stands for the first
-            member in rank order, ``{members}`` for all of them.
-        is_weak: one party alone can read the data of all, so it has to be asked for by name.
+        name: SPU's name for it, used as ``protocol`` in the cluster file.
+        beaver_type: the ``beaver_type`` that this row is about; None if there is no choice.
+        members: the number of members that it needs; None means two or more.
+        trusts: whom the members must trust, or who must not collude; ``{first}`` stands for the
+            first member in rank order, ``{members}`` for all of them.
+        is_weak: whether one party alone can read everybody's data; it is then never a default.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Protocol:
 
     @property
     def label(self) -> str:
-        """Name, and whose beavers it takes if that can be chosen."""
+        """The name, with the source of the beavers if there is a choice."""
         return f"{self.name} with {self.beaver_type}" if self.beaver_type else self.name
 
 
@@ -57,13 +57,13 @@ PROTOCOLS: Final = (
 
 
 def protocol_of(name: str, beaver_type: str | None) -> Protocol:
-    """The row of what the cluster file has as ``protocol`` and ``runtime.beaver_type``."""
+    """The row for the ``protocol`` and ``runtime.beaver_type`` of a cluster file."""
     beavers = beaver_type or "TrustedFirstParty"
     return next(row for row in PROTOCOLS if row.name == name and row.beaver_type in (None, beavers))
 
 
 def advice() -> str:
-    """The rows that are not weak in one line, for errors."""
+    """The rows that are not weak, in one line for error messages."""
     return "; ".join(
         f"between {row.members or 'any number of'} members {row.label} "
         f"({row.trusts.format(first='it', members='them')})"

@@ -1,7 +1,7 @@
 """The fields of SPU's ``RuntimeConfig`` that a cluster file may set, under ``config.runtime``.
 
-Rules: names, types and choices are SPU's own; what is left out keeps SPU's default. A field that
-SPU has and a cluster file may not set stands in `REFUSED`, with the reason.
+Rules: names, types and choices are those of SPU; a field that is left out keeps SPU's default.
+`REFUSED` lists the fields of SPU that a cluster file may not set, with the reasons.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 REFUSED: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "protocol": "it stands one level up, as config.protocol",
-        "field": "it stands one level up, as config.field",
-        "fxp_fraction_bits": "it stands one level up, as config.fxp_fraction_bits",
+        "protocol": "it belongs one level up, as config.protocol",
+        "field": "it belongs one level up, as config.field",
+        "fxp_fraction_bits": "it belongs one level up, as config.fxp_fraction_bits",
         "enable_runtime_snapshot": "SPU would write every party's shares into files",
         "snapshot_dump_dir": "SPU would write every party's shares into files",
     }
@@ -34,10 +34,10 @@ class ClientSslConfig(BaseModel):
 
     Attributes:
         certificate: path of this member's certificate (PEM).
-        private_key: path of its key; never the key itself, because all parties have this file.
-        ca_file_path: path of the CA's certificate; without it, the system's CAs count.
-        verify_depth: how long the server's chain of certificates may be. SPU would take 0 as no
-            check at all.
+        private_key: path of its private key, never the key itself: all parties have this file.
+        ca_file_path: path of the CA's certificate; without it, SPU uses the system's CAs.
+        verify_depth: the longest chain of certificates to accept; at least 1, because 0 would turn
+            the check off.
     """
 
     model_config = _STRICT
@@ -50,7 +50,7 @@ class ClientSslConfig(BaseModel):
     def _no_key_within(self) -> ClientSslConfig:
         if self.private_key is not None and "-----BEGIN" in self.private_key:
             raise ValueError(
-                "private_key holds the key itself, which every party would have: give the path "
+                "private_key holds the key itself, and every party would have it: give the path "
                 "of a file"
             )
         return self
@@ -63,7 +63,7 @@ class TtpBeaverConfig(BaseModel):
         server_host: ``host:port`` of SPU's beaver server.
         server_public_key: that server's public key (PEM).
         asym_crypto_schema: algorithm of that key.
-        adjust_rank: rank, among the members, of the one that makes the larger calls.
+        adjust_rank: relative rank of the member that makes the larger calls.
         transport_protocol: protocol between member and server.
         ssl_config: TLS to the server; without it, the connection is in clear.
     """
@@ -175,7 +175,7 @@ class SpuRuntime(BaseModel):
             return given
         for name, reason in REFUSED.items():
             if name in given:
-                raise ValueError(f"{name} is not given here: {reason}")
+                raise ValueError(f"{name} cannot be set here: {reason}")
         for name, model in (
             ("ttp_beaver_config", TtpBeaverConfig),
             ("cheetah_2pc_config", CheetahConfig),
@@ -187,27 +187,29 @@ class SpuRuntime(BaseModel):
                 )
         if given.get("beaver_type") == "MultiParty":
             raise ValueError(
-                "beaver_type MultiParty stands in SPU's list, but SPU refuses it: take "
+                "beaver_type MultiParty is in SPU's list, but SPU refuses it: use "
                 "TrustedThirdParty, or another protocol"
             )
         return given
 
     def check(self, protocol: str) -> None:
-        """See to it that what is given is read by this protocol.
+        """Check that this protocol reads every field that is set.
+
+        Args:
+            protocol: the device's protocol.
 
         Raises:
-            ValueError: one line: what is not, and what to do.
+            ValueError: it does not; the message names the field and says what to do.
         """
         if protocol != "SEMI2K":
             for name in ("beaver_type", "ttp_beaver_config"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"runtime.{name} is of SEMI2K alone, and this is {protocol}: take it out"
+                        f"only SEMI2K has runtime.{name}, and this is {protocol}: remove it"
                     )
         if protocol != "CHEETAH" and self.cheetah_2pc_config is not None:
             raise ValueError(
-                f"runtime.cheetah_2pc_config is of CHEETAH alone, and this is {protocol}: take "
-                "it out"
+                f"only CHEETAH has runtime.cheetah_2pc_config, and this is {protocol}: remove it"
             )
         third = self.beaver_type == "TrustedThirdParty"
         if third and self.ttp_beaver_config is None:
@@ -217,6 +219,6 @@ class SpuRuntime(BaseModel):
             )
         if self.ttp_beaver_config is not None and not third:
             raise ValueError(
-                "runtime.ttp_beaver_config is of no effect without beaver_type: "
+                "runtime.ttp_beaver_config has no effect without beaver_type: "
                 "TrustedThirdParty: add that"
             )

@@ -1,7 +1,7 @@
-"""The cluster file: who takes part, through which broker, and on which devices.
+"""The cluster file: the parties, their broker and their devices.
 
 Every party has the same file. `ClusterSpec.digest` covers what must agree (all but the
-broker's address, which may differ from party to party) and goes into the handshake.
+broker's address, which may differ between parties) and goes into the handshake.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from redislink.protocol.list_names import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 _OTHER_THAN_TEXT = frozenset({"string_type", "model_type", "tuple_type", "dict_type"})
-"""Errors of pydantic about what may have been meant as text, or stands empty."""
+"""pydantic's errors about a value that was perhaps meant as text, or is empty."""
 
 
 class PartySpec(BaseModel):
@@ -33,8 +33,8 @@ class PartySpec(BaseModel):
 
     Attributes:
         name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``; the first is a letter or digit.
-        public_key: ``x25519:…``, as ``redislink keygen`` prints it; sealed sessions need it.
-        brpc_address: ``host:port`` where this party listens, only for the fallback to brpc.
+        public_key: ``x25519:…``, which ``redislink keygen`` prints; sealed sessions need it.
+        brpc_address: ``host:port`` where this party listens; only brpc links use it.
     """
 
     model_config = _STRICT
@@ -66,7 +66,7 @@ class SpuConfig(BaseModel):
             docs/which-protocol.md says whom each trusts.
         field: size of the ring; see docs/numbers.md.
         fxp_fraction_bits: bits after the binary point, at most two less than the field has; 0
-            takes SPU's default for the field.
+            means SPU's default for the field.
         use_redis_channel: ``true``: the device's traffic goes through the broker (``channels``);
             ``false``: through SPU's own brpc link, and each member needs a ``brpc_address``.
         runtime: further fields of ``spu.RuntimeConfig``.
@@ -86,28 +86,28 @@ class SpuConfig(BaseModel):
 
     @model_validator(mode="after")
     def _room_for_fractions(self) -> SpuConfig:
-        # The point is in the ring: SPU would take a scale of 2**31 or more in FM32 for another.
+        # The scale has to fit into the ring: in FM32, SPU would misread one of 2**31 or more.
         most = int(self.field.removeprefix("FM")) - 2
         if self.fxp_fraction_bits > most:
             raise ValueError(
-                f"fxp_fraction_bits: {self.field} has room for {most} at most: take fewer, or a "
+                f"fxp_fraction_bits: {self.field} has room for {most} at most: use fewer, or a "
                 "larger field"
             )
         return self
 
     @property
     def spu_protocol(self) -> Protocol:
-        """What is known of the protocol: how many members it takes, and whom it trusts."""
+        """The protocol's row: how many members it needs, and whom it trusts."""
         return protocol_of(self.protocol, self.runtime.beaver_type)
 
 
 class DeviceSpec(BaseModel):
-    """A device: an SPU that lives on its members.
+    """A device: an SPU that its members run together.
 
     Attributes:
-        kind: kind of device; there is only this one.
+        kind: the kind of device; always ``SPU``.
         members: names of the parties that compute; SPU ranks them in the order of ``parties``.
-        config: how it computes.
+        config: its configuration.
     """
 
     model_config = _STRICT
@@ -118,12 +118,12 @@ class DeviceSpec(BaseModel):
     @model_validator(mode="after")
     def _enough_members(self) -> DeviceSpec:
         if len(set(self.members)) != len(self.members):
-            raise ValueError("a member stands twice in members: list each party once")
+            raise ValueError("members lists a party twice: list each party once")
         needed = self.config.spu_protocol.members
         if needed is not None and len(self.members) != needed:
             raise ValueError(
                 f"{self.config.protocol} runs between {needed} members, not {len(self.members)}: "
-                f"change members, or take another protocol, {advice()}"
+                f"change members, or use another protocol, {advice()}"
             )
         return self
 
@@ -135,10 +135,10 @@ class ClusterSpec(BaseModel):
         session: name of the session; parties meet only in the same session.
         broker: URL of the broker. The setting ``REDISLINK_BROKER_URL`` takes precedence, and
             keeps passwords out of the file.
-        parties: the parties in rank order; an entry may be just a name.
+        parties: the parties in rank order; an entry may be a name alone.
         security: ``sealed``: the broker sees names, tags, sizes and times; ``none``: it sees
             and can change everything.
-        devices: the devices by name; the rules for names are those of parties.
+        devices: the devices by name; device names follow the rules for party names.
     """
 
     model_config = _STRICT
@@ -171,7 +171,7 @@ class ClusterSpec(BaseModel):
         names = [p.name for p in parties]
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
-            raise ValueError(f"party {doubles[0]!r} stands there twice: give each its own name")
+            raise ValueError(f"party {doubles[0]!r} is listed twice: give each its own name")
         return parties
 
     @model_validator(mode="after")
@@ -192,17 +192,21 @@ class ClusterSpec(BaseModel):
         """Validate a mapping.
 
         Args:
-            content: what YAML gave.
-            source: what to call it in errors, usually the file's path.
+            content: the mapping, as parsed from YAML.
+            source: its name in errors, usually the path of the file.
 
         Raises:
-            ConfigError: one line that names source, place and remedy.
+            ConfigError: the content is not valid; the message names the place and the remedy.
         """
         return cls._parse(content, source, None)
 
     @classmethod
     def load(cls, text: str, source: str) -> ClusterSpec:
-        """As `parse`, of a YAML text; errors also say the line.
+        """Parse and validate a YAML text. Errors also name the line.
+
+        Args:
+            text: the contents of a cluster file.
+            source: its name in errors, usually the path of the file.
 
         Raises:
             ConfigError: as `parse`.
@@ -224,7 +228,7 @@ class ClusterSpec(BaseModel):
             path = first["loc"]
             text = str(first["msg"]).removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
-                text = "there is no such field: check the spelling, or take it out"
+                text = "there is no such field: check the spelling, or remove it"
             elif first["type"] == "missing":
                 text = "is missing: add it"
             elif written is not None and first["type"] in _OTHER_THAN_TEXT:
@@ -241,14 +245,14 @@ class ClusterSpec(BaseModel):
 
     @property
     def party_names(self) -> tuple[str, ...]:
-        """Names in rank order."""
+        """The names of the parties in rank order."""
         return tuple(party.name for party in self.parties)
 
     def rank(self, party: str) -> int:
-        """Rank of a party.
+        """The rank of a party.
 
         Raises:
-            ConfigError: no such party; the message lists those that there are.
+            ConfigError: no such party; the message lists the parties.
         """
         try:
             return self.party_names.index(party)
@@ -262,13 +266,13 @@ class ClusterSpec(BaseModel):
         """Every party's public key, 32 bytes, by name.
 
         Raises:
-            ConfigError: a party has none, or two have the same.
+            ConfigError: a party has no key, or two have the same.
         """
         keys: dict[str, bytes] = {}
         for party in self.parties:
             if party.public_key is None:
                 raise ConfigError(
-                    f"session {self.session!r} is sealed, and party {party.name!r} has no "
+                    f"session {self.session!r} is sealed, but party {party.name!r} has no "
                     f"public_key: run redislink keygen {party.name} there and put the line that "
                     "it prints into the cluster file (or write security: none for a trial)"
                 )
@@ -282,10 +286,10 @@ class ClusterSpec(BaseModel):
         return keys
 
     def device(self, name: str) -> DeviceSpec:
-        """A device by name.
+        """The device with this name.
 
         Raises:
-            ConfigError: no such device; the message lists those that there are.
+            ConfigError: no such device; the message lists the devices.
         """
         try:
             return self.devices[name]
@@ -296,7 +300,7 @@ class ClusterSpec(BaseModel):
             ) from None
 
     def mask(self, device: str) -> Mask:
-        """The ranks on which a device lives."""
+        """The ranks of a device's members."""
         return Mask.from_ranks(self.rank(member) for member in self.device(device).members)
 
     def digest(self) -> bytes:
@@ -310,7 +314,8 @@ def load_cluster(path: str | Path) -> ClusterSpec:
     """Read and validate a cluster file.
 
     Raises:
-        ConfigError: one line that names file, place and remedy.
+        ConfigError: the file cannot be read or is not valid; the message names the place and
+            the remedy.
     """
     try:
         text = read_text(path)
@@ -325,7 +330,7 @@ def load_cluster(path: str | Path) -> ClusterSpec:
 
 
 def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> str:
-    """pydantic reports ValueErrors with their place; a ConfigError would fly past it."""
+    """Raise a ValueError, which pydantic reports with its place, instead of a ConfigError."""
     try:
         return check(value, what)
     except ConfigError as error:

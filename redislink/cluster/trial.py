@@ -1,7 +1,7 @@
-"""A whole cluster on one machine: for demos and trials only.
+"""A whole cluster on one machine, for demos and trials only.
 
 Between organisations no machine ever holds two private keys: each party runs ``redislink
-keygen`` for itself, and gives away the public key alone.
+keygen`` itself, and gives away only its public key.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ PSI_DEVICE: Final = "PSI0"
 def write_trial(
     content: Mapping[str, Any], cluster_file: Path, key_files: Mapping[str, Path], comment: str
 ) -> ClusterSpec:
-    """Make a new key for every party, and a cluster file with the public ones.
+    """Make a new key pair for every party, and a cluster file with the public keys.
 
     Args:
-        content: of the cluster file; public keys in it are replaced.
-        cluster_file: to write; may not exist.
-        key_files: by party, to write; may not exist either.
+        content: the cluster file's content; public keys in it are replaced.
+        cluster_file: the file to make.
+        key_files: the private key file to make for each party.
         comment: lines for the top of the cluster file.
 
     Raises:
-        ConfigError: the content is not valid, or a file exists or cannot be written.
+        ConfigError: the content is not valid, or a file exists already or cannot be written.
     """
     names = ClusterSpec.parse(dict(content), str(cluster_file)).party_names
     for path in (cluster_file, *(key_files[name] for name in names)):
-        if os.path.lexists(path):  # a link that leads nowhere, too
+        if os.path.lexists(path):  # also a dangling symbolic link
             raise ConfigError(f"{path}: exists already and would be lost: move it away first")
     identities = {name: Identity.generate() for name in names}
     parties = [{"name": party} if isinstance(party, str) else party for party in content["parties"]]
@@ -58,7 +58,7 @@ def write_trial(
         with open_new(cluster_file, EVERYBODY_READS) as file:
             file.write("".join(f"# {line}\n" for line in comment.splitlines()) + text)
     except OSError as error:
-        raise ConfigError(f"{cluster_file.parent}: {error.strerror}: take another place") from None
+        raise ConfigError(f"{cluster_file.parent}: {error.strerror}: choose another") from None
     return spec
 
 
@@ -66,16 +66,17 @@ def trial_devices(parties: list[str], protocol: str | None = None) -> dict[str, 
     """Devices for trying things out.
 
     Args:
-        parties: names, in rank order; at least two.
-        protocol: of the first device, which then is one of all parties. None takes what lets no
-            party read the data of another: CHEETAH of two, ABY3 of the first three.
+        parties: the names of at least two parties, in rank order.
+        protocol: the protocol of the first device, which then has all parties as members. None
+            chooses one in which no party can read another's data: CHEETAH between two, ABY3
+            between the first three.
     """
     if protocol is None:
         protocol = "CHEETAH" if len(parties) == 2 else "ABY3"
         parties = parties[:3]
     config = {"protocol": protocol, "field": "FM64", "use_redis_channel": True}
     if protocol == "SEMI2K":
-        config["runtime"] = {"beaver_type": "TrustedFirstParty"}  # it does not go unsaid
+        config["runtime"] = {"beaver_type": "TrustedFirstParty"}  # stated, because it is weak
     return {
         DEVICE: {"kind": "SPU", "members": parties, "config": config},
         PSI_DEVICE: {

@@ -1,4 +1,4 @@
-"""Whom the devices of a cluster trust, by name: what is said at every start."""
+"""Whom the devices of a cluster trust, by name: the warnings at every start."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Final
 from redislink.cluster.spec import ClusterSpec
 
 REMEDY: Final = (
-    "take CHEETAH between two, ABY3 between three, or a third party's beavers, "
+    "use CHEETAH between two, ABY3 between three, or a third party's beavers, "
     "unless all trust that party"
 )
 """What to do about a device on which one party alone can read everything."""
 
 
 def whom_it_trusts(cluster: ClusterSpec, device: str) -> str:
-    """Protocol of a device and whom it trusts, by name: one line."""
+    """The protocol of a device and whom it trusts, by name, in one line."""
     spec = cluster.device(device)
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     row = spec.config.spu_protocol
@@ -27,7 +27,8 @@ def warnings(cluster: ClusterSpec, *devices: str) -> list[str]:
     """A line for each device on which one party alone can read everything.
 
     Args:
-        devices: names of those that are meant; none means all.
+        cluster: the cluster.
+        devices: the names of the devices to look at; without any, all of them.
     """
     return [
         f"device {name} runs {whom_it_trusts(cluster, name)}"

@@ -1,7 +1,6 @@
-"""YAML as a cluster file may have it: every key once, names as text, and a line for each error.
+"""The YAML of a cluster file: no duplicate keys, names are text, every error has a line number.
 
-Rules: what cannot be meant is refused with its line; whatever the text, the one error is
-`ConfigError`.
+Rules: ambiguous YAML is refused with its line; whatever the text, the only error is `ConfigError`.
 """
 
 from __future__ import annotations
@@ -29,24 +28,26 @@ _WHAT: Final = {
     f"{_TAG}null": "nothing",
     f"{_TAG}timestamp": "a date",
 }
-"""What YAML takes a scalar for that stands without quotes, by its tag."""
+"""What an unquoted scalar means to YAML, by its tag."""
 
 
 class YamlText:
-    """A YAML text, and where each of its values stands.
+    """A YAML text that knows the place of each value.
 
     Attributes:
-        content: as `yaml.safe_load` gives it.
+        content: what `yaml.safe_load` returns.
     """
 
     def __init__(self, text: str, source: str) -> None:
-        """Read it.
+        """Parse a text.
 
         Args:
-            source: what to call it in errors.
+            text: the YAML.
+            source: its name in errors.
 
         Raises:
-            ConfigError: it is not valid YAML, too deep, or a key stands twice or is no text.
+            ConfigError: it is not valid YAML, nests too deep, or has a key twice or one that is
+                not text.
         """
         self._source = source
         self._root: Node | None = None
@@ -61,27 +62,27 @@ class YamlText:
                 self.content = loader.construct_document(self._root)
         except yaml.YAMLError as error:
             raise self._not_valid(error) from None
-        except RecursionError:  # by a long chain of aliases
+        except RecursionError:  # from a long chain of aliases
             raise ConfigError(
                 f"{source}: its aliases (*) go too deep: write out what they stand for"
             ) from None
 
     def place(self, path: Sequence[int | str]) -> str:
-        """``, line N`` of the value at a path of keys and indices, or of the last that is there."""
+        """``, line N`` of the value at a path of keys and indices, or of its nearest ancestor."""
         found = self._find(path)[0]
         return "" if found is self._root else _line(found)
 
     def misread(self, path: Sequence[int | str]) -> str:
-        """What is wrong if a text is wanted there and YAML takes what stands there for another."""
+        """What is wrong with a value that should be text, but that YAML reads as something else."""
         node, is_whole = self._find(path)
         if not is_whole or not isinstance(node, ScalarNode) or node.style is not None:
             return ""
         if not node.value:
-            return "has nothing after it: fill it in, or take it out"
+            return "has nothing after it: fill it in, or remove it"
         return _in_quotes(node) if node.tag in _WHAT else ""
 
     def _find(self, path: Sequence[int | str]) -> tuple[Node | None, bool]:
-        """The last node on the path, and whether that is its end."""
+        """The last node on the path that exists, and whether it is the end of the path."""
         node = self._root
         for part in path:
             inner = None
@@ -99,7 +100,7 @@ class YamlText:
         for key, _ in node.value:
             where = f"{self._source}{_line(key)}: "
             if not isinstance(key, ScalarNode):
-                raise ConfigError(f"{where}a key is a text, not a list or mapping: mend that line")
+                raise ConfigError(f"{where}a key is a text, not a list or mapping: fix that line")
             if key.tag not in (_TEXT, _MERGE):
                 raise ConfigError(f"{where}the key {_in_quotes(key)}")
             if key.value in first:
@@ -107,9 +108,7 @@ class YamlText:
                     one_line(key.value, _MOST_QUOTED),
                     first[key.value].start_mark.line + 1,
                 )
-                raise ConfigError(
-                    f"{where}{shown} stands there twice, before that in line {line}: keep one"
-                )
+                raise ConfigError(f"{where}{shown} is there twice, first in line {line}: keep one")
             first[key.value] = key
 
     def _not_valid(self, error: yaml.YAMLError) -> ConfigError:
@@ -118,12 +117,12 @@ class YamlText:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None)
         return ConfigError(
             f"{self._source}{place}: not valid YAML ({problem or 'cannot be parsed'}): "
-            "mend that line"
+            "fix that line"
         )
 
 
 class _Loader(yaml.SafeLoader):
-    """Says where, of what PyYAML raises as RecursionError or ValueError."""
+    """A loader that adds the place to what PyYAML raises as RecursionError or ValueError."""
 
     _depth = 0
 

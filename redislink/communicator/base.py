@@ -1,14 +1,14 @@
 """`Communicator`: messages between the parties of a session, as values or as raw bytes.
 
-Two kinds act alike: `RedisCommunicator` over an `Endpoint` (relay.py), `ThreadCommunicator` between
-threads of one process (threads.py).
+There are two kinds with the same behaviour: `RedisCommunicator` over an `Endpoint` (relay.py), and
+`ThreadCommunicator` between threads of one process (threads.py).
 
 Rules:
-- A payload that is bytes-like travels raw; anything else as a value (`redislink.values`). A
-  flag in the frame tells which, never the tag.
-- Every tag here stands in a namespace: ``~<namespace>:<tag>``. A namespace holds no ``:``, so
-  no two pairs of namespace and tag meet; SPU's tags begin with a device's name, which no ``~``
-  begins.
+- A bytes-like payload is sent raw; anything else is sent as a value (`redislink.values`). A flag
+  in the frame says which it is; the tag never does.
+- Every tag here is in a namespace: ``~<namespace>:<tag>``. A namespace contains no ``:``, so no
+  two pairs of namespace and tag collide. SPU's tags begin with the name of a device, which never
+  begins with ``~``.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ MAX_NAMESPACE_BYTES: Final = 256
 TAG_SIGN: Final = ":"
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*", re.ASCII)
 Message = tuple[bytes, Encoding]
-"""A payload, and how it travels."""
+"""A payload, and how it is encoded."""
 
 
 class Communicator(ABC):
     """One party's messages with the others. Usable from several threads at once.
 
-    Peers are named by party name or by rank. Different tags do not wait for each other;
-    messages with the same tag keep their order. Leaving its ``with`` block by an exception
-    tells every peer.
+    Peers are named by party name or by rank. Messages with different tags do not wait for each
+    other; messages with the same tag keep their order. If an exception leaves the ``with`` block,
+    the session is aborted and every peer is told.
 
     Attributes:
-        session: name of the session; None between threads.
-        party: name of this party.
-        rank: its rank.
-        party_names: of all parties, in rank order.
-        namespace: in which its tags stand; only a communicator with the same one at the peer
-            gets its messages.
+        session: the name of the session; None between threads.
+        party: the name of this party.
+        rank: the rank of this party.
+        party_names: the names of all parties, in rank order.
+        namespace: the namespace of its tags; only a communicator with the same namespace at the
+            peer gets its messages.
     """
 
     session: str | None = None
@@ -81,16 +81,17 @@ class Communicator(ABC):
 
         Args:
             dst: party name or rank.
-            tag: of valid Unicode; 512 bytes with its namespace.
-            value: bytes, bytearray or memoryview go as raw bytes, anything else as a value, see
-                `redislink.values.encode_value`; it may be changed after the call.
+            tag: valid Unicode, at most 512 bytes of UTF-8 including the namespace.
+            value: the payload. bytes, bytearray and memoryview are sent as raw bytes, anything
+                else as a value (see `redislink.values.encode_value`). It may be changed after the
+                call.
 
         Raises:
-            PayloadTypeError: the value is of a type that does not travel.
-            UsageError: no such party, or it is this one; or tag or size are not valid.
+            PayloadTypeError: the value has a type that cannot be sent.
+            UsageError: there is no such party, or it is this one; or tag or size are not valid.
             PeerError: the session has failed, or the peer has left it.
             BrokerError: the broker has been away for too long, or refuses us.
-            EndpointClosed: after `close` or `abort`.
+            EndpointClosed: `close` or `abort` was called before.
         """
         self._check_open()
         full = self._full_tag(tag)
@@ -99,22 +100,22 @@ class Communicator(ABC):
         return self._send(dst, full, encode_value(value), Encoding.VALUE)
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> Any:
-        """The next message from ``src`` with ``tag``; waits for it.
+        """Wait for the next message from ``src`` with ``tag``, and return it.
 
         Args:
             src: party name or rank.
-            tag: as the sender gave it.
-            timeout: seconds; 0 takes only what is there; None takes the receive timeout.
+            tag: the tag that the sender used.
+            timeout: seconds; 0 does not wait; None means the receive timeout.
 
         Returns:
-            ``bytes`` if the sender gave raw bytes, else the value. Arrays in it are read-only,
-            and keep the whole message alive: copy what is to be changed or kept.
+            ``bytes`` if the sender sent raw bytes, otherwise the value. Arrays in a value are
+            read-only and keep the whole message alive: copy those that you want to change or keep.
 
         Raises:
-            RecvTimeout: it did not come in time.
-            ValueDecodeError: it came and is no value, or holds a dataclass that is not
-                registered here. It is taken all the same.
-            PeerAborted, PeerLost, PeerRestarted, PeerClosed: it will not come.
+            RecvTimeout: no message came in time.
+            ValueDecodeError: the message cannot be decoded, or holds a dataclass that is not
+                registered here. It is consumed all the same.
+            PeerAborted, PeerLost, PeerRestarted, PeerClosed: no message will come any more.
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: `close` or `abort` was called, before or while this waited.
         """
@@ -127,19 +128,21 @@ class Communicator(ABC):
         """Send a message and wait until the peer has received it. `send` does not wait.
 
         Args:
-            dst, tag, value: as for `send`.
-            timeout: seconds; None takes the receive timeout.
+            dst: party name or rank.
+            tag: as for `send`.
+            value: as for `send`.
+            timeout: seconds; None means the receive timeout.
 
         Raises:
-            SendTimeout: the peer did not receive it in time; it may still do so later.
-            others: as `send`.
+            SendTimeout: the peer did not receive it in time. It may still do so later.
+            PayloadTypeError, UsageError, PeerError, BrokerError, EndpointClosed: as `send`.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
         self.send(dst, tag, value).wait(timeout)
 
     def has_message(self, src: Party, tag: str) -> bool:
-        """True if `recv` for this tag would return at once.
+        """Whether `recv` would return a message with this tag at once.
 
         Raises: as `recv`, but never a timeout.
         """
@@ -147,9 +150,9 @@ class Communicator(ABC):
         return self._peek(src, self._full_tag(tag)) is not None
 
     def peek_message(self, src: Party, tag: str) -> Any | None:
-        """What `recv` would return, without taking it; None if there is none yet.
+        """The message that `recv` would return, without consuming it; None if there is none yet.
 
-        A value may be None too: `has_message` tells which it is.
+        A message may itself be None: `has_message` tells the difference.
 
         Raises: as `recv`, but never a timeout.
         """
@@ -158,29 +161,29 @@ class Communicator(ABC):
         return None if message is None else self._decode(src, tag, message)
 
     def sub(self, name: str) -> Self:
-        """The same parties, with a tag namespace of its own beneath this one.
+        """A communicator between the same parties, in a namespace below this one.
 
-        Closing it ends the receives in it and in its own subs, and tells no peer; leaving its
-        ``with`` block by an exception aborts the session, as `abort` does.
+        Its `close` ends the receives in it and in its own subs, and tells no peer. If an exception
+        leaves its ``with`` block, the session is aborted, as by `abort`.
 
         Args:
-            name: 1 or more characters of ``A-Z a-z 0-9 _ . -``; the same at every party. The
-                same name again gives the same namespace.
+            name: 1 or more characters of ``A-Z a-z 0-9 _ . -``; the same at every party. Equal
+                names give equal namespaces.
 
         Raises:
-            UsageError: the name is not valid, or the namespace has more than
+            UsageError: the name is not valid, or the namespace would have more than
                 ``MAX_NAMESPACE_BYTES``.
         """
         if not isinstance(name, str) or "/" in name:
-            raise UsageError(f"a namespace's name is a str without '/', not {name!r:.80}")
+            raise UsageError(f"the name of a namespace is a str without '/', not {name!r:.80}")
         child = self._make_sub(_check_namespace(f"{self.namespace}/{name}"))
         child._parent = self
         return child
 
     def close(self) -> None:
-        """Leave the session in good order; blocked calls end with EndpointClosed.
+        """Leave the session in good order. Blocked calls end with EndpointClosed.
 
-        What was sent can still be received. Safe to call twice.
+        Peers can still receive what was sent. Safe to call twice.
         """
         if self._parent is None:
             self._close()
@@ -190,28 +193,28 @@ class Communicator(ABC):
 
     @abstractmethod
     def abort(self, reason: str) -> None:
-        """Tell every peer that this party's run has failed, and leave; of a sub too.
+        """Tell every peer that this party's run has failed, and leave. A sub does so too.
 
         Args:
-            reason: one line; it is shown to the peers, so it must hold no data.
+            reason: one line that the peers are shown, so it must hold no data.
         """
 
     def trouble(self, peer: Party) -> str:  # noqa: ARG002 - threads have none
-        """What holds messages with a peer up, such as ``bob not heard for 12 s``; "" if nothing."""
+        """Why messages with a peer are delayed, such as ``bob not heard for 12 s``; "" if not."""
         return ""
 
     @abstractmethod
     def stats(self) -> EndpointStats:
-        """Counts so far, over all peers and namespaces."""
+        """Counts so far, summed over all peers and namespaces."""
 
     @abstractmethod
     def announce_silence(self, seconds: float = 600.0) -> AbstractContextManager[None]:
-        """Within this block, peers do not take this party's silence for death.
+        """A context in which the peers do not take this party's silence for death.
 
-        For calls that hold the GIL, and with it the heartbeat: compiling, making shares.
+        For calls that hold the GIL, and so stop the heartbeat: compiling, making shares.
 
         Args:
-            seconds: the longest that it may take.
+            seconds: the longest time that the block may take.
         """
 
     def __enter__(self) -> Self:
@@ -231,7 +234,7 @@ class Communicator(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.party} (rank {self.rank}), {self.namespace}>"
 
-    # -- what the two kinds do each in its way; tags with their namespace ----------------------
+    # -- what each kind implements; tags include their namespace -------------------------------
 
     @abstractmethod
     def _send(self, dst: Party, tag: str, data: bytes, encoding: Encoding) -> Request: ...
@@ -250,12 +253,12 @@ class Communicator(ABC):
 
     @abstractmethod
     def _wake_sub(self) -> None:
-        """End the blocked calls of this sub and of those beneath it."""
+        """End the blocked calls of this sub and of all subs below it."""
 
     # -- shared --------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        """Raises EndpointClosed if this sub, or one that it stands in, is closed."""
+        """Raise EndpointClosed if this sub, or one that contains it, is closed."""
         link: Communicator | None = self
         while link is not None:
             if link._sub_closed:

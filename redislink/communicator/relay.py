@@ -28,10 +28,12 @@ _CANCEL_INTERVAL: Final = 0.02
 
 
 class RedisCommunicator(Communicator):
-    """A communicator over an `Endpoint`, which its `close` and `abort` close and abort."""
+    """A communicator over an `Endpoint`. Closing or aborting it does the same to the endpoint."""
 
     def __init__(self, endpoint: Endpoint, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Args: this party's endpoint; names of ``A-Z a-z 0-9 _ . -``, joined by ``/``.
+        """Args:
+            endpoint: this party's endpoint.
+            namespace: one or more names of ``A-Z a-z 0-9 _ . -``, joined by ``/``.
 
         Raises:
             UsageError: the namespace is not valid.
@@ -45,13 +47,13 @@ class RedisCommunicator(Communicator):
         self.party_names = tuple(endpoint.cluster.party_names)
 
     def die_in_child(self) -> None:
-        """In the child of a fork: the threads that receive here are not there; see `Endpoint`."""
+        """In the child of a fork: the threads that receive here do not exist; see `Endpoint`."""
         self._receiving = 0
         self._changed = threading.Condition()
 
     @property
     def endpoint(self) -> Endpoint:
-        """The endpoint that it uses."""
+        """The endpoint underneath."""
         return self._endpoint
 
     def trouble(self, peer: Party) -> str:
@@ -75,7 +77,7 @@ class RedisCommunicator(Communicator):
         return child
 
     def _wake_sub(self) -> None:
-        # A receive that has only begun may not be seen by the first cancel.
+        # The first cancel may miss a receive that has only just begun.
         while self._receiving:
             for peer in self.party_names:
                 if peer != self.party:

@@ -1,6 +1,6 @@
 """`ThreadCommunicator`: between threads of one process, for the simulator and for tests.
 
-What goes between threads is encoded and decoded too: no object is ever shared.
+Messages between threads are encoded and decoded too, so threads never share an object.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _T = TypeVar("_T")
 
 
 class ThreadCommunicator(Communicator):
-    """A communicator between threads of one process: `make` makes one for each party.
+    """A communicator between threads of one process. `make` makes one for each party.
 
-    What a peer has not taken yet lies in memory, without bound.
+    Messages that a peer has not received yet stay in memory, without limit.
     """
 
     def __init__(self, hub: _Hub, rank: int, namespace: str = DEFAULT_NAMESPACE) -> None:
@@ -62,16 +62,16 @@ class ThreadCommunicator(Communicator):
         namespace: str = DEFAULT_NAMESPACE,
         recv_timeout: float = 600.0,
     ) -> list[Self]:
-        """Every party's communicator, in rank order.
+        """Make the communicators of all parties, in rank order.
 
         Args:
-            parties: their names, or their number; they are then ``party0``, ``party1``, …
+            parties: the names of the parties, or their number, which names them ``party0``,
+                ``party1``, …
             namespace: as for `RedisCommunicator`.
-            recv_timeout: seconds that a receive waits where it gives no timeout.
+            recv_timeout: seconds that a receive waits if it passes no timeout.
 
         Raises:
-            UsageError: fewer than 2 parties, names that are not valid or not unique, or a
-                timeout that is not valid.
+            UsageError: there are fewer than 2 parties, or names or timeout are not valid.
         """
         recv_timeout = check_seconds("timeout", recv_timeout)
         if isinstance(parties, int):
@@ -195,7 +195,7 @@ class _Queued:
 
 @dataclass(eq=False)
 class _ThreadParty:
-    """What the hub knows of one party."""
+    """The state of one party in the hub."""
 
     changed: threading.Condition
     closed: bool = False
@@ -213,7 +213,7 @@ class _ThreadParty:
 
 
 class _Hub:
-    """Where the messages of threads lie. One lock; each party waits on a condition of its own."""
+    """Holds the messages between threads. One lock; each party waits on its own condition."""
 
     def __init__(self, names: tuple[str, ...], recv_timeout: float) -> None:
         self.names = names
@@ -223,7 +223,7 @@ class _Hub:
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """In the child of a fork: the other parties' threads are not there."""
+        """In the child of a fork: the threads of the other parties do not exist."""
         self.lock = threading.RLock()
         for name, party in zip(self.names, self.parties, strict=True):
             party.changed = threading.Condition(self.lock)
@@ -246,7 +246,7 @@ class _Hub:
         return message
 
     def take(self, rank: int, src: int, tag: str) -> Message | None:
-        """The next message of a tag, taken; None if there is none yet. Needs the lock."""
+        """Remove and return the next message of a tag; None if there is none. Needs the lock."""
         me = self.parties[rank]
         queue = me.inbox.get((src, tag))
         if queue is None:
@@ -261,7 +261,7 @@ class _Hub:
         self._received(src, message)
         me.count("received", len(message.data))
         taken = message.data, message.encoding
-        message.data = b""  # the sender may keep its request for long
+        message.data = b""  # the sender may hold its request for a long time
         return taken
 
     def peek(self, rank: int, src: int, tag: str) -> Message | None:
@@ -279,7 +279,7 @@ class _Hub:
         attempt: Callable[[], _T | None],
         timeout: float,
     ) -> _T | None:
-        """What ``attempt`` gives, tried again at every change; None after ``timeout`` seconds."""
+        """Call ``attempt`` at every change until it returns something; None after ``timeout`` s."""
         deadline = time.monotonic() + timeout
         with self.lock:
             while True:
@@ -311,7 +311,7 @@ class _Hub:
                     party.failure = PeerAborted(self.names[rank], reason)
 
     def check_there(self, rank: int, said: str) -> None:
-        """Raises PeerClosed if a party has left."""
+        """Raise PeerClosed if a party has left."""
         if self.parties[rank].closed:
             name = self.names[rank]
             raise PeerClosed(name, f"{name} has left the session {said}")

@@ -26,7 +26,7 @@ def locked_broker() -> Iterator[EmbeddedBroker]:
 @pytest.mark.parametrize(
     ("cluster", "words"),
     [
-        ("session: [unclosed", ["cluster.yaml, line 1", "not valid YAML", "mend"]),
+        ("session: [unclosed", ["cluster.yaml, line 1", "not valid YAML", "fix"]),
         ("", ["cluster.yaml", "a mapping", "empty"]),
         ("- a\n- b\n", ["cluster.yaml", "a mapping", "a list"]),
         ({"parties": ["alice", "bob"]}, ["cluster.yaml: session", "missing: add it"]),

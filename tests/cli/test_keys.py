@@ -207,7 +207,7 @@ class TestInit:
         ("words", "said"),
         [
             (["alice"], "at least two parties"),
-            (["alice", "alice"], "'alice' stands there twice"),
+            (["alice", "alice"], "'alice' is listed twice"),
             (["alice", "b b"], "party name 'b b' is not valid"),
             (["alice", "bob", "--session", "a:b"], "session name 'a:b' is not valid"),
         ],

@@ -108,24 +108,36 @@ def test_a_device_runs_with_what_is_given() -> None:
 @pytest.mark.parametrize(
     ("protocol", "runtime", "words"),
     [
-        ("SEMI2K", {"beaver_type": "MultiParty"}, "MultiParty stands in SPU's list, but SPU ref"),
+        ("SEMI2K", {"beaver_type": "MultiParty"}, "MultiParty is in SPU's list, but SPU ref"),
         ("SEMI2K", {"beaver_type": "Nobody"}, "'TrustedFirstParty' or 'TrustedThirdParty'"),
         ("SEMI2K", {"beaver_type": "TrustedThirdParty"}, "add runtime.ttp_beaver_config"),
         ("SEMI2K", {"ttp_beaver_config": TTP}, "no effect without beaver_type: TrustedThirdParty"),
         ("SEMI2K", {"ttp_beaver_config": "1.2.3.4:9"}, "has fields of its own: write ttp_beaver"),
         ("SEMI2K", {"ttp_beaver_config": {"server_host": "h:1"}}, "server_public_key: is missing"),
-        ("SEMI2K", {"cheetah_2pc_config": {}}, "of CHEETAH alone, and this is SEMI2K"),
+        (
+            "SEMI2K",
+            {"cheetah_2pc_config": {}},
+            "only CHEETAH has runtime.cheetah_2pc_config, and this is SEMI2K",
+        ),
         ("CHEETAH", {"cheetah_2pc_config": "YACL_Softspoken"}, "any of disable_matmul_pack, ena"),
         ("CHEETAH", {"cheetah_2pc_config": {"ot_kind": "X"}}, "'YACL_Ferret', 'YACL_Softspoken'"),
-        ("CHEETAH", {"beaver_type": "TrustedFirstParty"}, "of SEMI2K alone, and this is CHEETAH"),
-        ("ABY3", {"ttp_beaver_config": TTP}, "of SEMI2K alone, and this is ABY3"),
+        (
+            "CHEETAH",
+            {"beaver_type": "TrustedFirstParty"},
+            "only SEMI2K has runtime.beaver_type, and this is CHEETAH",
+        ),
+        (
+            "ABY3",
+            {"ttp_beaver_config": TTP},
+            "only SEMI2K has runtime.ttp_beaver_config, and this is ABY3",
+        ),
         ("ABY3", {"fxp_exp_mode": 1}, "'EXP_DEFAULT', 'EXP_PADE'"),
         ("ABY3", {"fxp_exp_iters": True}, "valid integer"),
         ("ABY3", {"fxp_exp_iters": -1}, "greater than or equal to 0"),
         ("ABY3", {"fxp_exp_iters": 2**70}, "less than or equal to"),
         ("ABY3", {"enable_pphlo_trace": 1}, "valid boolean"),
         ("ABY3", {"fxp_exp_itres": 1}, "no such field"),
-        *(("ABY3", {name: 1}, f"{name} is not given here: {REFUSED[name]}") for name in REFUSED),
+        *(("ABY3", {name: 1}, f"{name} cannot be set here: {REFUSED[name]}") for name in REFUSED),
         (
             "SEMI2K",
             {

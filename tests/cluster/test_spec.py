@@ -44,10 +44,10 @@ def test_the_broker_url_is_not_in_the_repr(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("bob", "alice"), r"parties: party 'alice' stands there twice: give each its own name"),
+        (("bob", "alice"), r"parties: party 'alice' is listed twice: give each its own name"),
         (("[alice, bob, carol]", "[alice, bob, dave]"), r"SP0\.members: 'dave' is not a party"),
         (("[alice, bob, carol]", "[alice, bob]"), r"devices\.SP0: ABY3 runs between 3 members"),
-        (("[bob, alice]", "[bob, bob]"), r"devices\.PSI0: a member stands twice"),
+        (("[bob, alice]", "[bob, bob]"), r"devices\.PSI0: members lists a party twice"),
         (("session: demo", "session: 'a b'"), r"session: session name 'a b' is not valid"),
         (("session: demo\n", ""), r"session: is missing: add it"),
         (("ABY3", "ABY4"), r"devices\.SP0\.config\.protocol: Input should be 'ABY3'"),
@@ -56,7 +56,7 @@ def test_the_broker_url_is_not_in_the_repr(tmp_path):
         (("[alice, {", "[{"), r"parties|SP0"),
         (("parties: [", "parties: [[], "), r"parties"),
         (("parties: [alice", "parties: ["), r"line \d+|parties|members"),
-        (("session: demo", "session: [demo"), r"line \d+, column \d+: not valid YAML.*mend"),
+        (("session: demo", "session: [demo"), r"line \d+, column \d+: not valid YAML.*fix"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):

@@ -85,12 +85,12 @@ def test_what_a_name_would_have_been() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("session: s\nparties: [a, b]\nsession: t\n", "line 3: session .*before that in line 1"),
+        ("session: s\nparties: [a, b]\nsession: t\n", "line 3: session .*first in line 1"),
         ("security: sealed\nsession: s\nparties: [a, b]\n\nsecurity: none\n", "line 5: security"),
-        ("session: s\nparties:\n- {name: a, name: b}\n- b\n", "line 3: name stands there twice"),
-        ("session: s\nparties: [a, b]\ndevices:\n  D: {}\n  'D': {}\n", "line 5: D stands"),
-        ("x: &x {k: 1, k: 2}\ny: *x\n", "line 1: k stands there twice"),
-        ("session: s\n<<: {a: 1}\n<<: {b: 1}\n", "line 3: << stands"),
+        ("session: s\nparties:\n- {name: a, name: b}\n- b\n", "line 3: name is there twice"),
+        ("session: s\nparties: [a, b]\ndevices:\n  D: {}\n  'D': {}\n", "line 5: D is there"),
+        ("x: &x {k: 1, k: 2}\ny: *x\n", "line 1: k is there twice"),
+        ("session: s\n<<: {a: 1}\n<<: {b: 1}\n", "line 3: << is there"),
     ],
 )
 def test_a_key_that_stands_twice(text: str, said: str) -> None:
@@ -147,7 +147,7 @@ def test_a_chain_of_aliases() -> None:
     "text", ["a\0b", "session: \x07", "\x9b", "a: !!python/name:os.system", "%", "a: *b"]
 )
 def test_what_is_no_yaml(text: str) -> None:
-    assert re.search("not valid YAML .*: mend that line", refused(text))
+    assert re.search("not valid YAML .*: fix that line", refused(text))
 
 
 @given(st.text() | st.lists(st.sampled_from("[]{}:,-&*!|>'\"%@#? \n\tab<~01.")).map("".join))
