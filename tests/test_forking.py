@@ -278,7 +278,6 @@ def test_a_child_may_join_again(valkey: EmbeddedBroker, kind: str) -> None:
     run_parties(alice.close, bob.close)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 def test_a_fork_waits_for_threads_that_end() -> None:
     """What libraries do in a thread after its Python, as OpenSSL, may hold locks of theirs."""
     libc, key = ctypes.CDLL(None), ctypes.c_uint()
@@ -341,6 +340,7 @@ def locks_of_modules() -> dict[str, Any]:
     return dict(found.values())
 
 
+@pytest.mark.slow
 def test_locks_of_modules_are_free_in_a_child() -> None:
     locks = locks_of_modules()
     assert len(locks) >= 4
