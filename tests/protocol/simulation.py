@@ -828,8 +828,9 @@ class World:
 
 def kept_internally(delivery: Delivery) -> dict[str, object]:
     """What a delivery keeps of messages; nothing, once all were acked and taken."""
+    sending, receiving = delivery._sending, delivery._receiving
     kept = {
-        name: getattr(delivery, name)
+        name: getattr(sending, name)
         for name in (
             "_queue",
             "_unacked",
@@ -838,11 +839,11 @@ def kept_internally(delivery: Delivery) -> dict[str, object]:
             "_waited_for",
             "_to_clear",
             "_pushed_twice",
-            "_waits",
             "in_flight_bytes",
         )
     }
-    kept |= {"tags": delivery._reassembly.tags, "ranges": delivery._received._starts}
+    kept |= {"_waits": receiving._waits}
+    kept |= {"tags": receiving._reassembly.tags, "ranges": receiving.received._starts}
     return {name: value for name, value in kept.items() if value}
 
 

@@ -154,7 +154,7 @@ def test_what_the_window_holds_up_is_not_cut_finer():
     timing = Timing(chunk_bytes=size, least_chunk_bytes=100, window_bytes=size)
     far = Delivery("bob", timing, 0.0)
     far.send("first", bytes(size), 0.0)
-    assert far._queue
+    assert far._sending._queue
     far.send("second", bytes(100 * size), 0.0)
     far.receive_control(acked(10), 0.0)
     assert far.pushes()[-1].frame.parts == 100
@@ -346,7 +346,7 @@ def test_what_is_taken_does_not_count(bounded, parts):
             bounded.receive_data("t", Data(first + part, part, parts), body, 1.0)
         assert bounded.take("t") == (parts * body, Encoding.RAW)
     assert bounded.state is State.OPEN
-    assert bounded._reassembly.bytes == 0
+    assert bounded._receiving.kept_bytes == 0
 
 
 def test_only_what_is_new_counts_as_life(alone):
@@ -530,7 +530,7 @@ def test_the_brokers_answer_to_a_push_that_clears_is_of_its_chunk(alone, taken):
     alone.pushes()
     alone.reconnected(1.0)
     (push,) = alone.pushes()
-    (chunk,) = alone._unacked.values()
+    (chunk,) = alone._sending._unacked.values()
     if taken:
         alone.confirm(push, 2.0)
         assert chunk.confirmed_at == 2.0
@@ -538,7 +538,7 @@ def test_the_brokers_answer_to_a_push_that_clears_is_of_its_chunk(alone, taken):
         alone.refused(push, 2.0)
         assert chunk.refused
         assert chunk.account is None
-        alone.tick(alone._paused_until)
+        alone.tick(alone._sending.paused_until)
         assert numbers(alone.pushes()) == [1]
 
 
@@ -780,7 +780,7 @@ def test_a_refusal_of_what_is_acked_or_given_up_is_nothing(alone):
     alone.receive_control(Abort("no"), 0.0)
     alone.refused(push, 0.0)
     assert alone.in_flight_bytes == 0
-    assert not alone._queue
+    assert not alone._sending._queue
 
 
 def test_a_refused_ack_is_sent_again(alone):

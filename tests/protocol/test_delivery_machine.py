@@ -129,15 +129,15 @@ class OneDelivery(RuleBasedStateMachine):
             d.next_timeout(),
             d.unacked_bytes,
             d.in_flight_bytes,
-            d._received.cumulative,
-            list(d._received._starts),
+            d._receiving.received.cumulative,
+            list(d._receiving.received._starts),
             len(d.unpushed),
         )
 
     @rule(tag=TAGS)
     def ask_for_an_ack_of_all(self, tag):
         if self.delivery.state not in OVER:
-            ack = AckState(self.delivery._last_seq)
+            ack = AckState(self.delivery._sending.last_seq)
             self.delivery.receive_control(Probe(tag, ack), self.now)
 
     # -- what the party does ---------------------------------------------------------------
@@ -262,7 +262,7 @@ class OneDelivery(RuleBasedStateMachine):
 
     @invariant()
     def the_books_balance(self):
-        d = self.delivery
+        d = self.delivery._sending
         chunks = d._unacked.values()
         flying = [chunk for chunk in chunks if chunk.account is not None]
         assert d.in_flight_bytes == sum(chunk.size for chunk in flying)
@@ -271,7 +271,7 @@ class OneDelivery(RuleBasedStateMachine):
         assert all(d._by_tag.values())
         for tags in (d._waited_for.keys(), d._to_clear, d._pushed_twice):
             assert tags <= d._by_tag.keys()
-        assert len(d._queue) <= len(set(d._queue)) <= d._last_seq
+        assert len(d._queue) <= len(set(d._queue)) <= d.last_seq
 
     @invariant()
     def over_is_over(self):
@@ -285,7 +285,7 @@ class OneDelivery(RuleBasedStateMachine):
         for tag in self.waits:
             delivery.unwait(tag)
         if delivery.state in (State.OPEN, State.CLOSING):
-            delivery.receive_control(Ack(AckState(delivery._last_seq)), self.now)
+            delivery.receive_control(Ack(AckState(delivery._sending.last_seq)), self.now)
             delivery.tick(self.now + 100)
             assert delivery.all_acked
         of_receiving = {"tags", "ranges"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from redislink.protocol.delivery import Delivery
 from redislink.protocol.frame import Encoding
+from redislink.protocol.receiving import Receiving
 from tests.protocol.simulation import SimulationError, World, run_seeds
 
 BATCH = 50
@@ -36,7 +36,7 @@ def test_a_seed_plays_the_same_run_again():
 
 
 def test_a_run_that_fails_says_how_to_see_it_again(monkeypatch):
-    monkeypatch.setattr(Delivery, "take", lambda self, tag: (b"wrong", Encoding.RAW))
+    monkeypatch.setattr(Receiving, "take", lambda self, tag: (b"wrong", Encoding.RAW))
     with pytest.raises(SimulationError, match=r"python -m tests\.protocol\.simulation --seed 3 -v"):
         run_seeds(range(3, 4))
 

@@ -148,7 +148,7 @@ class TestMessages:
         alice, bob = join(make_cluster(valkey.url, 2), blpop_timeout=20)
         with alice, bob:
             delivery = bob.parts.core.peers["alice"].delivery
-            waits = delivery._waits
+            waits = delivery._receiving._waits
             threads = [in_thread(lambda: bob.recv("alice", "t")) for _ in range(2)]
             wait_until(lambda: "t" in waits and waits["t"].threads == 2, 10)
             # The second comes first: whoever pops it must leave it to the next who is served.
@@ -182,7 +182,7 @@ class TestMessages:
         with alice.parts.core.lock:
             alice.parts.receiving.register(wait)
         assert not wait.registered
-        assert "t" not in alice.parts.core.peers["bob"].delivery._waits
+        assert "t" not in alice.parts.core.peers["bob"].delivery._receiving._waits
 
     def test_a_mark_travels_with_its_message(self, pair):
         alice, bob = pair

@@ -1,0 +1,488 @@
+"""`Sending`: what goes to one peer, from the call that sends it until the peer acks it.
+
+Rules that every line below obeys:
+- A chunk is kept until it is acked. Its frame is fixed by its first push, and every later push
+  is of that very frame.
+- Bytes on the broker are bounded by the window, twice: once for what is sent ahead, once for
+  tags that the peer says it waits for. What is over it waits in the queue.
+- A chunk that may be on the broker counts in one account; one that is not stands in the queue.
+- What the peer waits for can always get onto the broker: what fills the broker, or the window, is
+  taken back for it.
+- A tag stands in `_by_tag` exactly while one of its chunks is unacked.
+
+Knows of the other half only the numbers that it has received, which ride on data as a hint. Of
+the peer's liveness and of the state it knows nothing but `open`. `Delivery` guards both.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from redislink.errors import FrameError
+from redislink.protocol import chunking
+from redislink.protocol.conversation import LONG_AGO, DeliveryStats, Timing
+from redislink.protocol.frame import AckState, Encoding
+from redislink.protocol.pushes import Account, Chunk, Clearing, Leftover, Push
+from redislink.protocol.received import ReceivedNumbers
+
+_FRAME_OVERHEAD: Final = chunking.OVERHEAD
+_MOST_DOUBLINGS: Final = 4
+_OF_A_STREAM: Final = 2
+"""Messages of this size that are in flight already when we treat the traffic as a stream. Parties
+that exchange messages have one in flight: what the peer sent meanwhile does not ack it yet."""
+_OFTEN_LOST: Final = 3
+_RAW: Final = Encoding.RAW
+_new: Final = object.__new__  # a class called as usual costs five times as much
+
+
+class Sending:
+    """The half of a `Delivery` that sends. Not thread-safe."""
+
+    def __init__(
+        self,
+        timing: Timing,
+        received: ReceivedNumbers,
+        unpushed: list[Push | Leftover],
+        stats: DeliveryStats,
+    ) -> None:
+        """Args:
+        timing: seconds and bytes that steer it.
+        received: numbers that came from the peer; read, to tell the peer.
+        unpushed: where it appends what is to be done on the broker, in order.
+        stats: where it counts.
+        """
+        # At most 30 attributes: objects with more are slower to read and to write in CPython.
+        self.open = True
+        """Whether messages may be sent; `Delivery` sets it with its state."""
+        self.last_seq = 0
+        """Number of the last chunk that was sent, or queued."""
+        self.acked_cumulative = 0
+        """The peer has said that all up to this number came."""
+        self.told = 0
+        """The peer is known to know that all up to this came: it acked the DATA that said so."""
+        self.paused_until = LONG_AGO
+        """The broker had no room; nothing is pushed before."""
+        self._ahead = Account()
+        self._asked_for = Account()
+        self._timing = timing
+        self._whole_bytes = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
+        """Messages up to this are never cut."""
+        self._received = received
+        self._unpushed = unpushed
+        self._stats = stats
+        self._queue: list[int] = []  # a heap: what was lost goes before what was never pushed
+        self._unacked: dict[int, Chunk] = {}
+        self._by_tag: dict[str, dict[int, Chunk]] = {}
+        self._chunks_left: dict[int, int] = {}  # by message; where one chunk is all, see _unacked
+        self._window = timing.window_bytes
+        self._acked_since_loss = 0
+        self._waited_for: dict[str, float] = {}  # tags, and when they last were; next one first
+        self._to_clear: set[str] = set()
+        self._pushed_twice: set[str] = set()
+        self._mute_since: float | None = None  # control frames are refused too
+        self._last_loss_at = LONG_AGO
+
+    # -- a message -------------------------------------------------------------------------
+    #
+    # `send_at_once` does for nearly every message what `send_in_turn` and `_launch` do for all.
+    # They share no code: a Python call would cost a tenth of it. tests/protocol/test_short_ways.py
+    # holds them equal.
+
+    def send_at_once(
+        self, tag: str, body: bytes, encoding: Encoding = Encoding.RAW
+    ) -> Chunk | None:
+        """Send a message, if it is one chunk that nothing holds up, as nearly all are.
+
+        Returns:
+            What the caller is to push; its ``seq`` is the message's number. None if the message
+            is to go the long way: nothing was done.
+        """
+        length = len(body)
+        ahead = self._ahead
+        in_flight = ahead.bytes + length + _FRAME_OVERHEAD
+        if (
+            not self.open
+            or self._unpushed
+            or self._queue
+            or tag in self._by_tag
+            or self.paused_until != LONG_AGO
+            or length > self._whole_bytes
+            or (in_flight > self._window and ahead.bytes)
+        ):
+            return None
+        seq = self.last_seq = self.last_seq + 1
+        chunk: Chunk = _new(Chunk)
+        chunk.tag = tag
+        chunk.seq = seq
+        chunk.body = body
+        chunk.account = ahead
+        chunk.launched = True
+        # A hint only, as the peer may take this frame late: the ack stays due until it has.
+        chunk.acked = self._received.cumulative
+        if encoding is not _RAW:
+            chunk.encoding = encoding
+        ahead.bytes = in_flight
+        self._unacked[seq] = chunk
+        self._by_tag[tag] = {seq: chunk}
+        stats = self._stats
+        stats.messages_sent += 1
+        stats.bytes_sent += length
+        return chunk
+
+    def send_in_turn(self, tag: str, body: bytes, encoding: Encoding, now: float) -> int:
+        """Queue a message, and push what the window admits of it; returns its number.
+
+        Raises:
+            UsageError: it is too large; nothing was done.
+        """
+        bodies = list(chunking.split(body, self._chunk_bytes(len(body))))
+        mine = self._by_tag.setdefault(tag, {})
+        newest = mine[next(reversed(mine))] if mine else None
+        previous = newest.seq - newest.part if newest is not None else 0
+        for part, chunk_body in enumerate(bodies):
+            self.last_seq += 1
+            chunk = Chunk()
+            chunk.tag, chunk.body, chunk.encoding = tag, chunk_body, encoding
+            chunk.seq, chunk.part, chunk.parts = self.last_seq, part, len(bodies)
+            chunk.previous, chunk.message_bytes = previous, len(body)
+            self._unacked[self.last_seq] = mine[self.last_seq] = chunk
+            self._enqueue(chunk)
+        if len(bodies) > 1:
+            self._chunks_left[self.last_seq] = len(bodies)
+        self._push_ahead(now)
+        self._stats.messages_sent += 1
+        self._stats.bytes_sent += len(body)
+        return self.last_seq
+
+    def _chunk_bytes(self, size: int) -> int:
+        """How large the chunks of a message are that is sent now."""
+        timing = self._timing
+        if self._queue or self._ahead.bytes >= _OF_A_STREAM * size:
+            # It does not begin at once, so that nothing is gained by cutting it finer; and a
+            # receiver that asks for its second chunk would let the line lie idle meanwhile.
+            return timing.chunk_bytes
+        return chunking.choose(size, timing.least_chunk_bytes, timing.chunk_bytes)
+
+    def cut_finer(self, chunk_bytes: int) -> None:
+        """Chunks of messages sent from now on have at most so many bytes."""
+        timing = self._timing
+        most = min(timing.chunk_bytes, chunk_bytes)
+        least = min(timing.least_chunk_bytes, most)
+        self._timing = replace(timing, chunk_bytes=most, least_chunk_bytes=least)
+        self._whole_bytes = chunking.most_uncut(least, most)
+
+    # -- what is unacked -------------------------------------------------------------------
+
+    def is_acked(self, message: int) -> bool:
+        """True once the peer has received the whole message with this number."""
+        return (
+            message <= self.last_seq
+            and message not in self._unacked
+            and message not in self._chunks_left
+        )
+
+    @property
+    def all_acked(self) -> bool:
+        """True if the peer has received all that was sent."""
+        return not self._unacked and not self._chunks_left
+
+    @property
+    def awaits_acks(self) -> bool:
+        """True while a chunk is kept; nothing is once the conversation is over."""
+        return bool(self._unacked)
+
+    @property
+    def unacked_bytes(self) -> int:
+        """Bytes kept because the peer has not acked them, on the broker or still here."""
+        return sum(chunk.size for chunk in self._unacked.values())
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Of these, the bytes that may be on the broker."""
+        return self._ahead.bytes + self._asked_for.bytes
+
+    @property
+    def largest_unanswered(self) -> int:
+        """Bytes of the largest body that was pushed, and that the broker has not answered."""
+        return max(
+            (
+                len(chunk.body)
+                for chunk in self._unacked.values()
+                if chunk.account is not None and chunk.confirmed_at is None
+            ),
+            default=0,
+        )
+
+    def check_acked(self, highest: int) -> None:
+        """Nobody acks what was never sent.
+
+        Raises:
+            FrameError: that is what the peer did.
+        """
+        if highest > self.last_seq:
+            raise FrameError("an ack for frames that were never sent")
+
+    def check_ack(self, ack: AckState) -> None:
+        """As `check_acked`, of all that an ack names."""
+        self.check_acked(ack.ranges[-1][1] if ack.ranges else ack.cumulative)
+
+    def take_ack(self, ack: AckState, now: float) -> None:
+        """The peer has all that this ack names, which was checked."""
+        before = len(self._unacked)
+        for first, last in ack.ranges:
+            for seq in self._numbers_unacked(first, last):
+                self._acked(seq, now)
+        if self._queue and len(self._unacked) < before:
+            self.pump(now)
+        self.take_acked(ack.cumulative, now)
+
+    def take_acked(self, cumulative: int, now: float) -> None:
+        """The peer has all up to this number, which was checked."""
+        if cumulative > self.acked_cumulative:
+            for seq in range(self.acked_cumulative + 1, cumulative + 1):
+                self._acked(seq, now)
+            self.acked_cumulative = cumulative
+            if self._queue:
+                self.pump(now)
+
+    def _numbers_unacked(self, first: int, last: int) -> Iterable[int]:
+        if last - first > len(self._unacked):
+            return [seq for seq in self._unacked if first <= seq <= last]
+        return range(first, last + 1)
+
+    def _acked(self, seq: int, now: float) -> None:
+        chunk = self._unacked.pop(seq, None)
+        if chunk is None:
+            return
+        if chunk.acked > self.told:
+            self.told = chunk.acked
+        size = len(chunk.body) + _FRAME_OVERHEAD
+        account = chunk.account
+        if account is not None:
+            account.bytes -= size
+            chunk.account = None
+        if self._window < self._timing.window_bytes:
+            self._grow_window(size)
+        if chunk.parts > 1:
+            self._chunks_left[chunk.message] -= 1
+            if not self._chunks_left[chunk.message]:
+                del self._chunks_left[chunk.message]
+        tag = chunk.tag
+        mine = self._by_tag[tag]
+        del mine[seq]
+        if mine:
+            if tag in self._waited_for:
+                self._waited_for[tag] = now
+            return
+        del self._by_tag[tag]
+        if self._waited_for:
+            self._waited_for.pop(tag, None)
+        if self._to_clear:
+            self._to_clear.discard(tag)
+        if tag in self._pushed_twice:
+            self._pushed_twice.discard(tag)
+            self._unpushed.append(Leftover(tag))
+
+    def stop(self) -> None:
+        """Nothing is sent any more, nor kept: the conversation is over."""
+        for chunk in self._unacked.values():
+            self._chunks_left.setdefault(chunk.message, 1)  # never acked from now on
+        for tag, chunks in self._by_tag.items():
+            if any(chunk.launched for chunk in chunks.values()):
+                self._unpushed.append(Leftover(tag))
+        self._queue.clear()
+        self._unacked.clear()
+        self._by_tag.clear()
+        self._waited_for.clear()
+        self._to_clear.clear()
+        self._pushed_twice.clear()
+        self._ahead = Account()
+        self._asked_for = Account()
+
+    # -- what the broker says --------------------------------------------------------------
+
+    def confirm(self, push: Push, now: float) -> None:
+        """The broker has taken this push."""
+        if isinstance(push, Chunk):
+            if push.account is not None:
+                push.confirmed_at = now
+                push.refused = False
+        elif isinstance(push, Clearing):
+            self.confirm(push.chunk, now)
+        else:
+            self._mute_since = None
+
+    def refused(self, push: Push, now: float) -> None:
+        """The broker had no room for this push: a chunk is sent again after a pause."""
+        self._stats.frames_refused += 1
+        if now >= self.paused_until:
+            self._shrink_window()
+        self.paused_until = now + self._timing.refused_pause
+        chunk = push.chunk if isinstance(push, Clearing) else push
+        if isinstance(chunk, Chunk):
+            if chunk.account is not None and chunk.seq in self._unacked:
+                self._land(chunk)
+                chunk.refused = True
+                self._enqueue(chunk)
+        elif self._mute_since is None:
+            self._mute_since = now
+        elif now - self._mute_since >= self._timing.probe_interval:
+            self._take_back_idle(now)  # if this is what fills the broker, nobody can say so
+            self._mute_since = now
+
+    def reconnected(self) -> None:
+        """The connection to the broker was lost and is back: all is pushed again, by `pump`."""
+        flying = [chunk for chunk in self._unacked.values() if chunk.account is not None]
+        self._to_clear.update(chunk.tag for chunk in flying)
+        self._resend(flying)
+
+    # -- what the peer waits for -----------------------------------------------------------
+
+    def keeps(self, tag: str) -> bool:
+        """Whether some of a tag is unacked."""
+        return tag in self._by_tag
+
+    def take_probe(self, tag: str, now: float) -> int:
+        """The peer waits for a tag of which some is unacked: see that it gets it.
+
+        Returns:
+            Bytes of its next chunk's body, if that was lost several times, always after the
+            broker had taken it; else 0.
+        """
+        often_lost = 0
+        wanted = next(iter(self._by_tag[tag].values()))
+        asked_before = tag in self._waited_for
+        self._waited_for[tag] = now
+        if asked_before and wanted.account is None:
+            self._take_back_idle(now, only_asked_for=not wanted.refused)
+        if self._seems_lost(tag, now):
+            # One lost pop costs one list. A second loss soon after means that the broker lost
+            # more than a pop: everything it has had for a while is sent again, less at a time.
+            lost = [tag]
+            if now - self._last_loss_at < 10 * self._timing.probe_interval:
+                self._shrink_window()
+                lost = [tag for tag in self._by_tag if self._seems_lost(tag, now)]
+            self._last_loss_at = now
+            for each in lost:
+                self._take_back(each, lost=True)
+            if wanted.times_lost >= _OFTEN_LOST:
+                often_lost = len(wanted.body)
+        self.pump(now)
+        return often_lost
+
+    def _seems_lost(self, tag: str, now: float) -> bool:
+        """Whether the broker has had a tag for so long that a peer that waits would have it.
+
+        A list is taken from its front, so its first chunk decides, however long the rest takes.
+        """
+        for chunk in self._by_tag[tag].values():
+            if chunk.account is not None:
+                patience = self._timing.resend_after * 2 ** min(chunk.times_lost, _MOST_DOUBLINGS)
+                return chunk.confirmed_at is not None and chunk.confirmed_at + patience <= now
+        return False
+
+    def _take_back_idle(self, now: float, only_asked_for: bool = False) -> None:
+        """Take back from the broker what the peer has not waited for lately.
+
+        For what cannot be pushed although it must, since other things fill the window for what
+        the peer asked for, or the broker's memory.
+        """
+        lately = now - 3 * self._timing.probe_interval
+        for tag, chunks in self._by_tag.items():
+            if self._waited_for.get(tag, LONG_AGO) <= lately:
+                accounts = {chunk.account for chunk in chunks.values()}
+                if self._asked_for in accounts or (self._ahead in accounts and not only_asked_for):
+                    self._waited_for.pop(tag, None)
+                    self._take_back(tag)
+
+    def _take_back(self, tag: str, lost: bool = False) -> None:
+        """Remove what the broker has of a tag, to push it again."""
+        flying = [chunk for chunk in self._by_tag[tag].values() if chunk.account is not None]
+        for chunk in flying:
+            chunk.times_lost += lost
+        self._unpushed.append(Leftover(tag))
+        self._to_clear.discard(tag)
+        self._resend(flying)
+
+    def _resend(self, chunks: list[Chunk]) -> None:
+        """Put chunks that may be on the broker back into the queue."""
+        self._stats.frames_resent += len(chunks)
+        for chunk in chunks:
+            self._land(chunk)
+            self._pushed_twice.add(chunk.tag)
+            self._enqueue(chunk)
+
+    # -- the queue and the windows ---------------------------------------------------------
+
+    @property
+    def resumes_at(self) -> float | None:
+        """When a pause ends for which chunks wait; None if none do."""
+        return self.paused_until if self._queue and self.paused_until > LONG_AGO else None
+
+    def pump(self, now: float) -> None:
+        """Hand out what the windows admit; tags that the peer waits for first."""
+        if self._queue and now >= self.paused_until:
+            self._push_waited_for()
+            self._push_ahead(now)
+
+    def _push_waited_for(self) -> None:
+        for tag in list(self._waited_for):
+            for chunk in self._by_tag[tag].values():
+                if chunk.account is None:
+                    if not self._asked_for.admits(chunk.size, self._window):
+                        return
+                    self._launch(chunk, self._asked_for)
+                    self._waited_for[tag] = self._waited_for.pop(tag)  # others are next
+
+    def _push_ahead(self, now: float) -> None:
+        if now < self.paused_until:
+            return
+        self.paused_until = LONG_AGO
+        while self._queue:
+            chunk = self._unacked.get(self._queue[0])
+            if chunk is not None:
+                if chunk.account is None:
+                    if not self._ahead.admits(chunk.size, self._window):
+                        return
+                    self._launch(chunk, self._ahead)
+                chunk.queued = False
+            heapq.heappop(self._queue)
+
+    def _enqueue(self, chunk: Chunk) -> None:
+        if not chunk.queued:
+            chunk.queued = True
+            heapq.heappush(self._queue, chunk.seq)
+
+    def _launch(self, chunk: Chunk, account: Account) -> None:
+        chunk.account = account
+        account.bytes += chunk.size
+        if not chunk.launched:
+            chunk.acked = self._received.cumulative
+            chunk.launched = True
+        if chunk.tag in self._to_clear:
+            self._to_clear.discard(chunk.tag)
+            self._unpushed.append(Clearing(chunk))
+        else:
+            self._unpushed.append(chunk)
+
+    def _land(self, chunk: Chunk) -> None:
+        """The chunk is no longer on the broker, as far as the windows go."""
+        if chunk.account is not None:
+            chunk.account.bytes -= chunk.size
+            chunk.account = None
+        chunk.confirmed_at = None
+
+    def _shrink_window(self) -> None:
+        smallest = min(self._timing.chunk_bytes, self._timing.window_bytes)
+        self._window = max(smallest, self._window // 2)
+        self._acked_since_loss = 0
+
+    def _grow_window(self, acked: int) -> None:
+        """Each window that went through without a loss makes it a chunk larger again."""
+        self._acked_since_loss += acked
+        if self._acked_since_loss >= self._window:
+            self._acked_since_loss = 0
+            self._window = min(self._timing.window_bytes, self._window + self._timing.chunk_bytes)
