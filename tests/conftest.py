@@ -36,8 +36,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _sessions = itertools.count()
 TOGETHER = (
     "tests/broker_real/test_training.py",
-    "tests/broker/test_kinds.py::TestSentinel",
-    "tests/broker/test_kinds.py::TestCluster",
+    "tests/broker/test_topology.py::TestSentinel",
+    "tests/broker/test_topology.py::TestCluster",
     "tests/cli/test_several_servers.py",
 )
 """Modules and classes whose tests share what takes long to make: one worker of pytest-xdist gets

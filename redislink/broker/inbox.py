@@ -8,6 +8,8 @@ Rules:
 - What happens for each message takes no lock: ``deque`` and attribute accesses are atomic.
 """
 
+# ruff: noqa: BLE001 - whatever is caught here is raised again, by way of `_ended`
+
 from __future__ import annotations
 
 from collections import deque
@@ -73,6 +75,9 @@ class Wait:
         self.cancelled = False
         self.registered = False
 
+    # The four ways to pop begin and end alike; tests/broker/test_inbox.py holds them equal. The end
+    # is `_ended`. The beginning stands in each of them, so that a message costs no call more.
+
     def pop(self, names: Sequence[bytes], timeout: float) -> tuple[bytes, Buffer] | None:
         """Take the first element of the first of these lists that has one.
 
@@ -101,11 +106,8 @@ class Wait:
                     raise Interrupted
                 return None
             return _popped_untrusted(reply, names, self._broker.label)
-        except BaseException:
-            self.disconnect()  # also where it may be answering the wrong question
-            if self._was_interrupted():
-                raise Interrupted from None
-            raise
+        except BaseException as error:
+            raise self._ended(error) from None
 
     def pop_one(self, name: bytes, timeout: float) -> Buffer | None:
         """As `pop`, of one list: the element, or None if none came in time."""
@@ -121,11 +123,8 @@ class Wait:
             if element is None and self._interrupted:
                 raise Interrupted
             return _element_untrusted(element, self._broker.label)
-        except BaseException:
-            self.disconnect()  # also where it may be answering the wrong question
-            if self._was_interrupted():
-                raise Interrupted from None
-            raise
+        except BaseException as error:
+            raise self._ended(error) from None
 
     def pop_of_many(self, name: bytes, timeout: float, count: int, size: int) -> Buffer | None:
         """As `pop_one`, of a list onto which ``count`` elements come one after another.
@@ -155,27 +154,11 @@ class Wait:
                 raise Interrupted
             return _element_untrusted(element, self._broker.label)
         except BaseException as error:
-            self.disconnect()
-            if self._was_interrupted():
-                raise Interrupted from None
-            if isinstance(error, BrokerError):
+            ended = self._ended(error)
+            if isinstance(ended, BrokerError):
                 # Perhaps it was too much: some brokers end connections to which they owe much.
                 self._bytes_ahead = max(_LEAST_BYTES_AHEAD, self._bytes_ahead // 4)
-            raise
-
-    def end_many(self) -> None:
-        """No more is to be read of what `pop_of_many` asked for."""
-        if self._posted:
-            self.disconnect()
-
-    def post(self, names: Sequence[bytes], timeout: float) -> None:
-        """Send a BLPOP for each of these lists ahead; each owes one `read_posted`.
-
-        Raises:
-            BrokerError: the broker failed; the connection is closed.
-        """
-        connection = self._connection or self._open()
-        connection.write((pack_blpops(names, timeout),))
+            raise ended from None
 
     def read_posted(
         self, name: bytes, blpop_timeout: float | None, patience: float
@@ -196,9 +179,7 @@ class Wait:
         """
         connection = self._connection
         if self._interrupted or connection is None:
-            self._interrupted = False
-            self.disconnect()
-            raise Interrupted
+            raise self._ended(Interrupted())
         if blpop_timeout is None and not connection.wait_readable(patience):
             raise TimeoutError
         try:
@@ -206,11 +187,22 @@ class Wait:
             if type(element) is bytes:  # nearly always
                 return element
             return _element_untrusted(element, self._broker.label)
-        except BaseException:
+        except BaseException as error:
+            raise self._ended(error) from None
+
+    def end_many(self) -> None:
+        """No more is to be read of what `pop_of_many` asked for."""
+        if self._posted:
             self.disconnect()
-            if self._was_interrupted():
-                raise Interrupted from None
-            raise
+
+    def post(self, names: Sequence[bytes], timeout: float) -> None:
+        """Send a BLPOP for each of these lists ahead; each owes one `read_posted`.
+
+        Raises:
+            BrokerError: the broker failed; the connection is closed.
+        """
+        connection = self._connection or self._open()
+        connection.write((pack_blpops(names, timeout),))
 
     def pop_now(self, name: bytes) -> Buffer | None:
         """Take the first element of a list if there is one, without waiting.
@@ -252,10 +244,11 @@ class Wait:
         self._on_open()
         return connection
 
-    def _was_interrupted(self) -> bool:
-        """Whether the pop that ends now was; the next one is not."""
+    def _ended(self, error: BaseException) -> BaseException:
+        """Close the connection, which may be answering the wrong question; say what to raise."""
+        self.disconnect()
         interrupted, self._interrupted = self._interrupted, False
-        return interrupted
+        return Interrupted() if interrupted else error
 
     def die_in_child(self) -> None:
         """Forget the connection, and open none any more."""
