@@ -21,6 +21,7 @@ from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connection import BrokerConnection
 from redislink.operate import acl
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
+from tests.support.waiting import wait_until
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "broker.md"
 DATABASE: Final = 1  # another than 0, so that SELECT is needed
@@ -160,7 +161,7 @@ def everything_twice(endpoints: list[Endpoint], again: Callable[[], Any], admin:
             me.send(peer, "here", b"y")
         for peer in peers:
             assert me.recv(peer, "large", WAIT) == LARGE
-            me.wait_until(lambda peer=peer: me.has_message(peer, "here"), WAIT)  # type: ignore[misc]
+            wait_until(lambda peer=peer: me.has_message(peer, "here"), WAIT)  # type: ignore[misc]
             assert me.peek_message(peer, "here") == b"y"
             assert me.recv(peer, "here", WAIT) == b"y"
         me.flush()

@@ -47,7 +47,7 @@ def test_each_party_measures_with_every_peer(mesh: Mesh, valkey: EmbeddedBroker)
 def test_on_fakeredis_and_for_different_times(mesh: Mesh, broker_url: str) -> None:
     endpoints = mesh(broker_url, size=2)
     long, short = run_parties(
-        lambda: run_bench(endpoints[0], 0.2), lambda: run_bench(endpoints[1], 0.01)
+        lambda: run_bench(endpoints[0], 0.6), lambda: run_bench(endpoints[1], 0.01)
     )
     assert long[0].round_trips[0].count > short[0].round_trips[0].count
 
