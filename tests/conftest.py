@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import shutil
 import signal
@@ -20,6 +21,7 @@ from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
 from redislink.broker import Broker, EmbeddedBroker, embedded
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.transport import rendezvous
+from tests.support.groups import ClusterGroup, SentinelGroup
 
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 
@@ -42,6 +44,20 @@ TOGETHER = (
 )
 """Modules and classes whose tests share what takes long to make: one worker of pytest-xdist gets
 all of one."""
+CONFORMANCE = (
+    "tests/communicator/test_communicator.py",
+    "tests/spu/test_channel.py",
+    "tests/transport/test_endpoint.py",
+)
+"""Suites that run on every kind of broker: the tests of one on one group of servers go together."""
+_ON_GROUP = re.compile(r"[\[-](sentinel|cluster)[-\]]")
+EVERY_BROKER = (
+    "fakeredis",
+    "valkey",
+    pytest.param("sentinel", marks=pytest.mark.slow),
+    pytest.param("cluster", marks=pytest.mark.slow),
+)
+"""Kinds of brokers."""
 DEVICES = {
     "ABY3": {"kind": "SPU", "members": ["alice", "bob", "carol"], "config": {"protocol": "ABY3"}},
     "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},
@@ -57,6 +73,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByTest(LoadScopeScheduling):
         # `--dist loadgroup` would be this, but its mark is lost on pytest 9.2.
         def _split_scope(self, nodeid: str) -> str:
+            for suite in CONFORMANCE:
+                if nodeid.startswith(suite) and (group := _ON_GROUP.search(nodeid)):
+                    return f"{suite} on {group[1]}"
             return next((whole for whole in TOGETHER if nodeid.startswith(whole)), nodeid)
 
     return ByTest(config, log)
@@ -106,13 +125,38 @@ def _redis_server() -> Path:
     return Path(found)
 
 
+@pytest.fixture(scope="module")
+def sentinel_group() -> Iterator[SentinelGroup]:
+    """A master, its replica and a sentinel, of this module's own."""
+    with SentinelGroup() as group:
+        yield group
+
+
+@pytest.fixture(scope="module")
+def cluster_group() -> Iterator[ClusterGroup]:
+    """A Redis Cluster of three masters, of this module's own."""
+    with ClusterGroup() as group:
+        yield group
+
+
+def url_of(kind: str, request: pytest.FixtureRequest) -> str:
+    """A broker of one of the kinds in `EVERY_BROKER`."""
+    if kind == "fakeredis":
+        return f"fakeredis://test-{next(_sessions)}"
+    broker = request.getfixturevalue("valkey" if kind == "valkey" else f"{kind}_group")
+    return str(broker.url)
+
+
 @pytest.fixture(params=["fakeredis", "valkey"])
 def broker_url(request: pytest.FixtureRequest) -> str:
-    """Runs a test once on each kind of broker."""
-    if request.param == "fakeredis":
-        return f"fakeredis://test-{next(_sessions)}"
-    url: str = request.getfixturevalue("valkey").url
-    return url
+    """Runs a test on fakeredis and on a real server."""
+    return url_of(request.param, request)
+
+
+@pytest.fixture(params=EVERY_BROKER)
+def every_broker_url(request: pytest.FixtureRequest) -> str:
+    """Runs a test on every kind of broker; a conformance suite takes it for its `broker_url`."""
+    return url_of(request.param, request)
 
 
 IDENTITIES = {name: Identity.generate() for name in ("alice", "bob", "carol", "dave", "erin")}

@@ -1,4 +1,4 @@
-"""The communicators' conformance suite: unchanged between threads, on fakeredis and on Valkey."""
+"""The communicators' conformance suite: unchanged between threads and on every kind of broker."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ from redislink import (
     register_dataclass,
     values,
 )
-from tests.conftest import IDENTITIES, in_thread, run_parties
+from tests.conftest import EVERY_BROKER, IDENTITIES, in_thread, run_parties, url_of
 from tests.support.waiting import wait_until
 
 Make = Callable[..., list[Any]]
-_brokers = itertools.count()
 
 
-@pytest.fixture(params=["thread", "fakeredis", "valkey"])
+@pytest.fixture(params=["thread", *EVERY_BROKER])
 def make(request: pytest.FixtureRequest, mesh: Callable[..., Any]) -> Iterator[Make]:
     """``make(size=2)`` gives every party's communicator, closed after the test."""
     made: list[Any] = []
@@ -50,11 +49,7 @@ def make(request: pytest.FixtureRequest, mesh: Callable[..., Any]) -> Iterator[M
                 ThreadCommunicator.make(names, recv_timeout=changes.get("recv_timeout", 20))
             )
             return made
-        if request.param == "fakeredis":
-            url = f"fakeredis://communicator-{next(_brokers)}"
-        else:
-            url = request.getfixturevalue("valkey").url
-        endpoints = mesh(url, size, **({"close_timeout": 1} | changes))
+        endpoints = mesh(url_of(request.param, request), size, **({"close_timeout": 1} | changes))
         return [RedisCommunicator(endpoint) for endpoint in endpoints]
 
     yield make_all

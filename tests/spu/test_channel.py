@@ -17,6 +17,11 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture
+def broker_url(every_broker_url):
+    return every_broker_url
+
+
+@pytest.fixture
 def channels(mesh, broker_url):
     alice, bob = mesh(broker_url, 2, close_timeout=0.5)
     return (
