@@ -41,6 +41,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._chunk_parallel_send_size = 0
         self._unconsumed: deque[Request] = deque()
         self._throttle_lock = threading.Lock()
+        """Held by the one throttled sender that sends, or waits for the window. The window itself
+        and `_unconsumed` are guarded by the core's lock, which is taken after this one."""
         self._last_sent: tuple[str, int] | None = None
         """Tag and number of the last message."""
         self._aborted = False
@@ -75,8 +77,9 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             if self._throttle_window:
                 self._wait_for_window()
             self.SendAsync(key, value)
-            if self._throttle_window and (handle := self._last_handle()) is not None:
-                self._unconsumed.append(handle)
+            with self._sending.core.changed:
+                if self._throttle_window and (handle := self._last_handle()) is not None:
+                    self._unconsumed.append(handle)
 
     def Recv(self, key: str) -> bytes:
         """The message with this key; waits for it.
@@ -115,13 +118,17 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._endpoint.cancel_recv(self._peer, self._namespace)
 
     def SetThrottleWindowSize(self, size: int) -> None:
-        """How many messages `SendAsyncThrottled` lets the peer leave untaken; 0: any number."""
+        """How many messages `SendAsyncThrottled` lets the peer leave untaken; 0: any number.
+
+        A sender that waits goes on at once if there is room now.
+        """
         if size < 0:
             raise UsageError(f"a throttle window is 0 or more messages, not {size}")
-        with self._throttle_lock:
+        with self._sending.core.changed:
             self._throttle_window = size
             if not size:
                 self._unconsumed.clear()
+            self._sending.core.changed.notify_all()
 
     def SetChunkParallelSendSize(self, size: int) -> None:
         """Kept for yacl's interface: the relay pipelines chunks by itself."""
@@ -154,7 +161,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             unconsumed.popleft()
         if len(unconsumed) >= self._throttle_window:  # later ones may have been taken
             self._unconsumed = deque(handle for handle in unconsumed if not handle.test())
-        return self._aborted or len(self._unconsumed) < self._throttle_window
+        window = self._throttle_window
+        return self._aborted or not window or len(self._unconsumed) < window
 
     def _wait_for_window(self) -> None:
         limit = self._recv_timeout_ms / 1000

@@ -154,6 +154,21 @@ def test_no_window_is_no_limit(channels):
         alice.SetThrottleWindowSize(-1)
 
 
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_larger_window_lets_a_waiting_sender_go_on(channels, size):
+    alice, bob = channels
+    alice.SetThrottleWindowSize(1)
+    alice.SendAsyncThrottled("k0", b"first")
+    thread, outcome = in_thread(lambda: alice.SendAsyncThrottled("k1", b"second"))
+    wait_until(lambda: alice._endpoint.parts.core.sleepers)
+    setting, was_set = in_thread(lambda: alice.SetThrottleWindowSize(size))
+    setting.join(10)
+    assert was_set == [None], "it waits for the sender"
+    thread.join(10)
+    assert outcome == [None]
+    assert bob.Recv("k1") == b"second"
+
+
 def test_a_full_window_ends_with_an_error(channels, monkeypatch):
     alice, _ = channels
     alice.SetThrottleWindowSize(1)
