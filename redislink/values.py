@@ -58,9 +58,9 @@ _SCALAR: Final = 5
 
 _ALIGNMENT: Final = 16
 """As CPython aligns a bytes object's data. Elements of numpy's types are then aligned."""
-_LARGE: Final = 4096
+_LEAST_JOINED_IN: Final = 4096
 """Bytes from which on a bytes object is joined in as it is, not copied into msgpack first."""
-_EMPTY_TUPLE_MARK: Final = bytes([0xC7, 0, _TUPLE])
+_EMPTY_TUPLE_EXT: Final = bytes([0xC7, 0, _TUPLE])
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
 
 _NAMES: Final = (
@@ -239,7 +239,7 @@ class _Encoder:
             raise _NotEncodable("is a str of 4 GiB or more: split it") from None
 
     def _bytes(self, value: bytes) -> None:
-        if len(value) < _LARGE:
+        if len(value) < _LEAST_JOINED_IN:
             self._append(self._packer.pack(value))
             return
         if len(value) >= 1 << 32:
@@ -274,7 +274,7 @@ class _Encoder:
     def _tuple(self, value: tuple[Any, ...], depth: int) -> None:
         self._enter(depth)
         self._append(self._packer.pack_array_header(len(value) + 1))
-        self._append(_EMPTY_TUPLE_MARK)
+        self._append(_EMPTY_TUPLE_EXT)
         self._items(value, depth)
 
     def _items(self, items: list[Any] | tuple[Any, ...], depth: int) -> None:

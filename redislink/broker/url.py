@@ -22,7 +22,7 @@ from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 from redislink.errors import ConfigError
 from redislink.text import one_line
 
-Kind = Literal["server", "sentinel", "cluster", "fakeredis"]
+BrokerKind = Literal["server", "sentinel", "cluster", "fakeredis"]
 Address = tuple[str, int]
 """Host and port."""
 
@@ -35,7 +35,7 @@ _ENCODE: Final = (
     "urllib.parse.quote(password, safe='') does, or leave the password out of the URL and set "
     "REDISLINK_BROKER_PASSWORD_FILE"
 )
-_SCHEMES: Final[dict[str, Kind]] = {
+_SCHEMES: Final[dict[str, BrokerKind]] = {
     "redis": "server",
     "rediss": "server",
     "unix": "server",
@@ -85,7 +85,7 @@ class BrokerUrl:
             certificates, or the hosts in them.
     """
 
-    kind: Kind
+    kind: BrokerKind
     scheme: str
     tls: bool
     addresses: tuple[Address, ...]
@@ -233,7 +233,7 @@ def _decode(text: str) -> str:
         raise _not_encoded() from None
 
 
-def _addresses(kind: Kind, scheme: str, place: str) -> tuple[Address, ...]:
+def _addresses(kind: BrokerKind, scheme: str, place: str) -> tuple[Address, ...]:
     default = _SENTINEL_PORT if kind == "sentinel" else _PORT
     places = [place] if kind == "server" else place.split(",")
     try:
@@ -260,7 +260,7 @@ def _address(text: str, default_port: int) -> Address:
     return check_host(host.lower()), check_port(int(port)) if port else default_port
 
 
-def _options(scheme: str, kind: Kind, query: str) -> dict[str, str]:
+def _options(scheme: str, kind: BrokerKind, query: str) -> dict[str, str]:
     """What stands behind the ``?``: only what we know, as redis-py would let it win over ours."""
     options: dict[str, str] = {}
     try:
@@ -303,7 +303,7 @@ def _choice(options: Mapping[str, str], name: str, choices: Mapping[str, bool]) 
     return choices[value.lower()]
 
 
-def _database(kind: Kind, scheme: str, number: str, option: str | None) -> int:
+def _database(kind: BrokerKind, scheme: str, number: str, option: str | None) -> int:
     given = [text for text in (number, option) if text]
     if any(not _NUMBER(text) for text in given):
         raise ConfigError(f"broker URL: {scheme}:// with a database that is no number: {WRITE_SO}")

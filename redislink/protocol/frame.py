@@ -50,7 +50,7 @@ _DATA_H: Final = DATA_HEADER_BYTES - _PREFIX_BYTES
 BytesLike = bytes | bytearray | memoryview
 
 
-class Kind(enum.IntEnum):
+class FrameKind(enum.IntEnum):
     """What a frame is for; the first field of its header."""
 
     HELLO = 1
@@ -146,7 +146,7 @@ class Hello:
         step: 0 has no body; 1, 2 and 3 are the messages of the key exchange.
     """
 
-    kind: ClassVar[Kind] = Kind.HELLO
+    kind: ClassVar[FrameKind] = FrameKind.HELLO
     has_body: ClassVar[bool] = True
     digest: bytes
     instance: bytes
@@ -176,7 +176,7 @@ class Data:
         acked: every number up to this one has come from the peer; 0 says nothing.
     """
 
-    kind: ClassVar[Kind] = Kind.DATA
+    kind: ClassVar[FrameKind] = FrameKind.DATA
     has_body: ClassVar[bool] = True
     seq: int
     part: int = 0
@@ -203,7 +203,7 @@ class Ack:
         wanted: the sender waits for the peer's acks, and asks it not to delay the next ones.
     """
 
-    kind: ClassVar[Kind] = Kind.ACK
+    kind: ClassVar[FrameKind] = FrameKind.ACK
     has_body: ClassVar[bool] = False
     ack: AckState
     wanted: bool = False
@@ -222,7 +222,7 @@ class Probe:
         answer: False asks; True says "not sent yet" (what was sent is resent instead).
     """
 
-    kind: ClassVar[Kind] = Kind.PROBE
+    kind: ClassVar[FrameKind] = FrameKind.PROBE
     has_body: ClassVar[bool] = False
     tag: str
     ack: AckState
@@ -244,7 +244,7 @@ class Heartbeat:
             shares, with the GIL held); 0 when no silence is planned.
     """
 
-    kind: ClassVar[Kind] = Kind.HEARTBEAT
+    kind: ClassVar[FrameKind] = FrameKind.HEARTBEAT
     has_body: ClassVar[bool] = False
     ack: AckState
     silence_ms: int = 0
@@ -259,7 +259,7 @@ class Heartbeat:
 class Abort:
     """The sender's run has failed; ``reason`` is one line for a person."""
 
-    kind: ClassVar[Kind] = Kind.ABORT
+    kind: ClassVar[FrameKind] = FrameKind.ABORT
     has_body: ClassVar[bool] = False
     reason: str
 
@@ -275,7 +275,7 @@ class Fin:
         answer: True only acknowledges the peer's FIN; its sender goes on.
     """
 
-    kind: ClassVar[Kind] = Kind.FIN
+    kind: ClassVar[FrameKind] = FrameKind.FIN
     has_body: ClassVar[bool] = False
     last: int
     ack: AckState
@@ -296,7 +296,7 @@ class Sealed:
         number: counts such frames from this sender to this receiver, from 1; the nonce.
     """
 
-    kind: ClassVar[Kind] = Kind.SEALED
+    kind: ClassVar[FrameKind] = FrameKind.SEALED
     has_body: ClassVar[bool] = True
     number: int
 
@@ -313,7 +313,7 @@ class Fragment:
         part, parts: which of how many this is, from 0.
     """
 
-    kind: ClassVar[Kind] = Kind.FRAGMENT
+    kind: ClassVar[FrameKind] = FrameKind.FRAGMENT
     has_body: ClassVar[bool] = True
     number: int
     part: int
@@ -333,7 +333,7 @@ _FrameT = TypeVar("_FrameT", bound=Frame)
 _CLASSES: Final[dict[int, type[Frame]]] = {
     int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed, Fragment)
 }
-_DATA_KIND: Final = int(Kind.DATA)
+_DATA_KIND: Final = int(FrameKind.DATA)
 _ENCODINGS: Final = tuple(Encoding)
 _FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.values()}
 
@@ -390,7 +390,7 @@ def decode_whole_header_untrusted(element: BytesLike) -> tuple[int, Encoding, in
     return None
 
 
-_FRAGMENT: Final = bytes([0x90 | 1 + len(_FIELDS[Fragment]), int(Kind.FRAGMENT)])
+_FRAGMENT: Final = bytes([0x90 | 1 + len(_FIELDS[Fragment]), int(FrameKind.FRAGMENT)])
 """How its header begins: msgpack's array of so many values, and the first of them."""
 
 

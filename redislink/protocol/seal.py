@@ -43,9 +43,9 @@ from redislink.protocol.frame import (
     encode_whole_header,
 )
 
-_LARGE: Final = 64 << 10
-_LARGEST_KEPT: Final = 4 << 20
-"""Bodies of sizes between these are sealed into memory that is kept."""
+_LEAST_IN_SCRATCH: Final = 64 << 10
+_MOST_IN_SCRATCH: Final = 4 << 20
+"""Bodies of these sizes, and between them, are sealed into memory that is kept."""
 _SMALL: Final = 16 << 10
 """Bytes below which a copy costs less than a view."""
 SEAL_BYTES: Final = 16
@@ -159,7 +159,7 @@ class SealedCodec(Codec):
         self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
     ) -> tuple[bytes, bytes | memoryview]:
         header = encode_whole_header(seq, encoding, acked)
-        if len(body) < _LARGE:
+        if len(body) < _LEAST_IN_SCRATCH:
             return header, self._data_out.encrypt(_nonce(0, seq), body, name + header)
         return self._seal_data(name, header, seq, body)
 
@@ -167,7 +167,7 @@ class SealedCodec(Codec):
         self, name: bytes, header: bytes, seq: int, body: bytes | memoryview
     ) -> tuple[bytes, bytes | memoryview]:
         nonce = _nonce(0, seq)
-        if _LARGE <= len(body) <= _LARGEST_KEPT:
+        if _LEAST_IN_SCRATCH <= len(body) <= _MOST_IN_SCRATCH:
             scratch = self._scratch_of(len(body) + SEAL_BYTES)
             self._data_out.encrypt_into(nonce, body, name + header, scratch)
             return header, scratch

@@ -37,9 +37,9 @@ from redislink.spu.compiling import Compiled, Function, Kept, compile_function, 
 from redislink.spu.link import SpuLink, runtime_config
 from redislink.spu.pytrees import Unknown, count_leaves_untrusted, fill, take_apart
 from redislink.spu.ranges import Ranges
-from redislink.spu.shares import Kind, kind_of, shape_untrusted, share_untrusted
+from redislink.spu.shares import ShareKind, kind_of, shape_untrusted, share_untrusted
 
-_LARGE: Final = 1 << 20
+_LEAST_ANNOUNCED: Final = 1 << 20
 """Bytes from which on peers are told before the GIL is held for sharing or reconstructing."""
 
 
@@ -527,7 +527,7 @@ class SpuDevice:
             ) from None
 
     def _shares_untrusted(
-        self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[Kind | None]
+        self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[ShareKind | None]
     ) -> list[libspu.Share]:
         """Shares of arrays of these shapes and kinds; PeerError if they are not."""
         if not isinstance(body, list) or len(body) != len(shapes):
@@ -541,7 +541,7 @@ class SpuDevice:
             raise self._steps.not_understood(peer)
         return found
 
-    def _kind_of_private(self, dtype: np.dtype[Any]) -> Kind:
+    def _kind_of_private(self, dtype: np.dtype[Any]) -> ShareKind:
         """Of what `private` shares: SPU here makes it as SPU at the owner does."""
         (share, *_) = self._io.make_shares(np.zeros((), dtype), libspu.Visibility.VIS_SECRET)
         return kind_of(share.meta)
@@ -696,7 +696,7 @@ class SpuDevice:
 
     def _reconstruct(self, handles: list[SpuArray], mine: list[libspu.Share] | None) -> list[Array]:
         shapes = [(handle.shape, handle.dtype) for handle in handles]
-        kinds: list[Kind | None] = [None] * len(handles)
+        kinds: list[ShareKind | None] = [None] * len(handles)
         if mine is not None:
             kinds = [kind_of(share.meta) for share in mine]
         shares = []
@@ -810,7 +810,7 @@ class SpuDevice:
                 own.runtime.del_var(self._garbage.popleft())
 
     def _large(self, size: int) -> contextlib.AbstractContextManager[None]:
-        return self._at.silence() if size >= _LARGE else contextlib.nullcontext()
+        return self._at.silence() if size >= _LEAST_ANNOUNCED else contextlib.nullcontext()
 
 
 def _labels(given: tuple[list[Any], dict[str, Any]], places: list[int]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ _COLUMN, _ROW = "digest", "row"
 _INPUT, _OUTPUT = "./input.csv", "./output.csv"
 
 
-class Kind(enum.IntEnum):
+class PsiFrameKind(enum.IntEnum):
     """What a frame between parent and child is."""
 
     START = 1
@@ -57,7 +57,7 @@ class Kind(enum.IntEnum):
 
 
 def write_frame(
-    sock: socket.socket, kind: Kind, number: int = 0, key: bytes = b"", body: Any = b""
+    sock: socket.socket, kind: PsiFrameKind, number: int = 0, key: bytes = b"", body: Any = b""
 ) -> None:
     """Write one frame; from one thread at a time.
 
@@ -73,7 +73,7 @@ def write_frame(
         sock.sendall(body)
 
 
-def read_frame(sock: socket.socket) -> tuple[Kind, int, bytes, bytes]:
+def read_frame(sock: socket.socket) -> tuple[PsiFrameKind, int, bytes, bytes]:
     """Read one frame: kind, number, key, body.
 
     Raises:
@@ -81,7 +81,7 @@ def read_frame(sock: socket.socket) -> tuple[Kind, int, bytes, bytes]:
     """
     kind, number, key_size, size = _HEADER.unpack(_read(sock, _HEADER.size))
     key = bytes(_read(sock, key_size))
-    return Kind(kind), number, key, bytes(_read(sock, size))
+    return PsiFrameKind(kind), number, key, bytes(_read(sock, size))
 
 
 def _read(sock: socket.socket, size: int) -> bytearray:
@@ -109,12 +109,12 @@ class _Parent:
     def start(self) -> bytes:
         """The digests."""
         kind, _, _, body = read_frame(self._sock)
-        if kind is not Kind.START:
+        if kind is not PsiFrameKind.START:
             raise ValueError(f"the parent began with {kind.name}")
         threading.Thread(target=self._listen, daemon=True).start()
         return body
 
-    def tell(self, kind: Kind, number: int = 0, key: bytes = b"", body: Any = b"") -> None:
+    def tell(self, kind: PsiFrameKind, number: int = 0, key: bytes = b"", body: Any = b"") -> None:
         """Write a frame that has no reply."""
         try:
             with self._lock:
@@ -122,7 +122,7 @@ class _Parent:
         except OSError:
             self._leave()
 
-    def ask(self, kind: Kind, key: bytes, body: Any = b"") -> bytes:
+    def ask(self, kind: PsiFrameKind, key: bytes, body: Any = b"") -> bytes:
         """Write a frame, and wait for its reply."""
         with self._replied:
             self._number += 1
@@ -168,15 +168,17 @@ def _make_context(libspu: Any, parent: _Parent, rank: int) -> tuple[Any, list[An
         recv_timeout_ms = 0
 
         def Send(self, key: str, value: bytes) -> None:
-            parent.tell(Kind.SEND, 0, key.encode(), value)
+            parent.tell(PsiFrameKind.SEND, 0, key.encode(), value)
 
         SendAsync = Send
 
         def SendAsyncThrottled(self, key: str, value: bytes) -> None:
-            parent.ask(Kind.SEND_THROTTLED, key.encode(), value)
+            parent.ask(PsiFrameKind.SEND_THROTTLED, key.encode(), value)
 
         def Recv(self, key: str) -> bytes:
-            return parent.ask(Kind.RECV, key.encode(), struct.pack("<Q", self.recv_timeout_ms))
+            return parent.ask(
+                PsiFrameKind.RECV, key.encode(), struct.pack("<Q", self.recv_timeout_ms)
+            )
 
         def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
             self.recv_timeout_ms = recv_timeout_ms
@@ -185,7 +187,7 @@ def _make_context(libspu: Any, parent: _Parent, rank: int) -> tuple[Any, list[An
             return self.recv_timeout_ms
 
         def SetThrottleWindowSize(self, size: int) -> None:
-            parent.tell(Kind.WINDOW, size)
+            parent.tell(PsiFrameKind.WINDOW, size)
 
         def WaitLinkTaskFinish(self) -> None:
             """The parent stays until the peer has everything."""
@@ -247,9 +249,11 @@ def main(descriptor: int, rank: int, protocol: str, spu_directory: str) -> None:
             output_params=psi.OutputParams(path=_OUTPUT),
         )
         psi.psi_execute(config, context)
-        parent.tell(Kind.FOUND, body=_read_output())
+        parent.tell(PsiFrameKind.FOUND, body=_read_output())
     except BaseException as error:  # noqa: BLE001 - the parent raises it
-        parent.tell(Kind.FAILED, body=f"{type(error).__name__}: {error}".encode(errors="replace"))
+        parent.tell(
+            PsiFrameKind.FAILED, body=f"{type(error).__name__}: {error}".encode(errors="replace")
+        )
     sys.stdout.flush()
     os._exit(0)  # without libpsi's own clearing up: the parent removes the directory
 

@@ -32,7 +32,7 @@ from redislink.errors import IntersectionFailed, RecvTimeout, SendTimeout
 from redislink.forking import dies_in_child, let_go
 from redislink.logs import PartyLogger
 from redislink.spu import psi_child
-from redislink.spu.psi_child import Kind, read_frame, write_frame
+from redislink.spu.psi_child import PsiFrameKind, read_frame, write_frame
 from redislink.spu.scratch import Scratch, scratch
 from redislink.text import one_line
 
@@ -116,7 +116,7 @@ class PsiRelay:
             pool.submit(self._do, self._watch_peer)
             pool.submit(self._do, self._keep_log, child)
             pool.submit(self._do, self._serve, child, pool)
-            self._write(Kind.START, 0, digests)
+            self._write(PsiFrameKind.START, 0, digests)
             self._ended.wait()
             if self._error is None:
                 self._communicator.send(self._peer, _END, b"")
@@ -172,15 +172,15 @@ class PsiRelay:
                 raise IntersectionFailed(self._me, self._last_words(child)) from None
             key = name.decode()
             match kind:
-                case Kind.SEND:
+                case PsiFrameKind.SEND:
                     self._messages.send(self._peer, key, body)
-                case Kind.SEND_THROTTLED:
+                case PsiFrameKind.SEND_THROTTLED:
                     pool.submit(self._do, self._send_throttled, number, key, body)
-                case Kind.RECV:
+                case PsiFrameKind.RECV:
                     pool.submit(self._do, self._recv, number, key, body)
-                case Kind.WINDOW:
+                case PsiFrameKind.WINDOW:
                     self._window = number
-                case Kind.FOUND:
+                case PsiFrameKind.FOUND:
                     self._found = np.frombuffer(body, np.int64).tolist()
                     self._ended.set()
                     return
@@ -191,7 +191,7 @@ class PsiRelay:
     def _recv(self, number: int, key: str, limit: bytes) -> None:
         (milliseconds,) = struct.unpack("<Q", limit)
         body = self._messages.recv(self._peer, key, milliseconds / 1000 if milliseconds else None)
-        self._write(Kind.REPLY, number, body)
+        self._write(PsiFrameKind.REPLY, number, body)
 
     def _send_throttled(self, number: int, key: str, body: bytes) -> None:
         with self._throttle_lock:
@@ -202,9 +202,9 @@ class PsiRelay:
                 with contextlib.suppress(SendTimeout):
                     self._untaken[0].wait(_LOOK)
             self._untaken.append(self._messages.send(self._peer, key, body))
-        self._write(Kind.REPLY, number)
+        self._write(PsiFrameKind.REPLY, number)
 
-    def _write(self, kind: Kind, number: int, body: bytes = b"") -> None:
+    def _write(self, kind: PsiFrameKind, number: int, body: bytes = b"") -> None:
         with contextlib.suppress(OSError), self._write_lock:  # that it is dead, _serve sees
             write_frame(self._line, kind, number, b"", body)
 

@@ -17,13 +17,13 @@ _MOST_SIZE: Final = 1 << 40
 
 Shape = tuple[tuple[int, ...], np.dtype[Any]]
 """Of an array: shape and dtype."""
-Kind = tuple[str, Any, Any]
+ShareKind = tuple[str, Any, Any]
 """Storage type, visibility and data type of a share, by which SPU interprets its bytes."""
 
 _FRACTIONS: Final = frozenset(t for name, t in DATA_TYPES.items() if name.startswith("float"))
 
 
-def kind_of(meta: bytes) -> Kind:
+def kind_of(meta: bytes) -> ShareKind:
     """By what SPU will interpret a share with this meta data."""
     parsed = libspu.ValueMeta()
     parsed.ParseFromString(meta)
@@ -62,7 +62,7 @@ def shape_untrusted(entry: Any) -> Shape | None:
     return None
 
 
-def share_untrusted(packed: Any, expected: Shape, kind: Kind | None) -> libspu.Share | None:
+def share_untrusted(packed: Any, expected: Shape, kind: ShareKind | None) -> libspu.Share | None:
     """A peer's share of an array of this shape and, if it is known, this kind.
 
     SPU's data type may be another than JAX's: the indices of ``lax.top_k`` are 64 bits wide. But

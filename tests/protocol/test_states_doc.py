@@ -65,7 +65,7 @@ def test_every_arrow_is_drawn():
 
 
 def test_the_page_names_every_kind_and_field():
-    assert len(KINDS) == len(frame.Kind)
+    assert len(KINDS) == len(frame.FrameKind)
     for kind in KINDS:
         named = ", ".join(f"`{field.name}`" for field in fields(kind))
         assert f"| {kind.kind.name} | {kind.kind.value} | {named} |" in PAGE

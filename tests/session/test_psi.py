@@ -178,7 +178,7 @@ def test_what_libpsi_gets_and_says_names_nobody(
     write_frame = psi_child.write_frame
 
     def write(sock: Any, kind: Any, number: int = 0, key: bytes = b"", body: Any = b"") -> None:
-        if kind is psi_child.Kind.START:
+        if kind is psi_child.PsiFrameKind.START:
             seen.append(bytes(body))
         write_frame(sock, kind, number, key, body)
 

@@ -37,7 +37,7 @@ class Ledger:
         self.sent: Book = defaultdict(list)
         self.received: Book = defaultdict(list)
         self._lock = threading.Lock()
-        post, recv_marked = endpoint.parts.sending.post, endpoint.parts.receiving.recv
+        post, recv = endpoint.parts.sending.post, endpoint.parts.receiving.recv
 
         def post_noted(dst: Any, tag: str, data: Any, *encoding: Encoding) -> int:
             # The order in which it is sent must be the order in which it is noted.
@@ -48,7 +48,7 @@ class Ledger:
             return number
 
         def recv_noted(src: Any, tag: str, timeout: float | None = None) -> tuple[bytes, Encoding]:
-            message = recv_marked(src, tag, timeout)  # every receive comes through it
+            message = recv(src, tag, timeout)  # every receive comes through it
             with self._lock:
                 if not tag.endswith(_MAY_STAY_UNREAD):
                     self.received[f"{_name(endpoint, src)} {tag}"].append(checksum(message[0]))

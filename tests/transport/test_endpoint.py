@@ -189,7 +189,7 @@ class TestMessages:
         assert not wait.registered
         assert "t" not in alice.parts.core.peers["bob"].delivery._receiving._waits
 
-    def test_a_mark_travels_with_its_message(self, pair):
+    def test_an_encoding_travels_with_its_message(self, pair):
         alice, bob = pair
         alice.send("bob", "t", b"raw")
         alice.parts.sending.post("bob", "t", b"x" * 3_000_000, Encoding.VALUE)
