@@ -14,7 +14,7 @@ import typer
 
 from redislink.broker import Broker
 from redislink.cli.errors import Verbose, say, show
-from redislink.cli.onlooker import broker_as, cluster_of
+from redislink.cli.operator import broker_as, cluster_of
 from redislink.errors import BrokerError, ConfigError
 from redislink.identity.secret_files import update_file, write_private
 from redislink.operate import acl as broker_acl

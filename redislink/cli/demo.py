@@ -34,7 +34,7 @@ from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.url import Address
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
-from redislink.cli.onlooker import shown_url
+from redislink.cli.operator import shown_url
 from redislink.cli.parties import PartyProcess, broker_addresses
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import trial_devices, write_trial

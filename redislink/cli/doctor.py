@@ -13,7 +13,7 @@ from rich.text import Text
 
 from redislink.cli import who
 from redislink.cli.errors import ExitCode, Verbose
-from redislink.cli.onlooker import PasswordFileOption, settings_as
+from redislink.cli.operator import PasswordFileOption, settings_as
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError
 from redislink.operate.doctor import Blame, Case, Level, Report, examine

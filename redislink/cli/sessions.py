@@ -18,15 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from redislink.cli.errors import Verbose, say
-from redislink.cli.onlooker import (
+from redislink.cli.operator import (
     BrokerOption,
     JsonOption,
     PasswordFileOption,
     count,
     duration,
-    look_at,
     say_refused,
     size,
+    survey_of,
 )
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken
@@ -51,7 +51,7 @@ def sessions(
     verbose: Verbose = False,
 ) -> None:
     """Show the sessions on a broker: their parties, who is up, and the messages there."""
-    survey = look_at(cluster, broker, password_file)
+    survey = survey_of(cluster, broker, password_file)
     try:
         views = sessions_of(survey.keys())
     finally:
@@ -91,7 +91,7 @@ def inspect(
     """
     check_name(session, "session")
     source, destination = _pair(pair)
-    survey = look_at(cluster, broker, password_file)
+    survey = survey_of(cluster, broker, password_file)
     try:
         every = sorted(survey.keys(session), key=lambda key: key.name)
         if not every:
@@ -154,7 +154,7 @@ def purge(
         raise ConfigError("give the name of a SESSION, or --expired")
     if session is not None:
         check_name(session, "session")
-    survey = look_at(cluster, broker, password_file)
+    survey = survey_of(cluster, broker, password_file)
     try:
         found = _removable(survey, session)
         views = sessions_of(found)

@@ -17,16 +17,16 @@ from rich.table import Table
 from rich.text import Text
 
 from redislink.cli.errors import Verbose, check_finite
-from redislink.cli.onlooker import (
+from redislink.cli.operator import (
     BrokerOption,
     JsonOption,
     PasswordFileOption,
     cluster_of,
     count,
     duration,
-    look_at,
     refused_text,
     size,
+    survey_of,
 )
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerError
@@ -66,7 +66,7 @@ def top(
     and the status that each party writes there (REDISLINK_STATUS). Ctrl-C ends it.
     """
     spec = cluster_of(cluster)
-    survey = look_at(cluster, broker, password_file)
+    survey = survey_of(cluster, broker, password_file)
     watch = Watch(survey, spec.session, spec.party_names)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     try:

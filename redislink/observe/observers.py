@@ -1,4 +1,4 @@
-"""What watches an endpoint when the settings ask for it: the trace, the metrics.
+"""What observes an endpoint when the settings ask for it: the trace, the metrics.
 
 Rules: what is not asked for is not imported; what is wrong with what is asked for is said before
 the session is joined; once it is joined, nothing here ends it.
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from redislink.observe.record import TraceRecorder
 
 
-class _Watcher(Protocol):
-    """Watches one endpoint."""
+class _Observer(Protocol):
+    """Observes one endpoint."""
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
         """Begin; at most once.
 
         Args:
-            endpoint: what is watched.
+            endpoint: what is observed.
             epochs: what tells this run with each peer from others, the same at both.
         """
 
@@ -35,7 +35,7 @@ class _Watcher(Protocol):
 
 
 class Observers:
-    """All that watch one endpoint; usually none."""
+    """All that observe one endpoint; usually none."""
 
     def __init__(self, settings: RedisLinkSettings, session: str, party: str) -> None:
         """Make those that the settings ask for.
@@ -43,7 +43,7 @@ class Observers:
         Raises:
             ConfigError: a setting is not right.
         """
-        self._all: list[_Watcher] = []
+        self._all: list[_Observer] = []
         self._trace: TraceRecorder | None = None
         try:
             if settings.trace_dir is not None:
@@ -76,7 +76,7 @@ class Observers:
         return Sending(core), Receiving(core)
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
-        """Begin to watch, until `close`.
+        """Begin to observe, until `close`.
 
         Args:
             endpoint, epochs: as for each of them.

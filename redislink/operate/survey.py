@@ -1,4 +1,4 @@
-"""What an operator sees of the sessions on a broker, and removes: by names, sizes and times.
+"""`Survey`: reads, and removes, the keys that sessions have on a broker: names, sizes and times.
 
 Rules:
 - Names and replies are the broker's, and checked. A key of another form or type than ours is

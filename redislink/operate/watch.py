@@ -1,6 +1,6 @@
-"""What somebody sees who watches sessions and takes no part: from metadata alone, without a key.
+"""`Watch`: sessions seen over time, by an operator: from metadata alone, without a key.
 
-Two sources: the keys on the broker (`broker.survey`), and what each party says of itself
+Two sources: the keys on the broker (`operate.survey`), and what each party says of itself
 (`protocol.status`). The second may be missing, old or made up by the broker: it is only shown.
 """
 

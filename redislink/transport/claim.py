@@ -9,7 +9,7 @@ The broker is not trusted with this: two runs that both got past it are told apa
 instances in the handshake.
 
 The same thread, on the same connection, also writes what the party says of itself
-(`protocol.status`). That is for onlookers alone: whatever happens to it, the claim is renewed.
+(`protocol.status`). That is for operators alone: whatever happens to it, the claim is renewed.
 """
 
 from __future__ import annotations

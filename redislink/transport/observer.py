@@ -1,4 +1,4 @@
-"""What an endpoint knows of whatever watches it; `redislink.observe` has what does."""
+"""What an endpoint knows of whatever observes it; `redislink.observe` has what does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """Watches one endpoint, which ends it when it leaves."""
+    """Observes one endpoint, which ends it when it leaves."""
 
     def close(self) -> None:
         """End; safe to call twice."""

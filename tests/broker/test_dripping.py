@@ -48,7 +48,7 @@ READERS: dict[str, tuple[str, Callable[[str], None]]] = {
     "the login": ("redis://user:pw@127.0.0.1:{}", ask),
     "the choice of a database": ("redis://127.0.0.1:{}/3", ask),
     "a pop": ("redis://127.0.0.1:{}", pop),
-    "an onlooker": ("redis://127.0.0.1:{}", look),
+    "an operator": ("redis://127.0.0.1:{}", look),
     "a sentinel": ("redis+sentinel://127.0.0.1:{}/relay", ask),
     "a Cluster's node": ("redis+cluster://127.0.0.1:{}", ask),
 }
@@ -77,7 +77,7 @@ def test_a_reply_that_drips_is_given_up(reader: str, what: str) -> None:
         read(url.format(server.port))
 
 
-def test_an_onlooker_takes_in_no_more_keys_than_there_can_be(
+def test_an_operator_takes_in_no_more_keys_than_there_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("redislink.operate.survey._MOST_KEYS", 1000)

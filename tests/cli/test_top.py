@@ -1,4 +1,4 @@
-"""``redislink top``: a session as an onlooker sees it, at once, as JSON, and again and again."""
+"""``redislink top``: a session as an operator sees it, at once, as JSON, and again and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Watch`: what an onlooker sees of a session, from honest parties and from a lying broker."""
+"""`Watch`: what an operator sees of a session, from honest parties and from a lying broker."""
 
 from __future__ import annotations
 

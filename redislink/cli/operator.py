@@ -87,8 +87,8 @@ def cluster_of(cluster: Path | None) -> ClusterSpec:
     return load_cluster(path)
 
 
-def look_at(cluster: Path | None, broker: str | None, password_file: Path | None) -> Survey:
-    """The broker that the options, the settings or the cluster file name.
+def survey_of(cluster: Path | None, broker: str | None, password_file: Path | None) -> Survey:
+    """A survey of the broker that the options, the settings or the cluster file name.
 
     Raises:
         ConfigError: none of them names one, or something named is not right.
