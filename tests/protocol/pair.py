@@ -6,11 +6,16 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
-from redislink.protocol.frame import Frame
+from redislink.protocol.frame import Ack, AckState, Frame
 from redislink.protocol.states import State
 
 SMALL = Timing(window_bytes=1000, chunk_bytes=100)
 """Four full chunks fill a window: each counts 228 bytes."""
+CHUNK = SMALL.chunk_bytes
+WINDOW = SMALL.window_bytes
+FULL = CHUNK + 128
+"""What a full chunk counts; four fit into a window."""
+BOUND = 2 * WINDOW
 
 
 class Pair:
@@ -115,3 +120,24 @@ class Pair:
             for name, push in self.log
             if name == who and isinstance(push if isinstance(push, Leftover) else push.frame, kind)
         ]
+
+
+def acked(cumulative: int, *ranges: tuple[int, int]) -> Ack:
+    return Ack(AckState(cumulative, ranges))
+
+
+def numbers(pushes) -> list[int]:
+    return [push.frame.seq for push in pushes if isinstance(push, Push) and push.tag is not None]
+
+
+def control(pushes, kind):
+    return [push.frame for push in pushes if isinstance(push, Push) and type(push.frame) is kind]
+
+
+def take_pushes(delivery: Delivery, now: float = 0.0) -> list[Push | Leftover]:
+    """What it wants pushed; the broker takes all of it."""
+    pushes = delivery.pushes()
+    for push in pushes:
+        if isinstance(push, Push):
+            delivery.confirm(push, now)
+    return pushes
