@@ -11,7 +11,7 @@ import pytest
 
 from redislink.broker import socket_wire
 from redislink.broker.socket_wire import SocketWire
-from redislink.broker.wire import ELEMENT, ErrorReply, WireError, pack_blpop, pack_push
+from redislink.broker.wire import ELEMENT, ErrorReply, WireError, pack_blpop
 
 NAME = b"rl:{s:bob}:alice:0:t"
 
@@ -153,15 +153,3 @@ def test_a_broker_that_drips_holds_nobody_up(line: Line, monkeypatch: pytest.Mon
         line.wire.read(1.0)
     done.set()
     dripping.join()
-
-
-def test_a_push_is_one_write_with_its_expiry() -> None:
-    small = pack_push(NAME, (b"head", b"body"), 5000, clear=True)
-    assert small == [
-        b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (len(NAME), NAME)
-        + b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$8\r\nheadbody\r\n" % (len(NAME), NAME)
-        + b"*3\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$4\r\n5000\r\n" % (len(NAME), NAME)
-    ]
-    large = bytes(100_000)
-    pieces = pack_push(NAME, (b"head", large), 5000, clear=False)
-    assert pieces[1] is large
