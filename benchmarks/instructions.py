@@ -1,17 +1,16 @@
 """Machine instructions of one round trip of a small message, both parties together.
 
 A noisy machine times no two runs alike; instructions hardly vary. ``valgrind --tool=callgrind``
-counts them, so it has to be installed; what it runs takes about fifty times as long as usual.
-Each figure is the difference between a run of 2N round trips and one of N, per round trip, so that
-imports and the start cancel out.
+counts them, so it has to be installed. Each figure is the difference between a run of 2N round
+trips and one of N, per round trip, so that imports and the start cancel out.
 
-``python -m benchmarks.instructions`` measures two layers:
+``python -m benchmarks.instructions`` measures three layers:
 
-- ``core``: `Delivery` and codec of both parties, in one thread and without a broker. Nothing else
-  happens there, so the figures of two runs are equal to about 0.1 %.
+- ``core``: `Delivery` and codec of both parties, sealed, in one thread and without a broker.
+- ``core-plain``: the same in clear, so that nothing of it is cryptography.
 - ``endpoints``: ``send`` and ``recv`` of two sealed endpoints, which are threads of one process,
   over a broker's unix socket. The broker's own instructions do not count; threads that wake up by
-  the clock do, so compare the lowest of several runs.
+  the clock do, so compare the lowest of several runs. It takes many minutes.
 
 ``--against REV`` measures another revision of ``redislink`` too, in turns with this one.
 """
@@ -34,7 +33,7 @@ from typing import Final
 
 from benchmarks import processes
 
-# What is heavy to import is imported where it is used: valgrind makes minutes of a second.
+# What is heavy to import is imported where it is used: it is far heavier under valgrind.
 
 BODY: Final = b"x" * 64
 LAYERS: Final = ("core", "core-plain", "endpoints")

@@ -80,7 +80,7 @@ class Delivery:
         self.kept: Container[str] = receiving.kept
         """Tags of which a message, or a part of one, was received and not taken."""
         # What is called for every message, or every reply, leads straight to its half: a method
-        # here that only passes it on would be one more Python call, a tenth of what it calls.
+        # here that only passes it on would be one more Python call for each.
         self.send_at_once = sending.send_at_once
         self.confirm = sending.confirm
         self.take = receiving.take

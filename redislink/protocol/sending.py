@@ -54,7 +54,7 @@ class Sending:
         unpushed: where it appends what is to be done on the broker, in order.
         stats: where it counts.
         """
-        # At most 30 attributes: objects with more are slower to read and to write in CPython.
+        # At most 30 attributes: CPython writes to larger objects, and calls their methods, slower.
         self.open = True
         """Whether messages may be sent; `Delivery` sets it with its state."""
         self.last_seq = 0
@@ -88,8 +88,8 @@ class Sending:
     # -- a message -------------------------------------------------------------------------
     #
     # `send_at_once` does for nearly every message what `send_in_turn` and `_launch` do for all.
-    # They share no code: a Python call would cost a tenth of it. tests/protocol/test_short_ways.py
-    # holds them equal.
+    # They share no code: it would be one more Python call for every message. What holds them equal
+    # is tests/protocol/test_short_ways.py.
 
     def send_at_once(
         self, tag: str, body: bytes, encoding: Encoding = Encoding.RAW

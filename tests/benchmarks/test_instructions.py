@@ -16,7 +16,7 @@ def test_each_layer_plays_its_round_trips(layer: str, valkey) -> None:
 
 
 def test_the_counted_process_imports_little() -> None:
-    """Each second of imports is a minute under valgrind."""
+    """What it imports is counted, and thrown away, twice per figure."""
     command = processes.command("instructions", "--layer", "core", "--count", "3")
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *command[1:]],
