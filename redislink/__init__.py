@@ -57,7 +57,6 @@ from redislink.errors import (
 )
 from redislink.identity.keypair import Identity
 from redislink.joining import connect
-from redislink.protocol.frame import Encoding
 from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.peer import Party
@@ -113,7 +112,6 @@ __all__ = [
     "Communicator",
     "ConfigError",
     "DeviceSpec",
-    "Encoding",
     "Endpoint",
     "EndpointClosed",
     "EndpointStats",

@@ -339,6 +339,9 @@ def test_the_reference_shows_the_names_that_users_call(pages: dict[str, str]) ->
     assert 'id="Endpoint.send"' in page
     assert 'id="Endpoint.__init__"' not in page
     for owner, members in reference.INTERNAL.items():
+        places = [importlib.import_module(name) for name in pages]
+        place = sys.modules.get(owner) or next(filter(None, (vars(p).get(owner) for p in places)))
+        assert all(hasattr(place, member) for member in members)
         assert not [m for m in members if f'id="{owner}.{m}"' in "".join(pages.values())]
 
 

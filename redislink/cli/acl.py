@@ -1,7 +1,7 @@
 """``redislink acl``: one Redis user per party, each with no more rights than it needs.
 
-Rules: passwords are made here and told once, in files or on stdout; what goes to the server, or
-into its users.acl, are their SHA-256.
+Rules: passwords are made here and shown once, in files or on stdout; the server, and its users.acl,
+get only their SHA-256 hashes.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def acl(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Put the users into an existing ACL file, for a second session, say. Its other "
-            "lines stay.",
+            help="Put the users into an existing ACL file, for example for a second session. Its "
+            "other lines stay.",
             show_default=False,
         ),
     ] = None,
@@ -67,8 +67,8 @@ def acl(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep each party's password in DIR/NAME.password, and use existing ones again. "
-            "Otherwise new ones are made and printed, once.",
+            help="Keep each party's password in DIR/NAME.password, and reuse existing ones. "
+            "Otherwise new ones are made, and printed once.",
             show_default=False,
         ),
     ] = None,
@@ -85,7 +85,7 @@ def acl(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Also make a user NAME that may do everything on the broker.",
+            help="Also make a user NAME with all rights on the broker.",
             show_default=False,
         ),
     ] = None,
@@ -95,7 +95,7 @@ def acl(
             "--db",
             metavar="N",
             min=0,
-            help="Number at the end of the parties' URL; otherwise that of the cluster file's "
+            help="Database number in the parties' URL; otherwise that of the cluster file's "
             "broker, or 0.",
             show_default=False,
         ),
@@ -108,7 +108,7 @@ def acl(
     ACL SETUSER. Needs Redis 7 or Valkey.
     """
     if out is not None and update is not None:
-        raise ConfigError("give --out for a new file, or --update for one that is there, not both")
+        raise ConfigError("give --out for a new file, or --update for an existing one, not both")
     spec = cluster_of(cluster)
     broker = None if apply is None else broker_as(apply, password_file)
     number = broker_acl.database(spec.broker or "") if database is None else database
@@ -131,7 +131,7 @@ def acl(
         write_private(out, broker_acl.acl_file(users, secrets), "ACL file")
     if update is not None:
         _update(update, spec.session, users, secrets)
-    if broker is not None:  # last: from then on the passwords are needed, and must be told
+    if broker is not None:  # last: from then on the passwords are in force, and must be shown
         broker_acl.apply_users(broker, users, secrets)
     for user in users:
         show(user.party)
@@ -144,7 +144,7 @@ def acl(
 def _update(
     path: Path, session: str, users: Sequence[broker_acl.PartyUser], secrets: Mapping[str, str]
 ) -> None:
-    """Put the users into an ACL file, and say whom else of this session it lets in."""
+    """Put the users into an ACL file, and report who else of this session it admits."""
     names: list[str] = []
 
     def change(text: str) -> str:
@@ -156,8 +156,8 @@ def _update(
     rest = [name for name in names if name.startswith(f"{session}~") and name not in made]
     if rest:
         say(
-            f"{path} still has {', '.join(rest)} of session {session}: remove the line of whoever "
-            "takes no part any more"
+            f"{path} still has {', '.join(rest)} of session {session}: remove the lines of "
+            "those who no longer take part"
         )
 
 
@@ -170,10 +170,10 @@ def _say_what_next(
 ) -> None:
     say(
         "a party's REDISLINK_BROKER_URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss:// with TLS; "
-        "bring it the password by a safe way"
+        "send it the password by a safe way"
     )
     if out is not None:
-        who = "no admin: for one, give --admin NAME" if admin is None else f"the admin {admin}"
+        who = "no admin (--admin NAME makes one)" if admin is None else f"the admin {admin}"
         say(f"wrote {out}, with the default user off and {who}; set the server's aclfile to it")
     if update is not None:
         say(f"{update} has these users now; the server reads it when it starts, or at ACL LOAD")

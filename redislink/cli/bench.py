@@ -1,4 +1,4 @@
-"""``redislink bench``: what the real parties of a deployment can expect of each other."""
+"""``redislink bench``: the speed between the real parties of a deployment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def bench(
     identity: IdentityOption = None,
     seconds: Annotated[
         float,
-        typer.Option(metavar="N", min=0.1, help="How long this party measures with each peer."),
+        typer.Option(
+            metavar="N", min=0.1, help="Seconds for which this party measures with each peer."
+        ),
     ] = DEFAULT_SECONDS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
@@ -67,7 +69,7 @@ def bench(
 
 def _say_missing(missing: list[str], waited_seconds: float) -> None:
     if round(waited_seconds) % 10 == 1:
-        say(f"waiting for {', '.join(missing)}: every party has to run redislink bench")
+        say(f"waiting for {', '.join(missing)}: every party must run redislink bench")
 
 
 def _show(results: Sequence[PeerResult], title: str) -> None:

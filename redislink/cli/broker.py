@@ -51,7 +51,7 @@ def broker(
             raise ConfigError("give --password or --password-file, not both")
         password = read_password(password_file)
     if password == "":
-        raise ConfigError("the password is empty: give one, or leave the option out")
+        raise ConfigError("the password is empty: give one, or leave out the option")
 
     signal.signal(signal.SIGTERM, _stop)
     try:

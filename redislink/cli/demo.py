@@ -1,8 +1,8 @@
 """``redislink demo``: three processes train a model together, and none of them listens.
 
-Rules: every figure shown was measured in this run; the demo is ok only if the model is as good
-as the one trained in plaintext, no party ever listened, and none talked to anything but the
-broker. Each party gets its own private key and its own Redis user, and nobody else's.
+Rules: every figure shown was measured in this run. The demo is ok only if the model is as good as
+the one trained in plaintext, no party ever listened, and no party talked to anything but the
+broker. Each party has its own private key and Redis user, and no access to those of others.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ DATA_OWNERS: Final = ("alice", "bob")
 LEARNS_MODEL: Final = "alice"
 PROGRAM: Final = "logistic_regression.py"
 NEXT_PROGRAM: Final = "millionaire.py"
-"""Of the examples, the one to try next."""
+"""The example to try next."""
 ACCURACY_TOLERANCE: Final = 0.02
-"""How far fixed-point arithmetic may move the accuracy from that of floating point."""
+"""How far the accuracy may differ between fixed-point and floating-point arithmetic."""
 _LOOK_INTERVAL: Final = 0.1
 _GRACE: Final = 5.0
-"""Seconds that the others get, after one party failed, to end with an error of their own."""
+"""Seconds that the others have, after one party failed, to end with their own error."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartyResult:
-    """What one party did, as the ``--json`` object has it."""
+    """One party's part of the ``--json`` object."""
 
     name: str
     fingerprint: str
@@ -134,10 +134,10 @@ def demo(
 
 
 def find_examples() -> Path:
-    """The directory of the examples: inside the installed package, else the checkout's.
+    """The directory of the examples: in the installed package, or else in the checkout.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there are no examples.
     """
     package = Path(redislink.__file__).parent
     for directory in (package / "_examples", package.parent / "examples"):
@@ -150,7 +150,7 @@ def find_examples() -> Path:
 
 
 def _reach(url: str) -> Broker:
-    """Connect once, so that a wrong URL is said before three processes start."""
+    """Connect once, so that an error in the URL comes before three processes start."""
     settings = RedisLinkSettings.load(broker_url=url)
     broker = Broker.from_settings(settings, None)
     if broker.in_process:
@@ -164,7 +164,7 @@ def _reach(url: str) -> Broker:
 
 @contextlib.contextmanager
 def _users(broker: Broker, run: _Run) -> Iterator[None]:
-    """Give each party a Redis user of its own, for as long as the demo runs."""
+    """Give each party its own Redis user while the demo runs."""
     users = acl.party_users(
         *(run.spec.session, PARTIES, acl.database(run.url)), cluster=acl.is_cluster(run.url)
     )
@@ -185,7 +185,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 class _Run:
-    """The three processes, from start to end, and what was learnt about them."""
+    """The three processes, from start to end, and the findings about them."""
 
     def __init__(self, url: str, label: str, program: Path, directory: Path) -> None:
         self.problems: list[str] = []
@@ -193,7 +193,7 @@ class _Run:
         self.code = ExitCode.OK
         self.url = url
         self.urls: dict[str, str] = {}
-        """The broker's URL by party, where they differ."""
+        """The broker's URL for each party, if they differ."""
         self._label = label
         self._program = program
         self._data = program.parent / "data"
@@ -210,7 +210,8 @@ class _Run:
     def until_all_ended(self, addresses: set[Address]) -> None:
         """Start the parties, show their progress, and judge what they did.
 
-        Args: addresses: of the broker.
+        Args:
+            addresses: the addresses of the broker.
         """
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
@@ -234,7 +235,7 @@ class _Run:
         self._judge(addresses)
 
     def result(self) -> DemoResult:
-        """What the table and the ``--json`` object show."""
+        """The result, for the table and the ``--json`` object."""
         public_keys = self.spec.public_keys()
         return DemoResult(
             ok=self.code == ExitCode.OK,
@@ -257,11 +258,11 @@ class _Run:
 
     @property
     def looks(self) -> int:
-        """How often the sockets of every party were read, at least."""
+        """How many times the sockets of each party were read, at least."""
         return min(party.sockets.looks for party in self._parties)
 
     def _own_data(self, party: str) -> Path:
-        """A directory with the party's own data, and nobody else's."""
+        """A directory with this party's data only."""
         directory = self._directory / f"data-{party}"
         directory.mkdir()
         source = self._data / f"{party}.csv"
@@ -271,7 +272,7 @@ class _Run:
 
     def _write_cluster(self) -> ClusterSpec:
         content = {
-            # A name of its own, so that demos which share a broker do not meet.
+            # A unique name, so that demos on one broker do not meet.
             "session": f"demo-{secrets.token_hex(4)}",
             "parties": list(PARTIES),
             "devices": trial_devices(list(PARTIES)),
@@ -279,7 +280,7 @@ class _Run:
         return write_trial(content, self._cluster, self._keys, "of redislink demo")
 
     def _watch(self) -> None:
-        """Look at sockets and reports until all have ended, or one failed and time is up."""
+        """Watch sockets and reports until all have ended, or one failed and time is up."""
         give_up: float | None = None
         with _progress() as progress:
             bars = {
@@ -308,9 +309,9 @@ class _Run:
             progress.update(bar, step=event["what"], completed=event["step"], total=event["of"])
 
     def _judge(self, addresses: set[Address]) -> None:
-        """Set `problems` and `code`; the code is that of the first problem."""
+        """Set `problems`, and `code` to the code of the first problem."""
         failed = [p for p in self._parties if p.exit_code() and p.name not in self._stopped]
-        # Whoever failed because of a peer comes after that peer.
+        # A party that failed because of a peer comes after that peer.
         for party in sorted(failed, key=lambda p: _code_of(p) == ExitCode.PEER):
             code = _code_of(party)
             if code == ExitCode.PROGRAM:
@@ -344,7 +345,7 @@ class _Run:
 
 
 def _train_plaintext(program: Path, data: Path) -> float:
-    """The accuracy of the same training by numpy, which the example has beside its own."""
+    """The accuracy of the same training in NumPy, which the example also has."""
     sys.path.insert(0, str(program.parent))
     try:
         functions = runpy.run_path(str(program))
@@ -413,15 +414,15 @@ def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
             "party listened, and every connection went to the broker."
         )
         console.print(
-            "The two of each pair proved by these keys who they are, and sealed all messages: the "
-            "broker saw names, tags, sizes and times."
-            + (" Each party was a Redis user of its own, with its own inbox." if with_acl else "")
+            "The parties of each pair proved their identity with these keys, and sealed all "
+            "messages: the broker saw only names, tags, sizes and times."
+            + (" Each party had its own Redis user and its own inbox." if with_acl else "")
         )
         _say_what_next()
 
 
 def _say_what_next() -> None:
-    """How to run a program of one's own choice; what can be typed, as it stands."""
+    """Print the commands that run another program, ready to type."""
     errors.show("")
     errors.show(f"Next, three parties in three terminals. In {Path.cwd()}, type:")
     errors.show("")
@@ -430,7 +431,7 @@ def _say_what_next() -> None:
 
 
 def next_commands() -> list[str]:
-    """What to type after the demo, to run a program in a terminal for each party."""
+    """The commands that run a program in one terminal per party."""
     commands = []
     if sys.prefix != sys.base_prefix:
         activate = shlex.quote(_from_here(Path(sys.prefix) / "bin" / "activate"))
@@ -438,7 +439,7 @@ def next_commands() -> list[str]:
     program = shlex.quote(_from_here(find_examples() / NEXT_PROGRAM))
     commands += [
         f"redislink init {' '.join(PARTIES)} --dir trial",
-        "redislink broker  # goes on running: open other terminals for the parties",
+        "redislink broker  # keeps running: open other terminals for the parties",
     ]
     commands += [
         f"redislink run --cluster trial/cluster.yaml --party {party} "
@@ -449,7 +450,7 @@ def next_commands() -> list[str]:
 
 
 def _from_here(path: Path) -> str:
-    """A path as one would type it here."""
+    """A path in the shortest form to type here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 

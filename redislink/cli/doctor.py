@@ -1,4 +1,4 @@
-"""``redislink doctor``: what keeps this party from joining a session, and what to do about it."""
+"""``redislink doctor``: why this party cannot join a session, and what to do about it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def doctor(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Check only this broker and the way to it, for those who are not a party.",
+            help="Check only this broker and the way to it; for people who are not a party.",
             show_default=False,
         ),
     ] = None,
@@ -119,7 +119,7 @@ def _show(report: Report) -> None:
         level = Text(finding.level.value, style=_STYLES[finding.level])
         table.add_row(Text(finding.name), level, text)
     for name, why in report.not_tried:
-        table.add_row(Text(name, style="dim"), Text("-", style="dim"), Text(f"not tried: {why}"))
+        table.add_row(Text(name, style="dim"), Text("-", style="dim"), Text(f"not checked: {why}"))
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     console.print(Text(_summary(report)))
@@ -128,5 +128,5 @@ def _show(report: Report) -> None:
 def _summary(report: Report) -> str:
     told = ", ".join(f"{count} {level}" for level, count in report.counts.items() if count)
     if report.skipped:
-        told += f". Not looked at, so not known to be right: {', '.join(report.skipped)}"
+        told += f". Not checked, so perhaps wrong: {', '.join(report.skipped)}"
     return f"{told}."

@@ -1,8 +1,8 @@
 """Exit codes, and the one place where an error becomes a line on stderr.
 
-Rules: an error that redislink raised is one line that says what to do, and a traceback only
-with ``--verbose``. An error in the user's own program is shown with the traceback of that
-program, without the frames of ours below it.
+Rules: an error that redislink raised becomes one line that says what to do, with a traceback only
+under ``--verbose``. An error in the user's own program is shown with that program's traceback,
+without our frames.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from redislink.text import MOST_IN_LINE, one_line, printable
 
 
 class ExitCode(enum.IntEnum):
-    """What the shell sees. ``redislink run`` also passes on a code the program exits with."""
+    """The exit codes. ``redislink run`` also passes on the code with which the program exits."""
 
     OK = 0
     PROGRAM = 1
@@ -51,14 +51,14 @@ MEANINGS = {
     ExitCode.OK: "ok",
     ExitCode.PROGRAM: "program failed",
     ExitCode.CONFIG: "wrong command line, cluster file, setting or URL",
-    ExitCode.BROKER: "broker out of reach, or refused us",
+    ExitCode.BROKER: "broker cannot be reached, or refused us",
     ExitCode.PEER: "other party missing, late, failed or not matching, or this one taken",
     ExitCode.TAMPERED: "broker delivered what no party sent",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "ended by SIGTERM",
 }
 
-# First match wins; an error of a class that is not here is the program's.
+# The first match wins; any other error counts as the program's.
 _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
     (ConfigError, ExitCode.CONFIG),
     (LinkError, ExitCode.CONFIG),
@@ -71,12 +71,12 @@ _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
 _verbose = False
 _json = False
 _advice = ""
-"""The command that finds out more about the broker that this one uses."""
+"""The command to run to find out more about the broker in use."""
 _MORE = "; to find out more: "
 
 
 def choose_log_format() -> None:
-    """Take note of ``REDISLINK_LOG_FORMAT``; then say, also later, what settings are read from."""
+    """Read ``REDISLINK_LOG_FORMAT``; then say, now and later, where settings were read from."""
     global _advice, _json
     _advice = ""
     notes = _Notes()
@@ -85,20 +85,20 @@ def choose_log_format() -> None:
     logger.propagate = False
     try:
         _json = RedisLinkSettings.load().log_format is LogFormat.JSON
-    except ConfigError:  # of any setting; whoever needs them says so
+    except ConfigError:  # whoever needs the settings reports it
         _json = False
     notes.go_on()
 
 
 class _Notes(logging.Handler):
-    """Says each record as one line of ours, as soon as it is known in which form."""
+    """Prints each record as one of our lines, once the format is known."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._early: list[logging.LogRecord] | None = []
 
     def go_on(self) -> None:
-        """Say what was noted, and from now on say it at once."""
+        """Print the records so far, and from now on print each at once."""
         early, self._early = self._early or [], None
         for record in early:
             self.emit(record)
@@ -118,14 +118,14 @@ def _handler() -> logging.Handler:
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Tracebacks hold errors that are not ours."""
+    """Makes records safe to print: tracebacks may hold any text."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n\t")
 
 
 def _be_verbose(wanted: bool) -> bool:
-    """Take note of ``--verbose``, wherever on our part of the command line it stands."""
+    """Turn on ``--verbose``, wherever it is on our part of the command line."""
     global _verbose
     if wanted and not _verbose:
         _verbose = True
@@ -148,23 +148,26 @@ Verbose = Annotated[
 
 
 def check_finite(seconds: float) -> float:
-    """For options that are times: click's bounds let NaN through."""
+    """Check an option that is a time: click's bounds let NaN through."""
     if not seconds <= LONGEST_SECONDS:
-        raise typer.BadParameter(f"{seconds} is more than {LONGEST_SECONDS} seconds, or no number")
+        raise typer.BadParameter(
+            f"{seconds} is more than {LONGEST_SECONDS} seconds, or not a number"
+        )
     return seconds
 
 
 def exit_code(error: BaseException) -> ExitCode:
-    """The code to exit with after ``error``."""
+    """The exit code for ``error``."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.PROGRAM)
 
 
 def say(message: str, *, party: str = "", level: int = logging.INFO) -> None:
-    """One line on stderr, marked as ours, or one JSON object.
+    """Print one line on stderr, marked as ours, or one JSON object.
 
     Args:
-        party: whom it is of, where that is known; text has it in the message.
-        level: of ``logging``; text does not show it.
+        message: the text; it is made safe to print.
+        party: the party that it is about, if known; only JSON shows it.
+        level: its ``logging`` level; only JSON shows it.
     """
     line = one_line(message, MOST_IN_LINE)
     if _json:
@@ -177,17 +180,17 @@ def say(message: str, *, party: str = "", level: int = logging.INFO) -> None:
 
 
 def show(line: str) -> None:
-    """One line on stdout, safe to print: of a command's results."""
+    """Print one line of a command's results on stdout, made safe to print."""
     typer.echo(printable(line))
 
 
 def show_block(text: str) -> None:
-    """Lines of somebody else's on stderr, as a traceback or the output of a process."""
+    """Print somebody else's lines on stderr: a traceback, or the output of a process."""
     print(printable(text, keep="\n\t"), file=sys.stderr, end="", flush=True)
 
 
 class _Lines(logging.Handler):
-    """Says each record as one line of ours."""
+    """Prints each record as one of our lines."""
 
     def __init__(self, party: str) -> None:
         super().__init__(logging.INFO)
@@ -199,9 +202,9 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def say_progress(party: str) -> Iterator[None]:
-    """Say on stderr for whom this party waits, and which of its steps last.
+    """Report on stderr whom this party waits for, and which of its steps take long.
 
-    As JSON, that and whatever else is logged from INFO on.
+    In JSON, report everything else that is logged at INFO or above too.
     """
     if _json:
         with _log_as_json():
@@ -212,7 +215,7 @@ def say_progress(party: str) -> Iterator[None]:
     before = logger.level, logger.propagate
     logger.addHandler(lines)
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # --verbose would say it twice
+    logger.propagate = False  # --verbose would print it twice
     try:
         yield
     finally:
@@ -222,14 +225,14 @@ def say_progress(party: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _log_as_json() -> Iterator[None]:
-    if _verbose:  # has a handler already
+    if _verbose:  # there is a handler already
         yield
         return
     logger, handler = logging.getLogger("redislink"), _handler()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # the program's own handlers would say it as text
+    logger.propagate = False  # the program's own handlers would print it as text
     try:
         yield
     finally:
@@ -238,19 +241,19 @@ def _log_as_json() -> Iterator[None]:
 
 
 def with_party(message: str, party: str) -> str:
-    """``message`` with the party before it, once."""
+    """``message`` with the party before it, unless it is there already."""
     return f"{party}: {message}" if party and not message.startswith(f"{party}: ") else message
 
 
 def advise_doctor(*words: str | Path | None) -> None:
-    """From now on, an error of the broker ends with the command ``redislink doctor`` to run.
+    """From now on, end an error of the broker with the ``redislink doctor`` command to run.
 
-    Its examination is not made here: it takes up to 20 seconds, pushes to the broker, and whoever
-    starts parties by a script wants the error at once.
+    The doctor does not run by itself: it takes up to 20 seconds and pushes to the broker, and
+    whoever starts parties from a script wants the error at once.
 
     Args:
-        words: options, each with its value; those whose value is None are left out, as the doctor
-            reads the same settings.
+        words: options of the doctor, each followed by its value. Options with the value None are
+            left out, because the doctor reads the same settings.
     """
     global _advice
     pairs = zip(words[::2], words[1::2], strict=True)
@@ -263,7 +266,7 @@ def _for_shell(word: str) -> str:
 
 
 def fail(error: RedisLinkError, party: str = "") -> NoReturn:
-    """End the process with the line and the code of ``error``."""
+    """End the process: print the line for ``error`` and exit with its code."""
     if _verbose:
         show_block("".join(traceback.format_exception(error)))
     text = with_party(with_advice(str(error) or type(error).__name__, exit_code(error)), party)
@@ -272,19 +275,19 @@ def fail(error: RedisLinkError, party: str = "") -> NoReturn:
 
 
 def with_advice(message: str, code: ExitCode) -> str:
-    """``message``, and the command that finds out more if the broker is at fault."""
+    """``message``, with the command to run next if the broker is at fault."""
     if code is not ExitCode.BROKER or not _advice:
         return message
     return f"{message}{_MORE}{_advice}"
 
 
 def without_advice(message: str) -> str:
-    """What another process of redislink's said, less the command that it names."""
+    """The message of another redislink process, without the command that it names."""
     return message.partition(_MORE)[0]
 
 
 def fail_usage(error: typer.TyperException) -> NoReturn:
-    """End the process after a command line that cannot be parsed."""
+    """End the process because the command line cannot be parsed."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "redislink"
     usage = f"{error.format_message().rstrip('.')}: see {command} --help"
@@ -293,7 +296,7 @@ def fail_usage(error: typer.TyperException) -> NoReturn:
 
 
 def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
-    """End the process after an error of the user's program, with that program's traceback."""
+    """End the process because the user's program failed; show that program's traceback."""
     frames = error.__traceback__
     shown = frames if _verbose else _from_file(frames, program)
     show_block("".join(traceback.format_exception(type(error), error, shown)))
@@ -303,7 +306,7 @@ def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
 
 
 def fail_unexpected(error: Exception) -> NoReturn:
-    """End the process after an error that redislink should have foreseen."""
+    """End the process because of a bug in redislink."""
     if _verbose:
         show_block("".join(traceback.format_exception(error)))
     hint = "please report it" if _verbose else "run again with --verbose, and please report it"
@@ -312,7 +315,7 @@ def fail_unexpected(error: Exception) -> NoReturn:
 
 
 def _from_file(frames: TracebackType | None, program: str) -> TracebackType | None:
-    """The part of a traceback from the first frame of ``program`` on; None if it has none."""
+    """The part of a traceback from the first frame of ``program`` on; None if there is none."""
     while frames is not None and frames.tb_frame.f_code.co_filename != program:
         frames = frames.tb_next
     return frames

@@ -1,7 +1,7 @@
-"""``redislink keygen``, ``fingerprint`` and ``init``: who the parties are.
+"""``redislink keygen``, ``fingerprint`` and ``init``: the keys of parties.
 
-Rules: a private key goes into a file that only its owner can read, never over another file and
-never onto the screen; what is printed may be shown to anybody.
+Rules: a private key goes into a file that only its owner can read, never replaces a file, and never
+appears on the screen; anybody may see what is printed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from redislink.settings import RedisLinkSettings
 
 _TRIAL_COMMENT: Final = """\
 A trial on one machine, made by redislink init, which also made all private keys. Between
-organisations, each party runs `redislink keygen NAME` on its own machine and gives away the
+organisations, each party runs `redislink keygen NAME` on its own machine and shares only the
 line that it prints; nobody makes or sees another's private key."""
 _DIGEST_DIGITS: Final = 12
 
@@ -84,8 +84,8 @@ def _make_psk(name: str, peer: str, out: Path | None) -> None:
         "pre-shared key file",
     )
     say(
-        f"wrote {path}: it belongs into {name}'s REDISLINK_PSK_DIR as {peer}.psk and, brought "
-        f"there by a safe way that is not the broker, into {peer}'s as {name}.psk"
+        f"wrote {path}: put it into {name}'s REDISLINK_PSK_DIR as {peer}.psk and, by a safe "
+        f"way that is not the broker, into {peer}'s as {name}.psk"
     )
 
 
@@ -160,7 +160,7 @@ def _print_fingerprints(told: dict[str, Any]) -> None:
         for name, shown in ((p["name"], p["fingerprint"]) for p in told["parties"])
     ]
     if told["own"] and not told["own_party"]:
-        rows.append(("(own)", told["own"], "in nobody's line" if rows else ""))
+        rows.append(("(own)", told["own"], "not in the cluster file" if rows else ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))

@@ -1,4 +1,4 @@
-"""What the commands for operators share: which broker, as whom, and how they write numbers."""
+"""Shared by the commands for operators: the broker, the user, and how numbers are printed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PasswordFileOption = Annotated[
     typer.Option(
         "--password-file",
         metavar="FILE",
-        help="File whose first line is the password of that URL's user. Goes only to a broker "
-        "that --broker or the environment names.",
+        help="File whose first line is the password of that URL's user. It is sent only to a "
+        "broker that --broker or the environment names.",
         show_default=False,
     ),
 ]
@@ -44,42 +44,42 @@ JsonOption = Annotated[
 
 
 def broker_as(url: str, password_file: Path | None) -> Broker:
-    """The broker that the command line names, as the user in that URL.
+    """The broker that the command line names, with the user in its URL.
 
     Args:
-        url: of the broker.
-        password_file: its first line is the password; None takes the URL's.
+        url: the broker's URL.
+        password_file: a file whose first line is the password; None means the URL's password.
 
     Raises:
-        ConfigError: URL or file are not right.
+        ConfigError: the URL or the file is wrong.
     """
     return Broker.from_settings(settings_as(url, password_file), None)
 
 
 def settings_as(url: str, password_file: Path | None) -> RedisLinkSettings:
-    """As `broker_as`: the settings of that broker."""
+    """The settings of the broker that `broker_as` returns."""
     errors.advise_doctor("--broker", shown_url(url), "--password-file", password_file)
-    parse_url(url)  # what is wrong with it is said first
+    parse_url(url)  # so that an error in it comes first
     _check_readable(password_file)
     return RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
 
 
 def shown_url(url: str) -> str:
-    """A broker's URL for the command line; only the word URL if a password may be in it."""
+    """A broker's URL for a command line; the word ``URL`` if it may hold a password."""
     return "URL" if "@" in url or "?" in url else url
 
 
 def _check_readable(password_file: Path | None) -> None:
-    """Say what is wrong with the file now, before anything is asked or connected."""
+    """Check the file before asking or connecting anything."""
     if password_file is not None:
         read_password(password_file)
 
 
 def cluster_of(cluster: Path | None) -> ClusterSpec:
-    """What the cluster file says that the option or the setting names.
+    """The contents of the cluster file that the option or the setting names.
 
     Raises:
-        ConfigError: neither names one, or it is not right.
+        ConfigError: neither names a file, or the file is wrong.
     """
     path = cluster or RedisLinkSettings.load().cluster_file
     if path is None:
@@ -91,7 +91,7 @@ def survey_of(cluster: Path | None, broker: str | None, password_file: Path | No
     """A survey of the broker that the options, the settings or the cluster file name.
 
     Raises:
-        ConfigError: none of them names one, or something named is not right.
+        ConfigError: none of them names a broker, or one of them is wrong.
     """
     if broker is not None:
         return Survey(broker_as(broker, password_file))
@@ -109,7 +109,7 @@ def survey_of(cluster: Path | None, broker: str | None, password_file: Path | No
 
 
 def _check_named_by_user(settings: RedisLinkSettings, cluster_url: str | None) -> None:
-    """Refuse to give a password from the command line to a broker that somebody else may name."""
+    """Refuse to send a password from the command line to a broker that others may have named."""
     if settings.broker_url is None:
         source, url = "the cluster file", cluster_url
     elif settings.is_from_env_file("broker_url"):
@@ -118,36 +118,36 @@ def _check_named_by_user(settings: RedisLinkSettings, cluster_url: str | None) -
         return
     if url:
         raise ConfigError(
-            f"--password-file: the broker {parse_url(url).label} is named by {source}, and a "
-            "password given on the command line goes only to one that is named there too, or in "
+            f"--password-file: the broker {parse_url(url).label} is named by {source}, but a "
+            "password given on the command line goes only to a broker named there too, or in "
             "the environment: give --broker URL, or set REDISLINK_BROKER_URL"
         )
 
 
 def say_refused(refused: Iterable[str]) -> None:
-    """On stderr, what this user may not see."""
+    """Print on stderr what this user may not see."""
     if text := refused_text(refused):
         say(text)
 
 
 def refused_text(refused: Iterable[str]) -> str:
-    """What is missing, and how to get it; empty if nothing is."""
+    """What is missing, and how to get it; "" if nothing is."""
     names = ", ".join(sorted(refused))
     if not names:
         return ""
     return (
-        f"this user may not run {names} on all that is here, so some is not known: come as an "
-        "admin, or as a user that redislink acl --operator NAME makes for the session"
+        f"this user may not run {names} on all keys here, so some figures are unknown: log in as "
+        "an admin, or as a user that redislink acl --operator NAME makes for the session"
     )
 
 
 def count(value: int | None) -> str:
-    """A number, or that it is not known."""
+    """A number as text, also if it is unknown."""
     return "?" if value is None else f"{value:,}".replace(",", " ")
 
 
 def size(value: float | None) -> str:
-    """Bytes as people read them."""
+    """A size in bytes, for people to read."""
     if value is None:
         return "?"
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -157,7 +157,7 @@ def size(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people read them."""
+    """A time in seconds, for people to read."""
     if seconds is None:
         return "?"
     if seconds < 10:

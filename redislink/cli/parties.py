@@ -1,7 +1,7 @@
-"""Party processes of a demo: started, watched from outside, ended.
+"""Starts the party processes of a demo, watches them from outside, and ends them.
 
-Rules: what is said about a party's sockets was read from the operating system while it ran, of
-the process and of all its children, and never assumed; no process outlives its `PartyProcess`.
+Rules: reports on a party's sockets come from the operating system, which is asked about the process
+and all its children while they run; no process outlives its `PartyProcess`.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _END_TIMEOUT: Final = 5.0
 
 
 class SocketWatch:
-    """What a process and its children were seen to hold open, over all looks so far."""
+    """The sockets that a process and its children had open at any look so far."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
         self.looks = 0
-        """How often the sockets could be read."""
+        """How many times the sockets could be read."""
         self.listening = 0
-        """Most sockets seen at once that take connections or datagrams from anybody."""
+        """The most sockets seen at once that accept connections or datagrams from anybody."""
         self.remotes: set[Address] = set()
-        """Where TCP connections go to (or come from)."""
+        """The other ends of its TCP connections."""
 
     def look(self) -> None:
-        """Read the sockets now; a process that has ended shows none and is not counted."""
+        """Read the sockets now. A process that has ended has none and is not counted."""
         listening = 0
         try:
             processes = [self._process, *self._process.children(recursive=True)]
@@ -76,12 +76,12 @@ class PartyProcess:
         """Start the process.
 
         Args:
-            name: the party.
+            name: the name of the party.
             cluster: the cluster file.
-            program: what it runs.
-            arguments: of the program; ``--report FILE`` is added.
-            directory: for the report and the output.
-            environment: added to this process's own.
+            program: the program that it runs.
+            arguments: the program's arguments; ``--report FILE`` is added.
+            directory: where to put the report and the output.
+            environment: variables to add to those of this process.
         """
         self.name = name
         self._report = directory / f"{name}.jsonl"
@@ -112,7 +112,7 @@ class PartyProcess:
         return self._process.poll()
 
     def events(self) -> list[dict[str, Any]]:
-        """What the program has reported since the last call."""
+        """The program's reports since the last call."""
         with self._report.open("rb") as report:
             report.seek(self._read_to)
             whole, newline, _ = report.read().rpartition(b"\n")
@@ -120,16 +120,16 @@ class PartyProcess:
         return [json.loads(line) for line in whole.splitlines() if line]
 
     def output(self) -> str:
-        """What it has printed so far."""
+        """The output so far."""
         return self._output.read_text(errors="replace")
 
     def last_line(self) -> str:
-        """The last line that it printed: of a failed ``redislink run`` that is the error."""
+        """The last line of output; if ``redislink run`` failed, that is the error."""
         lines = [line for line in self.output().splitlines() if line.strip()]
         return lines[-1] if lines else "(it printed nothing)"
 
     def stop(self) -> None:
-        """End it if it still runs."""
+        """End the process if it still runs."""
         if self._process.poll() is not None:
             return
         self._process.terminate()
@@ -152,14 +152,14 @@ class PartyProcess:
 
 
 def broker_addresses(url: str, servers: Iterable[Address] = ()) -> set[Address]:
-    """The addresses that connections to the broker at ``url`` may go to; none for a unix socket.
+    """The addresses to which connections to a broker may go; none for a unix socket.
 
     Args:
-        url: the broker's.
-        servers: of a broker of several, those that the URL does not name (`Broker.addresses`).
+        url: the broker's URL.
+        servers: further servers, which the URL does not name (`Broker.addresses`).
 
     Raises:
-        BrokerUnreachable: no host's name is known here.
+        BrokerUnreachable: no host name can be resolved here.
     """
     named = parse_url(url).addresses
     if not named:
@@ -169,7 +169,7 @@ def broker_addresses(url: str, servers: Iterable[Address] = ()) -> set[Address]:
     for host, port in dict.fromkeys([*named, *servers]):
         try:
             found |= _resolve(host, port)
-        except BrokerUnreachable as error:  # the parties pass it over, too
+        except BrokerUnreachable as error:  # the parties skip it too
             failure = error
     if not found and failure is not None:
         raise failure
@@ -188,7 +188,7 @@ def _resolve(host: str, port: int) -> set[Address]:
 
 
 def _normal(host: str, port: int) -> Address:
-    """IPv4 as IPv4, also where a dual-stack socket shows it as IPv6."""
+    """An address with IPv4 as IPv4, even if a dual-stack socket shows it as IPv6."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return str(mapped or address), port

@@ -1,10 +1,10 @@
 """``redislink run``: run one program as one party.
 
-Rules: what is wrong with cluster file or party is said before the program starts; the program
-sees the same world as under ``python PROGRAM ARGS``, plus ``REDISLINK_CLUSTER_FILE``,
-``REDISLINK_PARTY`` and what ``--identity`` and ``--trace`` stand for; its exit code is passed on.
-SIGTERM ends the session for all at once, with code 143, unless the program has a
-handler of its own (`redislink.cli.termination`).
+Rules: errors in the cluster file or the party are reported before the program starts. The program
+runs as under ``python PROGRAM ARGS``, with ``REDISLINK_CLUSTER_FILE``, ``REDISLINK_PARTY`` and the
+variables for ``--identity`` and ``--trace`` set; its exit code is passed on. SIGTERM ends the
+session for all parties at once, with code 143, unless the program has its own handler
+(`redislink.cli.termination`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(
     os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
     os.environ["REDISLINK_PARTY"] = name
     if identity is not None:
-        Identity.load(identity)  # what is wrong with it is said now
+        Identity.load(identity)  # so that an error in it comes now
         os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
     if trace is not None:
         os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())

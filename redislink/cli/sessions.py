@@ -1,7 +1,7 @@
-"""``redislink sessions``, ``inspect`` and ``purge``: what lies on a broker, and clearing it away.
+"""``redislink sessions``, ``inspect`` and ``purge``: show what is on a broker, and remove it.
 
-Rules: nothing that is not the session's own is removed, and nothing without having been shown
-and confirmed; what a message says is never read, let alone shown.
+Rules: purge removes only a session's own keys, after showing them and asking; message contents are
+never read or shown.
 """
 
 from __future__ import annotations
@@ -69,14 +69,16 @@ def inspect(
     session: _SessionArgument,
     pair: Annotated[
         str | None,
-        typer.Option(metavar="SRC:DST", help="Only what goes from SRC to DST.", show_default=False),
+        typer.Option(
+            metavar="SRC:DST", help="Show only messages from SRC to DST.", show_default=False
+        ),
     ] = None,
     frames: Annotated[
         bool,
         typer.Option(
             "--frames",
             help=f"Also show kind and size of the first {_SHOWN_ELEMENTS} elements of each list. "
-            "Their bodies come to this machine too, and are dropped.",
+            "This fetches and discards their bodies.",
         ),
     ] = False,
     broker: BrokerOption = None,
@@ -123,7 +125,7 @@ def _no_such_session(survey: Survey, session: str) -> ConfigError:
     there = survey.sessions()
     shown = ", ".join(there[:_SHOWN_SESSIONS]) + (", …" if len(there) > _SHOWN_SESSIONS else "")
     return ConfigError(
-        f"session {session}: nothing of it is at {survey.label}, so no party runs it there: "
+        f"session {session}: {survey.label} has no keys of it, so no party runs it there: "
         + (f"there are {shown}" if there else "nor is any other; check the broker and its database")
     )
 
@@ -134,10 +136,12 @@ def purge(
         typer.Argument(metavar="[SESSION]", help="Name of the session.", show_default=False),
     ] = None,
     expired: Annotated[
-        bool, typer.Option("--expired", help="Every session that no party runs, instead of one.")
+        bool,
+        typer.Option("--expired", help="Purge every session that no party runs, instead of one."),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Purge even if parties run: they send again.")
+        bool,
+        typer.Option("--force", help="Purge even if parties run the session: they send again."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     broker: BrokerOption = None,
@@ -178,11 +182,11 @@ def _removable(survey: Survey, session: str | None) -> list[Key]:
     found = survey.keys(session)
     if "TYPE" in survey.refused and not any(key.kind for key in found):
         raise BrokerPermissionError(
-            f"broker {survey.label}: this user may not run TYPE, without which nothing is removed: "
-            "come as an admin, or as a user that redislink acl --operator NAME makes"
+            f"broker {survey.label}: this user may not run TYPE, which purge needs: "
+            "log in as an admin, or as a user that redislink acl --operator NAME makes"
         )
     if others := sum(not key.is_ours for key in found):
-        say(f"broker {survey.label}: {others} keys that are not redislink's stay as they are")
+        say(f"broker {survey.label}: leaves {others} keys that are not redislink's")
     return [key for key in found if key.is_ours]
 
 
@@ -202,7 +206,7 @@ def _confirmed(views: Sequence[SessionView]) -> bool:
 
 
 def _remove(survey: Survey, session: str, force: bool) -> None:
-    """What is there now: a party may have come while the question stood."""
+    """Remove what is there now: a party may have joined since the question."""
     found = _removable(survey, session)
     _refuse_live(sessions_of(found), force)
     removed = survey.remove(session, found)

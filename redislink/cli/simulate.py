@@ -1,8 +1,8 @@
 """``redislink simulate``: run one program as every party, on this machine.
 
-Rules: each party is a process of its own (``redislink run``), so that the program is the same,
-unchanged, as between organisations; each has its own key, made for this run; they meet at an
-embedded broker, sealed. No process outlives the command.
+Rules: each party is its own process (``redislink run``), so the program is the same, unchanged, as
+between organisations; each party has its own key, made for this run; they meet, sealed, at an
+embedded broker. No process outlives the command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from redislink.text import printable
 
 TIME_IS_UP: Final = 124
 GRACE: Final = 5.0
-"""Seconds that the others get to end by themselves once one party has failed."""
+"""Seconds that the others have to end by themselves once one party has failed."""
 _POLL: Final = 0.05
 _COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
@@ -118,7 +118,7 @@ def _cluster(path: Path | None, parties: int | None) -> ClusterSpec:
 def _commands(
     spec: ClusterSpec, program: str, arguments: list[str], own: list[str]
 ) -> dict[str, list[str]]:
-    """Program and arguments, by party."""
+    """The program and its arguments for each party."""
     commands = {
         party: [program, *(argument.replace("{party}", party) for argument in arguments)]
         for party in spec.party_names
@@ -127,17 +127,17 @@ def _commands(
         try:
             party, *more = shlex.split(words)
         except ValueError as error:
-            raise ConfigError(f"--for {words!r}: {error}: mend the quotes") from None
+            raise ConfigError(f"--for {words!r}: {error}: fix the quotes") from None
         if party not in commands:
             raise ConfigError(
-                f"--for {words!r}: begins with no party: the parties are {', '.join(commands)}"
+                f"--for {words!r}: does not begin with a party: use one of {', '.join(commands)}"
             )
         commands[party] += more
     return commands
 
 
 def _run(spec: ClusterSpec, commands: dict[str, list[str]], timeout: float) -> int:
-    """Start broker and parties, wait for them; returns the exit code."""
+    """Start the broker and the parties, wait for them, and return the exit code."""
     from redislink.broker import EmbeddedBroker  # loads the server binary's package
 
     with ExitStack() as stack:
@@ -183,13 +183,13 @@ def _run(spec: ClusterSpec, commands: dict[str, list[str]], timeout: float) -> i
 
 
 def _worst(codes: list[int]) -> int:
-    """Of the party that failed by itself, rather than of one whose peer failed."""
+    """The code of a party that failed by itself, rather than because of a peer."""
     shell = [code if code >= 0 else 128 - code for code in codes]
     return max((code for code in shell if code != ExitCode.PEER), default=0) or max(shell)
 
 
 class _Output:
-    """The parties' lines, each with the party before it."""
+    """Prints the parties' lines, each after the name of its party."""
 
     def __init__(self, parties: dict[str, list[str]]) -> None:
         self._console = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -207,7 +207,7 @@ class _Output:
         self._threads.append(thread)
 
     def finish(self) -> None:
-        """Return once all is printed; a child that a party left behind may keep its output open."""
+        """Wait until all is printed; a child that a party left behind may keep the output open."""
         for thread in self._threads:
             thread.join(GRACE)
 
@@ -224,7 +224,7 @@ class _Output:
 
 
 def _wait(processes: list[subprocess.Popen[str]], timeout: float) -> bool:
-    """Return once all have ended, or `GRACE` after one failed; False if time was up first."""
+    """Wait until all have ended, or `GRACE` after one failed; False if time was up first."""
     deadline = time.monotonic() + timeout
     give_up: float | None = None
     while any(process.poll() is None for process in processes):

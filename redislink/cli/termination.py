@@ -1,20 +1,22 @@
 """How SIGTERM ends a party under ``redislink run``.
 
-A handler alone would not do. Python runs it in the main thread, which may be inside SPU and wait
-there for a peer; and what it raises may hit the main thread halfway through a message, with the
-ABORT still to be sent. So a thread hears of the signal, has the sessions ended, and only then has
-the main thread raise.
+A handler alone is not enough. Python runs it in the main thread, which may be waiting for a peer
+inside SPU; and an exception from it may interrupt the main thread halfway through a message, before
+the ABORT is sent. So a thread listens for the signal, ends the sessions, and only then makes the
+main thread raise.
 
 Rules:
-- The thread hears of it in two ways, of which either will do: by the wake-up file descriptor of
-  `signal`, also while the main thread is in C++; and from the handler, wherever Python runs.
-- asyncio, and what builds on it, take the wake-up file descriptor for themselves and never give it
-  back. So they get their own here, to which ours passes everything on.
-- The handler takes no lock: the main thread may hold it.
-- From the signal on nothing holds up the end for longer than `_TELLING` and `_GRACE` seconds:
-  neither a broker that never stops answering, nor a close, nor a thread of the program's.
-- A program that has a handler of its own ends as it likes; one that calls ours ends as without it.
-- A child that the program forks has nothing of this; see `redislink.forking`.
+- The thread learns of the signal in two ways, and either is enough: from the wake-up file
+  descriptor of `signal`, even while the main thread is in C++; and from the handler, wherever
+  Python runs.
+- asyncio, and libraries on top of it, take the wake-up file descriptor and never return it. So they
+  get one of their own here, and ours passes everything on to it.
+- The handler takes no lock, because the main thread may hold it.
+- After the signal, nothing delays the end by more than `_TELLING` and `_GRACE` seconds: neither a
+  broker that answers without end, nor a close, nor a thread of the program.
+- A program with its own handler ends as it likes; one whose handler calls ours ends as if it had
+  none.
+- None of this applies to a child that the program forks; see `redislink.forking`.
 """
 
 from __future__ import annotations
@@ -40,35 +42,35 @@ if TYPE_CHECKING:
     from redislink.session.session import Session
 
 _TELLING: Final = 3.0
-"""Seconds that the sessions may take to tell the other parties."""
+"""Seconds that the sessions have to tell the other parties."""
 _GRACE: Final = 4.0
-"""Seconds that the program then gets to end by itself."""
+"""Seconds that the program then has to end by itself."""
 _LAST_WORDS: Final = 1.0
 _ASKED: Final = b"\xff"
-"""In the pipe of the wake-up file descriptor: from the handler. No signal has this number."""
+"""A byte from the handler in the wake-up pipe. No signal has this number."""
 
 
 class Terminated(SystemExit):
     """Raised in the program by SIGTERM."""
 
     told_to_peers = "ended by SIGTERM"
-    """What a `Session` that it leaves tells the other parties."""
+    """What a `Session` tells the other parties if this error ends it."""
 
 
 @contextlib.contextmanager
 def ended_by_sigterm(party: str) -> Iterator[None]:
-    """Within this block SIGTERM aborts every open session, then raises `Terminated`."""
+    """Within this block, SIGTERM aborts every open session and then raises `Terminated`."""
     termination = _Termination(party)
     try:
         try:
             yield
         except (Terminated, Exception) as error:
-            # What the program raises once its session has been ended is a consequence.
+            # An error of the program after its session was ended is a consequence.
             if not termination.heard:
                 raise
             if not isinstance(error, Terminated | RedisLinkError):
                 traceback.print_exception(error)
-        if termination.heard:  # also where only a thread of the program's has noticed
+        if termination.heard:  # even if only another thread of the program noticed
             errors.say(f"{party}: ended by SIGTERM")
             raise SystemExit(int(ExitCode.TERMINATED))
     finally:
@@ -76,12 +78,12 @@ def ended_by_sigterm(party: str) -> Iterator[None]:
 
 
 class _Termination:
-    """What waits for SIGTERM; in force until `end`."""
+    """Waits for SIGTERM until `end`."""
 
     def __init__(self, party: str) -> None:
         self._party = party
         self.heard = False
-        """SIGTERM came, and was for us."""
+        """Whether SIGTERM came and was ours to handle."""
         self._sessions_ended = threading.Event()
         self._is_over = False
         self._read_end, self._write_end = os.pipe()
@@ -100,18 +102,18 @@ class _Termination:
         dies_in_child(self)
 
     def end(self) -> None:
-        """Put everything back. If SIGTERM came, the time to end runs on."""
+        """Restore everything. If SIGTERM came, the time limit still runs."""
         self._is_over = True
-        if self.heard:  # the program may have ended before all is told
+        if self.heard:  # the program may end before all parties are told
             self._sessions_ended.wait(_TELLING)
         self._put_back(self._theirs)
-        has_ended(self)  # these numbers will be of other files
+        has_ended(self)  # other files will get these numbers
         os.close(self._write_end)  # ends the listener
         self._listener.join()
         os.close(self._read_end)
 
     def die_in_child(self) -> None:
-        """In the child of a fork SIGTERM does what it did before `redislink run`."""
+        """In the child of a fork, SIGTERM does what it did before `redislink run`."""
         self._is_over, self._theirs = True, -1  # asyncio's would be the parent's loop
         self._put_back(self._theirs)
         for end in (self._read_end, self._write_end):
@@ -124,18 +126,18 @@ class _Termination:
             signal.signal(signal.SIGTERM, self._handler_before or signal.SIG_DFL)
 
     def _set_theirs(self, fd: int, *, warn_on_full_buffer: bool = True) -> int:
-        """`signal.set_wakeup_fd`, as the program meets it."""
+        """Stands in for `signal.set_wakeup_fd` in the program."""
         self._set_wakeup_fd(fd, warn_on_full_buffer=warn_on_full_buffer)  # raises as it does
         self._set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         before, self._theirs = self._theirs, fd
         return before
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        """The handler: runs in the main thread, perhaps called by one of the program's."""
+        """The handler. It runs in the main thread; the program's handler may call it."""
         if self._is_over:
             return
         if not self._sessions_ended.is_set():
-            with contextlib.suppress(OSError):  # full: then the listener has enough to hear
+            with contextlib.suppress(OSError):  # full: the listener has been woken already
                 os.write(self._write_end, _ASKED)
             return
         raise Terminated(int(ExitCode.TERMINATED))
@@ -146,7 +148,7 @@ class _Termination:
         while heard := os.read(self._read_end, 64):
             numbers = heard.replace(_ASKED, b"")
             if numbers and self._theirs >= 0:
-                with contextlib.suppress(OSError):  # it has closed it, or does not read it
+                with contextlib.suppress(OSError):  # the program closed it, or does not read it
                     os.write(self._theirs, numbers)
             is_ours = signal.getsignal(signal.SIGTERM) == self._handler
             if not self.heard and (_ASKED in heard or (signal.SIGTERM in numbers and is_ours)):
@@ -154,7 +156,7 @@ class _Termination:
                 threading.Thread(target=self._end, name="redislink-end", daemon=True).start()
 
     def _end(self) -> None:
-        # Should this thread not come to the end of it, as C++ keeps the interpreter to itself.
+        # In case this thread cannot finish because C++ keeps the interpreter to itself.
         with contextlib.suppress(Exception):
             faulthandler.dump_traceback_later(_TELLING + 2 * _GRACE + _LAST_WORDS, exit=True)
         _within(_TELLING, *(_abort_of(session) for session in _open_sessions()))
@@ -175,7 +177,7 @@ def _abort_of(session: Session) -> Any:
 
 
 def _within(seconds: float, *works: Any) -> None:
-    """Do all of it at the same time, and wait for so long at most."""
+    """Run all of the works at the same time, and wait for at most ``seconds``."""
     deadline = time.monotonic() + seconds
     threads = [threading.Thread(target=work, daemon=True) for work in works]
     for thread in threads:
@@ -194,9 +196,9 @@ _blocks_while_forking = False
 
 
 def _block_while_forking() -> None:
-    """Hold SIGTERM up from a fork until the child has let go of what is the parent's.
+    """Block SIGTERM from a fork until the child has let go of what belongs to the parent.
 
-    A worker that a Pool ends as soon as it is there would else write into the parent's pipe.
+    Otherwise a worker that a Pool ends at once would write into the parent's pipe.
     """
     global _blocks_while_forking
     if not _blocks_while_forking:

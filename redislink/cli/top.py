@@ -1,4 +1,4 @@
-"""``redislink top``: a session as it runs, anew each second."""
+"""``redislink top``: shows a running session, refreshed every second."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from redislink.text import one_line
 _SHOWN_PAIRS: Final = 12
 _SHOWN_TAG: Final = 40
 _SLOW: Final = 1.0
-"""Seconds from which on a receive that waits is marked."""
+"""Seconds after which a waiting receive is highlighted."""
 _REST: Final = 40
-"""Columns of a terminal that the widest column of a table wants before others get room."""
+"""Characters that the widest column of a table gets before other columns get room."""
 _WIDTH: Final = 120
-"""Where the output is no terminal."""
+"""Width if the output is not a terminal."""
 
 
 def top(
@@ -70,7 +70,7 @@ def top(
     watch = Watch(survey, spec.session, spec.party_names)
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     try:
-        reading = watch.read()  # an error ends it here; later ones may pass
+        reading = watch.read()  # the first error ends the command; later ones may pass
         if as_json:
             _print_json(watch, reading, once, every)
         elif once or not console.is_terminal:
@@ -107,10 +107,11 @@ def _show(watch: Watch, reading: Reading, console: Console, every: float) -> Non
 
 
 def screen(reading: Reading, trouble: str = "") -> RenderableType:
-    """A reading as rich shows it.
+    """A reading as rich renders it.
 
     Args:
-        trouble: why this is not the newest; empty if it is.
+        reading: the reading.
+        trouble: why there is no newer reading; "" if this is the newest.
     """
     up = sum(party.up is True for party in reading.parties)
     lines: list[RenderableType] = [
@@ -160,7 +161,7 @@ _STYLES: Final = {"joining": "yellow", "closing": "yellow", "failed": "bold red"
 
 
 def _state(party: PartyView) -> Text:
-    """What a party says of itself; and below that what holds it up, if something does."""
+    """A party's own state, and below it what delays it, if anything."""
     text = Text(party.state, _STYLES.get(party.state, "green"))
     if party.broker_away_seconds:
         away = duration(party.broker_away_seconds)
@@ -171,7 +172,7 @@ def _state(party: PartyView) -> Text:
 
 
 def _waits(waits: tuple[Waiting, ...]) -> Text:
-    """For whom, for which tag, since when; the one that has waited longest for each peer."""
+    """Peer, tag and time of the longest wait for each peer."""
     text = Text()
     shown: set[str] = set()
     for wait in waits:  # the longest first
@@ -204,7 +205,7 @@ def _pairs(pairs: tuple[PairView, ...]) -> RenderableType:
     on_broker, memory = table.number("on broker"), table.number("memory", 4)
     sent, rate = table.number("sent", 3), table.number("per s", 6)
     flow, under_way = table.number("bytes per s", 7), table.number("under way", 5)
-    # What is wrong is shown while there is room for anything else.
+    # Problems are shown as long as there is room for anything.
     resent = table.number("resent", 8 if any(pair.frames_resent for pair in shown) else 2)
     refused = table.number("refused", 8 if any(pair.frames_refused for pair in shown) else 2)
     probes = table.number("probes", 1)
@@ -236,9 +237,9 @@ class _Column:
     """A column of a `_Fitting`.
 
     Attributes:
-        rank: what has less goes first where there is no room; None stays.
-        is_number: right-aligned, and never broken into lines.
-        takes_rest: gets the room that is left, and is broken into lines where there is little.
+        rank: columns with a lower rank go first if there is no room; None stays.
+        is_number: the column is right-aligned and never wrapped.
+        takes_rest: the column gets the room that is left, and is wrapped if that is little.
     """
 
     heading: str
@@ -249,7 +250,7 @@ class _Column:
 
     @property
     def width(self) -> int:
-        """What it needs, without padding."""
+        """The width that it needs, without padding."""
         longest = max(
             (cell_len(line) for c in self.cells for line in c.plain.split("\n")), default=0
         )
@@ -257,26 +258,29 @@ class _Column:
 
 
 class _Fitting:
-    """A table that leaves out the least important columns where there is no room, and says so.
+    """A table that leaves out its least important columns if there is no room, and says so.
 
-    rich alone would take the room from the column whose text can be broken, which is the one that
-    says what the row is about.
+    rich alone would shrink the column whose text can be wrapped, which is the one that says what
+    the row is about.
     """
 
     def __init__(self, caption: str = "") -> None:
-        """Args: caption: below the table."""
+        """Args:
+        caption: the text below the table.
+        """
         self._caption = caption
         self._columns: list[_Column] = []
 
     def column(self, heading: str, *, takes_rest: bool = False) -> list[Text]:
-        """A column that always stays; returns its cells, to be filled."""
+        """Add a column that always stays; returns its cells, to fill."""
         return self._add(_Column(heading, None, is_number=False, takes_rest=takes_rest))
 
     def number(self, heading: str, rank: int | None = None) -> list[Text]:
-        """As `column`, right-aligned, and left out if there is no room.
+        """Add a right-aligned column that is left out if there is no room; returns its cells.
 
         Args:
-            rank: the least goes first; without one it stays.
+            heading: the heading.
+            rank: the lowest is left out first; a column without a rank stays.
         """
         return self._add(_Column(heading, rank, is_number=True, takes_rest=False))
 

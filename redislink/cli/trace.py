@@ -1,4 +1,4 @@
-"""``redislink trace``: the timelines of the parties of a run, as one."""
+"""``redislink trace``: merges the timelines of a run's parties."""
 
 from __future__ import annotations
 

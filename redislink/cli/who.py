@@ -1,4 +1,4 @@
-"""Which session a command joins, and as whom: options, else settings."""
+"""Which session a command joins, and as which party: from options, or else from settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ClusterOption = Annotated[
 
 
 def _complete_party(context: typer.Context, incomplete: str) -> list[str]:
-    """For a shell: the names in the cluster file, if there is one that can be read."""
+    """Completions for a shell: the party names, if the cluster file can be read."""
     with contextlib.suppress(ConfigError):
         path = context.params.get("cluster") or RedisLinkSettings.load().cluster_file
         if path is not None:
@@ -39,7 +39,7 @@ PartyOption = Annotated[
     typer.Option(
         "--party",
         metavar="NAME",
-        help="This party; otherwise REDISLINK_PARTY.",
+        help="Name of this party; otherwise REDISLINK_PARTY.",
         show_default=False,
         autocompletion=_complete_party,
     ),
@@ -61,10 +61,10 @@ def resolve(
     party: str | None,
     identity: Path | None = None,
 ) -> tuple[Path, ClusterSpec, str]:
-    """The cluster file, what it says, and the party; what is given here is what doctor needs, too.
+    """The path of the cluster file, its contents, and the party. Tells the doctor's advice too.
 
     Raises:
-        ConfigError: either is not given, or is not right.
+        ConfigError: the cluster file or the party is missing or wrong.
     """
     errors.advise_doctor("--cluster", cluster, "--party", party, "--identity", identity)
     path = cluster or settings.cluster_file

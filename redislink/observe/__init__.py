@@ -1,1 +1,1 @@
-"""What watches an endpoint: metrics and timelines. Imports transport, never the other way."""
+"""Watches endpoints: metrics and timelines. It imports transport, never the other way round."""

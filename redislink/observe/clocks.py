@@ -1,8 +1,8 @@
-"""Puts the clocks of parties on one axis, from nothing but when messages left and came.
+"""Aligns the clocks of parties, using only the times at which messages left and arrived.
 
-No message arrives before it is sent. So each one bounds how far the receiver's clock can be
-behind the sender's; with messages both ways the difference lies in an interval, as wide as the
-quickest round trip. `align` takes its middle, as NTP does, for all parties at once.
+No message arrives before it is sent. So each message bounds how far the receiver's clock can be
+behind the sender's. With messages both ways, the difference lies in an interval as wide as the
+quickest round trip. `align` uses the middle of it, as NTP does, for all parties at once.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Alignment:
     """Clocks on the axis of the first party.
 
     Attributes:
-        offsets: what to add to each party's times.
-        uncertainty: how far each may be off, given the others; infinite where messages bound it
-            on one side only, or not at all.
-        contradiction: by how much some message still arrives before it is sent; 0 unless the
-            clocks ran at different speeds.
+        offsets: the offset to add to each party's times.
+        uncertainty: how far each offset may be off, given the others; infinite if messages bound
+            it on one side only, or not at all.
+        contradiction: the most by which a message still seems to arrive before it is sent; 0
+            unless the clocks ran at different speeds.
     """
 
     offsets: tuple[float, ...]
@@ -40,9 +40,9 @@ def align(guess: Sequence[float], least: Bounds) -> Alignment:
     """Offsets under which no message arrives before it is sent.
 
     Args:
-        guess: of each party's offset, by wall clocks; counts where messages do not decide.
-        least: (sender, receiver) and the least that the receiver's offset exceeds the
-            sender's by; in the unit of ``guess``.
+        guess: each party's offset by its wall clock, used where messages do not decide.
+        least: for each (sender, receiver), the least difference between the receiver's offset and
+            the sender's, in the unit of ``guess``.
     """
     contradiction = 0.0
     found = _raise_to(guess, least, 0.0)
@@ -73,7 +73,7 @@ def align(guess: Sequence[float], least: Bounds) -> Alignment:
 
 
 def _raise_to(guess: Sequence[float], least: Bounds, slack: float) -> list[float] | None:
-    """The guess, raised as far as the bounds ask for; None if they contradict each other."""
+    """The guess, raised as far as the bounds require; None if the bounds contradict each other."""
     found = list(guess)
     for _ in range(len(found) + 1):
         changed = False
@@ -89,7 +89,7 @@ def _raise_to(guess: Sequence[float], least: Bounds, slack: float) -> list[float
 def _interval(
     party: int, offsets: Sequence[float], least: Bounds, slack: float
 ) -> tuple[float, float]:
-    """Where this party's offset may lie while the others' stay."""
+    """The interval for this party's offset if the others stay."""
     low, high = -math.inf, math.inf
     for (sender, receiver), bound in least.items():
         if receiver == party:

@@ -1,8 +1,8 @@
-"""Reads the trace files of parties, and writes them as one timeline.
+"""Reads the trace files of parties and writes them as one timeline.
 
-Rules: files come from other parties, so what is not as `TraceRecorder` writes it is a
-`ConfigError` that names file and line; a file whose end is missing, as its process was killed,
-counts as far as it goes.
+Rules: files come from other parties, so anything that `TraceRecorder` would not write is a
+`ConfigError` that names the file and line. If the end of a file is missing because its process was
+killed, the rest of it counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from redislink.observe.record import FIELDS, FORMAT, SEND, WAIT
 from redislink.protocol.list_names import check_name
 
 _SHORTEST_COMPUTE: Final = 10.0
-"""Microseconds between two calls from which on the time between them is shown."""
+"""Microseconds between two calls above which the time between them is shown."""
 _APART: Final = 0.003
 """Microseconds left free at both its ends: to a reader that adds in floating point, slices that
 touch overlap, and it draws each inside the one before."""
@@ -35,7 +35,7 @@ _NOT_OURS: Final = (
     RecursionError,
     ConfigError,
 )
-"""What values raise that `TraceRecorder` never writes."""
+"""The errors that come from values which `TraceRecorder` never writes."""
 _MOST_READ: Final = 4 << 30
 _KINDS: Final = {SEND: "send", WAIT: "wait"}
 
@@ -55,21 +55,22 @@ class Call(NamedTuple):
 
     @property
     def ended(self) -> float:
-        """When it returned."""
+        """When the call returned, in microseconds since the recording began."""
         return self.began + self.took
 
 
 @dataclass
 class PartyTrace:
-    """What one file holds.
+    """The contents of one file.
 
     Attributes:
-        parties: of the session, in rank order.
-        epochs: what tells this run with each peer from others.
-        monotonic_ns, wall_ns: both clocks when the recording began.
-        threads: names by number, from 1 on.
-        is_whole: it has its end.
-        cut_us: when it was cut, as it became too large.
+        parties: the parties of the session, in rank order.
+        epochs: for each peer, the epoch that tells this run with it from others.
+        monotonic_ns: the monotonic clock when the recording began.
+        wall_ns: the wall clock when the recording began.
+        threads: the names of threads by number, from 1.
+        is_whole: whether the file has its end.
+        cut_us: when the recording was cut because it became too large.
     """
 
     path: Path
@@ -86,17 +87,17 @@ class PartyTrace:
 
     @property
     def rank(self) -> int:
-        """Of the party."""
+        """The rank of the party."""
         return self.parties.index(self.party)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge` did.
+    """The result of `merge`.
 
     Attributes:
-        messages: pairs of a send and its receive.
-        alignment: of the parties' clocks, in microseconds.
+        messages: the number of pairs of a send and its receive.
+        alignment: the alignment of the parties' clocks, in microseconds.
     """
 
     traces: Sequence[PartyTrace]
@@ -108,11 +109,11 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     """Put the files of all parties of a run on one time axis, with an arrow for each message.
 
     Args:
-        paths: one file of each party, or of some.
-        out: the timeline; replaced if it is there.
+        paths: the files of all parties or of some, one for each.
+        out: the timeline to write; an existing file is replaced.
 
     Raises:
-        ConfigError: a file cannot be read or written, or they are not of one run.
+        ConfigError: a file cannot be read or written, or the files are of different runs.
     """
     if any(path.resolve() == out.resolve() for path in paths):
         raise ConfigError(f"{out} is one of the files to merge: name another with --out")
@@ -135,17 +136,17 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
 
 
 def read_trace(path: Path) -> PartyTrace:
-    """The file of one party.
+    """Read the file of one party.
 
     Raises:
-        ConfigError: it cannot be read, or is no trace of redislink.
+        ConfigError: the file cannot be read, or is not a trace of redislink.
     """
     try:
         lines = read_text(path, _MOST_READ).splitlines()
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): check the path") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is no trace file of redislink: it is not text") from None
+        raise ConfigError(f"{path} is not a trace file of redislink: it is not text") from None
     reader = _Reader(path)
     for number, line in enumerate(lines, 1):
         try:
@@ -154,16 +155,16 @@ def read_trace(path: Path) -> PartyTrace:
             if number == len(lines) > 1:
                 break  # the process was killed while it wrote this
             raise ConfigError(
-                f"{path}, line {number}: is not as redislink writes a trace: give the files of "
+                f"{path}, line {number}: is not a line of a redislink trace: pass the files of "
                 "REDISLINK_TRACE_DIR, one for each party"
             ) from None
     if reader.trace is None:
-        raise ConfigError(f"{path} is no trace file of redislink: it is empty")
+        raise ConfigError(f"{path} is not a trace file of redislink: it is empty")
     return reader.trace
 
 
 class _Reader:
-    """Takes the values of a file's lines; raises anything but a RedisLinkError at a wrong one."""
+    """Takes the values of a file's lines. A wrong one raises anything but a RedisLinkError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -231,16 +232,16 @@ class _Reader:
         )
 
     def _time(self, at: int) -> float:
-        """In microseconds since the recording began."""
+        """A time in microseconds since the recording began."""
         if type(at) is not int or abs(at) >= 1 << 63:
             raise ValueError("no time")
         return (at - cast("PartyTrace", self.trace).monotonic_ns) / 1000
 
 
 def match_messages(traces: Sequence[PartyTrace]) -> Iterator[tuple[int, Call, int, Call]]:
-    """(sender, its send, receiver, its receive), parties by their place, for each message.
+    """For each message (sender, its send, receiver, its receive), with parties by index.
 
-    Messages with one tag keep their order, so the n-th sent is the n-th received.
+    Messages with one tag keep their order, so the n-th message sent is the n-th received.
     """
     sent: dict[tuple[int, str, str], list[Call]] = defaultdict(list)
     received: dict[tuple[int, str, str], list[Call]] = defaultdict(list)
@@ -256,7 +257,7 @@ def match_messages(traces: Sequence[PartyTrace]) -> Iterator[tuple[int, Call, in
         receives = received.get((places[peer], traces[sender].party, tag), [])
         sends.sort(key=lambda call: call.number)
         receives.sort(key=lambda call: call.ended)
-        for send, receive in zip(sends, receives, strict=False):  # not all need have been taken
+        for send, receive in zip(sends, receives, strict=False):  # some may not have been received
             yield sender, send, places[peer], receive
 
 
@@ -265,25 +266,27 @@ def _check_one_run(traces: Sequence[PartyTrace]) -> None:
     for trace in traces:
         other = by_party.setdefault(trace.party, trace)
         if other is not trace:
-            raise ConfigError(f"{other.path} and {trace.path} are both of {trace.party}: give one")
+            raise ConfigError(
+                f"{other.path} and {trace.path} are both of {trace.party}: pass one of them"
+            )
         if (trace.session, trace.parties) != (traces[0].session, traces[0].parties):
             raise ConfigError(
                 f"{traces[0].path} is of session {traces[0].session}, {trace.path} of "
-                f"{trace.session}, or their parties differ: give the files of one"
+                f"{trace.session}, or their parties differ: pass the files of one"
             )
     for trace in traces:
         for peer, epoch in trace.epochs.items():
             if peer in by_party and by_party[peer].epochs.get(trace.party) != epoch:
                 raise ConfigError(
-                    f"{trace.path} and {by_party[peer].path} are of different runs: give the "
-                    "files of one"
+                    f"{trace.path} and {by_party[peer].path} are of different runs: pass "
+                    "the files of one"
                 )
 
 
 def _bounds(
     traces: Sequence[PartyTrace], messages: Iterable[tuple[int, Call, int, Call]]
 ) -> tuple[list[float], dict[tuple[int, int], float]]:
-    """What `align` needs: offsets by the wall clocks, and what the messages say."""
+    """The arguments of `align`: offsets by the wall clocks, and bounds from the messages."""
     least: dict[tuple[int, int], float] = {}
     for sender, send, receiver, receive in messages:
         pair = sender, receiver
@@ -335,7 +338,7 @@ def _events(
     for number, (sender, send, receiver, receive) in enumerate(messages, 1):
         left = _ns(send.began + shifts[sender])
         began = _ns(receive.began + shifts[receiver])
-        # Within the slice, whose end does not belong to it.
+        # Inside the slice, which does not include its end.
         came = max(left, began, _ns(receive.ended + shifts[receiver]) - 1)
         yield _arrow("s", number, traces[sender].rank, send.thread, left)
         yield _arrow("f", number, traces[receiver].rank, receive.thread, came) | {"bp": "e"}
@@ -368,7 +371,7 @@ def _slice(
 
 
 def _gaps(calls: Iterable[Call]) -> Iterator[tuple[int, float, float]]:
-    """(thread, when, how long) it was outside redislink, between two calls."""
+    """(thread, when, how long) for each time outside redislink between two calls."""
     ended: dict[int, float] = {}
     for call in sorted(calls, key=lambda call: call.began):
         before = ended.get(call.thread, call.began)
@@ -383,5 +386,5 @@ def _arrow(phase: str, number: int, pid: int, thread: int, at_ns: int) -> dict[s
 
 
 def _ns(us: float) -> int:
-    """Whole nanoseconds, so that what ends where another begins does so in the file too."""
+    """Whole nanoseconds, so that slices that touch also touch in the file."""
     return round(us * 1000)

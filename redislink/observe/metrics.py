@@ -1,12 +1,12 @@
-"""Metrics for Prometheus: written to a file, or pushed to a gateway, as parties hold no port.
+"""Metrics for Prometheus, written to a file or pushed to a gateway, because no party listens.
 
 Rules:
-- `EndpointCollector` reads `Endpoint.stats` when it is asked, and keeps nothing: nothing is
-  counted twice, and messages pay nothing.
-- No failure to write or push ends a run, or holds up its end for more than `_LONGEST_LAST`.
-- This module needs ``prometheus-client`` (``redislink[metrics]``); import it when it is wanted.
+- `EndpointCollector` reads `Endpoint.stats` when it is asked and keeps nothing, so nothing is
+  counted twice and messages cost nothing.
+- A failure to write or push never ends a run, nor delays its end by more than `_LONGEST_LAST`.
+- This module needs ``prometheus-client`` (``redislink[metrics]``); import it only when needed.
 
-Names and meanings stand in ``docs/how-to/observe.md``, and a test compares.
+``docs/how-to/observe.md`` lists the names and meanings; a test compares them.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
 _JOB: Final = "redislink"
 _LONGEST_PUSH: Final = 5.0
 _LONGEST_LAST: Final = 2.0
-"""Seconds that the last export may hold up the end of a session."""
+"""Seconds by which the last export may delay the end of a session."""
 
-# Name without unit-less suffix, what it is, and where it is in `PeerStats`.
+# The name without ``_total``, the meaning, and the field of `PeerStats`.
 _COUNTERS: Final = (
     ("redislink_messages_sent", "Messages of the application sent to the peer", "messages_sent"),
     ("redislink_messages_received", "Messages received from the peer", "messages_received"),
     ("redislink_sent_bytes", "Bytes of payload sent to the peer", "bytes_sent"),
     ("redislink_received_bytes", "Bytes of payload received from the peer", "bytes_received"),
-    ("redislink_frames_resent", "Frames pushed again, as they may be lost", "frames_resent"),
+    ("redislink_frames_resent", "Frames pushed again, because they may be lost", "frames_resent"),
     ("redislink_duplicates_dropped", "Frames that came again", "duplicates_dropped"),
-    ("redislink_probes_sent", "Questions of a waiting receive to the peer", "probes_sent"),
+    ("redislink_probes_sent", "Questions to the peer from a waiting receive", "probes_sent"),
     ("redislink_frames_refused", "Pushes the broker had no memory for", "frames_refused"),
 )
 
@@ -65,12 +65,12 @@ def _longest(peer: PeerStats) -> float:
 _GAUGES: Final[tuple[tuple[str, str, Callable[[PeerStats], float]], ...]] = (
     (
         "redislink_unacked_bytes",
-        "Bytes kept until the peer says that it has them",
+        "Bytes kept until the peer confirms that it has them",
         lambda peer: peer.unacked_bytes,
     ),
     (
         "redislink_in_flight_bytes",
-        "Of these, bytes that may lie on the broker",
+        "The part of the unacked bytes that may be on the broker",
         lambda peer: peer.in_flight_bytes,
     ),
     (
@@ -80,7 +80,7 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[PeerStats], float]], ...]] = (
     ),
     (
         "redislink_longest_wait_seconds",
-        "How long the longest of these has waited; 0 if none waits",
+        "How long the longest of these receives has waited; 0 if there is none",
         _longest,
     ),
     (
@@ -92,25 +92,27 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[PeerStats], float]], ...]] = (
 
 
 class EndpointCollector(Collector):
-    """Gives the metrics of one endpoint; for a registry of ``prometheus_client``.
+    """Collects the metrics of one endpoint for a registry of ``prometheus_client``.
 
-    A program that serves or pushes metrics of its own registers one by itself:
+    A program that serves or pushes metrics itself registers one:
     ``prometheus_client.REGISTRY.register(EndpointCollector(endpoint))``.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
-        """Args: whose `stats` are read whenever the registry is."""
+        """Args:
+        endpoint: the endpoint whose `stats` are read whenever the registry is.
+        """
         self._endpoint = endpoint
         self._labels = [endpoint.session, endpoint.party]
         self.is_open = True
-        """Told as ``redislink_session_open``."""
+        """The value of ``redislink_session_open``."""
 
     def describe(self) -> list[Metric]:
-        """Of nothing: a registry shall not read the endpoint when it is made."""
+        """Nothing, so that a registry does not read the endpoint when the collector registers."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
+        """The current metrics."""
         stats: EndpointStats = self._endpoint.stats()
         whose = ["session", "party"]
         about = InfoMetricFamily("redislink", "Version of redislink", labels=whose)
@@ -122,7 +124,7 @@ class EndpointCollector(Collector):
         is_open.add_metric(self._labels, float(self.is_open))
         yield is_open
         reconnects = CounterMetricFamily(
-            "redislink_reconnects", "Times that a connection was opened anew", labels=whose
+            "redislink_reconnects", "Times that a connection was opened again", labels=whose
         )
         reconnects.add_metric(self._labels, stats.reconnects)
         yield reconnects
@@ -140,19 +142,19 @@ class EndpointCollector(Collector):
 
 
 class MetricsExporter:
-    """Writes or pushes the metrics of one endpoint every so often, and at its end."""
+    """Writes or pushes the metrics of one endpoint at intervals, and at its end."""
 
     def __init__(
         self, textfile: Path | None, push_url: str | None, interval: float, session: str, party: str
     ) -> None:
         """Args:
-        textfile: file for node_exporter's textfile collector; {session} and {party} in it stand
-            for their names.
-        push_url: of a push gateway; http or https, perhaps with user and password.
+        textfile: a file for node_exporter's textfile collector; {session} and {party} are replaced
+            by their names.
+        push_url: the http or https URL of a push gateway, perhaps with user and password.
         interval: seconds from one export to the next.
 
         Raises:
-            ConfigError: the file's directory is not there, or the URL is none.
+            ConfigError: the file's directory does not exist, or the URL is not valid.
         """
         self._party = party
         self._interval = interval
@@ -185,7 +187,7 @@ class MetricsExporter:
         self._thread.start()
 
     def close(self) -> None:
-        """Export once more, and end."""
+        """Export once more, and stop."""
         if self._collector is None:
             return
         self._collector.is_open = False
@@ -211,10 +213,10 @@ class MetricsExporter:
 
     def _failed(self, label: str, error: Exception) -> None:
         if label in self._failing:
-            return  # said once; until it works again
+            return  # logged once, until it works again
         self._failing.add(label)
         self._log.warning(
-            "%s: metrics do not go to %s (%s): see to it, the run goes on without",
+            "%s: metrics do not go to %s (%s): fix that; the run goes on without them",
             self._party,
             label,
             getattr(error, "strerror", None)
@@ -224,15 +226,15 @@ class MetricsExporter:
 
 
 def _write_textfile(path: str, registry: CollectorRegistry) -> None:
-    """Whole or not at all, and readable for node_exporter, which runs as another user."""
+    """Write the file atomically, readable for node_exporter, which runs as another user."""
     with replacing(path, EVERYBODY_READS) as file:
         file.write(generate_latest(registry).decode())
 
 
 def _gateway(url: str, grouping: dict[str, str]) -> tuple[str, Callable[[CollectorRegistry], None]]:
-    """What to call a push gateway in messages, and what pushes to it."""
+    """The name of a push gateway for messages, and a function that pushes to it."""
     wrong = ConfigError(
-        "REDISLINK_METRICS_PUSH_URL: is no URL of a push gateway: give http://HOST:PORT or "
+        "REDISLINK_METRICS_PUSH_URL: is not the URL of a push gateway: use http://HOST:PORT or "
         "https://USER:PASSWORD@HOST:PORT"
     )
     try:
@@ -242,7 +244,7 @@ def _gateway(url: str, grouping: dict[str, str]) -> tuple[str, Callable[[Collect
         place = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         if parts.port is not None:
             place += f":{parts.port}"
-    except ValueError:  # its text would show the URL
+    except ValueError:  # the error's text would show the URL
         raise wrong from None
     bare = urlunsplit((parts.scheme, place, parts.path, "", ""))
     handler: Callable[..., Any] = default_handler

@@ -1,7 +1,7 @@
-"""What observes an endpoint when the settings ask for it: the trace, the metrics.
+"""The observers of an endpoint that the settings ask for: trace and metrics.
 
-Rules: what is not asked for is not imported; what is wrong with what is asked for is said before
-the session is joined; once it is joined, nothing here ends it.
+Rules: observers that are not asked for are not imported; errors in their settings come before the
+session is joined; once it is joined, nothing here ends it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,30 @@ class _Observer(Protocol):
     """Observes one endpoint."""
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
-        """Begin; at most once.
+        """Begin to watch. Call it once at most.
 
         Args:
-            endpoint: what is observed.
-            epochs: what tells this run with each peer from others, the same at both.
+            endpoint: the endpoint to watch.
+            epochs: for each peer, the epoch that tells this run from others, the same at both.
         """
 
     def close(self) -> None:
-        """End; also without `attach`, when the session could not be joined."""
+        """Stop. Call it even without `attach`, if the session could not be joined."""
 
 
 class Observers:
-    """All that observe one endpoint; usually none."""
+    """All observers of one endpoint; usually there are none."""
 
     def __init__(self, settings: RedisLinkSettings, session: str, party: str) -> None:
-        """Make those that the settings ask for.
+        """Make the observers that the settings ask for.
+
+        Args:
+            settings: this party's settings.
+            session: the name of the session.
+            party: the name of this party.
 
         Raises:
-            ConfigError: a setting is not right.
+            ConfigError: a setting is wrong.
         """
         self._all: list[_Observer] = []
         self._trace: TraceRecorder | None = None
@@ -70,7 +75,7 @@ class Observers:
             raise
 
     def ways(self, core: Core) -> tuple[Sending, Receiving]:
-        """What sends and receives: the plain ones, or ones that are traced."""
+        """The objects that send and receive: the plain ones, or traced ones."""
         if self._trace is not None:
             return self._trace.ways(core)
         return Sending(core), Receiving(core)
@@ -79,13 +84,14 @@ class Observers:
         """Begin to observe, until `close`.
 
         Args:
-            endpoint, epochs: as for each of them.
+            endpoint: the endpoint to watch.
+            epochs: for each peer, the epoch that tells this run from others, the same at both.
         """
         for observer in self._all:
             observer.attach(endpoint, epochs)
 
     def close(self) -> None:
-        """End; safe to call twice."""
+        """Stop. Safe to call twice."""
         observers, self._all = self._all, []
         for observer in observers:
             observer.close()

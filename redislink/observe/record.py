@@ -1,17 +1,17 @@
-"""`TraceRecorder`: writes when this party's sends and receives began and ended.
+"""`TraceRecorder`: records when this party's sends and receives began and ended.
 
 Rules:
-- While it is off nothing of it is there: an endpoint that is traced gets a `Sending` and a
-  `Receiving` of its own (`TraceRecorder.ways`), through which all messages go.
+- While it is off it costs nothing: only a traced endpoint gets a `Sending` and a `Receiving` that
+  record (`TraceRecorder.ways`), through which all its messages go.
 - In the caller's thread a call costs two readings of the clock and one append. A thread of the
-  recorder writes twice a second, so that a run that is killed leaves its trace too.
-- Memory and disk are bounded. What goes over ends the recording, and the file says so: the
-  first calls are kept, as messages are matched by their number within a tag.
-- A disk that fails ends the recording, never the run.
+  recorder writes twice a second, so a run that is killed leaves its trace too.
+- Memory and disk are bounded. At the limit the recording ends, and the file says so: it keeps the
+  first calls, because messages are matched by their number within a tag.
+- A disk failure ends the recording, never the run.
 
-The file has one JSON value in each line: first an object that says whose it is; then arrays with
-`FIELDS` of one call after the other, and an object for each thread; last an object that says
-how it ended. It is not yet what Perfetto reads, as writing that costs five times as much.
+The file has one JSON value per line: first an object that describes the party; then arrays with
+the `FIELDS` of one call after the other, and an object for each thread; and last an object that
+says how it ended. Perfetto cannot read it: writing its format would cost five times as much.
 """
 
 from __future__ import annotations
@@ -43,22 +43,24 @@ SEND: Final = 0
 WAIT: Final = 1
 _WRITE_INTERVAL: Final = 0.5
 _MOST_PENDING: Final = 100_000
-"""Calls that may wait to be written."""
+"""The most calls that may wait to be written."""
 _CALLS_PER_LINE: Final = 500
 """The interpreter is held while a line is made: for half a millisecond."""
 _LONGEST_WRITE: Final = 5.0
 
 
 class TraceRecorder:
-    """One endpoint's trace file. `attach` once, then `close`."""
+    """The trace file of one endpoint. Call `attach` once, then `close`."""
 
     def __init__(self, directory: Path, session: str, party: str, limit: int) -> None:
-        """Make the file, in place of one of an earlier run; only its owner can read it.
+        """Make the file, which replaces that of an earlier run and only its owner can read.
 
         Args:
-            directory: made, with mode 0700, if it is not there; the file is
-                SESSION.PARTY.trace.jsonl.
-            limit: calls after which it ends.
+            directory: where to make SESSION.PARTY.trace.jsonl; it is made with mode 0700 if it
+                does not exist.
+            session: the name of the session.
+            party: the name of this party.
+            limit: the most calls to record.
 
         Raises:
             ConfigError: the file cannot be made.
@@ -72,11 +74,11 @@ class TraceRecorder:
             self._file: TextIO = open_in_place_of(self.path)
         except OSError as error:
             raise ConfigError(
-                f"{party}: cannot write the trace {self.path} ({error.strerror}): name a "
-                "directory that can be written (REDISLINK_TRACE_DIR)"
+                f"{party}: cannot write the trace {self.path} ({error.strerror}): set "
+                "REDISLINK_TRACE_DIR to a directory that can be written"
             ) from None
         self._log = PartyLogger(session, party)
-        self._calls: list[int | str] = []  # flat, as garbage collection looks at every tuple
+        self._calls: list[int | str] = []  # flat, because garbage collection visits every tuple
         self._threads: dict[int, str] = {}
         self._new_threads: list[int] = []
         self._written = 0
@@ -89,14 +91,15 @@ class TraceRecorder:
         dies_in_child(self)
 
     def ways(self, core: Core) -> tuple[Sending, Receiving]:
-        """What sends and receives for an endpoint that is recorded."""
+        """The objects that send and receive for an endpoint, and record it."""
         return _TracedSending(core, self), _TracedReceiving(core, self)
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
-        """Record every message of this endpoint, made of `ways`, from now on.
+        """Record every message of an endpoint from now on.
 
         Args:
-            epochs: what tells this run with each peer from others, the same at both.
+            endpoint: an endpoint made with `ways`.
+            epochs: for each peer, the epoch that tells this run from others, the same at both.
         """
         described = {
             "redislink_trace": FORMAT,
@@ -114,7 +117,7 @@ class TraceRecorder:
         self._writer.start()
 
     def close(self) -> None:
-        """Write what is left, and the end; without `attach`, remove the file."""
+        """Write the rest and the end; without `attach`, remove the file."""
         if self._is_parents:
             return
         if self._writer is None:
@@ -125,10 +128,10 @@ class TraceRecorder:
         self._stop.set()
         self._writer.join(_LONGEST_WRITE)
         if self._writer.is_alive():
-            self._log.warning("%s: the trace %s is not written whole", self._party, self.path)
+            self._log.warning("%s: the trace %s is incomplete", self._party, self.path)
 
     def die_in_child(self) -> None:
-        """What is not written yet is the parent's to write."""
+        """In the child of a fork: the parent writes what is not written yet."""
         self.is_on = False
         self._calls.clear()
         self._stop = threading.Event()
@@ -139,13 +142,13 @@ class TraceRecorder:
     # -- in the caller's thread --------------------------------------------------------------
 
     def add(self, call: tuple[int | str, ...]) -> None:
-        """Note one call: `FIELDS` of it."""
+        """Record one call, given by its `FIELDS`."""
         self._calls.extend(call)
         if len(self._calls) > _MOST_PENDING * FIELDS:
             self._cut()
 
     def meet_thread(self, ident: int) -> int:
-        """Note the name of a thread, once; it may be gone when the writer comes."""
+        """Record the name of a thread, once, because the thread may end before the writer runs."""
         if ident not in self._threads:
             named = (thread.name for thread in threading.enumerate() if thread.ident == ident)
             self._threads[ident] = next(named, f"thread {len(self._threads) + 1}")
@@ -177,7 +180,7 @@ class TraceRecorder:
         except OSError as error:
             self.is_on = False
             self._log.warning(
-                "%s: the trace %s ends here, as it cannot be written (%s): see to the disk",
+                "%s: the trace %s ends here, because it cannot be written (%s): check the disk",
                 self._party,
                 self.path,
                 error.strerror,

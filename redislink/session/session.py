@@ -1,10 +1,10 @@
 """`Session`: one program that every party runs.
 
 Rules:
-- Every party makes the same calls of the session and its devices in the same order, also those
-  in which it takes no part. What differs is found and named (`redislink.session.steps`).
+- Every party makes the same calls to the session and its devices in the same order, including
+  those in which it takes no part. A difference is found and named (`redislink.session.steps`).
 - An exception that leaves the session's ``with`` block ends the session for all, at once.
-- Nothing here imports spu or jax before a device or an intersection is asked for.
+- Nothing here imports spu or jax before the program uses a device or an intersection.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from redislink.spu.link import SpuLink
 
 MakeLink = Callable[[str, Sequence[str]], "SpuLink"]
-"""From the name of a device and its members."""
+"""Makes this party's end of a link, from the name of a device and its members."""
 
 NAMESPACE: Final = "session"
 _REPORT_INTERVAL: Final = 10
@@ -54,14 +54,14 @@ renew_in_child(_open_lock)
 
 
 class Session:
-    """This party's part in a session. Made by `Session.join`; a context manager.
+    """This party's part in a session. `Session.join` makes it; use it as a context manager.
 
-    Calls come from one thread at a time; `SpuDevice.spawn` is for more. What may be called from
-    any thread: `communicator`, `abort`, `stats`.
+    Call it from one thread at a time; to compute in several threads, see `SpuDevice.spawn`. Only
+    `communicator`, `abort` and `stats` may be called from any thread.
 
     Attributes:
-        cluster: what the cluster file says.
-        party: name of this party.
+        cluster: the contents of the cluster file.
+        party: the name of this party.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Session:
         make_link: MakeLink,
         close_timeout: float,
     ) -> None:
-        """Not for users: `join` is, and `over` for an endpoint that is there already."""
+        """Not for users: call `join`, or `from_endpoint` if you have an endpoint."""
         self.cluster = cluster
         self.party = communicator.party
         self._communicator = communicator
@@ -102,21 +102,21 @@ class Session:
         identity: Identity | None = None,
         credentials: CredentialsCallable | None = None,
     ) -> Session:
-        """Join: returns once every pair of parties has said hello.
+        """Join the session. Returns once every pair of parties has said hello.
 
-        Under ``redislink run`` and ``redislink simulate`` no argument is needed. In a program
-        that a `Simulator` runs, arguments are not looked at: it gives the simulated session.
+        Under ``redislink run`` and ``redislink simulate`` it needs no arguments. In a program that
+        a `Simulator` runs, it ignores its arguments and returns the simulated session.
 
         Args:
-            cluster: the cluster, or the path of its file; None takes ``REDISLINK_CLUSTER_FILE``.
-            party: who this process is; None takes ``REDISLINK_PARTY``.
-            settings: None reads the environment and ``.env``.
+            cluster: the cluster, or the path of its file; None means ``REDISLINK_CLUSTER_FILE``.
+            party: the party that this process runs as; None means ``REDISLINK_PARTY``.
+            settings: this party's settings; None reads the environment and ``.env``.
             on_progress: called about once a second while parties are missing, with their names
-                and the seconds waited. None says it to the logger ``redislink.progress``, at
-                first and then every ten seconds.
-            broker: None takes the one that the settings or the cluster file name.
-            identity: this party's key; None reads ``REDISLINK_IDENTITY_FILE``.
-            credentials: as of `redislink.connect`.
+                and the seconds waited so far. None logs them to ``redislink.progress``, at first
+                and then every ten seconds.
+            broker: the broker to use; None means the one in the settings or the cluster file.
+            identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``.
+            credentials: as for `redislink.connect`.
 
         Raises:
             ConfigError, BrokerError, PartyTaken, ClusterMismatch, HandshakeTimeout: as
@@ -142,7 +142,11 @@ class Session:
 
     @classmethod
     def from_endpoint(cls, endpoint: Endpoint) -> Session:
-        """A session over an endpoint that is there already; closing it closes the endpoint."""
+        """Make a session over an existing endpoint.
+
+        Args:
+            endpoint: this party's endpoint; closing the session closes it.
+        """
 
         def make_link(device: str, _members: Sequence[str]) -> SpuLink:
             from redislink.spu.link import create_link
@@ -161,56 +165,59 @@ class Session:
 
     @property
     def name(self) -> str:
-        """Of the session, in the cluster file."""
+        """The name of the session."""
         return self.cluster.session
 
     @property
     def rank(self) -> int:
-        """Of this party."""
+        """The rank of this party."""
         return self._communicator.rank
 
     @property
     def world_size(self) -> int:
-        """Number of parties."""
+        """The number of parties."""
         return self._communicator.world_size
 
     @property
     def party_names(self) -> tuple[str, ...]:
-        """Of all parties, in rank order."""
+        """The names of all parties, in rank order."""
         return self._communicator.party_names
 
     @property
     def communicator(self) -> Communicator:
-        """For the program's own messages; they never meet those of the session."""
+        """A communicator for the program's own messages, apart from those of the session."""
         return self._user_communicator
 
     def stats(self) -> EndpointStats:
-        """What passed through so far: messages, bytes, resends."""
+        """Counts so far: messages, bytes, resends."""
         return self._communicator.stats()
 
     # -- collective calls --------------------------------------------------------------------
 
     def spu(self, name: str) -> SpuDevice:
-        """An SPU device of the cluster file; its link is made when it is first used.
+        """An SPU device of the cluster file. Its link is made when it is first used.
+
+        Args:
+            name: the device's name in the cluster file.
 
         Raises:
-            ConfigError: no such device.
-            ProgramDiverged, PeerError: as every call of a session.
+            ConfigError: there is no such device.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         spec = self.cluster.device(name)
         with self._steps.step(f"spu({name})", spec.members):
             return self._device(name)
 
     def ensure_spu_env(self, *names: str) -> None:
-        """Make link and runtime of devices now, all at the same time, instead of on first use.
+        """Make the links and runtimes of devices now, all at once, instead of on first use.
 
         Args:
-            names: of devices; none takes all of the cluster file.
+            names: the devices' names; without any, all devices of the cluster file.
 
         Raises:
-            ConfigError: no such device.
+            ConfigError: there is no such device.
             LinkError: a link cannot be made.
-            ProgramDiverged, PeerError: as every call of a session.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         wanted = names or tuple(self.cluster.devices)
         members = {member for name in wanted for member in self.cluster.device(name).members}
@@ -230,34 +237,34 @@ class Session:
         parties: Sequence[str],
         protocol: str = "RR22",
     ) -> dict[str, Any] | None:
-        """Private set intersection between two parties: which rows have keys that both have.
+        """Intersect the tables of two parties: find the rows whose keys both parties have.
 
-        Both learn which of their own keys the other has too, and how many rows it has. libpsi
-        runs in a process of its own, and writes to a private directory meanwhile: digests under
-        a secret of this call, and no key.
+        Each of the two learns which of its own keys the other also has, and how many rows the
+        other has. libpsi runs in its own process, which writes to a private directory: digests
+        of the keys under a secret of this call, never the keys.
 
         Args:
-            table: this party's; not looked at elsewhere. A dict of columns (lists, arrays,
-                Series, all of one length), a pandas or polars DataFrame, a pyarrow Table, the
-                path of a CSV file in UTF-8, or a function that gives one of these. Rows are
-                counted by position: labels of a pandas index mean nothing here.
-            keys: the column, or columns, by which rows are matched, in this party's table; text
-                or integers, each there once. Equal is what has the same text, to the letter.
-                They may have other names at the other party.
-            columns: which of its own columns this party wants; None takes all.
-            parties: the two.
+            table: this party's table; ignored at all but the two parties. A dict of columns
+                (lists, arrays or Series of one length), a pandas or polars DataFrame, a pyarrow
+                Table, the path of a CSV file in UTF-8, or a function that returns one of these.
+                Rows are counted by position; the labels of a pandas index do not matter.
+            keys: the column or columns of this party's table by which rows are matched. Values are
+                text or integers, and no key occurs twice. Keys are equal if their text is the
+                same, character by character. The columns may have other names at the other party.
+            columns: the columns of its own table that this party wants; None means all.
+            parties: the names of the two parties.
             protocol: ``RR22`` (fast), ``KKRT`` or ``ECDH`` (least traffic).
 
         Returns:
-            At the two, their own columns with the rows in common, in the same order at both
-            (that of the keys as text): a list where a list was given, else an array. None
-            elsewhere.
+            At the two parties, their own columns with the common rows, in the same order at both
+            (sorted by the keys as text): a list for a list, an array for anything else. None at
+            the others.
 
         Raises:
-            ValueError, OSError: this party's table is not right; the other gets LoadFailed.
+            ValueError, OSError: this party's table is not valid; the other party gets LoadFailed.
             UsageError: parties, keys, columns or protocol are not valid.
-            IntersectionFailed: libpsi has failed here. The session has ended for all.
-            ProgramDiverged, PeerError: as every call of a session.
+            IntersectionFailed: libpsi failed here. The session has ended for all.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         from redislink.spu.intersection import Query, intersect_tables
 
@@ -268,10 +275,10 @@ class Session:
     # -- the end -----------------------------------------------------------------------------
 
     def abort(self, reason: str) -> None:
-        """Tell every peer that this party's run has failed, and leave. From any thread.
+        """Tell every peer that this party's run has failed, and leave. Call it from any thread.
 
         Args:
-            reason: one line; it is shown to the peers, so it must hold no data.
+            reason: one line that the peers are shown, so it must hold no data.
         """
         with self._lock:
             self._closed = True
@@ -284,13 +291,14 @@ class Session:
             self._left = True
 
     def close(self) -> None:
-        """Leave in good order: wait, for ``close_timeout`` at most, until the others come to
-        the end too, then until they have all that was sent. Later calls raise EndpointClosed.
-        Safe to call twice.
+        """Leave the session in good order. Safe to call twice; other calls raise EndpointClosed.
+
+        Waits, for at most ``close_timeout``, until the other parties also come to the end, and
+        then until they have received everything.
 
         Raises:
-            ProgramDiverged: another party calls something else instead.
-            PeerAborted: the run of another has failed.
+            ProgramDiverged: another party made a different call instead.
+            PeerAborted: another party's run failed.
         """
         with self._lock:
             if self._closed:
@@ -333,7 +341,7 @@ class Session:
             self.abort(reason_for_peers(error))
 
     def die_in_child(self) -> None:
-        """In the child of a fork: every call raises `UsedAfterFork`, leaving does nothing."""
+        """In the child of a fork: every call raises `UsedAfterFork`, and leaving does nothing."""
         self._lock = threading.Lock()
         self._closed = self._left = True
 
@@ -377,7 +385,7 @@ class Session:
 
 
 def open_sessions() -> list[Session]:
-    """The sessions of this process that are open, or still being left."""
+    """The sessions of this process that are open or still closing."""
     with _open_lock:
         return [session for session in _open_sessions if not session._left]
 

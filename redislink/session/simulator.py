@@ -1,9 +1,9 @@
 """`Simulator`: all parties of a program as threads of this process.
 
 Rules:
-- The program is the one that the parties run apart, unchanged. Only where its messages go is
-  different: through memory, or through fakeredis or an embedded broker, then sealed as always.
-- No port but the embedded broker's, no key file, no setting of this machine is needed.
+- The program is the same, unchanged, as on separate machines. Only its messages take another way:
+  through memory, or sealed through fakeredis or an embedded broker.
+- It needs no port but the embedded broker's, no key file and no settings of this machine.
 - The first exception of any party ends all of them, and is raised.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Program = Callable[..., Any]
 Through = Literal["memory", "fakeredis", "embedded"]
 NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
-"""Of the parties, where only their number is given; party9 and so on after these."""
+"""Names of the parties if only their number is given; party9 and so on follow."""
 
 _CONNECT_TIMEOUT: Final = 30.0
 
@@ -60,12 +60,12 @@ class Simulator:
         settings: RedisLinkSettings | None = None,
     ) -> None:
         """Args:
-        cluster: a cluster or the path of its file, of which keys and broker are not looked at;
-            or a number of parties, 2 or more: alice, bob, carol, … with the devices SP0 of the
-            first three (ABY3; CHEETAH where there are two) and PSI0 of the first two (CHEETAH).
-        through: where messages go: ``memory``; ``fakeredis``, which must be installed;
+        cluster: a cluster or the path of its file, whose keys and broker are ignored; or a number
+            of parties, 2 or more: alice, bob, carol, … with the devices SP0 between the first
+            three (ABY3; CHEETAH if there are only two) and PSI0 between the first two (CHEETAH).
+        through: the way of the messages: ``memory``; ``fakeredis``, which must be installed; or
             ``embedded``, a real Valkey server on this machine.
-        settings: timeouts and sizes; None takes the defaults and reads no environment.
+        settings: timeouts and sizes; None means the defaults, whatever the environment says.
 
         Raises:
             ConfigError: the cluster is not valid.
@@ -77,7 +77,7 @@ class Simulator:
             )
         self.cluster = simulated_cluster(cluster)
         self._through = through
-        # In one process nobody is late: who does not come has failed.
+        # In one process nobody is late: a party that does not join has failed.
         defaults = RedisLinkSettings.model_construct(connect_timeout=_CONNECT_TIMEOUT)
         self._settings = (settings or defaults).model_copy(
             update={"link_mode": LinkMode.CHANNELS, "psk_dir": None}
@@ -87,22 +87,22 @@ class Simulator:
         """Run ``program(session, *arguments)`` as every party, each in a thread.
 
         Args:
-            program: told its party by ``session.party``. A `Session.join` in it gives the same
-                session.
-            arguments: the same objects for all parties.
+            program: the program. ``session.party`` tells it which party it is; `Session.join` in it
+                returns the same session.
+            arguments: further arguments; all parties get the same objects.
 
         Returns:
-            What each returned, by party.
+            The return value of each party, by name.
 
         Raises:
-            Exception: the first that any party raised; a note says which party it was.
+            Exception: the first exception that any party raised; a note names the party.
         """
         with self._sessions() as joins:
             return _Run(program, arguments, joins).results()
 
     @contextlib.contextmanager
     def _sessions(self) -> Iterator[Mapping[str, Callable[[], Session]]]:
-        """For each party what joins the session, to be called in its thread."""
+        """For each party a function that joins the session, to call in its thread."""
         names = self.cluster.party_names
         if self._through == "memory":
             timeout = self._settings.recv_timeout
@@ -139,17 +139,22 @@ class Simulator:
 
 
 def simulated_cluster(cluster: ClusterSpec | str | Path | int) -> ClusterSpec:
-    """The cluster that `Simulator` takes.
+    """The cluster that a `Simulator` runs, from its argument.
+
+    Args:
+        cluster: a cluster, the path of its file, or a number of parties.
 
     Raises:
-        ConfigError: it is not valid.
+        ConfigError: the cluster is not valid.
     """
     if isinstance(cluster, ClusterSpec):
         return cluster
     if not isinstance(cluster, int):
         return load_cluster(cluster)
     if isinstance(cluster, bool) or cluster < 2:
-        raise ConfigError(f"a simulation of {cluster} parties: take 2 or more")
+        raise ConfigError(
+            f"a simulation needs 2 parties or more, not {cluster}: use a larger number"
+        )
     names = [*NAMES, *(f"party{number}" for number in range(len(NAMES) + 1, cluster + 1))]
     names = names[:cluster]
     return ClusterSpec.parse(
@@ -179,7 +184,7 @@ class _Run:
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """In the child of a fork one party's thread is left."""
+        """In the child of a fork only one party's thread is left."""
         self._lock = threading.Lock()
 
     def results(self) -> dict[str, Any]:
@@ -195,7 +200,7 @@ class _Run:
                 session.abort("the simulator was interrupted")
             raise
         if self._errors:
-            # What went wrong first at a party itself is the cause of what its peers say.
+            # A party's own first error is the cause of the errors of its peers.
             causes = [error for error in self._errors if not isinstance(error, PeerError)]
             raise (causes or self._errors)[0]
         return {party: self._results[party] for party in self._order}

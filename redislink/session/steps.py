@@ -1,15 +1,16 @@
-"""`Steps`: the collective calls of one session in their order, and the proof that all agree.
+"""`Steps`: the collective calls of a session in order, and the proof that all parties agree.
 
 Rules:
-- Every party makes the same calls in the same order, also those in which it takes no part. Each
-  call is a numbered step, and is folded into a chain of digests; no value ever is.
-- Messages of steps go through one stream per pair of parties. Each carries the steps since the
-  last one to that peer, so a divergence is seen where the next message flows, at no extra cost.
-- Of each step they carry what an error needs: the call, where and when the program made it, and a
-  short digest of each part that must be equal, which says what differs when the calls look alike.
-- Where none flows a hang would follow. So a thread looks after steps that last: it tells the
-  peers how far this party is, and compares with what they tell.
-- The first that sees a divergence aborts the session, with a reason that names it to everybody.
+- Every party makes the same calls in the same order, including those in which it takes no part.
+  Each call is a numbered step and is folded into a chain of digests; values never are.
+- The messages of steps go through one stream per pair of parties. Each message carries the steps
+  since the last one to that peer, so the next message shows a divergence, at no extra cost.
+- For each step, messages carry what an error needs: the call, where and when the program made it,
+  and a short digest of each part that must be equal. The digests say what differs when two calls
+  look alike.
+- Where no message flows, a divergence would hang. So a thread watches long steps: it tells the
+  peers how far this party is, and compares that with what they tell.
+- The first party that sees a divergence aborts the session, with a reason that tells all parties.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ _MOST_PARTS: Final = 32
 _MOST_TEXT: Final = 120
 _MOST_PLACE: Final = 60
 _REMEMBERED: Final = 64
-"""Steps that a message tells at most, and that are kept for comparing."""
+"""Most steps that a message carries, and that are kept to compare."""
 _TICK: Final = 0.25
 _PATIENCE: Final = 1.0
-"""Seconds from which on a step counts as long: from then on peers are told and looked at."""
+"""Seconds after which a step is long: peers are then told, and their steps compared."""
 _LOOK_INTERVAL: Final = 5.0
 """Seconds between looks while all steps are short."""
 _FIRST_REPORT: Final = 3.0
@@ -63,14 +64,14 @@ _REPORT_INTERVAL: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """A step that lasts.
+    """A step that takes long.
 
     Attributes:
-        number: of the step, from 1.
-        text: what was called.
-        seconds: since when.
-        waiting_for: parties that are not known to have come to this step, and what is known of
-            them, such as ``bob (at step 3)``.
+        number: the number of the step, from 1.
+        text: the call.
+        seconds: how long it has lasted so far.
+        waiting_for: the parties that may not have reached this step, and what is known of each,
+            such as ``bob (at step 3)``.
     """
 
     number: int
@@ -84,12 +85,12 @@ class StepProgress:
 
 
 Part = tuple[str, bytes]
-"""Of a call: what it is, such as ``argument 1``, and bytes that must be equal everywhere."""
+"""Part of a call: its name, such as ``argument 1``, and bytes that must be equal everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A step as it is told: digest of the chain, call, place in the program, digests of parts."""
+    """A step in a message: digest of the chain, call, place in the program, digests of parts."""
 
     digest: bytes
     text: str
@@ -120,10 +121,12 @@ class _Current:
 
 
 class Failure:
-    """The first thing that ended a session; shared by all its chains of steps."""
+    """The first error that ended a session; all its chains of steps share it."""
 
     def __init__(self, abort: Callable[[str], None]) -> None:
-        """Args: abort: tells the peers, with a reason."""
+        """Args:
+        abort: ends the session and tells the peers the reason.
+        """
         self.error: RedisLinkError | None = None
         self._abort = abort
         self._lock = threading.Lock()
@@ -138,8 +141,8 @@ class Failure:
         """End the session for all, unless it has ended already.
 
         Args:
-            error: what every call of this party raises from now on.
-            reason: what the peers are told; None tells them the error.
+            error: the error that every call of this party raises from now on.
+            reason: what to tell the peers; None tells them the error.
         """
         with self._lock:
             if self.error is not None:
@@ -157,13 +160,15 @@ class Failure:
 
 
 class Silence:
-    """``with silence():``, of one session, in several threads at once.
+    """``with silence():`` for one session, in several threads at once.
 
-    The communicator takes the end of any announced silence for the end of all.
+    A communicator takes the end of any announced silence for the end of all of them.
     """
 
     def __init__(self, communicator: Communicator) -> None:
-        """Args: communicator: any of the session."""
+        """Args:
+        communicator: any communicator of the session.
+        """
         self._communicator = communicator
         self._lock = threading.Lock()
         self._inside = 0
@@ -171,7 +176,7 @@ class Silence:
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """In the child of a fork nobody is told of the end of a silence."""
+        """In the child of a fork, no peer is told of the end of a silence."""
         self._lock = threading.Lock()
         self._announced = contextlib.ExitStack()
 
@@ -192,13 +197,13 @@ class Silence:
 
 
 class Steps:
-    """One chain of collective calls. A session has one, and each spawned device its own."""
+    """One chain of collective calls. A session has one, and so does each spawned device."""
 
     def __init__(self, communicator: Communicator, failure: Failure, chain: str = "") -> None:
         """Args:
-        communicator: with a namespace for this chain alone.
-        failure: of the session.
-        chain: what to call it in errors; "" is the session's.
+        communicator: a communicator in a namespace of this chain only.
+        failure: the session's failure.
+        chain: its name in errors; "" for the session's own chain.
         """
         self._communicator = communicator
         self._failure = failure
@@ -229,32 +234,32 @@ class Steps:
 
     @property
     def usable(self) -> bool:
-        """False once a call has failed, or all have ended."""
+        """Whether calls are possible: none has failed, and the chain has not ended."""
         return self._broken is None and self._failure.error is None
 
     @property
     def digest(self) -> bytes:
-        """Of all calls so far."""
+        """The digest of all calls so far."""
         return self._digest
 
     @property
     def number(self) -> int:
-        """Of the last step begun; 0 before the first."""
+        """The number of the last step begun; 0 before the first."""
         return self._number
 
     @contextlib.contextmanager
     def step(
         self, text: str, parties: Collection[str], parts: Sequence[Part] = ()
     ) -> Iterator[None]:
-        """Make one collective call; what it sends and receives is inside this block.
+        """Make one collective call; it sends and receives inside this block.
 
         Args:
-            text: what is called: names, shapes, never a value. All parties give the same.
-            parties: who takes part, this party or not.
-            parts: what else must be the same everywhere; only digests travel.
+            text: the call: names and shapes, never a value. It is the same at all parties.
+            parties: the names of those that take part, with or without this party.
+            parts: what else must be the same everywhere; only digests are sent.
 
         Raises:
-            ProgramDiverged: another party called something else.
+            ProgramDiverged: another party made a different call.
             UsageError: another thread is in a step of this chain.
             EndpointClosed: the session is closed.
         """
@@ -272,7 +277,7 @@ class Steps:
             self._watch_from_now()
             yield
         except LoadFailed:
-            raise  # all parties raise it in this step: they still agree
+            raise  # all parties raise it in this step, so they still agree
         except Exception as error:
             told = self._failure.of(error)
             self._broken = told
@@ -288,22 +293,27 @@ class Steps:
                 self._in_step.release()
 
     def send(self, peer: str, body: Any) -> Request:
-        """Send a value to a party that takes part in this step; waits for nobody."""
+        """Send a value to a party that takes part in this step. Never waits.
+
+        Args:
+            peer: the name of the party.
+            body: the value.
+        """
         with self._lock:
             message = [*self._history(self._told[peer] + 1), body]
             self._told[peer] = self._number
         return self._communicator.send(peer, _STEP_TAG, message)
 
     def tell_failure(self, peers: Collection[str], body: Any, error: Exception) -> None:
-        """Send the same to some, and wait for a moment until they have it.
+        """Send a failure to some parties, and wait a moment until they have it.
 
-        What follows may be the end of this session, which overtakes it where the wait was too
-        short. So if this error is what ends the session, the reason given to all says the same.
+        The session may end next, and the end overtakes the message if the wait was too short.
+        Should this error end the session, the reason told to all parties therefore says the same.
 
         Args:
-            peers: who waits for this party in this step.
-            body: what they are sent.
-            error: what this party's load raised.
+            peers: the parties that wait for this party in this step.
+            body: the message to them.
+            error: the error that this party's load raised.
         """
         call = self._current.text if self._current else "a step"
         with contextlib.suppress(AttributeError):  # a class of its own, with __slots__
@@ -315,15 +325,15 @@ class Steps:
                 request.wait(max(0.0, deadline - time.monotonic()))
 
     def recv(self, peer: str, timeout: float | None = None) -> Any:
-        """The value that ``peer`` sends in this step; waits for it.
+        """Wait for the value that ``peer`` sends in this step, and return it.
 
         Args:
-            peer: name of the party.
-            timeout: seconds; None takes the receive timeout.
+            peer: the name of the party.
+            timeout: seconds; None means the receive timeout.
 
         Raises:
-            ProgramDiverged: it sent it in another step, or after other calls.
-            PeerError: it will not come.
+            ProgramDiverged: the peer sent it in another step, or after other calls.
+            PeerError: the value will not come.
         """
         current = self._current
         if current is not None:
@@ -347,26 +357,26 @@ class Steps:
         return message[3]
 
     def not_understood(self, peer: str) -> PeerError:
-        """The error for a message of a peer that is not what this step sends."""
+        """The error for a message from a peer that does not belong in this step."""
         text = self._current.text if self._current else "a step"
         return PeerError(
-            f"{self._me}: {peer} sent something in {text} that is not understood: check that all "
+            f"{self._me}: {peer} sent a message in {text} that makes no sense: check that all "
             "parties run the same version of redislink and spu"
         )
 
     def finish(self, timeout: float, parts: Sequence[Part] = ()) -> None:
-        """The last step: all parties say that they have come to the end.
+        """Make the last step, in which all parties say that they have come to the end.
 
-        A party that ends while others go on is a divergence as any other. One that does not come
-        in time is not waited for.
+        If a party ends while others go on, that is a divergence like any other. The step does not
+        wait longer than ``timeout`` for a party that does not come.
 
         Args:
             timeout: seconds.
             parts: as for `step`.
 
         Raises:
-            ProgramDiverged: another party has called something else.
-            PeerAborted: its run has failed.
+            ProgramDiverged: another party made a different call.
+            PeerAborted: another party's run failed.
         """
         deadline = time.monotonic() + timeout
         with self.step("close()", self._peers, parts):
@@ -378,9 +388,9 @@ class Steps:
                     self.recv(peer, max(0.0, deadline - time.monotonic()))
 
     def conclude(self, timeout: float, parts: Sequence[Part] = ()) -> None:
-        """`finish` and `leave` a chain whose session goes on: nothing of it is left under way.
+        """`finish` and `leave` a chain whose session goes on; none of its messages stays behind.
 
-        Once a peer's farewell is here, so is all that it has told before.
+        A peer's farewell arrives after everything that the peer told before.
 
         Args:
             timeout: seconds.
@@ -406,7 +416,7 @@ class Steps:
             self._watcher.join()
 
     def leave(self) -> None:
-        """Stop watching; take what peers have told, so that they need not wait to leave."""
+        """Stop watching, and take the peers' messages, so that they need not wait to leave."""
         self._stop_watching()
         if self._failure.error is None:
             with contextlib.suppress(RedisLinkError):
@@ -424,7 +434,7 @@ class Steps:
             raise EndpointClosed(f"{self._me}: {text} was called after {what} was closed: {advice}")
         if self._broken is not None:
             raise UsageError(
-                f"{self._me}: {text} was called after an earlier call had failed "
+                f"{self._me}: {text} was called after an earlier call failed "
                 f"({type(self._broken).__name__}): leave the session, then start all again"
             )
 
@@ -447,7 +457,7 @@ class Steps:
             self._number += 1
 
     def _history(self, first: int) -> list[Any]:
-        """Number of the first step told, the steps from there on, versions; under the lock."""
+        """What to tell: number of the first step, the steps, versions. Needs the lock."""
         oldest = self._number - len(self._entries) + 1
         first = max(oldest, min(first, self._number))
         told = [[e.digest, e.text, e.place, e.parts] for e in list(self._entries)[first - oldest :]]
@@ -464,7 +474,7 @@ class Steps:
         raise self.not_understood(peer)
 
     def _compare(self, peer: str, first: int, theirs: list[_Entry], versions: str) -> None:
-        """Raise ProgramDiverged if a step that both have made differs."""
+        """Raise ProgramDiverged if a step that both parties made differs."""
         with self._lock:
             mine, labels = list(self._entries), list(self._labels)
             oldest = self._number - len(mine) + 1
@@ -529,7 +539,7 @@ class Steps:
             self._log.info("%s: %s", self._me, progress)
 
     def _tell(self) -> None:
-        """Tell every peer how far this party is, once per step at most."""
+        """Tell every peer how far this party is, at most once per step."""
         with self._lock:
             if self._status_told == self._number:
                 return
@@ -540,7 +550,7 @@ class Steps:
                 self._communicator.send(peer, _STATUS_TAG, message)
 
     def _look(self) -> None:
-        """Compare with what the peers have told."""
+        """Compare the steps with those that the peers told."""
         for peer in self._peers:
             with contextlib.suppress(PeerError):
                 while self._communicator.has_message(peer, _STATUS_TAG):
@@ -551,7 +561,7 @@ class Steps:
                     try:
                         self._compare(peer, *told)
                     except ProgramDiverged:
-                        return  # the failure is set, and has ended every call
+                        return  # the failure has been set and has ended every call
 
     def _late(self, current: _Current) -> tuple[str, ...]:
         with self._lock:
@@ -575,7 +585,14 @@ class Steps:
 
 
 def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], known: bool) -> str:
-    """Of two calls that look alike; ``known`` if all before them was the same."""
+    """What differs between two calls that look alike.
+
+    Args:
+        own: this party's step.
+        other: the peer's step.
+        labels: the names of the parts.
+        known: whether all calls before them were the same.
+    """
     found = [
         label
         for number, label in enumerate(labels[:_MOST_PARTS])
@@ -587,7 +604,7 @@ def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], known: bool
 
 
 def _place_in_program() -> str:
-    """File and line, outside this package, from which the present call came."""
+    """File and line, outside this package, that made the current call."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
         "redislink",
@@ -599,7 +616,7 @@ def _place_in_program() -> str:
 
 @functools.cache
 def _versions() -> str:
-    """Of what must be the same everywhere."""
+    """The versions of the packages that must be the same everywhere."""
     found = []
     for package in ("redislink", "jax", "spu"):
         with contextlib.suppress(PackageNotFoundError):

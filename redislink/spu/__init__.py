@@ -1,4 +1,4 @@
-"""SPU over the relay: importing this package imports ``spu``."""
+"""SPU over the relay. Importing this package imports ``spu``."""
 
 from redislink.settings import LinkMode
 from redislink.spu.device import SpuArray, SpuDevice, Withheld

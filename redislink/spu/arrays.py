@@ -1,4 +1,4 @@
-"""Plain arrays on their way to a device: which dtypes SPU has, and how a value becomes one."""
+"""Plain arrays for a device: the dtypes that SPU has, and conversion to them."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ MOST_DIMENSIONS: Final = 32
 
 
 def short(value: Any) -> str:
-    """Such as ``f32[3,2]``."""
+    """The dtype and shape of an array in short, such as ``f32[3,2]``."""
     kind = {"f": "f", "i": "i", "u": "u", "b": "bool"}.get(value.dtype.kind, value.dtype.name)
     bits = "" if value.dtype.kind == "b" else str(value.dtype.itemsize * 8)
     return f"{kind}{bits}[{','.join(map(str, value.shape))}]"
 
 
 def is_prng_key(value: Any) -> bool:
-    """True for a typed key, as ``jax.random.key`` makes it, and for arrays of them."""
+    """Whether a value is a typed key, made by ``jax.random.key``, or an array of them."""
     dtype = getattr(value, "dtype", None)
-    with contextlib.suppress(TypeError):  # pandas has dtypes that neither NumPy nor JAX knows
+    with contextlib.suppress(TypeError):  # pandas has dtypes that NumPy and JAX do not know
         return dtype is not None and bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
     return False
 
 
 def columns_of(value: Any) -> tuple[object, ...]:
-    """Names of the columns of a table of pandas or pyarrow; none for anything else."""
+    """The column names of a pandas or pyarrow table; none for anything else."""
     names = getattr(value, "columns", None) if hasattr(value, "iloc") else None
     names = getattr(value, "column_names", None) if names is None else names
     return () if names is None else tuple(names)
 
 
 def check_result(result: Any) -> None:
-    """Refuse what a function returns that shares cannot hold.
+    """Refuse a result that shares cannot hold.
 
     Args:
-        result: what has its shape and dtype.
+        result: an object with the shape and dtype of the result.
 
     Raises:
-        UsageError: SPU has no such type.
+        UsageError: SPU does not have its dtype.
     """
     if is_prng_key(result):
         raise UsageError("is a typed PRNG key: return jax.random.key_data(key)")
@@ -68,19 +68,20 @@ def check_result(result: Any) -> None:
         return
     remedy = "convert it with .astype"
     if np.dtype(result.dtype).kind == "c":
-        remedy = "return its real and its imaginary part"
-    raise UsageError(f"is {result.dtype.name}, of which SPU has no shares: {remedy}")
+        remedy = "return its real and imaginary parts"
+    raise UsageError(f"is {result.dtype.name}, a type that SPU does not have: {remedy}")
 
 
 def as_array(value: Any) -> Array:
-    """As numpy, with JAX's types for Python's numbers: 32 bits if they fit.
+    """A value as a NumPy array that SPU accepts.
 
-    A Python float past float32 stays a float64, so that it can be seen to be out of range.
-    Byte order, order of axes and gaps are those that SPU takes.
+    Python numbers get JAX's types, with 32 bits if they fit. A Python float beyond float32 becomes
+    a float64, so that the check of its range sees it. The array has the byte order and memory
+    layout that SPU needs.
 
     Raises:
-        UsageError: SPU has no such type, or too few dimensions for it, or it is a masked array
-            with something masked.
+        UsageError: SPU does not have the type, or not so many dimensions, or the value is a masked
+            array with masked elements.
     """
     if type(value) is bool:
         return np.asarray(value)
@@ -91,8 +92,8 @@ def as_array(value: Any) -> Array:
         return np.asarray(value, np.float32 if fits or value in (np.inf, -np.inf) else np.float64)
     if is_prng_key(value):
         raise UsageError(
-            "is a typed PRNG key, of which SPU has no type: give jax.random.key_data(key), and "
-            "make the key of it again with jax.random.wrap_key_data where it is used"
+            "is a typed PRNG key, which SPU does not have: pass jax.random.key_data(key), and "
+            "call jax.random.wrap_key_data on it where you use it"
         )
     if isinstance(value, np.ma.MaskedArray):
         value = _unmasked(value)
@@ -102,25 +103,25 @@ def as_array(value: Any) -> Array:
     if array.dtype.name not in DATA_TYPES:
         raise UsageError(
             f"cannot be shared: SPU has no type for {type(value).__name__} (dtype "
-            f"{array.dtype.name}): give numbers of {', '.join(DATA_TYPES)}"
+            f"{array.dtype.name}): pass numbers of {', '.join(DATA_TYPES)}"
         )
     if array.ndim > MOST_DIMENSIONS:
         raise UsageError(f"has {array.ndim} dimensions, more than {MOST_DIMENSIONS}: reshape it")
     if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        array = array.view(np.uint8) != 0  # of true ones SPU looks at the last bit
+        array = array.view(np.uint8) != 0  # SPU reads only the last bit of a bool
     native = array.dtype.newbyteorder("=")
     return np.ascontiguousarray(array, native).reshape(array.shape)
 
 
 def _by_columns(frame: Any) -> Array:
-    """A DataFrame whose columns have no dtype in common that NumPy has, as pandas's own Int64."""
+    """A DataFrame whose columns have no common NumPy dtype, for example pandas's own Int64."""
     columns = []
     for place, name in enumerate(columns_of(frame)):
         column = np.asarray(frame.iloc[:, place])
         if column.dtype.name not in DATA_TYPES:
             raise UsageError(
-                f"cannot be shared: column {str(name)!r:.80} has dtype {column.dtype.name}, of "
-                "which SPU has no type: leave it out, or make numbers of it"
+                f"cannot be shared: column {str(name)!r:.80} has dtype {column.dtype.name}, "
+                "which SPU does not have: leave it out, or convert it to numbers"
             )
         columns.append(column)
     return np.column_stack(columns)
@@ -134,7 +135,7 @@ def _type_of_int(value: int) -> type[np.generic]:
     if 0 <= value < 2**64:
         return np.uint64
     raise UsageError(
-        "is an int of more than 64 bits, of which SPU has no type: split it, or give a float"
+        "is an int of more than 64 bits, which SPU does not have: split it, or pass a float"
     )
 
 
@@ -144,7 +145,7 @@ def _unmasked(value: Any) -> Any:
         (first, *_) = np.argwhere(masked)
         raise UsageError(
             f"has masked values ({int(masked.sum())} of {masked.size}; the first at "
-            f"{first.tolist()}), and SPU would take what is under the mask: say what they count "
-            "as, with filled(…)"
+            f"{first.tolist()}), and SPU would use the values under the mask: replace them "
+            "with filled(…)"
         )
     return value.data

@@ -1,8 +1,8 @@
 """`RelayChannel`: yacl's channel to one peer, over an `Endpoint`.
 
-The C++ names are overridden (the snake_case ones of ``libspu.link.IChannel`` are only what
-callers use); all twelve are pure virtual there. SPU calls with the GIL taken, from more than
-one thread. An exception raised here surfaces unchanged from ``Runtime.run``.
+The class overrides the C++ names, all twelve of which are pure virtual; the snake_case names of
+``libspu.link.IChannel`` are for callers only. SPU calls from several threads, with the GIL held. An
+exception raised here leaves ``Runtime.run`` unchanged.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ _CONNECT_TAG: Final = "connect"
 class RelayChannel(link.IChannel):  # type: ignore[misc]
     """The channel of one link to one peer.
 
-    Meanings, as in yacl: `SendAsync` returns when the message is queued here, `Send` when the
-    relay has it, `Recv` takes it; keys are unique per message.
+    The calls mean what they mean in yacl: `SendAsync` returns when the message is queued here,
+    `Send` when the broker has it, and `Recv` takes it. Keys are unique per message.
     """
 
     def __init__(self, endpoint: Endpoint, peer: str, namespace: str, recv_timeout: float) -> None:
-        """Args: whom it leads to, a prefix that keeps links apart, seconds."""
+        """Args:
+        endpoint: this party's endpoint.
+        peer: the name of the other member.
+        namespace: a prefix for tags that keeps links apart.
+        recv_timeout: seconds that `Recv` waits.
+        """
         super().__init__()
         self._endpoint = endpoint
         self._sending, self._receiving = endpoint.parts.sending, endpoint.parts.receiving
@@ -55,22 +60,22 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._unconsumed.clear()
 
     def Send(self, key: str, value: bytes) -> None:
-        """Send, and return once the broker has it."""
+        """Send a message and wait until the broker has it."""
         self.SendAsync(key, value)
         self._endpoint.flush()
 
     def SendAsync(self, key: str, value: bytes) -> None:
-        """Send without waiting for anybody."""
+        """Send a message. Never waits."""
         if self._aborted:
             self._check_not_aborted()
         tag = self._namespace + key
         self._last_sent = tag, self._sending.post(self._peer, tag, value)
 
     def SendAsyncThrottled(self, key: str, value: bytes) -> None:
-        """Send, but first wait while the peer has a full window of such messages to take.
+        """Send a message, but first wait while the peer has a full window of them to receive.
 
         Raises:
-            SendTimeout: the peer took none for the receive timeout.
+            SendTimeout: the peer received none within the receive timeout.
         """
         self._check_not_aborted()
         with self._throttle_lock:
@@ -82,10 +87,10 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
                     self._unconsumed.append(handle)
 
     def Recv(self, key: str) -> bytes:
-        """The message with this key; waits for it.
+        """Wait for the message with this key, and return it.
 
         Raises:
-            RecvTimeout: it did not come within the receive timeout.
+            RecvTimeout: no message came within the receive timeout.
             RecvCancelled: `Abort` was called.
         """
         if self._aborted:
@@ -94,7 +99,7 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         return self._receiving.recv(self._peer, self._namespace + key, timeout)[0]
 
     def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
-        """Milliseconds that `Recv` waits; 0 takes the endpoint's ``recv_timeout``."""
+        """Set how many milliseconds `Recv` waits; 0 means the endpoint's ``recv_timeout``."""
         if recv_timeout_ms < 0:
             raise UsageError(f"a receive timeout is 0 or more ms, not {recv_timeout_ms}")
         self._recv_timeout_ms = int(recv_timeout_ms or self._endpoint.settings.recv_timeout * 1000)
@@ -104,16 +109,16 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         return self._recv_timeout_ms
 
     def WaitLinkTaskFinish(self) -> None:
-        """Return once the peer has all that this channel sent.
+        """Wait until the peer has received everything that this channel sent.
 
-        Bounded by ``close_timeout``: what is not taken by then is left to the endpoint.
+        Waits for at most ``close_timeout``, and leaves what is undelivered then to the endpoint.
         """
         if not self._aborted and (handle := self._last_handle()) is not None:
             with contextlib.suppress(SendTimeout, PeerClosed):
                 handle.wait(self._endpoint.settings.close_timeout)
 
     def Abort(self) -> None:
-        """End local waiters with RecvCancelled; nothing is sent or received afterwards."""
+        """End blocked receives with RecvCancelled. Afterwards nothing is sent or received."""
         self._aborted = True
         self._endpoint.cancel_recv(self._peer, self._namespace)
 
@@ -137,8 +142,11 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         self._chunk_parallel_send_size = size
 
     def TestSend(self, timeout: int) -> None:
-        """Say to the peer that this link is being made; ``timeout`` (ms) is not needed, as
-        the relay takes the message whether the peer is there or not."""
+        """Tell the peer that this link is being made.
+
+        Args:
+            timeout: ignored, because the relay takes the message whether the peer is there or not.
+        """
         self.Send(_CONNECT_TAG, b"")
 
     def TestRecv(self) -> None:

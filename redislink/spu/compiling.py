@@ -1,11 +1,11 @@
-"""Functions of JAX arrays, traced and compiled for SPU, and what is kept of that.
+"""Traces and compiles functions of JAX arrays for SPU, and caches the results.
 
 Rules:
-- Every party traces, and compiles too, also where the code is of no use to it: so an error comes
-  at all of them, in the same call, before anything is sent.
-- What was traced, with all constants in it, is what must be equal everywhere; the parts of its
-  digest say which of them is not.
-- What is kept is bounded by bytes: a loop that closes over new weights makes a function each time.
+- Every party traces and compiles, even if it has no use for the code. So an error comes at all
+  parties, in the same call, before anything is sent.
+- The traced function with all its constants must be equal everywhere; the parts of its digest say
+  what differs.
+- The cache is bounded by bytes: a loop that closes over new weights makes a function each time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Kept(Generic[_Kept]):
-    """The newest of what was made, up to a number and a sum of bytes; the last one always."""
+    """A cache of the newest values, up to a number and a sum of bytes; never without the last."""
 
     def __init__(self) -> None:
         """Empty."""
@@ -50,7 +50,7 @@ class Kept(Generic[_Kept]):
         self.total_bytes = 0
 
     def get(self, key: Hashable) -> _Kept | None:
-        """What was put there, which is then the newest; None if it is not, or no longer, there.
+        """The value of a key, which becomes the newest; None if it is not in the cache.
 
         Raises:
             TypeError: ``key`` is not hashable.
@@ -62,7 +62,7 @@ class Kept(Generic[_Kept]):
         return entry[0]
 
     def put(self, key: Hashable, value: _Kept, size: int) -> None:
-        """Keep ``value``, of ``size`` bytes, as the newest; the oldest go."""
+        """Keep ``value``, of ``size`` bytes, as the newest, and drop the oldest."""
         _, before = self._entries.pop(key, (None, 0))
         self._entries[key] = (value, size)
         self.total_bytes += size - before
@@ -77,7 +77,7 @@ class Kept(Generic[_Kept]):
 
 
 # SPU's compiler caches in a dict without a lock, and in a simulator the parties are threads.
-# They share what is compiled: what was traced alike gives the same code.
+# They share compiled code: equal traces give equal code.
 _compile_lock = threading.Lock()
 renew_in_child(_compile_lock)
 _codes: Kept[bytes] = Kept()
@@ -85,15 +85,15 @@ _codes: Kept[bytes] = Kept()
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A function for arguments of certain shapes.
+    """A function compiled for arguments of certain shapes.
 
     Attributes:
-        code: for SPU.
-        parts: what must be equal everywhere.
-        labels: of its arguments, for errors.
-        out_tree: containers of the results.
-        out_shapes: shape and dtype of each result.
-        constant_bytes: of the arrays that the function closes over.
+        code: the code for SPU.
+        parts: the parts that must be equal everywhere.
+        labels: the names of its arguments, for errors.
+        out_tree: the containers of the results.
+        out_shapes: the shape and dtype of each result.
+        constant_bytes: the size of the arrays that the function closes over.
     """
 
     code: bytes
@@ -105,7 +105,7 @@ class Compiled:
 
     @property
     def nbytes(self) -> int:
-        """What keeping this and its function takes."""
+        """The bytes that this and its function take up."""
         return len(self.code) + self.constant_bytes
 
 
@@ -120,17 +120,17 @@ def compile_function(
     """Trace and compile a function.
 
     Args:
-        flat: of arrays alone (`flatten`).
-        leaves: its arguments, or what has their shapes and dtypes.
-        secret: for each whether it is shares; else it is public.
-        labels: for each what to call it in errors.
+        flat: a function of arrays only, made by `flatten`.
+        leaves: its arguments, or objects with their shapes and dtypes.
+        secret: for each argument, whether it is secret-shared; otherwise it is public.
+        labels: for each argument, its name in errors.
         ranges: what the device can hold.
-        where: for what is raised: party and call.
+        where: the party and the call, for errors.
 
     Raises:
-        UsageError: SPU's compiler refuses it, or it returns, or closes over, what the device
-            cannot hold.
-        Exception: what JAX raises, with ``where`` in a note.
+        UsageError: SPU's compiler refuses the function, or it returns or closes over something that
+            the device cannot hold.
+        Exception: whatever JAX raises, with ``where`` in a note.
     """
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     # Without this, JAX would cut 64-bit values to 32 bits.
@@ -155,7 +155,7 @@ def compile_function(
             if isinstance(error, RuntimeError) and "spu::compiler" in str(error):
                 raise UsageError(
                     f"{where}: SPU cannot compile it; its compiler names on stderr the operation "
-                    "that it does not have: write that part with others, or compute it in the clear"
+                    "that it lacks: use other operations there, or compute that part in the clear"
                 ) from error
             error.add_note(where)
             raise
@@ -180,10 +180,10 @@ def _trace_again(rewritten: Function, shapes: Sequence[Any], where: str) -> Any:
 
 
 def _check(traced: Any, out: Any, ranges: Ranges, where: str) -> None:
-    """Refuse results and arrays closed over that the device cannot hold.
+    """Refuse results and closed-over arrays that the device cannot hold.
 
-    Single numbers are not looked at: JAX's own functions are full of ``-inf`` and of the largest
-    float, where any very large number does.
+    Single numbers are not checked: JAX's own functions often use ``-inf`` and the largest float
+    where any very large number would do.
     """
     for path, result in jax.tree_util.tree_flatten_with_path(out)[0]:
         try:
@@ -203,7 +203,7 @@ def _check(traced: Any, out: Any, ranges: Ranges, where: str) -> None:
 def flatten(
     function: Function, count: int, fixed: tuple[tuple[int, Any], ...], tree: Any
 ) -> Function:
-    """``function`` as one of arrays alone."""
+    """``function`` as a function of arrays only."""
 
     def flat(*leaves: Any) -> Any:
         traced, named = jax.tree_util.tree_unflatten(tree, leaves)
@@ -216,7 +216,7 @@ def flatten(
 
 
 def name_of(function: Function) -> str:
-    """What to call a function in calls and errors."""
+    """The name of a function in calls and errors."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -240,8 +240,8 @@ def _lower(flat: Function, shapes: list[Any], secret: Sequence[bool]) -> bytes:
 
 @contextlib.contextmanager
 def _jax_put_back() -> Iterator[None]:
-    """SPU's frontend changes functions of JAX while it compiles, and where that raises it leaves
-    them so: the program's own sorting of floats would then be wrong."""
+    """Restore JAX: SPU's frontend patches JAX while it compiles, and leaves the patches if that
+    raises; the program's own sorting of floats would then be wrong."""
     from jax._src.lax import lax
 
     names = [name for patch in frontend.lax_patches.values() for name in patch.possible_names]
@@ -255,7 +255,7 @@ def _jax_put_back() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _spu_keeps_nothing() -> Iterator[None]:
-    """SPU keeps the last 128 codes with their sources, whatever they take; we keep them here."""
+    """Empty SPU's cache, which keeps 128 codes of any size; we have our own."""
     try:
         yield
     finally:
@@ -267,9 +267,9 @@ def _digest(text: str) -> bytes:
 
 
 def _digest_of_constants(traced: Any) -> tuple[bytes, int]:
-    """Digest and bytes of the arrays in what was traced, also of those of functions within.
+    """The digest and total size of the arrays in a traced function and its inner functions.
 
-    An inner ``jax.jit`` has constants of its own, which its caller's do not show.
+    An inner ``jax.jit`` has constants of its own, which are not among those of its caller.
     """
     digest, total = hashlib.sha256(), 0
     for constant in _constants(traced):
@@ -281,7 +281,7 @@ def _digest_of_constants(traced: Any) -> tuple[bytes, int]:
 
 
 def _plain(constant: Any) -> np.ndarray[Any, Any]:
-    """As numpy; typed PRNG keys, which numpy has no type for, as the numbers in them."""
+    """A constant as a NumPy array; a typed PRNG key as the numbers in it."""
     if is_prng_key(constant):
         constant = jax.random.key_data(constant)
     return np.asarray(constant)

@@ -2,12 +2,12 @@
 
 Rules:
 - Every call is a step that all parties make, in the same order (`redislink.session.steps`).
-- In the clear a value is only at its owner, and at those to whom it is revealed. What is in
-  between are `SpuArray` handles: shape and dtype, which every party knows.
-- What a function closes over, static arguments, and arguments that are plain numbers or arrays
-  are public: they are compiled in, or given to SPU as public. They must be equal everywhere;
-  digests of them go to the other parties.
-- A run sends nothing of its own. That all ran the same is proved by the next message of a step.
+- Only its owner, and the parties to whom it is revealed, have a value in the clear. In between it
+  is an `SpuArray` handle: shape and dtype, which every party knows.
+- Values that a function closes over, static arguments, and arguments that are plain numbers or
+  arrays are public: they are compiled in, or passed to SPU as public. They must be equal
+  everywhere; digests of them go to the other parties.
+- A run sends no message of its own. The next message of a step proves that all ran the same.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from redislink.spu.ranges import Ranges
 from redislink.spu.shares import ShareKind, kind_of, shape_untrusted, share_untrusted
 
 _LEAST_ANNOUNCED: Final = 1 << 20
-"""Bytes from which on peers are told before the GIL is held for sharing or reconstructing."""
+"""Bytes above which the peers are warned of silence before sharing or reconstructing."""
 
 
 class _NoValue:
-    """Raises wherever a value would be needed."""
+    """Raises wherever a value is needed."""
 
     __slots__ = ()
     shape: tuple[int, ...]
@@ -58,12 +58,12 @@ class _NoValue:
 
     @property
     def ndim(self) -> int:
-        """Number of dimensions."""
+        """The number of dimensions."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     __hash__ = object.__hash__
@@ -76,17 +76,18 @@ class _NoValue:
 
 
 class SpuArray(_NoValue):
-    """A handle: an array that lives on an SPU device as shares. Made by `SpuDevice`.
+    """A handle of an array that is secret-shared on an SPU device. `SpuDevice` makes it.
 
     Attributes:
-        device: name of the device.
-        shape, dtype: as numpy has them; known to every party.
+        device: the name of the device.
+        shape: the shape, as in NumPy; every party knows it.
+        dtype: the dtype, as in NumPy; every party knows it.
     """
 
     __slots__ = ("__weakref__", "_home", "device", "dtype", "shape")
 
     def __init__(self, home: SpuDevice, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Not for users: `SpuDevice.private` and `SpuDevice.run` are."""
+        """Not for users: call `SpuDevice.private` or `SpuDevice.run`."""
         self._home = home
         self.device = home.name
         self.shape = shape
@@ -94,8 +95,8 @@ class SpuArray(_NoValue):
 
     def _why(self) -> str:
         return (
-            f"a value of {short(self)} lives on {self.device} as shares and is not known here: "
-            f"compute with it by run(), or reveal() it"
+            f"a value of {short(self)} is secret-shared on {self.device} and not known here: "
+            f"compute with it in run(), or reveal() it"
         )
 
     def __repr__(self) -> str:
@@ -103,17 +104,18 @@ class SpuArray(_NoValue):
 
 
 class Withheld(_NoValue):
-    """What `SpuDevice.reveal` gives to those that do not get the value.
+    """What `SpuDevice.reveal` returns at parties that do not get the value.
 
     Attributes:
-        to: names of the parties that got it.
-        shape, dtype: of the value.
+        to: the names of the parties that got it.
+        shape: the shape of the value.
+        dtype: the dtype of the value.
     """
 
     __slots__ = ("dtype", "shape", "to")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], to: tuple[str, ...]) -> None:
-        """Not for users: `SpuDevice.reveal` is."""
+        """Not for users: call `SpuDevice.reveal`."""
         self.shape = shape
         self.dtype = dtype
         self.to = to
@@ -133,11 +135,11 @@ class Surroundings:
     """What a device needs of its session.
 
     Attributes:
-        communicator: of this party; each chain of steps takes a namespace beneath it.
-        failure: of the session.
+        communicator: this party's communicator; each chain of steps takes a namespace below it.
+        failure: the session's failure.
         make_link: makes this party's end of the device's link; all members call it at once.
-        silence: peers do not take silence within it for death.
-        close_timeout: seconds for which the others are waited for where something is closed.
+        silence: a context in which the peers do not take silence for death.
+        close_timeout: seconds to wait for the others when something is closed.
     """
 
     communicator: Communicator
@@ -154,15 +156,15 @@ class _Members:
     context: Any
     runtime: spu.Runtime
     link: SpuLink | None
-    """None on a spawned device, whose link is that of its parent."""
+    """None on a spawned device, which uses the link of its parent."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the runtime is used: spawned devices copy variables from other threads."""
 
 
 class _Spawned:
-    """The devices spawned from one, by number; of those that were closed only a digest is left.
+    """The devices spawned from one, by number. Of closed ones only a digest is left.
 
-    They may be closed in any order, also from several threads: the digest is by number.
+    They may be closed in any order and from several threads: the digest goes by number.
     """
 
     def __init__(self) -> None:
@@ -210,18 +212,18 @@ def _calls_of(device: SpuDevice) -> bytes:
 
 
 class SpuDevice:
-    """One SPU device. Made by ``session.spu(name)``; all parties make the same calls.
+    """One SPU device. ``session.spu(name)`` makes it; all parties make the same calls.
 
     Attributes:
-        name: in the cluster file; with ``~1`` and so on behind it for a spawned one.
-        members: names of the parties that compute, in rank order.
-        is_member: True if this party is one of them.
+        name: its name in the cluster file, followed by ``~1`` and so on for a spawned device.
+        members: the names of the parties that compute, in rank order.
+        is_member: whether this party is one of them.
     """
 
     def __init__(
         self, name: str, spec: DeviceSpec, members: tuple[str, ...], steps: Steps, at: Surroundings
     ) -> None:
-        """Not for users: `redislink.Session.spu` is."""
+        """Not for users: call `redislink.Session.spu`."""
         self.name = name
         self.members = members
         self._me = at.communicator.party
@@ -248,23 +250,25 @@ class SpuDevice:
         """Put a value on the device as secret shares, one for each member.
 
         Args:
-            load: called without arguments, at the owner only; gives an array, a number, or a
-                pytree of them in dicts, lists, tuples and namedtuples. At the owner it may be the
-                value itself; what the others pass is not looked at.
-            owner: the party that has the value, a member or not.
-            wrap_ok: whole numbers may be of the field's full width, where comparing, sorting and
-                dividing go wrong; adding, multiplying, bitwise operations and ``==`` are right.
+            load: a function without arguments, called at the owner only. It returns an array, a
+                number, or a pytree of these in dicts, lists, tuples and namedtuples. The owner may
+                also pass the value itself; what the others pass is ignored.
+            owner: the name of the party that has the value, which need not be a member.
+            wrap_ok: whether whole numbers may use the field's full width. Comparing, sorting and
+                dividing such numbers goes wrong; adding, multiplying, bitwise operations and
+                ``==`` work.
 
         Returns:
-            The handle, `SpuArray`; for a pytree, the same with handles as leaves.
+            The handle, an `SpuArray`; for a pytree, the same pytree with handles as leaves.
 
         Raises:
-            LoadFailed: ``load`` raised, or gave what the device cannot hold. At every party but
-                the owner, which raises the error itself; the session can go on.
-            UsageError: ``owner`` is not a party. At the owner, before anything is shared: NaN,
-                infinity, what is out of the device's range, a dtype or container that SPU does
-                not have; with the place of the first, how many there are, and the range.
-            ProgramDiverged, PeerError: as every call of a session.
+            LoadFailed: ``load`` raised, or returned something that the device cannot hold. Raised
+                at every party but the owner, which raises the error itself; the session can go on.
+            UsageError: ``owner`` is not a party. At the owner, before anything is shared: there is
+                a NaN, an infinity, a value out of the device's range, or a dtype or container that
+                SPU does not have. The message says how many values are wrong, where the first is,
+                and what the range is.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         self._check_party(owner, "owner")
         call = f"{self.name}.private(owner={owner})"
@@ -287,25 +291,25 @@ class SpuDevice:
         *,
         wrap_ok: bool = False,
     ) -> Function:
-        """A function of JAX arrays, to be computed on the device: ``run(f)(x, y)``.
+        """Compute a function of JAX arrays on the device: ``run(f)(x, y)``.
 
-        It is compiled once per shapes and static arguments, as by ``jax.jit``: keep one function
-        object for many calls. What it is called with may be handles of this device, plain
-        numbers and arrays (public, equal at all parties), and pytrees of both.
+        The function is compiled once for each combination of shapes and static arguments, as by
+        ``jax.jit``: use one function object for many calls. Its arguments may be handles of this
+        device, plain numbers and arrays (public, and equal at all parties), and pytrees of both.
 
         Args:
-            function: may be called with shapes only, to be compiled.
-            static_argnums: places of arguments that are not arrays; hashable, public, and equal
-                at all parties.
-            wrap_ok: for public whole numbers, as in `private`.
+            function: the function. To compile it, it is called with shapes only.
+            static_argnums: the positions of arguments that are not arrays; these are hashable,
+                public, and equal at all parties.
+            wrap_ok: as for `private`, for public whole numbers.
 
         Returns:
-            A function that gives what ``function`` does, with handles (`SpuArray`) for arrays.
-            It raises what JAX raises while it traces ``function``, and UsageError if SPU cannot
-            compile it (both at every party, before anything is sent: the session can go on),
-            UsageError for an argument that is of another device, was not revealed or does not
-            fit on this one, and for results of types that SPU does not have, and ProgramDiverged
-            and PeerError as every call of a session.
+            A function that returns what ``function`` returns, with handles (`SpuArray`) in place
+            of arrays. It raises what JAX raises while it traces ``function``, and UsageError if SPU
+            cannot compile it; both come at every party before anything is sent, so the session can
+            go on. It raises UsageError for arguments that are of another device, were not revealed
+            or do not fit on this device, and for results of types that SPU does not have; and
+            ProgramDiverged and PeerError as every call of a session.
         """
         static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
 
@@ -316,20 +320,20 @@ class SpuDevice:
         return compute
 
     def reveal(self, value: Any, to: str | Sequence[str]) -> Any:
-        """Reconstruct a value at some parties.
+        """Reveal a value to some parties.
 
         Args:
             value: a handle, or a pytree of handles.
-            to: who learns it, members or not; at least one.
+            to: the names of one or more parties that learn it; they need not be members.
 
         Returns:
-            At the parties in ``to`` the value, a numpy array or a pytree of arrays; elsewhere
-            the same with `Withheld` in their places.
+            At the parties in ``to``, the value: a NumPy array or a pytree of arrays. At the others,
+            the same with a `Withheld` in place of each array.
 
         Raises:
-            UsageError: ``to`` is empty or names what is not a party, or ``value`` is not a
+            UsageError: ``to`` is empty or has a name that is not a party's, or ``value`` is not a
                 handle of this device.
-            ProgramDiverged, PeerError: as every call of a session.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         receivers = (to,) if isinstance(to, str) else tuple(dict.fromkeys(to))
         if not receivers:
@@ -359,16 +363,17 @@ class SpuDevice:
             return jax.tree_util.tree_unflatten(tree, values)
 
     def spawn(self) -> SpuDevice:
-        """A device of the same members with a link of its own, for runs at the same time.
+        """Make a device of the same members with its own link, to run at the same time.
 
-        It has a thread and a runtime of its own until it is closed, as by ``with device.spawn()``.
+        It has its own thread and runtime until it is closed, for example by
+        ``with device.spawn() as other``.
 
-        Calls of one session come in one order. To compute in several threads, spawn a device
-        for each before they start; each has an order of its own. Handles of this device may be
-        used there: their shares are copied, once, while this device does not run.
+        All calls of one session have one order. To compute in several threads, spawn a device for
+        each thread before the threads start; each device has its own order of calls. You may use
+        handles of this device there: their shares are copied once, while this device is idle.
 
         Raises:
-            ProgramDiverged, PeerError: as every call of a session.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         with self._steps.step(f"{self.name}.spawn()", self.members):
             number = self._spawned.next_number()
@@ -388,18 +393,18 @@ class SpuDevice:
             return child
 
     def close(self) -> None:
-        """End a spawned device, and free its thread and its runtime; safe to call twice.
+        """End a spawned device, and free its thread and runtime. Safe to call twice.
 
-        All parties close it, after the same calls. Reveal what is needed of it before. Those
-        that are still open, and all other devices, end with the session.
+        All parties must close it after the same calls. Reveal the results that you need first.
+        Spawned devices that are still open, and all other devices, end with the session.
 
         Raises:
             UsageError: this device was not spawned.
-            ProgramDiverged, PeerError: as every call of a session.
+            ProgramDiverged, PeerError: as for every call of a session.
         """
         if self._parent is None:
             raise UsageError(
-                f"{self._me}: {self.name} ends with its session: only what spawn() gave is closed"
+                f"{self._me}: {self.name} ends with its session: close only devices from spawn()"
             )
         if self._closed:
             return
@@ -432,12 +437,12 @@ class SpuDevice:
     # -- for the session ---------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """Make link and runtime, if this party is a member and they are not there yet."""
+        """Make the link and the runtime, if this party is a member and has none yet."""
         if self.is_member:
             self._ensure()
 
     def spawned_digest(self) -> bytes:
-        """Of the calls of all devices spawned from this one."""
+        """The digest of the calls of all devices spawned from this one."""
         return self._spawned.digest()
 
     def leave(self) -> None:
@@ -454,7 +459,7 @@ class SpuDevice:
     # -- private -----------------------------------------------------------------------------
 
     def _load(self, load: Any, wrap_ok: bool) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
-        """Containers, leaves, and for each leaf every member's share."""
+        """The containers, the leaves, and for each leaf the shares of all members."""
 
         def hold(leaf: Any, place: str) -> Array:
             return self._hold(leaf, lambda: f"value{place}", wrap_ok)
@@ -467,7 +472,7 @@ class SpuDevice:
         return tree, leaves, [self._make_shares(x, libspu.Visibility.VIS_SECRET) for x in leaves]
 
     def _hold(self, leaf: Any, where: Callable[[], str], wrap_ok: bool) -> Array:
-        """As an array that shares of this device can hold; UsageError if there is none."""
+        """A leaf as an array that this device can hold; UsageError if it cannot."""
         try:
             array = as_array(leaf)
             self._ranges.check(array, columns_of(leaf), wrap_ok)
@@ -523,13 +528,13 @@ class SpuDevice:
         except Unknown as error:
             raise UsageError(
                 f"{self._me}: {owner} put a namedtuple {error} on {self.name}, and this party has "
-                "no such class: import its module here too, or take a dict"
+                "no such class: import its module here too, or use a dict"
             ) from None
 
     def _shares_untrusted(
         self, peer: str, body: Any, shapes: Sequence[Any], kinds: Sequence[ShareKind | None]
     ) -> list[libspu.Share]:
-        """Shares of arrays of these shapes and kinds; PeerError if they are not."""
+        """The shares of arrays of these shapes and kinds; PeerError if they do not match."""
         if not isinstance(body, list) or len(body) != len(shapes):
             raise self._steps.not_understood(peer)
         shares = [
@@ -542,7 +547,7 @@ class SpuDevice:
         return found
 
     def _kind_of_private(self, dtype: np.dtype[Any]) -> ShareKind:
-        """Of what `private` shares: SPU here makes it as SPU at the owner does."""
+        """The kind of a share from `private`: SPU makes the same one here as at the owner."""
         (share, *_) = self._io.make_shares(np.zeros((), dtype), libspu.Visibility.VIS_SECRET)
         return kind_of(share.meta)
 
@@ -565,7 +570,7 @@ class SpuDevice:
         if not places <= set(range(len(arguments))):
             raise UsageError(
                 f"{self._me}: {self.name}.run({name_of(function)}): static_argnums {static} for "
-                f"{len(arguments)} arguments: name places that are given"
+                f"{len(arguments)} arguments: use positions of arguments that you pass"
             )
         fixed = tuple((place, arguments[place]) for place in sorted(places))
         traced = [a for place, a in enumerate(arguments) if place not in places]
@@ -593,7 +598,7 @@ class SpuDevice:
         except TypeError as error:
             raise UsageError(
                 f"{self._me}: {self.name}.run({name_of(function)}): a static argument is not "
-                f"hashable ({error}): take it out of static_argnums, or give a tuple"
+                f"hashable ({error}): remove it from static_argnums, or pass a tuple"
             ) from None
         if compiled is None:
             labels = _labels((traced, named), rest)
@@ -617,7 +622,7 @@ class SpuDevice:
         except ValueError as error:
             raise UsageError(
                 f"{self._me}: {self.name}.{call}: JAX cannot sort the keys of a dict ({error}): "
-                "give it keys of one kind"
+                "use keys of one kind"
             ) from None
         return leaves, tree
 
@@ -750,7 +755,7 @@ class SpuDevice:
             )
 
     def _bring(self, handle: SpuArray, own: _Members) -> None:
-        """See to it that a parent's variable is here too."""
+        """Copy a variable of the parent, unless it is here already."""
         if id(handle) in self._variables:
             return
         home = handle._home
@@ -764,11 +769,11 @@ class SpuDevice:
             self._put(own, self._name_of(handle), share, self._me)
 
     def _put(self, own: _Members, name: str, share: libspu.Share, owner: str) -> None:
-        """Give SPU a share as a variable; under the lock.
+        """Give SPU a share as a variable. Needs the lock.
 
         Raises:
-            PeerError: SPU refuses it, and it is ``owner``'s, a peer.
-            UsageError: SPU refuses it, and it is this party's own.
+            PeerError: SPU refuses the share, which came from a peer, ``owner``.
+            UsageError: SPU refuses the share, which is this party's own.
         """
         try:
             own.runtime.set_var(name, share)
@@ -785,7 +790,7 @@ class SpuDevice:
         return f"v{self._variable}"
 
     def _name_of(self, handle: SpuArray) -> str:
-        """Give the handle a variable here, that goes when the handle does."""
+        """Give the handle a variable, which is freed when the handle is."""
         name, key = self._next_name(), id(handle)
         variables, garbage = self._variables, self._garbage
 
@@ -800,12 +805,12 @@ class SpuDevice:
         return self._variables[id(handle)][1]
 
     def _sweep(self, own: _Members) -> None:
-        """Free the variables whose handles are gone; under the lock.
+        """Free the variables whose handles are gone. Needs the lock.
 
-        Not when they go: that can be in any thread, at any moment.
+        Handles go in any thread at any moment, so their variables are not freed right then.
         """
         while self._garbage:
-            # One whose run failed was never there.
+            # If its run failed, the variable never existed.
             with contextlib.suppress(RuntimeError, IndexError):
                 own.runtime.del_var(self._garbage.popleft())
 
@@ -814,11 +819,11 @@ class SpuDevice:
 
 
 def _labels(given: tuple[list[Any], dict[str, Any]], places: list[int]) -> tuple[str, ...]:
-    """What to call each leaf of arguments in errors: ``argument 1`` and what is in it.
+    """The name of each leaf of the arguments in errors, such as ``argument 1['x']``.
 
     Args:
-        given: the arguments by place, without static ones, and those by name.
-        places: of the former, from 0.
+        given: the positional arguments without static ones, and the keyword arguments.
+        places: the positions of the former, from 0.
     """
     labels = []
     for path, _ in jax.tree_util.tree_flatten_with_path(given)[0]:

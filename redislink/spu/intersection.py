@@ -1,11 +1,11 @@
 """Private set intersection by ``spu.psi``: the parties learn which keys they share.
 
 Rules:
-- Both tables are checked, and each party knows that the other's is right, before libpsi runs.
-- libpsi gets no key but a digest of each, under a secret that the two make for this call alone
-  and that never leaves memory. It writes what it gets to the disk, and logs.
-- It runs in a process of its own, see `redislink.spu.psi_relay`.
-- Once it has begun, whatever goes wrong at one party ends the session for all, at once.
+- Both parties check their tables, and know that the other's is valid, before libpsi runs.
+- libpsi gets no keys, only a digest of each, under a secret that the two parties make for this call
+  and that never leaves memory. libpsi writes what it gets to disk and to its log.
+- libpsi runs in its own process, see `redislink.spu.psi_relay`.
+- Once libpsi runs, any failure at one party ends the session for all, at once.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _NONCE_BYTES: Final = 32
 _PURPOSE: Final = b"redislink psi digests"
 
 Row = tuple[str, ...]
-"""The key of one row, as text: a part for each key column."""
+"""The key of one row, as text, with a part for each key column."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What one party asks for.
+    """One party's arguments for an intersection.
 
     Attributes:
-        table: see `redislink.spu.tables.read_table`.
+        table: its table, see `redislink.spu.tables.read_table`.
         keys: the columns by which rows are matched.
-        columns: those that it wants; None takes all.
+        columns: the columns that it wants; None means all.
         protocol: one of `PROTOCOLS`.
     """
 
@@ -53,7 +53,7 @@ class Query:
 
     @classmethod
     def check(cls, party: str, table: Any, keys: Any, columns: Any, protocol: str) -> Self:
-        """From the arguments of `redislink.Session.psi`.
+        """Check the arguments of `redislink.Session.psi`.
 
         Raises:
             UsageError: keys, columns or protocol are not valid.
@@ -69,11 +69,11 @@ class Query:
         return cls(table, own_keys, wanted, protocol)
 
     def load(self) -> tuple[list[Row], Table]:
-        """The keys of all rows, and the columns wanted.
+        """Read the table: the keys of all rows, and the wanted columns.
 
         Raises:
-            ValueError, OSError: the table is not right.
-            Exception: whatever the function that gives it raises.
+            ValueError, OSError: the table is not valid.
+            Exception: whatever the function that returns the table raises.
         """
         table = read_table(self.table)
         return keys_of(table, self.keys), select_columns(table, self.columns)
@@ -89,15 +89,15 @@ def intersect_tables(
     """Make the step ``psi`` of a session.
 
     Args:
-        steps: of the session.
-        communicator: of the session.
-        pair: who takes part, in rank order.
-        query: what this party asks for; of no account where it takes no part.
-        abort: ends the session, with a reason for the peers.
+        steps: the session's steps.
+        communicator: the session's communicator.
+        pair: the two parties that take part, in rank order.
+        query: this party's arguments; ignored if it takes no part.
+        abort: ends the session, and gives the peers a reason.
 
     Returns:
-        The columns with the rows in common, in the order of their keys; None where this party
-        takes no part.
+        The columns with the common rows, in the order of their keys; None if this party takes no
+        part.
 
     Raises:
         as `redislink.Session.psi`.
@@ -125,7 +125,7 @@ def intersect_tables(
                 raise
             return take_rows(columns, sorted(found, key=lambda number: rows[number]))
         steps.tell_failure([peer], type(failed).__name__, failed)
-        with suppress(PeerError):  # which would hide this party's own error
+        with suppress(PeerError):  # it would hide this party's own error
             steps.recv(peer)
     raise failed
 
@@ -133,17 +133,17 @@ def intersect_tables(
 def intersect(
     communicator: Communicator, peer: str, rank: int, protocol: str, own: bytes
 ) -> list[int]:
-    """Which of this party's digests the peer has too.
+    """Find which of this party's digests the peer also has.
 
     Args:
-        communicator: with a namespace for this intersection alone.
-        peer: who does the same.
-        rank: of this party among the two, 0 or 1.
+        communicator: a communicator in a namespace of this intersection only.
+        peer: the other party, which makes the same call.
+        rank: this party's rank among the two, 0 or 1.
         protocol: one of `PROTOCOLS`.
-        own: digests, from `digests`.
+        own: this party's digests, made by `digests`.
 
     Returns:
-        Their places, from 0.
+        The positions of the common ones, from 0.
 
     Raises: as `PsiRelay.run`.
     """
@@ -155,7 +155,7 @@ def keys_of(table: Table, keys: Sequence[Any]) -> list[Row]:
 
     Raises:
         ValueError: a column is missing, a key is neither text nor an integer, or two rows have
-            the same.
+            the same key.
     """
     columns = [_as_text(name, column) for name, column in select_columns(table, keys).items()]
     rows = list(zip(*columns, strict=True))
@@ -170,11 +170,11 @@ def keys_of(table: Table, keys: Sequence[Any]) -> list[Row]:
 
 
 def digests(rows: Sequence[Row], salt: bytes) -> bytes:
-    """A digest of each key, one after the other.
+    """The digests of all keys, concatenated.
 
     Args:
-        rows: keys.
-        salt: the secret of this intersection, 32 bytes.
+        rows: the keys.
+        salt: the 32-byte secret of this intersection.
     """
     found = bytearray()
     for row in rows:
@@ -190,7 +190,7 @@ def _names(party: str, what: str, names: Any) -> tuple[Any, ...]:
         if len(set(chosen)) == len(chosen):
             return chosen
     raise UsageError(
-        f"{party}: psi takes {what}= as the name of a column, or as names, each there once"
+        f"{party}: psi takes {what}= as the name of a column, or as names without duplicates"
     )
 
 
@@ -207,7 +207,7 @@ def _as_text(name: Any, column: Any) -> list[str]:
     except UnicodeEncodeError:
         number = next(n for n, text in enumerate(texts, 1) if not _is_unicode(text))
         raise ValueError(
-            f"column {name!r:.80}, row {number} holds half a surrogate pair, which is no text: "
+            f"column {name!r:.80}, row {number} holds half a surrogate pair, which is not text: "
             "read the file again with the right encoding"
         ) from None
     return texts
@@ -222,14 +222,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def _agree(steps: Steps, peer: str, call: str, count: int) -> bytes | None:
-    """Tell the peer that all is well here, and make a secret with it.
+    """Tell the peer that this party's table is valid, and make a secret with the peer.
 
     Returns:
-        The secret; None if either has no rows, so that nothing is in common.
+        The secret; None if either party has no rows, so that none can be common.
 
     Raises:
-        LoadFailed: the peer's table is not right.
-        ProgramDiverged, PeerError: as a receive of a step.
+        LoadFailed: the peer's table is not valid.
+        ProgramDiverged, PeerError: as for a receive of a step.
     """
     mine = os.urandom(_NONCE_BYTES)
     steps.send(peer, [mine, count])

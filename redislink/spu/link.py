@@ -1,7 +1,7 @@
 """`create_link`: an SPU link context for one device, in one of three modes.
 
-``channels`` goes through the broker, ``brpc`` is SPU's own stack (each member listens on a
-port: the fallback), ``mem`` joins threads of one process.
+``channels`` goes through the broker. ``brpc``, the fallback, is SPU's own network stack, for which
+each member listens on a port. ``mem`` links threads of one process.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ renew_in_child(_links_lock)
 
 
 class SpuLink:
-    """One member's end of an SPU link. Keep it as long as the link is used.
+    """One member's end of an SPU link. Keep it for as long as the link is in use.
 
     Attributes:
         context: the ``libspu.link.Context`` for ``spu.Runtime`` and ``spu.psi``.
-        mode: how the members are joined.
+        mode: how the members are linked.
         rank: this member's rank within the device.
-        world_size: number of members.
+        world_size: the number of members.
     """
 
     def __init__(
         self, context: Any, mode: LinkMode, rank: int, world_size: int, channels: list[Any]
     ) -> None:
-        """Not for users: `create_link` is."""
+        """Not for users: call `create_link`."""
         self.context = context
         self.mode = mode
         self.rank = rank
@@ -59,14 +59,14 @@ class SpuLink:
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """In the child of a fork: `close` neither waits for threads of SPU's, which are not there,
-        nor says anything to the peers."""
+        """In the child of a fork: `close` tells the peers nothing, and does not wait for SPU's
+        threads, which do not exist there."""
         self._closed = True
         never_destroy(self.context)
         self.context = Dead(used_after_fork("the link"))
 
     def close(self) -> None:
-        """Wait until all that was sent is delivered, and stop. Safe to call twice."""
+        """Wait until everything sent is delivered, then stop the link. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
@@ -98,17 +98,22 @@ def create_link(
     mode: LinkMode | str | None = None,
     settings: RedisLinkSettings | None = None,
 ) -> SpuLink:
-    """Make this member's end of a device's link; every member must be calling it.
+    """Make this member's end of a device's link. Every member must make the same call.
 
     Args:
-        device: name of an SPU device of the cluster.
-        endpoint: this party's; needed for ``channels``, gives cluster, party and settings.
-        cluster, party, settings: instead of an endpoint, for ``brpc`` and ``mem``.
-        mode: ``channels``, ``brpc`` or ``mem``; None takes ``REDISLINK_LINK_MODE``, else the
-            device's ``use_redis_channel``. All members must come to the same mode.
+        device: the name of an SPU device of the cluster.
+        endpoint: this party's endpoint, which ``channels`` needs. It also provides the cluster,
+            the party and the settings.
+        cluster: the cluster, if you pass no endpoint; for ``brpc`` and ``mem``.
+        party: the name of this party, if you pass no endpoint.
+        mode: ``channels``, ``brpc`` or ``mem``; None means ``REDISLINK_LINK_MODE``, or else the
+            device's ``use_redis_channel``. All members must use the same mode.
+        settings: this party's settings, if you pass no endpoint; None reads the environment and
+            ``.env``.
 
     Raises:
-        ConfigError: no such device, this party is no member, or no brpc address.
+        ConfigError: there is no such device, this party is not a member, or a member has no brpc
+            address.
         LinkError: the link cannot be made in this mode.
     """
     if endpoint is not None:
@@ -123,7 +128,7 @@ def create_link(
             f"{', '.join(spec.members)} make its link"
         )
     log = PartyLogger(cluster.session, party)
-    if endpoint is None:  # else `connect` has said it
+    if endpoint is None:  # otherwise `connect` has logged it
         for warning in warnings(cluster, device):
             log.warning("%s: %s: %s", party, warning, REMEDY)
     chosen = _choose_mode(mode, settings, spec, log)
@@ -173,7 +178,7 @@ def runtime_config(device: DeviceSpec) -> Any:
     """
     given = device.config.runtime.model_dump(exclude_none=True)
     config = libspu.RuntimeConfig()
-    # Not by attributes: of these two spu's Python cannot set all that its C++ reads.
+    # As JSON: spu's Python attributes cannot set all fields of these two that its C++ reads.
     nested = {name: given.pop(name) for name in _NESTED if name in given}
     content = {name: _plain(getattr(config, name)) for name in _fields(config)} | {
         "protocol": device.config.protocol,
@@ -183,13 +188,13 @@ def runtime_config(device: DeviceSpec) -> Any:
     for name, value in given.items():
         if name not in content:
             raise ConfigError(
-                f"config.runtime: the installed spu has no field {name}: take it out, or install "
+                f"config.runtime: the installed spu has no field {name}: remove it, or install "
                 "another spu"
             )
         content[name] = value
     if not config.ParseFromJsonString(json.dumps(content | nested)):
         raise ConfigError(
-            f"config.runtime: the installed spu refuses {', '.join([*given, *nested])}: take out "
+            f"config.runtime: the installed spu refuses {', '.join([*given, *nested])}: remove "
             "what it does not know, or install another spu"
         )
     return config
@@ -199,7 +204,7 @@ _NESTED: Final = ("ttp_beaver_config", "cheetah_2pc_config")
 
 
 def _fields(config: Any) -> list[str]:
-    """Fields of a RuntimeConfig that are a number, a text or a choice."""
+    """The fields of a RuntimeConfig that are a number, a text or a choice."""
     fields = (
         name
         for name, member in vars(type(config)).items()
@@ -237,7 +242,7 @@ def _choose_mode(
 
 
 def has_channels() -> bool:
-    """True if the installed spu takes links of our own (0.9 does not)."""
+    """Whether the installed spu accepts custom channels (0.9 does not)."""
     return hasattr(libspu.link, "create_with_channels") and hasattr(libspu.link, "IChannel")
 
 
@@ -261,7 +266,7 @@ def _join_channels(
     rank: int,
     channels: list[Any],
 ) -> Any:
-    # Only here, as the class cannot be made where spu has no IChannel.
+    # Imported here, because the class cannot be defined if spu has no IChannel.
     from redislink.spu.channel import RelayChannel
 
     if endpoint is None:

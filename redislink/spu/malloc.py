@@ -1,8 +1,8 @@
-"""Freed memory is kept for the next large message, instead of going back to the kernel.
+"""Keep freed memory for the next large message, instead of returning it to the kernel.
 
-libspu's binding copies a message twice on its way out and twice on its way in. By its defaults
-glibc's malloc gives the memory of a large copy back at once, so that every page of the next copy
-is a page fault: more time than the copying takes. See mallopt(3); other C libraries are left alone.
+libspu's binding copies a message twice on its way out and twice on its way in. By default glibc's
+malloc returns the memory of a large copy at once, so every page of the next copy is a page fault,
+which takes longer than the copying. See mallopt(3). Other C libraries are left alone.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-_M_TRIM_THRESHOLD: Final = -1  # of glibc's malloc.h, as are these
+_M_TRIM_THRESHOLD: Final = -1  # from glibc's malloc.h, like these
 _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 _MOST_MMAP_THRESHOLD: Final = 32 << 20
-"""The largest that glibc takes; what is larger is always mapped, and given back."""
+"""The largest value that glibc accepts; larger blocks are always mapped, and returned."""
 _PAD: Final = 16 << 20
 _MOST: Final = (1 << 31) - 1
 
 
 def keep_freed_memory(most: int) -> bool:
-    """Have malloc keep freed memory, in this process, from now on.
+    """Make malloc keep freed memory in this process from now on.
 
     Args:
-        most: bytes that may lie free at the end of each of malloc's arenas; 0 changes nothing.
+        most: the most bytes to keep free at the end of each of malloc's arenas; 0 changes nothing.
 
     Returns:
-        False where malloc is not glibc's, or would not.
+        Whether malloc keeps it; False if malloc is not glibc's, or refuses.
     """
     if not most:
         return False

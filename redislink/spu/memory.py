@@ -18,29 +18,32 @@ from redislink.spu.link import SpuLink
 
 
 class MemoryChannel(link.IChannel):  # type: ignore[misc]
-    """The channel of one link to one peer. What is sent is there at once."""
+    """The channel of one link to one peer. A message arrives at once."""
 
     def __init__(self, communicator: Communicator, peer: str) -> None:
-        """Args: communicator: with a namespace for this link alone; whom the channel leads to."""
+        """Args:
+        communicator: a communicator in a namespace of this link only.
+        peer: the name of the other member.
+        """
         super().__init__()
         self._communicator = communicator
         self._peer = peer
         self._recv_timeout_ms = 0
 
     def Send(self, key: str, value: bytes) -> None:
-        """Send."""
+        """Send a message. It arrives at once."""
         self._communicator.send(self._peer, key, value)
 
     SendAsync = SendAsyncThrottled = Send
 
     def Recv(self, key: str) -> bytes:
-        """The message with this key; waits for it."""
+        """Wait for the message with this key, and return it."""
         timeout = self._recv_timeout_ms / 1000 if self._recv_timeout_ms else None
         data: bytes = self._communicator.recv(self._peer, key, timeout)
         return data
 
     def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
-        """Milliseconds that `Recv` waits; 0 takes the communicator's."""
+        """Set how many milliseconds `Recv` waits; 0 means the communicator's timeout."""
         self._recv_timeout_ms = recv_timeout_ms
 
     def GetRecvTimeout(self) -> int:
@@ -48,10 +51,10 @@ class MemoryChannel(link.IChannel):  # type: ignore[misc]
         return self._recv_timeout_ms
 
     def WaitLinkTaskFinish(self) -> None:
-        """All that was sent has arrived."""
+        """Return at once: everything sent has arrived."""
 
     def Abort(self) -> None:
-        """End local waiters."""
+        """End blocked receives."""
         self._communicator.close()
 
     def SetThrottleWindowSize(self, size: int) -> None:
@@ -61,7 +64,7 @@ class MemoryChannel(link.IChannel):  # type: ignore[misc]
         """Kept for yacl's interface: messages are not cut."""
 
     def TestSend(self, timeout: int) -> None:
-        """Say to the peer that this link is being made."""
+        """Tell the peer that this link is being made."""
         self.Send("connect", b"")
 
     def TestRecv(self) -> None:
@@ -70,11 +73,11 @@ class MemoryChannel(link.IChannel):  # type: ignore[misc]
 
 
 def create_memory_link(communicator: Communicator, members: Sequence[str]) -> SpuLink:
-    """This member's end of a link; every member must be calling it.
+    """Make this member's end of a link. Every member must make the same call.
 
     Args:
-        communicator: with a namespace for this link alone, the same at all members.
-        members: names, in rank order; this party is one of them.
+        communicator: a communicator in a namespace of this link only, the same at all members.
+        members: the names of the members, in rank order, including this party.
     """
     desc = libspu.link.Desc()
     for member in members:

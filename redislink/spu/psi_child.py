@@ -1,14 +1,14 @@
-"""libpsi in a process of its own, which may die: the program of that process.
+"""The program of the process in which libpsi runs, and which may die.
 
-libpsi ends the process that it runs in when a channel fails (its C++ unwinder aborts), so it
-does not run in a party's. `redislink.spu.psi_relay` starts this file and carries its messages.
+libpsi ends its process when a channel fails (its C++ unwinder aborts), so it does not run in the
+process of a party. `redislink.spu.psi_relay` starts this file and carries its messages.
 Rules:
-- It has no connection, no key and no id: it gets digests, and gives numbers of rows.
-- No channel ever raises into libpsi. When the parent goes or has had enough, this process ends.
-- It stands in the scratch directory, and names files by their own names only: libpsi hands paths
-  to a shell. When the parent was killed, it removes that directory.
-- Only the standard library at the top: the parent imports the frames from here, and the child
-  neither needs the package nor jax, which ``import spu`` would take a second to load.
+- It has no connection, no keys and no ids: it gets digests and returns row numbers.
+- No channel ever raises into libpsi. When the parent ends or closes the socket, this process ends.
+- Its working directory is the scratch directory, and it uses bare file names, because libpsi hands
+  paths to a shell. If the parent was killed, it removes that directory.
+- The top level imports only the standard library: the parent imports the frames from here, and the
+  child needs neither the package nor jax, which ``import spu`` would take a second to load.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ _INPUT, _OUTPUT = "./input.csv", "./output.csv"
 
 
 class PsiFrameKind(enum.IntEnum):
-    """What a frame between parent and child is."""
+    """The kinds of frame between parent and child."""
 
     START = 1
-    """To the child: the digests, one after the other."""
+    """To the child: the digests, concatenated."""
     SEND = 2
     """From the child: a message for the peer; no reply."""
     SEND_THROTTLED = 3
-    """The same; the reply comes once the peer has few enough left to take."""
+    """The same; the reply comes once the peer has few enough left to receive."""
     RECV = 4
-    """From the child: which message it waits for, and for how many ms; 0: as the parent has it."""
+    """From the child: the message to wait for, and for how many ms; 0: the parent's timeout."""
     WINDOW = 5
-    """From the child: how many throttled messages the peer may leave untaken; 0: any number."""
+    """From the child: how many throttled messages the peer may leave; 0: any number."""
     REPLY = 6
-    """To the child: what it waits for."""
+    """To the child: the reply that it waits for."""
     FOUND = 7
-    """From the child: the numbers of rows in common, 8 bytes each. The last frame."""
+    """From the child: the numbers of the common rows, 8 bytes each. The last frame."""
     FAILED = 8
-    """From the child: what libpsi said. The last frame."""
+    """From the child: libpsi's error. The last frame."""
 
 
 def write_frame(
     sock: socket.socket, kind: PsiFrameKind, number: int = 0, key: bytes = b"", body: Any = b""
 ) -> None:
-    """Write one frame; from one thread at a time.
+    """Write one frame. Call it from one thread at a time.
 
     Raises:
         OSError: the other side is gone.
@@ -96,7 +96,7 @@ def _read(sock: socket.socket, size: int) -> bytearray:
 
 
 class _Parent:
-    """The line to the parent. What fails here ends the process: see the rules above."""
+    """The socket to the parent. A failure here ends the process: see the rules above."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -115,7 +115,7 @@ class _Parent:
         return body
 
     def tell(self, kind: PsiFrameKind, number: int = 0, key: bytes = b"", body: Any = b"") -> None:
-        """Write a frame that has no reply."""
+        """Write a frame without a reply."""
         try:
             with self._lock:
                 write_frame(self._sock, kind, number, key, body)
@@ -123,7 +123,7 @@ class _Parent:
             self._leave()
 
     def ask(self, kind: PsiFrameKind, key: bytes, body: Any = b"") -> bytes:
-        """Write a frame, and wait for its reply."""
+        """Write a frame and wait for its reply."""
         with self._replied:
             self._number += 1
             number = self._number
@@ -143,7 +143,7 @@ class _Parent:
             self._leave()
 
     def _leave(self) -> NoReturn:
-        """End here and now; the parent is gone, so nobody else removes the directory."""
+        """End the process. The parent is gone, so remove the directory here."""
         for _ in range(_ATTEMPTS):
             shutil.rmtree(self._directory, ignore_errors=True)
             if not self._directory.exists():
@@ -152,7 +152,7 @@ class _Parent:
 
 
 def _load_spu(directory: str) -> tuple[Any, Any]:
-    """``spu.libspu`` and ``spu.psi``, without what ``import spu`` imports besides."""
+    """``spu.libspu`` and ``spu.psi``, without the other imports of ``import spu``."""
     package = types.ModuleType("spu")
     package.__path__ = [directory]
     sys.modules["spu"] = package
@@ -163,7 +163,7 @@ def _load_spu(directory: str) -> tuple[Any, Any]:
 
 def _make_context(libspu: Any, parent: _Parent, rank: int) -> tuple[Any, list[Any]]:
     class Channel(libspu.link.IChannel):  # type: ignore[misc]
-        """To the peer, by way of the parent. The parties have met: nothing is tested here."""
+        """The channel to the peer, through the parent. The parties have met: no tests."""
 
         recv_timeout_ms = 0
 
@@ -190,7 +190,7 @@ def _make_context(libspu: Any, parent: _Parent, rank: int) -> tuple[Any, list[An
             parent.tell(PsiFrameKind.WINDOW, size)
 
         def WaitLinkTaskFinish(self) -> None:
-            """The parent stays until the peer has everything."""
+            """Return at once: the parent stays until the peer has everything."""
 
         def Abort(self) -> None: ...
 
@@ -224,10 +224,10 @@ def main(descriptor: int, rank: int, protocol: str, spu_directory: str) -> None:
     """Intersect with the peer's child.
 
     Args:
-        descriptor: a socket whose other end the parent has.
-        rank: 0 or 1.
+        descriptor: a socket whose other end the parent holds.
+        rank: this party's rank among the two, 0 or 1.
         protocol: KKRT, RR22 or ECDH.
-        spu_directory: where the parent has the package spu from.
+        spu_directory: the directory of the parent's package spu.
     """
     os.set_inheritable(descriptor, False)
     parent = _Parent(socket.socket(fileno=descriptor))
@@ -255,7 +255,7 @@ def main(descriptor: int, rank: int, protocol: str, spu_directory: str) -> None:
             PsiFrameKind.FAILED, body=f"{type(error).__name__}: {error}".encode(errors="replace")
         )
     sys.stdout.flush()
-    os._exit(0)  # without libpsi's own clearing up: the parent removes the directory
+    os._exit(0)  # skips libpsi's own cleanup: the parent removes the directory
 
 
 if __name__ == "__main__":

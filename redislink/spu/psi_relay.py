@@ -1,11 +1,11 @@
-"""The parent's side of libpsi in a process of its own (`redislink.spu.psi_child`).
+"""The parent's side of libpsi, which runs in its own process (`redislink.spu.psi_child`).
 
 Rules:
-- What the child sends goes through a communicator, under the key that libpsi gave it; what it
-  waits for is received when it asks. So no more is kept here than libpsi would keep.
-- The child may die at any time and of any cause. Here that is an error, and never more.
-- Whatever ends the session ends the wait: one receive is out for as long as the child lives.
-- Nothing outlives the call: no process, no thread, no file.
+- The child's messages go through a communicator, under the key that libpsi gave them; a message
+  for the child is received when the child asks for it. So no more is held here than in libpsi.
+- The child may die at any time and for any reason. Here that is an error and nothing more.
+- Whatever ends the session ends the wait: a receive is pending for as long as the child lives.
+- No process, thread or file outlives the call.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from redislink.text import one_line
 
 LOGGER: Final = "redislink.libpsi"
 _MESSAGES, _END = "messages", "end"
-"""Namespace of libpsi's messages, and the tag with which a party says that it is done."""
+"""The namespace of libpsi's messages, and the tag of a party's message that it is done."""
 THREADS: Final = "redislink-psi"
-"""How the names of its threads begin."""
+"""How the names of the threads begin."""
 _MOST_THREADS: Final = 64
-"""More than libpsi has receives out at a time, which are two or three."""
+"""More than the two or three receives that libpsi has pending at a time."""
 _LOOK: Final = 0.05
-"""Seconds between looks at a full window, as messages may be taken out of turn."""
+"""Seconds between looks at a full window, because the peer may receive in any order."""
 _PATIENCE: Final = 1.0
-"""Seconds to wait for the last lines of a child that is dead."""
+"""Seconds to wait for the last lines of a dead child."""
 _MOST_OF_A_LINE: Final = 500
 _LEVELS: Final = {
     "[warning]": logging.INFO,
@@ -55,7 +55,7 @@ _LEVELS: Final = {
     "terminate called": logging.WARNING,
     "what():": logging.WARNING,
 }
-"""What libpsi's lines are for a user, by what stands in them; else `logging.DEBUG`."""
+"""Log levels for libpsi's lines, by a text in them; otherwise `logging.DEBUG`."""
 
 
 class PsiRelay:
@@ -63,8 +63,8 @@ class PsiRelay:
 
     def __init__(self, communicator: Communicator, peer: str) -> None:
         """Args:
-        communicator: with a namespace for this intersection alone, the same at both.
-        peer: the other party.
+        communicator: a communicator in a namespace of this intersection only, the same at both.
+        peer: the name of the other party.
         """
         self._communicator = communicator
         self._messages = communicator.sub(_MESSAGES)
@@ -79,33 +79,33 @@ class PsiRelay:
         self._found: list[int] = []
         self._error: BaseException | None = None
         self._ended = threading.Event()
-        """The child has a result, or something has gone wrong."""
+        """Set once the child has a result, or something went wrong."""
         self._peer_ended = threading.Event()
         self._log_ended = threading.Event()
         self._last_line = ""
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """Libpsi's process ends with this line, which a forked process must not keep open."""
+        """Close the socket: libpsi's process lives for as long as anybody holds it open."""
         for line in (self._line, self._childs_end):
             let_go(line.fileno())
 
     def run(self, rank: int, protocol: str, digests: bytes) -> list[int]:
-        """Intersect; the peer is doing the same.
+        """Intersect with the peer, which makes the same call.
 
         Args:
-            rank: of this party among the two, 0 or 1.
+            rank: this party's rank among the two, 0 or 1.
             protocol: KKRT, RR22 or ECDH.
-            digests: of the keys, `psi_child.DIGEST_BYTES` each, none twice and one at least.
+            digests: one or more different digests of keys, `psi_child.DIGEST_BYTES` each.
 
         Returns:
-            Which of them the peer has too: their places, from 0, in any order. Both parties
-            have a result when either returns.
+            The positions, from 0, of those that the peer also has, in any order. When either party
+            returns, both have a result.
 
         Raises:
-            IntersectionFailed: libpsi failed here, or its process was ended or could not be
+            IntersectionFailed: libpsi failed here, or its process was killed or could not be
                 started.
-            PeerError, BrokerError, EndpointClosed: as a receive.
+            PeerError, BrokerError, EndpointClosed: as for a receive.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._line.close)
@@ -128,7 +128,7 @@ class PsiRelay:
     # -- threads -----------------------------------------------------------------------------
 
     def _do(self, work: Callable[..., None], *arguments: object) -> None:
-        """In the pool: the first exception of any of its threads ends the wait."""
+        """Run work in the pool. The first exception in any of its threads ends the wait."""
         try:
             work(*arguments)
         except BaseException as error:  # noqa: BLE001 - raised by run()
@@ -137,7 +137,7 @@ class PsiRelay:
             self._ended.set()
 
     def _watch_peer(self) -> None:
-        """Wait for the peer's end; what ends the session shows here, whatever the child does."""
+        """Wait until the peer is done. The end of the session shows here in any case."""
         try:
             while True:
                 try:
@@ -205,7 +205,7 @@ class PsiRelay:
         self._write(PsiFrameKind.REPLY, number)
 
     def _write(self, kind: PsiFrameKind, number: int, body: bytes = b"") -> None:
-        with contextlib.suppress(OSError), self._write_lock:  # that it is dead, _serve sees
+        with contextlib.suppress(OSError), self._write_lock:  # _serve sees that it is dead
             write_frame(self._line, kind, number, b"", body)
 
     # -- the child ---------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class PsiRelay:
     def _start(
         self, stack: contextlib.ExitStack, rank: int, protocol: str
     ) -> subprocess.Popen[bytes]:
-        """The child, in a directory of its own; both go where ``stack`` is left."""
+        """Start the child in its own directory; ``stack`` ends and removes both."""
         try:
             with self._childs_end:
                 child = self._spawn(stack.enter_context(scratch()), rank, protocol)
@@ -238,7 +238,7 @@ class PsiRelay:
             stderr=subprocess.STDOUT,
             pass_fds=(descriptor, made.descriptor),
             umask=0o077,
-            # Ctrl-C at the terminal is for the party; and what libpsi starts ends with it.
+            # Ctrl-C at the terminal is for the party; and the processes of libpsi end with it.
             process_group=0,
         )
 

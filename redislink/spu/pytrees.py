@@ -1,14 +1,14 @@
-"""Containers of what is put on a device: taken apart at the owner, put together at every party.
+"""Containers put on a device: taken apart at the owner, and put together again at every party.
 
-What travels is a tree of dicts, lists, tuples and None with the numbers of the arrays in their
-places. A namedtuple travels as a tuple: the place and name of its class, then in turn the name of
-each field and what is in it. Nothing else in a tree is a str, but keys.
+The owner sends a tree of dicts, lists, tuples and None, with numbers in the places of the arrays. A
+namedtuple is sent as a tuple: the module and name of its class, then the name and content of each
+field in turn. Apart from that, only keys of a tree are strings.
 
 Rules:
-- What the communicator or JAX would refuse later is refused when it is taken apart, at the owner,
-  before anything is sent.
-- A class that a peer names is looked for in modules that this process has imported already; it
-  has to be a namedtuple with these fields, and none of its code is run.
+- Whatever the communicator or JAX would refuse later is refused at the owner, when it is taken
+  apart, before anything is sent.
+- A class that a peer names is looked up only in modules that this process has already imported. It
+  must be a namedtuple with these fields, and none of its code is run.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from redislink.spu.arrays import Array
 from redislink.values import MAX_CONTAINERS, MAX_DEPTH
 
 _MOST_DEPTH: Final = MAX_DEPTH - 4
-"""A step's message has containers of its own around the tree."""
+"""Less than the communicator's limit: a step's message has containers around the tree."""
 _CONTAINERS_PER_ARRAY: Final = 4
-"""That describe it, or hold its share, in a step's message."""
+"""Containers in a step's message that describe an array, or hold its share."""
 
 
 class Unknown(Exception):
-    """A tree has a namedtuple of which this process has no class. Its text is for the user."""
+    """This process does not have the class of a namedtuple in a tree. The text is for the user."""
 
 
 def take_apart(value: Any, hold: Callable[[Any, str], Array]) -> tuple[Any, list[Array]]:
-    """The tree of a pytree, and its arrays.
+    """Take a pytree apart, into its tree and its arrays.
 
     Args:
         value: arrays in dicts, lists, tuples and namedtuples.
-        hold: makes a leaf an array, or refuses it; gets the leaf and its place, such as
+        hold: converts a leaf to an array, or refuses it. It gets the leaf and its place, such as
             ``['age'][0]``.
 
     Raises:
-        UsageError: a container cannot travel, or would be no pytree of JAX.
+        UsageError: a container cannot be sent, or is not a pytree of JAX.
     """
     apart = _Apart(hold)
     tree = apart.take(value, "", 1)
@@ -78,7 +78,7 @@ class _Apart:
             return None
         if isinstance(value, dict | list | tuple | set | frozenset):
             raise UsageError(
-                f"value{place} is a {type(value).__name__}, which does not arrive as one: give a "
+                f"value{place} is a {type(value).__name__}, which would not arrive as one: pass a "
                 "dict, a list, a tuple or a namedtuple"
             )
         self.arrays.append(self._hold(value, place))
@@ -88,8 +88,8 @@ class _Apart:
     def _enter(self, place: str, depth: int) -> None:
         if depth > _MOST_DEPTH:
             raise UsageError(
-                f"value{place:.60}… is nested deeper than {_MOST_DEPTH}, or holds itself: flatten "
-                "it, or take the circle out"
+                f"value{place:.60}… is nested deeper than {_MOST_DEPTH}, or contains itself: "
+                "flatten it, or remove the cycle"
             )
         self._containers += 1
         self._check_size()
@@ -99,13 +99,13 @@ class _Apart:
         if used > MAX_CONTAINERS:
             raise UsageError(
                 f"value has {len(self.arrays)} arrays in {self._containers} containers so far, "
-                "more than one call takes: a list of numbers is an array for each, so make it one "
-                "with numpy.asarray"
+                "more than one call can take: each number in a list is an array, so make the list "
+                "one array with numpy.asarray"
             )
 
 
 def is_namedtuple(cls: type) -> bool:
-    """True for what ``collections.namedtuple`` and ``typing.NamedTuple`` make."""
+    """Whether ``collections.namedtuple`` or ``typing.NamedTuple`` made this class."""
     if not issubclass(cls, tuple):
         return False
     fields = getattr(cls, "_fields", None)
@@ -123,10 +123,9 @@ def _name_of(cls: type, place: str) -> str:
 
 
 def _find(name: str) -> type | None:
-    """The class that an imported module has by this name; None if there is no such class.
+    """The class with this name in an imported module; None if there is no such class.
 
-    Never by getattr, which may run code of the module, and not in a module that loads itself when
-    it is looked at.
+    Does not use getattr, which may run the module's code, and skips modules that load lazily.
     """
     module_name, _, path = name.partition(":")
     module = sys.modules.get(module_name)
@@ -166,9 +165,10 @@ def _is_utf8(text: str) -> bool:
 
 
 def count_leaves_untrusted(tree: Any) -> int:
-    """Leaves of what `take_apart` gave, by a peer; -1 if it is not such a tree.
+    """The number of leaves of a tree that a peer's `take_apart` made; -1 if it is not a tree.
 
-    ``tree`` is a decoded value, so its depth is bounded.
+    Args:
+        tree: a decoded value, so its depth is bounded.
     """
     found: list[Any] = []
 
@@ -191,10 +191,10 @@ def count_leaves_untrusted(tree: Any) -> int:
 
 
 def fill(tree: Any, leaves: Sequence[Any]) -> Any:
-    """The pytree with these leaves.
+    """Make the pytree with these leaves from its tree.
 
     Raises:
-        Unknown: it has a namedtuple that this process does not have.
+        Unknown: this process does not have the class of a namedtuple.
     """
     if tree is None:
         return None

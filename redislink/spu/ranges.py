@@ -1,15 +1,15 @@
-"""What the shares of a device can hold, and the refusal of what they cannot.
+"""Checks that the shares of a device can hold a value.
 
-SPU takes whatever it is given, without a word: NaN as 0, infinity and what is too large as the
-largest number that it has; and it compares whole numbers of the ring's full width wrongly. So all
-that comes in is looked at before it is shared. Results cannot be looked at.
+SPU silently accepts anything: it turns NaN into 0, and infinity and numbers that are too large into
+its largest number; and it compares whole numbers of the ring's full width wrongly. So values are
+checked before they are shared. Results cannot be checked.
 
 With k bits in the ring and f fraction bits:
 
-- a fraction x is held as x * 2**f, cut towards zero to a whole number, which has to be from
-  -2**(k-2) to 2**(k-2): comparing takes the sign of a difference, and that must fit;
-- the same bounds hold for whole numbers, if they are to be compared; and a type of more than k
-  bits is refused by SPU.
+- a fraction x becomes x * 2**f, truncated to a whole number, which must be from -2**(k-2) to
+  2**(k-2): a comparison takes the sign of a difference, which must fit;
+- the same bounds hold for whole numbers that are compared; and SPU refuses types of more than k
+  bits.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _INFINITE: Final = "infinite"
 _OUTSIDE: Final = "out of range"
 _REMEDIES: Final = {
     _NAN: "shares have no NaN: fill in a number (numpy.nan_to_num), or leave those rows out",
-    _INFINITE: "shares have no infinity: put a large number there (numpy.clip)",
-    _OUTSIDE: "divide by a scale that all parties know, or take a larger field or fewer "
+    _INFINITE: "shares have no infinity: replace it by a large number (numpy.clip)",
+    _OUTSIDE: "divide by a scale that all parties know, or use a larger field or fewer "
     "fxp_fraction_bits",
 }
 _WHOLE: Final = (
-    "beyond, comparing, sorting and dividing go wrong: take a larger field, or pass wrap_ok=True "
-    "if they are only added, multiplied and compared for being equal"
+    "beyond, comparing, sorting and dividing go wrong: use a larger field, or pass wrap_ok=True "
+    "if you only add, multiply and test them for equality"
 )
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What a device can hold.
+    """The range of values that a device can hold.
 
     Attributes:
-        device: what to call it in errors: name, protocol, field and fraction bits.
-        ring_bits: bits of the ring, k.
-        fraction_bits: bits behind the point, f.
+        device: the device in errors: its name, protocol, field and fraction bits.
+        ring_bits: k, the bits of the ring.
+        fraction_bits: f, the bits after the binary point.
     """
 
     device: str
@@ -56,10 +56,15 @@ class Ranges:
 
     @classmethod
     def of(cls, name: str, config: Any, io: Any) -> Ranges:
-        """Of the device with this ``libspu.RuntimeConfig`` and ``spu.Io``.
+        """The ranges of a device.
 
-        SPU is asked for the least number that it has, which depends on the fraction bits: what it
-        takes for a field where the configuration names none is its own affair.
+        SPU chooses the fraction bits if the configuration does not name them; its smallest number
+        shows how many it chose.
+
+        Args:
+            name: the name of the device.
+            config: its ``libspu.RuntimeConfig``.
+            io: an ``spu.Io`` with that configuration.
         """
         ring_bits = int(config.field.name.removeprefix("FM"))
         shares = io.make_shares(np.array(-np.inf), libspu.Visibility.VIS_PUBLIC)
@@ -70,25 +75,25 @@ class Ranges:
 
     @property
     def fraction_limit(self) -> float:
-        """L: fractions are from -L to less than L."""
+        """L: fractions x must satisfy -L <= x < L."""
         return math.ldexp(1.0, self.ring_bits - 2 - self.fraction_bits)
 
     @property
     def whole_limit(self) -> int:
-        """L: whole numbers that can be compared are from -L to less than L."""
+        """L: whole numbers n can be compared if -L <= n < L."""
         return 1 << (self.ring_bits - 2)
 
     def check(self, array: Array, columns: Sequence[object] = (), wrap_ok: bool = False) -> None:
-        """Refuse what the device cannot hold.
+        """Refuse an array that the device cannot hold.
 
         Args:
-            array: as `as_array` gives it.
-            columns: names of the columns, if the last of two axes has names.
-            wrap_ok: whole numbers may be of the ring's full width.
+            array: an array that `as_array` returned.
+            columns: the names of the columns, if the array is a table with names.
+            wrap_ok: whether whole numbers may use the ring's full width.
 
         Raises:
-            UsageError: how many values cannot be held, where the first is, and what to do; no
-                value is in the text.
+            UsageError: values cannot be held; the message says how many, where the first is, and
+                what to do, but quotes no value.
         """
         if array.dtype.kind == "f":
             self._check_fractions(array, columns)
@@ -97,7 +102,7 @@ class Ranges:
 
     def _check_fractions(self, array: Array, columns: Sequence[object]) -> None:
         limit = self.fraction_limit
-        # Of float16, the limit itself may be infinite. Where there is a NaN, it is the least.
+        # In float16 the limit itself may be infinite. If there is a NaN, it is the minimum.
         if not array.size or (float(array.min()) >= -limit and float(array.max()) < limit):
             return
         wide = array.astype(np.float64)
@@ -120,7 +125,7 @@ class Ranges:
             narrow = f"{'u' * (array.dtype.kind == 'u')}int{self.ring_bits}"
             raise UsageError(
                 f"is {short(array)}, and {self.device} has whole numbers of {self.ring_bits} bits: "
-                f"give {narrow}, as with .astype(numpy.{narrow}), or take a larger field"
+                f"convert it with .astype(numpy.{narrow}), or use a larger field"
             )
         limit = self.whole_limit
         info = np.iinfo(array.dtype)

@@ -1,12 +1,12 @@
-"""Functions of JAX that SPU computes otherwise than JAX, rewritten before it compiles them.
+"""Rewrites JAX functions that SPU computes differently from JAX, before SPU compiles them.
 
-- ``lax.top_k`` comes from SPU in any order: what it gives is sorted.
-- The largest and least of whole numbers of the ring's full width start from the least and largest
-  of their type, which the ring cannot compare (`redislink.spu.ranges`): ``jnp.max`` of int64 would
-  be -2**63 on FM64. They start from the bounds of what can be compared instead.
-- JAX's random numbers rely on 32-bit integers that wrap, and in SPU's rings they do not: the
-  numbers would be neither JAX's nor uniform. What is drawn from a key that all parties know is
-  drawn while the function is traced, and compiled in; from another key nothing can be drawn.
+- SPU returns the results of ``lax.top_k`` in any order, so they are sorted.
+- The maximum and minimum of whole numbers of the ring's full width start from the smallest and
+  largest number of their type, which the ring cannot compare (`redislink.spu.ranges`): on FM64,
+  ``jnp.max`` of int64 would be -2**63. They start instead from the bounds of comparable numbers.
+- JAX's random numbers need 32-bit integers that wrap around, which those in SPU's rings do not: the
+  numbers would be neither JAX's nor uniform. Numbers from a key that all parties know are drawn
+  while the function is traced, and compiled in; other keys cannot be drawn from.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _INLINED: Final = frozenset({"jit", "pjit", "closed_call", "core_call", "remat",
 
 
 def rewrite(traced: Any, out_tree: Any, ring_bits: int) -> Callable[..., Any] | None:
-    """A function with what SPU gets wrong put right; None if there is nothing of the kind.
+    """The function with every operation replaced that SPU gets wrong; None if there is none.
 
     Args:
-        traced: what ``jax.make_jaxpr`` gave.
-        out_tree: containers of the results.
-        ring_bits: of the field.
+        traced: the result of ``jax.make_jaxpr``.
+        out_tree: the containers of the results.
+        ring_bits: the bits of the device's ring.
 
     Raises:
-        UsageError: by the function, where it is traced: it draws random numbers from a key that
-            is not known.
+        UsageError: the function draws random numbers from a key that is not public. The returned
+            function raises this when it is traced.
     """
     rewriting = _Rewriting(ring_bits)
     if not _has(traced.jaxpr, rewriting.is_wrong):
@@ -61,13 +61,13 @@ def rewrite(traced: Any, out_tree: Any, ring_bits: int) -> Callable[..., Any] | 
 
 
 class _Rewriting:
-    """Evaluates traced functions, with other operations in the places of some."""
+    """Evaluates traced functions, and replaces some of their operations."""
 
     def __init__(self, ring_bits: int) -> None:
         self._ring_bits = ring_bits
 
     def is_wrong(self, equation: Any) -> bool:
-        """True for an operation that SPU computes otherwise than JAX."""
+        """Whether SPU computes an operation differently from JAX."""
         name = equation.primitive.name
         if name in _EXTREMES:
             dtype = equation.invars[0].aval.dtype
@@ -94,8 +94,8 @@ class _Rewriting:
             raise UsageError(
                 "it draws random numbers in a loop, or from a key that is an argument, or from "
                 "none, and SPU would give numbers that are neither JAX's nor uniform: close over "
-                "the key and draw outside of the loop, or draw before and give the numbers as an "
-                "argument"
+                "the key and draw outside the loop, or draw before the call and pass the numbers "
+                "as an argument"
             )
         if name in _EXTREMES and self.is_wrong(equation):
             return self._extreme(name, given[0], equation.params)
@@ -134,7 +134,7 @@ class _Rewriting:
         return [found]
 
     def _rewritten(self, value: Any) -> Any:
-        """A parameter of an equation, with the functions in it rewritten."""
+        """A parameter of an equation, with its functions rewritten."""
         match value:
             case jax.extend.core.ClosedJaxpr():
                 shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in value.in_avals]
@@ -156,14 +156,14 @@ def _bind(equation: Any, given: list[Any], params: dict[str, Any]) -> list[Any]:
 
 
 def _in_order(values: Any, places: Any) -> list[Any]:
-    """The largest first, as ``lax.top_k`` has them."""
+    """Sort the largest first, as ``lax.top_k`` does."""
     axis = values.ndim - 1
     values, places = lax.sort((values, places), dimension=axis, num_keys=1)
     return [lax.rev(values, (axis,)), lax.rev(places, (axis,))]
 
 
 def _needed_to_draw(jaxpr: Any) -> list[bool]:
-    """For each equation whether random numbers come from it, or from what it gives."""
+    """For each equation, whether random numbers are drawn in it or from its results."""
     needed: set[Any] = set()
     found = []
     for equation in reversed(jaxpr.eqns):
@@ -179,7 +179,7 @@ def _draws(equation: Any) -> bool:
 
 
 def _has(jaxpr: Any, is_meant: Callable[[Any], bool]) -> bool:
-    """True if there is such an equation, also in functions within."""
+    """Whether there is such an equation, also in inner functions."""
     return any(
         is_meant(equation) or any(_has(f.jaxpr, is_meant) for f in _functions(equation))
         for equation in jaxpr.eqns

@@ -1,11 +1,11 @@
-"""Directories for what libpsi writes, that only this user can read and that always go away.
+"""Directories for libpsi's files, which only this user can read and which always go away.
 
 Rules:
 - A directory is made with mode 0700, below the system's temporary directory, and locked for as
   long as a process uses it. The lock (`flock`) ends with the last process that holds it, however
   that ends.
-- A directory that nobody holds is a dead run's. Each start removes those of this user.
-- A process that is forked meanwhile neither holds its parent's directory nor removes it.
+- A directory that no process holds belongs to a dead run. Each start removes those of this user.
+- A forked process neither holds its parent's directory nor removes it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Scratch:
     """A directory of this process.
 
     Attributes:
-        path: where it is.
-        descriptor: of the directory, with the lock; a child that inherits it shares the lock.
+        path: the directory.
+        descriptor: the open directory, which holds the lock; a child that inherits it shares the
+            lock.
     """
 
     path: Path
@@ -47,16 +48,16 @@ class Scratch:
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """The lock would outlive the parent, and with it what is in the directory."""
+        """Let go of the lock, which would otherwise outlive the parent, with the files."""
         let_go(self.descriptor)
 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Scratch]:
-    """A new directory, gone after the block; directories that dead runs left go first.
+    """Make a directory for the duration of the block, after removing those of dead runs.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the directory cannot be made.
     """
     remove_abandoned()
     made, maker = _make(), os.getpid()
@@ -77,7 +78,7 @@ def remove_abandoned() -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory with all in it, also while something still writes there."""
+    """Remove a directory and its contents, even while something still writes there."""
     for _ in range(_ATTEMPTS):
         shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
@@ -88,7 +89,7 @@ def remove(path: Path) -> None:
 def _make() -> Scratch:
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX))
-        # Before the lock, another start may take it for abandoned.
+        # Until it is locked, another start may think that it is abandoned.
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -99,7 +100,7 @@ def _make() -> Scratch:
         except BlockingIOError:
             taken = True
         except OSError:
-            pass  # a file system without locks: nobody can take it either
+            pass  # the file system has no locks, so nobody else can take it either
         if not taken and path.exists():
             return Scratch(path, descriptor)
         os.close(descriptor)
@@ -119,11 +120,11 @@ def _remove_if_abandoned(path: Path) -> None:
 
 @contextlib.contextmanager
 def private_scratch() -> Iterator[None]:
-    """Give libpsi a directory that only this user can read, for programs that call it themselves.
+    """Give libpsi a directory that only this user can read, in programs that call it themselves.
 
-    `redislink.Session.psi` does not need it. ``spu.psi`` writes keys in clear to files under
-    ``TMPDIR``, readable for everybody on the machine, and removes them at exit. Changes the
-    environment of the whole process, so it belongs around a program and not around a call.
+    `redislink.Session.psi` does not need it. ``spu.psi`` writes the keys in the clear to files
+    under ``TMPDIR``, which everybody on the machine can read, and removes them at exit. This
+    changes the environment of the whole process, so put it around a program, not around a call.
     """
     before = os.environ.get("TMPDIR")
     with scratch() as made:

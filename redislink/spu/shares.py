@@ -1,6 +1,6 @@
-"""Shares as peers send them: looked at before SPU sees them.
+"""Checks of the shares that peers send, before SPU sees them.
 
-Rule: what ends in ``_untrusted`` gives None for whatever is not what this step sends.
+Rule: functions named ``*_untrusted`` return None for anything that this step does not send.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from redislink.spu.arrays import DATA_TYPES, MOST_DIMENSIONS
 _MOST_SIZE: Final = 1 << 40
 
 Shape = tuple[tuple[int, ...], np.dtype[Any]]
-"""Of an array: shape and dtype."""
+"""The shape and dtype of an array."""
 ShareKind = tuple[str, Any, Any]
-"""Storage type, visibility and data type of a share, by which SPU interprets its bytes."""
+"""The storage type, visibility and data type that tell SPU how to read a share's bytes."""
 
 _FRACTIONS: Final = frozenset(t for name, t in DATA_TYPES.items() if name.startswith("float"))
 
 
 def kind_of(meta: bytes) -> ShareKind:
-    """By what SPU will interpret a share with this meta data."""
+    """The kind that SPU will read from this metadata of a share."""
     parsed = libspu.ValueMeta()
     parsed.ParseFromString(meta)
     return str(parsed.storage_type), parsed.visibility, parsed.data_type
 
 
 def are_whole(chunks: Sequence[bytes]) -> bool:
-    """True if chunks follow on each other and hold what they say.
+    """Whether the chunks are consecutive and each has the size that it states.
 
-    SPU copies a chunk's content without looking at its length: one that is too long would
+    SPU copies the content of a chunk without checking its length: one that is too long would
     overwrite memory.
     """
     end, total = 0, None
@@ -49,7 +49,7 @@ def are_whole(chunks: Sequence[bytes]) -> bool:
 
 
 def shape_untrusted(entry: Any) -> Shape | None:
-    """Shape and dtype of an array that a peer puts on a device."""
+    """The shape and dtype of an array that a peer puts on a device."""
     match entry:
         case [list(dims), str(name)] if name in DATA_TYPES and len(dims) <= MOST_DIMENSIONS:
             size = 1
@@ -63,10 +63,15 @@ def shape_untrusted(entry: Any) -> Shape | None:
 
 
 def share_untrusted(packed: Any, expected: Shape, kind: ShareKind | None) -> libspu.Share | None:
-    """A peer's share of an array of this shape and, if it is known, this kind.
+    """A peer's share of an array.
 
-    SPU's data type may be another than JAX's: the indices of ``lax.top_k`` are 64 bits wide. But
-    a fraction stays a fraction, and a whole number a whole number.
+    SPU's data type may differ from JAX's: the indices of ``lax.top_k`` are 64 bits wide. But a
+    fraction stays a fraction, and a whole number a whole number.
+
+    Args:
+        packed: the message.
+        expected: the shape and dtype that the share must have.
+        kind: the kind that it must have; None if that is not known.
     """
     shape, dtype = expected
     match packed:

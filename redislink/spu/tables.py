@@ -1,10 +1,10 @@
-"""A party's table, of whatever kind, as plain columns by position.
+"""Reads a party's table, of any kind, as plain columns by position.
 
 Rules:
-- Labels (the index of a pandas Series) never choose a row: a column becomes an array or a list
-  first, and only positions count from then on.
-- No table library is imported: kinds are known by their methods.
-- What cannot be meant is a ValueError that says where and what to do; it quotes no value.
+- Labels (the index of a pandas Series) never choose a row: a column first becomes an array or a
+  list, and then only positions count.
+- No table library is imported: the kind of a table is known by its methods.
+- A wrong table is a ValueError that says where and what to do; it quotes no value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Column = list[Any] | NDArray[Any]
 Table = dict[Any, Column]
 _ACCEPTED: Final = (
     "a dict of columns, a DataFrame, a pyarrow Table, a structured array, the path of a CSV file, "
-    "or a function that gives one of these"
+    "or a function that returns one of these"
 )
 _MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _OTHER_DELIMITERS: Final = {";": "semicolons", "\t": "tabs"}
@@ -40,15 +40,15 @@ def read_table(source: Any) -> Table:
         source: a mapping of column name to values (lists, tuples, arrays, Series); a pandas or
             polars DataFrame; a pyarrow Table; a structured NumPy array; the path of a CSV file
             with a header (all its values are then text); or a function without arguments that
-            gives any of these.
+            returns any of these.
 
     Returns:
-        Columns of one length: a list stays a list, anything else becomes an array; a column of
-        pyarrow or polars with nulls becomes a list with None.
+        Columns of equal length. A list stays a list, and anything else becomes an array, but a
+        column of pyarrow or polars with nulls becomes a list with None.
 
     Raises:
-        ValueError: it is none of these, columns differ in length or are not columns, a name
-            stands twice, or the file is not a CSV file in UTF-8.
+        ValueError: the source is none of these, its columns are not columns or differ in length,
+            a name occurs twice, or the file is not a CSV file in UTF-8.
         OSError: the file cannot be read.
     """
     if callable(source):
@@ -58,7 +58,7 @@ def read_table(source: Any) -> Table:
     named = _named_columns(source)
     twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
     if twice:
-        raise ValueError(f"a column name stands twice in the table: {twice[0]!r:.80}: rename one")
+        raise ValueError(f"two columns of the table are named {twice[0]!r:.80}: rename one")
     table = {name: _plain(name, column) for name, column in named}
     sizes = {name: len(column) for name, column in table.items()}
     if len(set(sizes.values())) > 1:
@@ -68,10 +68,10 @@ def read_table(source: Any) -> Table:
 
 
 def select_columns(table: Table, names: Sequence[Any] | None) -> Table:
-    """Some columns of a table; None takes all.
+    """Some columns of a table; all if ``names`` is None.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a column is missing.
     """
     if names is None:
         return dict(table)
@@ -83,7 +83,7 @@ def select_columns(table: Table, names: Sequence[Any] | None) -> Table:
 
 
 def take_rows(table: Table, rows: Sequence[int]) -> Table:
-    """Some rows, by their positions: an array of an array, a list of a list."""
+    """Some rows by position. Arrays stay arrays, and lists stay lists."""
     return {
         name: column[np.asarray(rows, np.int64)]
         if isinstance(column, np.ndarray)
@@ -103,7 +103,7 @@ def _named_columns(source: Any) -> list[tuple[Any, Any]]:
         return [(name, source.iloc[:, place]) for place, name in enumerate(source.columns)]
     if hasattr(source, "columns") and hasattr(source, "get_column"):  # polars
         return [(name, source.get_column(name)) for name in source.columns]
-    raise ValueError(f"a table is {_ACCEPTED}; not {type(source).__name__}")
+    raise ValueError(f"a table is {_ACCEPTED}, not {type(source).__name__}")
 
 
 def _plain(name: Any, column: Any) -> Column:
@@ -113,12 +113,12 @@ def _plain(name: Any, column: Any) -> Column:
         plain = column
     elif _has_nulls(column):
         plain = column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()
-    elif hasattr(column, "to_pylist"):  # pyarrow: its text would be objects of its own otherwise
+    elif hasattr(column, "to_pylist"):  # pyarrow: otherwise text becomes objects of its own
         plain = column.to_numpy(zero_copy_only=False)
     elif hasattr(column, "to_numpy"):
         plain = column.to_numpy()
         if plain.dtype.kind == "f" and getattr(column.dtype, "kind", "f") in "iu":
-            plain = column.to_numpy(dtype=object)  # pandas: integers, some of them missing
+            plain = column.to_numpy(dtype=object)  # pandas: integers with missing values
     elif isinstance(column, Sequence) and not isinstance(column, str | bytes | bytearray):
         plain = list(column)
     elif not isinstance(column, Mapping) and hasattr(column, "__array__"):
@@ -132,7 +132,7 @@ def _plain(name: Any, column: Any) -> Column:
 
 
 def _has_nulls(column: Any) -> bool:
-    """Of pyarrow and polars, whose arrays would say NaN instead, and turn integers to floats."""
+    """Whether a pyarrow or polars column has nulls, which would make floats and NaN of it."""
     count = getattr(column, "null_count", 0)
     return bool(count() if callable(count) else count)
 
@@ -141,14 +141,14 @@ def _has_nulls(column: Any) -> bool:
 
 
 def read_csv(path: Path) -> Table:
-    """A CSV file with a header, in UTF-8, as spreadsheets write it; every value is text.
+    """Read a CSV file in UTF-8 with a header, such as spreadsheets write. Every value is text.
 
-    A byte order mark is no part of the first name. Blank lines, and lines of nothing but commas,
-    are no rows.
+    A byte order mark does not belong to the first name. Blank lines, and lines of commas only, do
+    not count as rows.
 
     Raises:
-        ValueError: it is not such a file; the message names file and line, and what to do.
-        OSError: it cannot be read.
+        ValueError: the file is not such a file; the message names the line and what to do.
+        OSError: the file cannot be read.
     """
     with open_regular(path) as raw:
         if raw.read(2) in _MARKS:
@@ -176,7 +176,7 @@ def _parse(path: Path, file: TextIO) -> Table:
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{path}: a column name stands twice in the header: {twice[0]!r:.80}: rename one"
+            f"{path}: the header names {twice[0]!r:.80} twice: rename one"
             if twice[0]
             else f"{path}: several columns have no name: name them, or remove them"
         )
@@ -193,12 +193,12 @@ def _parse(path: Path, file: TextIO) -> Table:
 
 
 def _content(path: Path, rows: Any) -> Iterator[list[str]]:
-    """The rows that hold something."""
+    """The rows that are not empty."""
     try:
         for row in rows:
             if any("\0" in field for field in row):
                 raise ValueError(
-                    f"{path}, line {rows.line_num}: holds zero bytes, so it is no text, or in "
+                    f"{path}, line {rows.line_num}: holds zero bytes, so it is not text, or is in "
                     f"UTF-16: {_convert(path, 'UTF-16LE')}"
                 )
             if len(row) == 1 or any(row):

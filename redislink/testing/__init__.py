@@ -1,6 +1,6 @@
-"""For tests of programs that use redislink: a broker that loses, a proxy that breaks lines.
+"""For testing programs that use redislink: a faulty broker, and a proxy that breaks connections.
 
-Fixtures for pytest are in `redislink.testing.fixtures`; nothing here imports pytest.
+The pytest fixtures are in `redislink.testing.fixtures`; nothing here imports pytest.
 """
 
 from redislink.testing.faults import Faults, FaultyBroker

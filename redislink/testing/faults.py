@@ -1,11 +1,11 @@
-"""`FaultyBroker`: a broker that loses, doubles, reorders, delays, cuts, forgets and refuses.
+"""`FaultyBroker`: a broker that drops, duplicates, reorders, delays, cuts, flushes and refuses.
 
 Rules:
-- What happens to the n-th push onto a list (or the n-th element popped from it) depends on the
-  seed, the list and n alone: not on run, session, time or threads. So a seed replays.
-- The server behind it is a real one (or fakeredis) and is never lied to: only what redislink
-  sees and what reaches the server differ.
-- Only lists of redislink are harmed; at most one fault befalls one push or pop.
+- The fault of the n-th push onto a list (or the n-th element popped from it) depends only on the
+  seed, the list and n, not on run, session, time or threads. So a seed can be replayed.
+- The server behind it is real (or fakeredis); faults change only what reaches it and what redislink
+  sees of it.
+- Faults hit only redislink's lists, and at most one hits a push or a pop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from redislink.forking import dies_in_child
 from redislink.protocol import list_names
 
 _REORDER_SECONDS: Final = 0.05
-"""A reordered push goes behind the next push, or after so long when none comes."""
+"""Seconds after which a reordered push goes out if no other push overtakes it."""
 _LONGEST_DELAY: Final = 0.3
 _LONGEST_HOLD_TTL_MS: Final = 60_000
 _POPS: Final = (b"BLPOP", b"LPOP")
@@ -40,16 +40,17 @@ Command = Sequence[bytes | int | str]
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How likely each fault is, per push; each from 0 to 1, together at most 1.
+    """The probability of each fault per push. Each is from 0 to 1, and all together at most 1.
 
     Attributes:
-        drop: the push has no effect, and the broker says that it had.
+        drop: the push has no effect, although the broker says that it had.
         duplicate: the element is appended twice.
-        reorder: the element is appended after the one that is pushed next.
-        delay: it is appended up to 0.3 s later.
-        cut: the connection breaks, before the push has effect or after; this befalls pops too,
-            per element, after the broker gave it away: it is lost then.
-        flush: right after the push, all keys of the session are gone, as after an empty restart.
+        reorder: the element is appended after the next one.
+        delay: the element is appended up to 0.3 s later.
+        cut: the connection breaks before or after the push takes effect. Pops are cut too, per
+            element, after the broker has removed it; the element is then lost.
+        flush: right after the push, all keys of the session are deleted, as by a restart of a
+            server without persistence.
         refuse: the broker says that it is out of memory.
     """
 
@@ -70,17 +71,21 @@ class Faults:
 
     @classmethod
     def all(cls, chance: float) -> Faults:
-        """Every fault, each with the same chance."""
+        """Every fault with the same probability.
+
+        Args:
+            chance: that probability.
+        """
         return cls(**{field.name: chance for field in fields(cls)})
 
     def chances(self) -> dict[str, float]:
-        """Chance by fault, without those that are 0."""
+        """The probabilities above 0, by fault."""
         found = {field.name: float(getattr(self, field.name)) for field in fields(self)}
         return {name: chance for name, chance in found.items() if chance}
 
 
 class FaultyBroker(Broker):
-    """A `Broker` that injects faults; pass it to ``connect(..., broker=...)``.
+    """A `Broker` that injects faults. Pass it to ``connect(..., broker=...)``.
 
     Usage::
 
@@ -88,7 +93,7 @@ class FaultyBroker(Broker):
         with connect(cluster, "alice", settings, broker=broker) as endpoint: ...
         print(broker.injected)
 
-    One may serve several parties at once; then it harms the lists of all of them.
+    One may serve several parties at once; the faults then hit the lists of all of them.
     """
 
     def __init__(
@@ -98,9 +103,9 @@ class FaultyBroker(Broker):
         super().__init__(url, **options)
         self.seed = seed
         self.faults = faults or Faults()
-        """May be changed at any time, for example to stop all faults."""
+        """You may change it at any time, for example to stop all faults."""
         self.history: list[tuple[str, int, str]] = []
-        """Every fault so far: ``push alice>bob:tag``, which push that was, name of the fault."""
+        """Every fault so far: ``push alice>bob:tag``, the number of the push, the fault."""
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._held: list[tuple[float, int, bool, list[Command]]] = []
@@ -110,23 +115,23 @@ class FaultyBroker(Broker):
 
     @property
     def injected(self) -> dict[str, int]:
-        """How often each fault was injected so far."""
+        """How many times each fault was injected so far."""
         with self._lock:
             return dict(Counter(fault for _, _, fault in self.history))
 
     @property
     def may_be_quiet(self) -> bool:
-        """False, as each push is answered for whether it was harmed."""
+        """False, because each push needs a reply that shows whether it was hit."""
         return False
 
     def open(self) -> BrokerConnection:
-        """A new connection that injects faults."""
+        """Open a connection that injects faults."""
         return FaultyConnection(super().open(), self)
 
     # -- for FaultyConnection ----------------------------------------------------------------
 
     def decide(self, verb: str, name: bytes) -> tuple[str | None, random.Random]:
-        """Which fault befalls this push or pop, and the chance that decides its details."""
+        """The fault of this push or pop, and the random numbers for its details."""
         try:
             _, dst, src, _, tag = list_names.parse_list_untrusted(name)
         except FrameError:
@@ -149,7 +154,7 @@ class FaultyBroker(Broker):
         return None, chance
 
     def hold(self, commands: list[Command], fault: str, chance: random.Random) -> None:
-        """Have the commands take effect later."""
+        """Make the commands take effect later."""
         reorder = fault == "reorder"
         seconds = _REORDER_SECONDS if reorder else chance.uniform(0.01, _LONGEST_DELAY)
         with self._lock:
@@ -162,7 +167,7 @@ class FaultyBroker(Broker):
                 self._releaser.start()
 
     def take_overtaken(self) -> list[Command]:
-        """The commands of reordered pushes, which now have been overtaken."""
+        """The commands of reordered pushes that have now been overtaken."""
         with self._lock:
             overtaken = [held for held in self._held if held[2]]
             if overtaken:
@@ -171,12 +176,12 @@ class FaultyBroker(Broker):
         return [command for *_, commands in sorted(overtaken, key=_age) for command in commands]
 
     def flush_session(self, name: bytes) -> None:
-        """Remove all keys of the session that a list belongs to, as an empty restart does."""
+        """Delete all keys of the session to which a list belongs."""
         session = list_names.parse_list_untrusted(name)[0]
         self._on_own_connection([[b"KEYS", f"{list_names.PREFIX}:{{{session}:*"]], then_delete=True)
 
     def die_in_child(self) -> None:
-        """What is held is the parent's to push."""
+        """In the child of a fork: the parent pushes what is held."""
         self._lock = threading.Lock()
         self._held, self._releaser = [], None
 
@@ -205,7 +210,7 @@ class FaultyBroker(Broker):
             finally:
                 connection.close()
         except BrokerError as error:
-            _logger.debug("a held push is lost, as the broker is away: %s", error)
+            _logger.debug("a held push is lost, because the broker is away: %s", error)
 
 
 def _age(held: tuple[float, int, bool, list[Command]]) -> int:
@@ -214,7 +219,7 @@ def _age(held: tuple[float, int, bool, list[Command]]) -> int:
 
 @dataclass(slots=True)
 class _Owed:
-    """What one command's `read` gives: the first of so many real replies, or one made up."""
+    """What `read` returns for one command: the first of some real replies, or a made-up one."""
 
     real_replies: int
     reply: Any = 1
@@ -242,7 +247,7 @@ class FaultyConnection(BrokerConnection):
         self._inner.usable = value
 
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """Write packed commands, but for what befalls them; each owes one `read`."""
+        """Write packed commands, with their faults; each owes one `read`."""
         commands = _unpack(b"".join(pieces))
         out: list[Command] = []
         flushed: bytes | None = None
@@ -287,24 +292,24 @@ class FaultyConnection(BrokerConnection):
         *,
         wait: bool = True,  # noqa: ARG002 - as `BrokerConnection.write_some`
     ) -> Sequence[Buffer]:
-        """As `write`: all of it, as what befalls a command befalls the whole."""
+        """As `write`: always everything, because a fault hits a whole command."""
         self.write(pieces)
         return ()
 
     def be_patient(self, seconds: float) -> None:
-        """Writes are whole, and wait."""
+        """Ignored: writes are whole, and wait."""
 
     def keep_unsent_low(self, low: bool) -> None:
         """As of the connection behind."""
         self._inner.keep_unsent_low(low)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
-        """Until there is something to read."""
+        """Wait until there is something to read."""
         if not writes and not self.readable():
             self._inner.wait_movable(seconds, writes=False)
 
     def read(self, timeout: float, most: Bound = ELEMENT) -> Any:
-        """The next reply: the broker's, or the one that the fault makes."""
+        """The next reply: the broker's, or the one that a fault makes."""
         if not self._owed:
             return self._inner.read(timeout, most)
         owed = self._owed[0]
@@ -313,7 +318,7 @@ class FaultyConnection(BrokerConnection):
         if owed.error is not None:
             raise owed.error
         if owed.popped_from is not None and owed.reply is not None:
-            # BLPOP says from which list, LPOP does not.
+            # BLPOP replies with the name of the list, LPOP does not.
             name = owed.reply[0] if isinstance(owed.reply, list) else owed.popped_from
             if self._broker.decide("pop", name)[0] == "cut":
                 self._cut([], "after a pop")
@@ -329,7 +334,7 @@ class FaultyConnection(BrokerConnection):
         return element_of(self.read(timeout), name)
 
     def read_integers(self) -> int:
-        """None at once: each is read on its own, as faults may befall it."""
+        """None at once: each is read by itself, because faults may hit it."""
         return 0
 
     def read_now(self) -> bool:
@@ -338,11 +343,11 @@ class FaultyConnection(BrokerConnection):
         return True
 
     def wait_readable(self, seconds: float) -> bool:
-        """As `readable`, but waits for so long."""
+        """As `readable`, but waits for up to ``seconds``."""
         return self.readable() or self._inner.wait_readable(seconds)
 
     def readable(self) -> bool:
-        """True if `read` would not wait."""
+        """Whether `read` would return without waiting."""
         owed = self._owed[0] if self._owed else None
         made_up = owed is not None and (owed.settled or not owed.real_replies)
         return made_up or self._inner.readable()
@@ -373,12 +378,12 @@ class FaultyConnection(BrokerConnection):
         owed.settled = True
 
     def _settle(self) -> None:
-        """Wait until all that was sent has had its effect."""
+        """Wait until everything sent has taken effect."""
         for owed in self._owed:
             self._read_real(owed, self._broker.timeout)
 
     def _cut(self, out: list[Command], when: str) -> None:
-        """Break the connection, once what was to be sent has had its effect."""
+        """Break the connection once the commands in ``out`` have taken effect."""
         try:
             if out:
                 self._inner.send(out)
@@ -398,7 +403,7 @@ def _first_key(command: Command) -> bytes:
 
 
 def _expiry(commands: Sequence[Command], place: int, name: bytes) -> Command:
-    """The PEXPIRE that comes with a push, so that a held one does not make a lasting list."""
+    """The PEXPIRE of a push, without which a held push would make a list that never expires."""
     for command in commands[place + 1 :]:
         if command[0] == b"PEXPIRE" and command[1] == name:
             return command
@@ -406,7 +411,7 @@ def _expiry(commands: Sequence[Command], place: int, name: bytes) -> Command:
 
 
 def _unpack(packed: bytes) -> list[Command]:
-    """The commands that `wire.pack` and its like have packed."""
+    """The commands in what `wire.pack` and similar functions packed."""
     commands: list[Command] = []
     place = 0
 

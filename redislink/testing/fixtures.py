@@ -1,13 +1,13 @@
-"""Fixtures for pytest: parties that are connected, and closed after the test.
+"""pytest fixtures: parties that are connected for a test, and closed after it.
 
-Switch them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``:
+Turn them on with ``pytest_plugins = ["redislink.testing.fixtures"]`` in ``conftest.py``:
 
     def test_greeting(relay_pair):
         alice, bob = relay_pair
         alice.send("bob", "greeting", b"hello")
         assert bob.recv("alice", "greeting") == b"hello"
 
-They meet in fakeredis, within the process; `relay_broker` says where else.
+The parties meet in fakeredis, within the process; `relay_broker` can choose another broker.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _SETTINGS: Final = {"connect_timeout": 20.0, "recv_timeout": 20.0, "close_timeou
 
 @pytest.fixture(scope="session")
 def relay_embedded_broker() -> Iterator[EmbeddedBroker]:
-    """One real Valkey server for the whole run; sessions keep tests apart."""
+    """One real Valkey server for the whole run. Sessions keep tests apart."""
     with EmbeddedBroker() as broker:
         yield broker
 
 
 @pytest.fixture
 def relay_broker() -> str:
-    """Where the parties meet: ``fakeredis``, ``embedded``, or the URL of a broker.
+    """The broker of the parties: ``fakeredis``, ``embedded``, or a URL.
 
     Override it in ``conftest.py`` or in a test module; with ``params=["fakeredis",
     "embedded"]``, every test of `relay_pair` and `relay_mesh` runs on both.
@@ -54,11 +54,11 @@ def relay_broker() -> str:
 
 @pytest.fixture
 def relay_mesh(request: pytest.FixtureRequest, relay_broker: str) -> Iterator[RelayMesh]:
-    """``relay_mesh(n)`` gives n connected, sealed endpoints, alice, bob, …, in rank order.
+    """``relay_mesh(n)`` returns n connected, sealed endpoints, alice, bob, …, in rank order.
 
-    Keyword arguments: ``broker``, instead of `relay_broker`'s; ``faults`` and ``seed``, to meet
-    at a `FaultyBroker`; ``devices``, as in a cluster file; all others are settings. An endpoint
-    that the test has closed or aborted is left as it is.
+    Keyword arguments: ``broker`` replaces that of `relay_broker`; ``faults`` and ``seed`` make it a
+    `FaultyBroker`; ``devices`` is as in a cluster file; all others are settings. Endpoints that the
+    test closed or aborted are left alone.
     """
     opened: list[Endpoint] = []
 
@@ -124,7 +124,7 @@ def _url(request: pytest.FixtureRequest, broker: str) -> str:
 
 @pytest.fixture
 def simulated_cluster() -> ClusterSpec | str | Path | int:
-    """What `simulator` simulates: a number of parties, a cluster, or the path of its file.
+    """The cluster of `simulator`: a number of parties, a cluster, or the path of its file.
 
     Override it in ``conftest.py`` or in a test module.
     """
@@ -133,7 +133,7 @@ def simulated_cluster() -> ClusterSpec | str | Path | int:
 
 @pytest.fixture
 def simulator(simulated_cluster: ClusterSpec | str | Path | int) -> Simulator:
-    """Runs a program as every party, in threads and memory: ``simulator.run(program)``:
+    """A simulator that runs a program as every party, in threads:
 
     def test_sum(simulator):
         def program(session):

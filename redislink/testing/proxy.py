@@ -1,7 +1,7 @@
-"""`Proxy`: passes TCP connections on to a server, slowly if asked, and breaks them on demand.
+"""`Proxy`: forwards TCP connections to a server, slowly if asked, and breaks them on demand.
 
-Rules: listens on 127.0.0.1 only; a bounded number of connections with a bounded number of bytes
-under way in each; all ends with the ``with`` block.
+Rules: it listens only on 127.0.0.1; the number of connections, and of bytes in each, is bounded;
+everything ends with the ``with`` block.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ HOST: Final = "127.0.0.1"
 _CHUNK: Final = 1 << 16
 _CHUNKS_UNDER_WAY: Final = 512
 _RECEIVE_BUFFER: Final = 256 << 10
-"""Bytes that the kernel takes ahead; else it takes megabytes, which no line holds."""
+"""Bytes that the kernel may buffer; by default these are megabytes, unlike on a real line."""
 _AHEAD_OF_RATE: Final = 0.02
-"""Seconds' worth of data that is read before the rate lets it go on."""
+"""Seconds' worth of data that is read ahead of the rate."""
 _TIMEOUT: Final = 10.0
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of a socket whose close sends a reset."""
@@ -32,13 +32,13 @@ _T = TypeVar("_T")
 
 
 class _Line:
-    """One direction through a proxy, shared by its connections: the narrowest link on the way."""
+    """One direction of a proxy, shared by its connections like the slowest link of a path."""
 
     def __init__(self) -> None:
         self.free_at = 0.0
 
     def reserve(self, now: float, size: int, rate: float | None) -> float:
-        """When the last of ``size`` bytes has left, given bytes per second."""
+        """The time at which the last of ``size`` bytes has left, at ``rate`` bytes per second."""
         self.free_at = max(now, self.free_at) + (size / rate if rate else 0.0)
         return self.free_at
 
@@ -47,13 +47,14 @@ class ProxiedConnection:
     """One connection through a `Proxy`. Its methods may be called from any thread.
 
     Attributes:
-        number: 1 for the first that the proxy took.
-        to_server, to_client: bytes passed on so far.
-        delay: seconds that data takes through the proxy, one way; None takes the proxy's.
+        number: its number, from 1 for the first connection of the proxy.
+        to_server: bytes forwarded to the server so far.
+        to_client: bytes forwarded to the client so far.
+        delay: seconds that data takes through the proxy, one way; None means the proxy's delay.
     """
 
     def __init__(self, proxy: Proxy, number: int) -> None:
-        """Not for users: `Proxy.connections` is."""
+        """Not for users: see `Proxy.connections`."""
         self.number = number
         self.to_server = 0
         self.to_client = 0
@@ -64,23 +65,23 @@ class ProxiedConnection:
         self._writers: list[asyncio.StreamWriter] = []
 
     def cut(self) -> None:
-        """End the connection to both sides at once, as a firewall does that sends resets."""
+        """Reset the connection on both sides at once, as some firewalls do."""
         self._proxy._call(self._cut)
 
     def stall(self) -> None:
-        """Pass nothing on any more, to neither side, and close nothing: half-open.
+        """Stop forwarding in both directions without closing anything, as if half-open.
 
         Not even the end of one side reaches the other, until `resume` or `cut`.
         """
         self._proxy._call(self._flows.clear)
 
     def resume(self) -> None:
-        """End a `stall`: what was held up goes on."""
+        """End a `stall` and forward what was held up."""
         self._proxy._call(self._flows.set)
 
     @property
     def stalled(self) -> bool:
-        """True between `stall` and `resume`."""
+        """Whether the connection is between `stall` and `resume`."""
         return not self._flows.is_set()
 
     def _cut(self) -> None:
@@ -162,7 +163,7 @@ class ProxiedConnection:
 
 
 class Proxy:
-    """Between parties and a broker on this machine.
+    """A proxy between parties and a broker on this machine.
 
     Usage::
 
@@ -171,10 +172,10 @@ class Proxy:
             proxy.connections[0].cut()
 
     Attributes:
-        port: where it listens, once entered.
-        delay: seconds that data takes, one way; may be changed at any time.
-        rate: bytes per second in each direction, of all connections together; None is no limit.
-        taken: how many connections it has taken so far.
+        port: the port on which it listens inside the ``with`` block.
+        delay: seconds that data takes, one way; you may change it at any time.
+        rate: bytes per second in each direction, for all connections together; None: no limit.
+        taken: the number of connections so far.
     """
 
     def __init__(
@@ -185,7 +186,12 @@ class Proxy:
         rate: float | None = None,
         max_connections: int = 256,
     ) -> None:
-        """Args: port of the server on 127.0.0.1; seconds; bytes per second; at a time."""
+        """Args:
+        upstream_port: the port of the server on 127.0.0.1.
+        delay: seconds that data takes, one way.
+        rate: bytes per second in each direction; None: no limit.
+        max_connections: the most connections at a time.
+        """
         self.port = 0
         self.delay = delay
         self.rate = rate
@@ -203,11 +209,15 @@ class Proxy:
 
     @property
     def connections(self) -> tuple[ProxiedConnection, ...]:
-        """Those that are open now, the oldest first."""
+        """The open connections, oldest first."""
         return self._call(lambda: tuple(self._connections.values()))
 
     def url(self, path: str = "/0") -> str:
-        """The URL of a broker without a password behind it."""
+        """The URL of the broker through this proxy, if the broker has no password.
+
+        Args:
+            path: the path of the URL, which names the database.
+        """
         return f"redis://{HOST}:{self.port}{path}"
 
     def __enter__(self) -> Self:
@@ -227,7 +237,7 @@ class Proxy:
         self._thread.join(_TIMEOUT)
 
     def die_in_child(self) -> None:
-        """It goes on in the parent, whose connections end although this process has copies."""
+        """In the child of a fork: close the copies, so that the parent can end its connections."""
         self._loop = self._end = None
         writers = [w for connection in self._connections.values() for w in connection._writers]
         sockets = [w.get_extra_info("socket") for w in writers]
@@ -236,7 +246,7 @@ class Proxy:
                 let_go(descriptor)
 
     def _call(self, work: Callable[[], _T]) -> _T:
-        """Do something in the loop's thread, and return once it is done."""
+        """Run something in the loop's thread, and wait until it is done."""
         if self._loop is None:
             raise RuntimeError("the proxy has not been entered")
 

@@ -52,14 +52,14 @@ def test_the_table(broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp
     assert "alice in session doctor-table" in out
     assert re.search(r"round trip +│ PASS │ .* ms, the median of 9", out)
     assert "→ as an admin, redislink acl --cluster FILE" in out
-    told = r"\d+ PASS, 1 SKIP, \d+ WARN\. Not looked at, so .*: same cluster file\."
+    told = r"\d+ PASS, 1 SKIP, \d+ WARN\. Not checked, so .*: same cluster file\."
     assert re.fullmatch(told, out.splitlines()[-1])
     code, out, _ = call(
         *words(write_cluster(CLUSTER | {"broker": "redis://127.0.0.1:1"}), tmp_path)
     )
     assert code == 3
     assert re.search(r"TCP +│ FAIL │ 127\.0\.0\.1:1: .*refused", out)
-    assert re.search(r"login +│ - +│ not tried: TCP failed", out)
+    assert re.search(r"login +│ - +│ not checked: TCP failed", out)
 
 
 def test_the_exit_code_is_that_of_the_first_failure(

@@ -120,7 +120,7 @@ class TestFingerprint:
         path = write_cluster()
         _, out, _ = call("fingerprint", "--identity", "erin.key", "--cluster", path)
         own = fingerprint(IDENTITIES["erin"].public_key)
-        assert f"(own)  {own}  in nobody's line\n" in out
+        assert f"(own)  {own}  not in the cluster file\n" in out
 
     def test_a_party_without_a_key(self, call: Call, write_cluster: Write) -> None:
         path = write_cluster(CLUSTER | {"parties": [CLUSTER["parties"][0], "bob"]})

@@ -101,7 +101,7 @@ def test_inspect_of_what_is_not_there(call: Call, url: str, option: tuple[str, .
     where = ("--broker", url, *option)
     code, out, err = call("inspect", "s", *where)
     assert (code, out) == (2, "")
-    assert "session s: nothing of it is at redis://127.0.0.1:" in err
+    assert "so no party runs it there" in err
     assert "check the broker and its database" in err
     for name in ("s2", "other", "sX"):
         leave(url, name)
@@ -127,7 +127,7 @@ def test_purge_leaves_every_other_key_as_it_was(call: Call, url: str) -> None:
     names = leave(url, "s")
     code, out, err = call("purge", "s", "--yes", "--broker", url)
     assert code == 0, err
-    assert "keys that are not redislink's stay as they are" in err
+    assert "keys that are not redislink's" in err
     assert f"session s: removed {len(names)} keys" in err
     assert content_of(url) == before
     code, out, err = call("purge", "s", "--yes", "--broker", url)

@@ -88,8 +88,8 @@ def test_it_ends_its_parties_on_sigterm(start: Start, write_program: Write, tmp_
         (["--parties", "2", "--cluster", "c.yaml", "x.py"], "--cluster or --parties, not both"),
         (["--cluster", "c.yaml", "x.py"], "cluster file c.yaml"),
         (["x.py"], "program x.py: there is no such file"),
-        (["--for", "dave 1", "p.py"], "begins with no party: the parties are alice, bob, carol"),
-        (["--for", "bob '", "p.py"], "mend the quotes"),
+        (["--for", "dave 1", "p.py"], "does not begin with a party: use one of alice, bob, carol"),
+        (["--for", "bob '", "p.py"], "fix the quotes"),
     ],
 )
 def test_wrong_command_lines(call: Call, write_program: Write, words: list[str], said: str) -> None:

@@ -158,7 +158,7 @@ def test_a_trace(call: Call, tmp_path: Path, field: str) -> None:
         path.write_text(json.dumps(described | {field: value}) + "\n{}\n{}")
         code, out, err = call("trace", "merge", path, "--out", "out")
         assert (code, out) == (2, "")
-        assert "line 1: is not as redislink writes a trace" in err
+        assert "line 1: is not a line of a redislink trace" in err
         assert harmless(err)
 
 

@@ -134,7 +134,7 @@ def test_what_may_not_be_seen_is_said(
     url = operator_url(running[0].cluster, server, "memory|usage")
     code, out, err = call("top", "--cluster", file, "--broker", url, "--once")
     assert (code, err) == (0, "")
-    assert "this user may not run MEMORY USAGE on all that is here" in out
+    assert "this user may not run MEMORY USAGE on all keys here" in out
     url = operator_url(running[0].cluster, server, "scan")
     found = read_json(call, "--cluster", file, "--broker", url)
     assert found["refused"] == ["SCAN"]

@@ -226,7 +226,7 @@ def test_a_handle_is_not_a_value(use: Any) -> None:
     shape, dtype = (2,), np.dtype(np.float32)
     handle = device_module.SpuArray.__new__(device_module.SpuArray)
     handle.device, handle.shape, handle.dtype = "SP0", shape, dtype
-    with pytest.raises(NotRevealed, match=r"lives on SP0 as shares"):
+    with pytest.raises(NotRevealed, match=r"is secret-shared on SP0"):
         use(handle)
     with pytest.raises(NotRevealed, match=r"was revealed to alice only"):
         use(device_module.Withheld(shape, dtype, ("alice",)))

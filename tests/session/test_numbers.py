@@ -329,7 +329,7 @@ def test_a_share_of_another_type_than_the_others_is_refused(memory: Stage, forge
             sp._own_shares = forged
         if session.party != "carol":
             return sp.reveal(x, to=["carol"])
-        with pytest.raises(PeerError, match=r"(alice|bob) sent something in SP1.reveal"):
+        with pytest.raises(PeerError, match=r"(alice|bob) sent a message in SP1.reveal"):
             sp.reveal(x, to=["carol"])
         return True
 

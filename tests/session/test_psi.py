@@ -152,7 +152,7 @@ def test_a_table_without_rows_has_nothing_in_common(
         ([], None, "psi needs a column to match rows by"),
         (None, None, "psi takes keys= as the name of a column"),
         (5, None, "psi takes keys="),
-        (["id", "id"], None, "each there once"),
+        (["id", "id"], None, "names without duplicates"),
         ([["id"]], None, "psi takes keys="),
         ("id", 5, "psi takes columns="),
     ],

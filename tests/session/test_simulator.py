@@ -157,7 +157,7 @@ def test_clusters_of_a_number() -> None:
     assert Simulator(2).cluster.devices["SP0"].config.protocol == "CHEETAH"
     assert Simulator(10).cluster.party_names[7:] == ("heidi", "party9", "party10")
     for size in (1, 0, True):
-        with pytest.raises(ConfigError, match="take 2 or more"):
+        with pytest.raises(ConfigError, match="needs 2 parties or more"):
             Simulator(size)
     with pytest.raises(UsageError, match="no way through 'tcp'"):
         Simulator(2, through="tcp")  # type: ignore[arg-type]

@@ -180,7 +180,7 @@ def test_what_is_no_step_is_refused(message: Any) -> None:
     alice, bob, _ = _chains()
     alice._communicator.send("bob", "step", message)
     with (
-        pytest.raises(PeerError, match="alice sent something in call that is not understood"),
+        pytest.raises(PeerError, match="alice sent a message in call that makes no sense"),
         bob.step("call", NAMES),
     ):
         bob.recv("alice")

@@ -394,7 +394,7 @@ def test_what_is_not_a_share_is_refused(memory: Stage, body: Any) -> None:
                 for peer in ("bob", "carol"):
                     session._steps.send(peer, body)
                 return session.communicator.recv("bob", "done")
-        with pytest.raises(PeerError, match=r"alice sent something in SP0.private"):
+        with pytest.raises(PeerError, match=r"alice sent a message in SP0.private"):
             sp.private(None, owner="alice")
         if session.party == "bob":
             session.communicator.send("alice", "done", True)
@@ -458,7 +458,7 @@ def test_forged_shares_are_refused_before_spu_sees_them(memory: Stage, forge: An
                     body = ["value", 0, [[[3], "float32"]], [forge(share)]]
                     session._steps.send(peer, body)
             return session.communicator.recv("bob", "done")
-        with pytest.raises(PeerError, match=r"alice sent something in SP0.private"):
+        with pytest.raises(PeerError, match=r"alice sent a message in SP0.private"):
             sp.private(None, owner="alice")
         if session.party == "bob":
             session.communicator.send("alice", "done", True)
@@ -485,7 +485,7 @@ def test_forged_shares_are_refused_where_a_value_is_revealed(
         if session.party == third:
             sp.reveal(x, to=[receiver])
             return session.communicator.send(receiver, "done", True)
-        with pytest.raises(PeerError, match=r"(alice|bob) sent something in SP1.reveal"):
+        with pytest.raises(PeerError, match=r"(alice|bob) sent a message in SP1.reveal"):
             sp.reveal(x, to=[receiver])
         session.communicator.send("alice", "done", True)
         session.communicator.recv(third, "done")  # its share is sent to whoever is still there
