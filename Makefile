@@ -62,6 +62,12 @@ chaos: $(STAMP)  ## break real brokers and lines on purpose; writes docs/reliabi
 soak: $(STAMP)  ## 100,000 simulated runs of the delivery core
 	$(PY) -m tests.protocol.simulation --runs 100000
 
+# Some modules, all of their mutants: make mutation MUTATION_ARGS="protocol/states --most 10000"
+MUTATION_ARGS ?=
+.PHONY: mutation
+mutation: $(STAMP)  ## which changes of the code do the tests not notice? build/mutation.md (some 20 minutes)
+	$(PY) -m tests.mutation $(MUTATION_ARGS)
+
 check: lint types test  ## everything that CI checks
 
 lint: $(STAMP)  ## ruff: rules and format

@@ -80,3 +80,35 @@ def test_what_gets_lost_whenever_it_is_taken_is_cut(size):
     assert not size.lost(MIB)  # pushed before, and in fragments from now on
     assert size.lost(size.limit)
     assert not size.lost(LEAST)
+
+
+def test_what_is_under_way_is_suspected_and_the_breaks_are_counted(size):
+    assert (size.limit, size.suspected, size.breaks) == (None, 0, 0)
+    for count, (largest, suspected) in enumerate([(MIB, MIB), (5000, 5000), (2 * MIB, 5000)], 1):
+        size.broke(largest, 0.0)
+        assert (size.suspected, size.breaks) == (suspected, count)
+    size.answered(5000)
+    assert (size.limit, size.suspected, size.breaks) == (None, 0, 0)
+
+
+def test_each_size_breaks_three_times_before_the_next(size):
+    lowered = [n for n in range(1, 10) if size.broke(MIB, 0.0)]
+    assert lowered == [3, 6, 9]
+    size = ElementSize(patience=30.0)
+    break_at(size, MIB, 4)
+    assert size.suspected == MIB // 4, "in fragments of the limit"
+
+
+def test_patience_begins_with_the_first_break(size):
+    break_at(size, LEAST, 3, now=1000.0)
+    assert not size.is_hopeless(1029.0)
+    assert size.is_hopeless(1030.0)
+    size.answered(LEAST)
+    break_at(size, LEAST, 3, now=2000.0)
+    assert not size.is_hopeless(2029.0)
+    assert size.is_hopeless(2030.0)
+
+
+def test_hopeless_takes_as_many_breaks_as_any_size(size):
+    break_at(size, LEAST, 2)
+    assert not size.is_hopeless(1000.0)

@@ -45,6 +45,7 @@ def test_how_many_came_in_a_row():
         ["t1-1", "t2-2"],
         ["t01", "t02"],
         ["t" + "9" * 16, "t1" + "0" * 16],
+        ["t1" + "0" * 15, "t1" + "0" * 14 + "1"],
     ],
 )
 def test_what_is_not_foreseen(tags):
@@ -68,4 +69,20 @@ def test_what_is_remembered_is_bounded():
     ahead = LookAhead()
     for n in range(2000):
         ahead.observe("x" * n + "1")
-    assert len(ahead._last) <= 256
+    assert len(ahead._last) == 256
+    assert ahead.observe("x" * 1999 + "2") is not None
+    assert ahead.observe("x" * 1744 + "2") is not None, "the oldest that is still known"
+    assert ahead.observe("x" * 1743 + "2") is None
+
+
+def test_numbers_of_fifteen_digits_are_foreseen():
+    ahead = LookAhead()
+    ahead.observe("t1" + "0" * 14)
+    assert ahead.observe("t1" + "0" * 13 + "1").next == 10**14 + 2
+
+
+def test_a_family_has_one_name_and_no_other_has_it():
+    ahead = LookAhead()
+    tags = ["a1-1", "a2-1", "a3-1", "a3-2", "b1-1", "b2-1"]
+    names = [family.name for family in map(ahead.observe, tags) if family is not None]
+    assert names == [("a", "-1"), ("a", "-1"), ("a3-", ""), ("b", "-1")]

@@ -55,6 +55,8 @@ def test_a_gap_that_closes_joins_its_neighbours():
     assert received([1, 3, 5]).ack_state() == AckState(1, ((3, 3), (5, 5)))
     assert received([1, 3, 5, 4]).ack_state() == AckState(1, ((3, 5),))
     assert received([1, 3, 5, 4, 2]).ack_state() == AckState(5)
+    assert received([2, 5, 6, 1]).ack_state() == AckState(2, ((5, 6),))
+    assert received([2, 5, 6, 8, 1]).ack_state() == AckState(2, ((5, 6), (8, 8)))
 
 
 @given(st.integers(0, 400), st.randoms(use_true_random=False))
