@@ -367,11 +367,11 @@ def test_locks_of_modules_are_free_in_a_child() -> None:
 
 
 def test_a_broker_that_another_thread_asked_can_be_used_in_a_child() -> None:
-    finder = SentinelTopology(
+    sentinels = SentinelTopology(
         parse_url("redis+sentinel://127.0.0.1:1/mymaster"), lambda *_: [b"127.0.0.1", b"1"]
     )
-    with finder._asking:
-        assert in_child(lambda: finder._asking.acquire(blocking=False))
+    with sentinels._asking:
+        assert in_child(lambda: sentinels._asking.acquire(blocking=False))
 
 
 def test_what_has_ended_lets_go_of_nothing() -> None:

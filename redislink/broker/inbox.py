@@ -154,11 +154,10 @@ class Wait:
                 raise Interrupted
             return _element_untrusted(element, self._broker.label)
         except BaseException as error:
-            ended = self._ended(error)
-            if isinstance(ended, BrokerError):
+            if isinstance(error, BrokerError) and not self._interrupted:
                 # Perhaps it was too much: some brokers end connections to which they owe much.
                 self._bytes_ahead = max(_LEAST_BYTES_AHEAD, self._bytes_ahead // 4)
-            raise ended from None
+            raise self._ended(error) from None
 
     def read_posted(
         self, name: bytes, blpop_timeout: float | None, patience: float

@@ -197,7 +197,7 @@ def test_who_logs_in_as_another_party_is_told_so(valkey: EmbeddedBroker) -> None
         BrokerPermissionError, match=r"logged in to broker .* as bob's user"
     ) as caught:
         connect_as(cluster, "alice", quick_settings(broker_url=urls["bob"]))
-    assert "REDISLINK_BROKER_URL to the one with alice's" in str(caught.value)
+    assert "REDISLINK_BROKER_URL to the URL with alice's user" in str(caught.value)
 
 
 def test_what_is_hidden() -> None:

@@ -206,15 +206,15 @@ class TestSlotMap:
         ],
     )
     def test_nonsense(self, reply):
-        finder = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: reply)
+        nodes = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: reply)
         with pytest.raises(BrokerRefused, match="something else than slots"):
-            finder.address(b"x")
+            nodes.address(b"x")
 
     def test_a_slot_that_nobody_serves(self):
-        finder = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS[:1])
+        nodes = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS[:1])
         with pytest.raises(BrokerBusy, match="no node serves slot 16287"):
-            finder.address(b"x")  # its slot
-        assert finder.address(None) == ("h", 1)
+            nodes.address(b"x")  # its slot
+        assert nodes.address(None) == ("h", 1)
 
     @pytest.mark.parametrize(
         ("text", "moved"),
@@ -230,11 +230,11 @@ class TestSlotMap:
         assert _moved_untrusted(text, "asked") == moved
 
     def test_who_says_moved_knows_better_than_the_next_map_only(self):
-        finder = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS)
-        finder.moved(("h", 1), "MOVED 16287 new:9")
-        assert finder.address(b"x") == ("new", 9)
-        finder.forget()
-        assert finder.address(b"x") == ("h", 3)
+        nodes = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS)
+        nodes.moved(("h", 1), "MOVED 16287 new:9")
+        assert nodes.address(b"x") == ("new", 9)
+        nodes.forget()
+        assert nodes.address(b"x") == ("h", 3)
 
     def test_one_thread_asks_for_all_and_all_get_its_error(self, monkeypatch):
         asked, came = [], []
@@ -247,10 +247,10 @@ class TestSlotMap:
             came.append(threading.get_ident())
             return time.monotonic()
 
-        finder = ClusterTopology(parse_url("redis+cluster://h:1"), ask)
+        nodes = ClusterTopology(parse_url("redis+cluster://h:1"), ask)
         monkeypatch.setattr(topology, "time", SimpleNamespace(monotonic=monotonic))
-        with finder._asking:  # so that all of them come before the first may ask
-            threads = [in_thread(lambda: finder.address(b"x")) for _ in range(4)]
+        with nodes._asking:  # so that all of them come before the first may ask
+            threads = [in_thread(lambda: nodes.address(b"x")) for _ in range(4)]
             wait_until(lambda: len(set(came)) == 4)
         for thread, _ in threads:
             thread.join(10)
@@ -268,19 +268,19 @@ class TestSlotMap:
                 raise BrokerUnreachable("down")
             return SLOTS
 
-        finder = ClusterTopology(parse_url("redis+cluster://down,up"), ask)
-        finder.address(b"x")
-        finder.forget()
-        finder.address(b"x")
+        nodes = ClusterTopology(parse_url("redis+cluster://down,up"), ask)
+        nodes.address(b"x")
+        nodes.forget()
+        nodes.address(b"x")
         assert asked == [("down", 6379), ("up", 6379), ("up", 6379)]
 
     def test_a_wrong_password_is_said_where_another_node_is_down(self):
         def ask(address):
             raise (BrokerAuthError("no") if address[0] == "a" else BrokerUnreachable("down"))
 
-        finder = ClusterTopology(parse_url("redis+cluster://a,b"), ask)
+        nodes = ClusterTopology(parse_url("redis+cluster://a,b"), ask)
         with pytest.raises(BrokerAuthError):
-            finder.address(b"x")
+            nodes.address(b"x")
 
 
 def test_a_node_that_says_nothing_does_not_hold_up_the_rest():
