@@ -457,7 +457,7 @@ class TestPasswords:
     def test_one_that_others_can_read(self, tmp_path):
         acl.keep_passwords(tmp_path, NAMES)
         acl.password_file(tmp_path, "bob").chmod(0o640)
-        with pytest.raises(ConfigError, match=r"bob\.password: others on this machine may read"):
+        with pytest.raises(ConfigError, match=r"bob\.password: others on this machine can read"):
             acl.keep_passwords(tmp_path, NAMES)
 
     @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\n"])
