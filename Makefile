@@ -55,6 +55,10 @@ example-kmeans: $(STAMP)  ## groups of patients by the measurements of two hospi
 test: $(STAMP)  ## the whole test suite
 	$(PY) -m pytest --durations=10 -n $(WORKERS) $(PYTEST_ARGS)
 
+.PHONY: coverage
+coverage: $(STAMP)  ## how much of redislink/ the quick tests run; fails below the floor in pyproject.toml
+	$(PY) -m pytest -q -n $(WORKERS) -m 'not slow' --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
 .PHONY: chaos soak
 chaos: $(STAMP)  ## break real brokers and lines on purpose; writes docs/reliability.md (minutes)
 	$(PY) -m benchmarks.chaos
