@@ -69,7 +69,7 @@ soak: $(STAMP)  ## 100,000 simulated runs of the delivery core
 # Some modules, all of their mutants: make mutation MUTATION_ARGS="protocol/states --most 10000"
 MUTATION_ARGS ?=
 .PHONY: mutation
-mutation: $(STAMP)  ## which changes of the code do the tests not notice? build/mutation.md (some 20 minutes)
+mutation: $(STAMP)  ## which changes of the code do the tests not notice? build/mutation.md
 	$(PY) -m tests.mutation $(MUTATION_ARGS)
 
 check: lint types test  ## everything that CI checks

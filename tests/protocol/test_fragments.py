@@ -90,3 +90,30 @@ def test_what_is_none():
     for data in (b"", b"\2\0", encode_header(Fragment(1, 0, 2))[:-1]):
         with pytest.raises(FrameError):
             Fragments(1000).add_untrusted(NAME, data)
+
+
+def test_what_is_kept_is_counted_with_its_overhead_and_once():
+    fragments = Fragments(1000)
+    for _ in range(2):
+        fragments.add_untrusted(NAME, encode(Fragment(1, 0, 3), b"x" * 50))
+        assert fragments.bytes == 50 + 128
+    fragments.add_untrusted(NAME, encode(Fragment(1, 1, 3), b"y" * 10))
+    fragments.add_untrusted(NAME, encode(Fragment(2, 0, 2), b"z"))
+    assert fragments.bytes == 50 + 10 + 1 + 3 * 128
+    fragments.add_untrusted(NAME, encode(Fragment(2, 0, 4), b"z"))  # cut otherwise
+    assert fragments.bytes == 50 + 10 + 1 + 3 * 128
+    assert fragments.add_untrusted(NAME, encode(Fragment(1, 2, 3), b"!")) == (
+        b"x" * 50 + b"y" * 10 + b"!"
+    )
+    assert fragments.bytes == 1 + 128
+
+
+def test_the_oldest_is_forgotten_where_the_limit_is_passed_and_not_at_it():
+    fragments = Fragments(3 * (50 + 128))
+    for number in (1, 2, 3):
+        fragments.add_untrusted(NAME, encode(Fragment(number, 0, 2), b"x" * 50))
+    assert fragments.bytes == 3 * (50 + 128)
+    fragments.add_untrusted(NAME, encode(Fragment(4, 0, 2), b"x" * 50))
+    assert fragments.bytes == 3 * (50 + 128)
+    assert fragments.add_untrusted(NAME, encode(Fragment(2, 1, 2), b"y")) == b"x" * 50 + b"y"
+    assert fragments.add_untrusted(NAME, encode(Fragment(1, 1, 2), b"y")) is None
