@@ -246,3 +246,28 @@ def test_how_many_chunks_are_missing():
     reassembly.add(*second[1], received)
     assert reassembly.missing("t") == (0, 0)
     assert take_all(reassembly, "t") == [b"abcde", b"fg"]
+
+
+def test_all_that_is_kept_is_counted_until_it_is_taken():
+    reassembly, received = Reassembly(), ReceivedNumbers()
+    assert reassembly.bytes == 0
+    for frame in frames_of("t", b"abcdefg", 3, first=1)[:2]:
+        reassembly.add(*frame, received)
+    assert reassembly.bytes == 6 + 2 * OVERHEAD, "two chunks"
+    reassembly.add("t", Data(4, previous=1), b"after", received)
+    reassembly.add("u", Data(5), b"other", received)
+    assert reassembly.bytes == 16 + 4 * OVERHEAD
+    reassembly.add("t", Data(3, 2, 3), b"g", received)
+    assert reassembly.bytes == 17 + 3 * OVERHEAD, "three chunks are one message now"
+    assert reassembly.peek("t") == (b"abcdefg", Encoding.RAW)
+    assert reassembly.bytes == 17 + 3 * OVERHEAD
+    for tag, left in (("t", 10 + 2 * OVERHEAD), ("u", 5 + OVERHEAD), ("t", 0), ("t", 0)):
+        reassembly.take(tag)
+        assert reassembly.bytes == left
+    assert not reassembly.tags
+
+
+def test_what_is_cleared_is_neither_kept_nor_counted():
+    reassembly, received = feed([("t", Data(1), b"x"), ("u", Data(3, 1, 2), b"y")])
+    reassembly.clear()
+    assert (reassembly.bytes, reassembly.tags, reassembly.take("t")) == (0, {}, None)
