@@ -96,11 +96,13 @@ class ForkPerMutant:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> bool | None:
         gc.collect()
-        functions = {
-            (each.__code__.co_qualname, each.__code__.co_firstlineno): each
-            for each in gc.get_objects()
-            if isinstance(each, types.FunctionType) and each.__code__.co_filename == str(self._path)
-        }
+        path, functions = str(self._path), dict[tuple[str, int], list[types.FunctionType]]()
+        for each in gc.get_objects():  # also those of a module that was imported twice
+            if isinstance(each, types.FunctionType) and each.__code__.co_filename == str(
+                self._path
+            ):
+                key = each.__code__.co_qualname, each.__code__.co_firstlineno
+                functions.setdefault(key, []).append(each)
         base = None
         for number, mutant in [(-1, None), *self._chosen]:
             pid = _fork(base)
@@ -134,11 +136,12 @@ class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self._code, module.__dict__)
 
 
-def _replace(functions: dict[tuple[str, int], types.FunctionType], mutant: Mutant) -> bool:
+def _replace(functions: dict[tuple[str, int], list[types.FunctionType]], mutant: Mutant) -> bool:
     for code in function_codes(mutant.code):
         if (code.co_qualname, code.co_firstlineno) == mutant.function:
             try:
-                functions[mutant.function].__code__ = code
+                for function in functions[mutant.function]:
+                    function.__code__ = code
             except (KeyError, ValueError):
                 return False
             return True

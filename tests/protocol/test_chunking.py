@@ -268,6 +268,6 @@ def test_all_that_is_kept_is_counted_until_it_is_taken():
 
 
 def test_what_is_cleared_is_neither_kept_nor_counted():
-    reassembly, received = feed([("t", Data(1), b"x"), ("u", Data(3, 1, 2), b"y")])
+    reassembly, _ = feed([("t", Data(1), b"x"), ("u", Data(3, 1, 2), b"y")])
     reassembly.clear()
     assert (reassembly.bytes, reassembly.tags, reassembly.take("t")) == (0, {}, None)

@@ -123,3 +123,70 @@ def test_lists_of_one_inbox_begin_alike_and_those_of_others_otherwise():
     assert (
         len({of(session, dst) for session in ("s", "t") for dst in ("alice", "alic", "bob")}) == 6
     )
+
+
+EPOCH = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "parsed"),
+    [
+        (
+            list_names.data_list("s", "bob", "alice", EPOCH, "a b"),
+            b"rl:{s:bob}:alice:0123456789abcdef:a%20b",
+            ("s", "bob", "alice", EPOCH, "a b"),
+        ),
+        (
+            list_names.control_list("s", "bob", "alice", EPOCH),
+            b"rl:{s:bob}:alice:0123456789abcdef:!control",
+            ("s", "bob", "alice", EPOCH, "!control"),
+        ),
+        (
+            list_names.hello_list("s", "bob", "alice"),
+            b"rl:{s:bob}:alice:0:!hello",
+            ("s", "bob", "alice", "0", "!hello"),
+        ),
+        (
+            list_names.mark_list("s", "bob", "alice"),
+            b"rl:{s:bob}:alice:0:!mark",
+            ("s", "bob", "alice", "0", "!mark"),
+        ),
+        (
+            list_names.doctor_list("s", "bob", "alice"),
+            b"rl:{s:bob}:alice:0:!doctor",
+            ("s", "bob", "alice", "0", "!doctor"),
+        ),
+        (
+            list_names.claim_key("s", "bob"),
+            b"rl:{s:bob}:bob:0:!claim",
+            ("s", "bob", "bob", "0", "!claim"),
+        ),
+        (
+            list_names.status_key("s", "bob"),
+            b"rl:{s:bob}:bob:0:!status",
+            ("s", "bob", "bob", "0", "!status"),
+        ),
+    ],
+)
+def test_names_on_the_broker_do_not_change(made, name, parsed):
+    """Parties of other versions look for them, and ACL rules of other hands name them."""
+    assert made == name
+    assert list_names.parse_list_untrusted(name) == parsed
+    assert list_names.inbox_of(name) == b"rl:{s:bob}"
+    assert name.startswith(list_names.session_prefix("s"))
+    assert name.startswith(list_names.party_prefix("s", "bob"))
+    assert name.startswith(list_names.sender_prefix("s", "bob", parsed[2]))
+    assert name.startswith(list_names.inbox_prefix("s", "bob", *parsed[2:4]))
+
+
+@pytest.mark.parametrize("epoch", ["", "1", "00", EPOCH[1:], EPOCH + "0", EPOCH.upper(), "0\n"])
+def test_epochs_are_checked_at_the_door(epoch):
+    with pytest.raises(UsageError, match="16 hex digits, or '0'"):
+        list_names.data_list("s", "bob", "alice", epoch, "t")
+    with pytest.raises(FrameError):
+        list_names.parse_list_untrusted(f"rl:{{s:bob}}:alice:{epoch}:t".encode())
+
+
+@pytest.mark.parametrize("tag", ["x", "x" * 512, "ü" * 256])
+def test_the_shortest_and_the_longest_tags_can_be_used(tag):
+    assert list_names.decode_tag_untrusted(list_names.encode_tag(tag).decode()) == tag
