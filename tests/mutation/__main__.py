@@ -96,11 +96,10 @@ class ForkPerMutant:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> bool | None:
         gc.collect()
-        path, functions = str(self._path), dict[tuple[str, int], list[types.FunctionType]]()
+        functions: dict[tuple[str, int], list[types.FunctionType]] = {}
+        path = str(self._path)
         for each in gc.get_objects():  # also those of a module that was imported twice
-            if isinstance(each, types.FunctionType) and each.__code__.co_filename == str(
-                self._path
-            ):
+            if isinstance(each, types.FunctionType) and each.__code__.co_filename == path:
                 key = each.__code__.co_qualname, each.__code__.co_firstlineno
                 functions.setdefault(key, []).append(each)
         base = None

@@ -5,8 +5,14 @@ import random
 import pytest
 
 from redislink.errors import ClusterMismatch, FrameError, SecurityMismatch
-from redislink.protocol.frame import Ack, AckState, Hello
-from redislink.protocol.handshake import MismatchGrace, PlainHandshake, derive_epoch
+from redislink.protocol import list_names
+from redislink.protocol.frame import Ack, AckState, Hello, decode_untrusted, encode
+from redislink.protocol.handshake import (
+    INSTANCE_BYTES,
+    MismatchGrace,
+    PlainHandshake,
+    derive_epoch,
+)
 
 DIGEST = b"d" * 32
 NAMES = ("alice", "bob", "carol")
@@ -148,6 +154,19 @@ def test_epochs_differ_by_session_names_and_runs():
         derive_epoch("s", [("a", b"1" * 8), ("c", b"2" * 8)]),
     ]
     assert len({derive_epoch("s", runs), *others}) == 4
+
+
+def test_an_epoch_stands_in_names_of_lists():
+    alice, bob = make("alice"), make("bob")
+    complete(("alice", alice), ("bob", bob))
+    assert list_names.data_list("s", "bob", "alice", alice.epoch("bob"), "t")
+    assert alice.epoch("bob") == "7f999e3bbaea0c49", "of every version the same"
+    assert alice.not_opened == 0
+
+
+def test_an_instance_fits_a_hello():
+    hello = Hello(DIGEST, bytes(INSTANCE_BYTES), bytes(INSTANCE_BYTES))
+    assert decode_untrusted(encode(hello)) == (hello, b"")
 
 
 class TestMismatch:
