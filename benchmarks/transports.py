@@ -217,7 +217,7 @@ def connect_endpoint(job: Job, rank: int, session: str) -> Any:
     }
     options = {}
     try:
-        from redislink.identity.keypair import Identity, format_public_key
+        from redislink.identity import Identity, format_public_key
     except ImportError:  # a revision before sealing
         pass
     else:
