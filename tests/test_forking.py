@@ -53,6 +53,13 @@ def exchange(alice: Endpoint, bob: Endpoint, tag: str) -> None:
         assert alice.recv("bob", f"{tag}-{number}") == b"b"
 
 
+def take_and_release(lock: Any) -> bool:
+    taken: bool = lock.acquire(blocking=False)
+    if taken:
+        lock.release()
+    return taken
+
+
 def test_every_call_of_an_endpoint_says_so(pair: list[Endpoint]) -> None:
     alice, bob = pair
     exchange(alice, bob, "before")
@@ -84,6 +91,11 @@ def test_every_call_of_an_endpoint_says_so(pair: list[Endpoint]) -> None:
             lambda: codec.decode_untrusted(b"list", sealed),
             lambda: alice.parts.core.outbox.push(b"list", (b"", b"x")),
         ]
+        for call in calls:
+            error_of(call)
+        thread, taken = in_thread(lambda: take_and_release(alice.parts.core.lock))
+        thread.join(10)
+        assert taken == [True], "a call has kept the lock"
         for leave in (alice.close, lambda: alice.abort("no"), alice.close):
             leave()
         with contextlib.suppress(ZeroDivisionError), alice:

@@ -78,8 +78,10 @@ class Talk:
         trace: TracebackType | None,
     ) -> None:
         delivery = self._peer.delivery
-        pushes = delivery.pushes() if delivery.unpushed else None
-        self._core.lock.release()
+        try:
+            pushes = delivery.pushes() if delivery.unpushed else None
+        finally:  # in the child of a fork there is no delivery any more
+            self._core.lock.release()
         if pushes:
             self._core.push(self._peer, pushes)
 
