@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from redislink import PeerError, ProgramDiverged, ThreadCommunicator
+from redislink import PeerError, ProgramDiverged, ThreadCommunicator, UsageError
 from redislink.session import steps as steps_module
 from redislink.session.steps import Failure, Silence, Steps
 from tests.conftest import in_thread, run_parties
@@ -299,3 +299,79 @@ def test_a_silence_of_several_threads_ends_with_the_last() -> None:
     assert said == ["silent", "back"]
     with silence():
         assert said == ["silent", "back", "silent"]
+
+
+def test_in_the_child_of_a_fork_the_end_of_a_silence_is_not_told() -> None:
+    said: list[str] = []
+
+    class Told:
+        @contextlib.contextmanager
+        def announce_silence(self) -> Iterator[None]:
+            yield
+            said.append("back")
+
+    silence = Silence(Told())  # type: ignore[arg-type]
+    announced = silence._announced  # the parent's, which still has its block open
+    with silence():
+        silence.die_in_child()
+    assert said == []
+    announced.close()
+    assert said == ["back"]
+
+
+def test_a_chain_is_usable_until_a_call_or_the_session_fails() -> None:
+    alice, bob, carol = _chains()
+    assert alice.usable
+    with alice.step("call", NAMES):
+        pass
+    assert alice.usable
+    with pytest.raises(ValueError, match="mine"), alice.step("call", NAMES):
+        raise ValueError("mine")
+    assert not alice.usable
+    assert bob.usable
+    bob._failure.set(PeerError("it failed"))
+    assert not bob.usable
+    assert carol.usable
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_to_go_on_with() -> None:
+    alice, *_ = _chains()
+    with pytest.raises(KeyboardInterrupt), alice.step("call", NAMES):
+        raise KeyboardInterrupt
+    assert not alice.usable
+    with (
+        pytest.raises(UsageError, match=r"next was called after .* failed \(KeyboardInterrupt\)"),
+        alice.step("next", NAMES),
+    ):
+        pass
+
+
+def test_who_is_late_is_who_takes_part_and_was_not_heard_or_who_is_awaited() -> None:
+    alice, *_ = _chains()
+    with alice.step("first", NAMES):
+        pass
+    with alice.step("second", ("alice", "bob")):
+        current = alice._current
+        assert current is not None
+        unheard = "not heard of in any step"
+        assert alice._late(current) == (f"bob ({unheard})",)
+        current.awaited = "carol"
+        assert alice._late(current) == (f"bob ({unheard})", f"carol ({unheard})")
+        alice._heard["bob"] = 1
+        assert alice._late(current) == ("bob (at step 1)", f"carol ({unheard})")
+        alice._heard["bob"] = 2
+        assert alice._late(current) == (f"carol ({unheard})",)
+        current.awaited = "bob"
+        assert alice._late(current) == ("bob (at step 2)",)
+
+
+@pytest.mark.parametrize("end", ["finish", "conclude"])
+def test_at_the_end_nobody_gets_more_than_what_is_left_of_the_time(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, *_ = _chains()
+    given: list[tuple[str, float]] = []
+    monkeypatch.setattr(alice, "recv", lambda peer, timeout: given.append((peer, timeout)))
+    getattr(alice, end)(-1.0)
+    rounds = 1 if end == "finish" else 2
+    assert given == [("bob", 0.0), ("carol", 0.0)] * rounds
