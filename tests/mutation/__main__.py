@@ -5,7 +5,8 @@ without slow tests and up to the first that fails. A change that none notices su
 missing, or the change makes no difference. `survivors.md` beside this file has those that were
 looked at, and why they may stay.
 
-Tests are collected once per module; each mutant is a fork in which one function gets other code.
+Tests are collected once per module; each mutant is a fork in which one function gets other code. So
+what a test module calls while it is collected (in `parametrize`, say) does not see the change.
 What a module does at its import needs a fork that has not imported it yet. (mutmut 3 leaves out
 decorated functions and whatever is outside functions; cosmic-ray starts an interpreter and
 collects for each mutant.)
