@@ -52,7 +52,7 @@ TESTS: Final = {
     "protocol/states": ["protocol/test_states_doc.py"],
     "protocol/handshake": ["protocol/test_handshake.py"],
     "session/steps": ["session/test_steps.py"],
-    "transport/rendezvous": ["transport/test_rendezvous.py"],
+    "transport/rendezvous": ["transport/test_rendezvous.py", "transport/test_endpoint.py"],
 }
 """Module: the test files that are to notice each change of it, the quickest first."""
 _TIMES: Final = 5
