@@ -83,7 +83,7 @@ def test_every_call_of_an_endpoint_says_so(pair: list[Endpoint]) -> None:
             alice.flush,
             alice.stats,
             lambda: status_of(alice.parts.core, alice.parts.closing._claim),
-            alice.announce_silence().__enter__,
+            lambda: alice.announce_silence().__enter__(),
             handle.test,
             handle.wait,
             lambda: codec.encode_whole(b"list", 900, Encoding.RAW, 0, b"x"),
