@@ -1,15 +1,15 @@
-"""`PartyClaim`: at most one process runs as a party of a session.
+"""`PartyClaim`: makes sure that at most one process runs as a party of a session.
 
-A string key with a time to live holds the instance of the run that claims the party. A
-thread renews it; when the process dies it lapses. A second process sees either that the
-claim is being renewed (somebody lives: `PartyTaken`), or that it lapses (nobody does).
-Both are told from the time that the claim has to live, as the broker counts it. Where its clock
-went back, a dead run's claim has longer than any run asks for; a living run would renew it.
-The broker is not trusted with this: two runs that both got past it are told apart by their
-instances in the handshake.
+A string key with a time to live holds the instance of the run that claims the party. A thread
+renews the key; when the process dies, the key lapses. A second process sees either that the claim
+is being renewed (the first is alive: `PartyTaken`), or that it lapses (the first is dead). It
+tells the two apart by the key's remaining time to live, as the broker counts it. If the broker's
+clock went back, a dead run's claim has more time left than any run asks for; a living run would
+have renewed it. The broker is not trusted with this: if it lets two runs through, the handshake
+tells them apart by their instances.
 
-The same thread, on the same connection, also writes what the party says of itself
-(`protocol.status`). That is for operators alone: whatever happens to it, the claim is renewed.
+The same thread also publishes the party's status (`protocol.status`), on the same connection. Only
+operators read it: whatever happens to the status, the claim is renewed.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.25
 _RENEWALS: Final = 2
-"""As many show that somebody renews: a clock that goes back by a second looks like one."""
+"""So many renewals prove a living run: a clock that goes back by a second looks like one."""
 _TOLERANCE_MS: Final = 50
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
 _NO_EXPIRY: Final = -1
-"""What PTTL gives for a key that stays."""
+"""PTTL's reply for a key without a time to live."""
 _FIRST_TRIES: Final = 3
 
 
@@ -52,7 +52,15 @@ class PartyClaim:
     def __init__(
         self, broker: Broker, key: bytes, instance: bytes, who: str, log: PartyLogger
     ) -> None:
-        """Args: key of the claim, 8-byte instance of this run, how to call it in messages, log."""
+        """Not for users.
+
+        Args:
+            broker: where the claim is made.
+            key: the claim's key.
+            instance: this run's instance, 8 bytes.
+            who: the party, as messages name it.
+            log: the party's logger.
+        """
         self._log = log
         self._broker = broker
         self._key = key
@@ -69,19 +77,24 @@ class PartyClaim:
         self.round_trip = float("inf")
         """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
         self.last_round_trip = float("inf")
-        """The same, as it was when the claim was last renewed."""
+        """The round trip that was measured when the claim was last renewed."""
         dies_in_child(self)
 
     def acquire(self, outage: Outage) -> None:
-        """Claim the party, waiting at most one lease (6 s) for a dead run's claim to lapse, or to
-        be renewed where the broker's clock went back.
+        """Claim the party.
 
-        A broker that is not reached in a few tries is an error at once; one that goes away
-        later, or says that it cannot serve just now, has time to come back.
+        Waits at most one lease (6 s) for a dead run's claim to lapse; or, if the broker's clock
+        went back, for a living run to renew its claim.
+
+        If the first few tries do not reach the broker, that is an error at once. A broker that
+        goes away later, or that says it cannot serve now, gets time to come back.
+
+        Args:
+            outage: keeps track of how long the broker is away.
 
         Raises:
-            PartyTaken: another process renews its claim.
-            BrokerError: the broker is out of reach or refuses, or answers nonsense.
+            PartyTaken: another process keeps renewing its claim.
+            BrokerError: the broker is out of reach, refuses us, or answers nonsense.
         """
         last_left: float = float("inf")
         renewals = 0
@@ -111,7 +124,7 @@ class PartyClaim:
                 raise BrokerRefused(f"broker {self._broker.label}: PTTL did not give a number")
             now = time.monotonic()
             if left == _NO_EXPIRY or left > _LEASE_MS + _TOLERANCE_MS:
-                # No run asks for so long, and one that lived would have renewed it.
+                # No run asks for so much time, and a living run would have renewed the claim.
                 beyond_since = now if beyond_since is None else beyond_since
                 if now - beyond_since >= _LEASE_MS / 1000:
                     self._take_over()
@@ -121,7 +134,7 @@ class PartyClaim:
                 if left > last_left + _TOLERANCE_MS:
                     renewals += 1
                 last_left = left if left >= 0 else last_left
-            # A claim that neither lapses nor is renewed is none of ours: do not wait for ever.
+            # A claim that neither lapses nor is renewed is not ours: do not wait for ever.
             if renewals >= _RENEWALS or now > give_up:
                 connection.close()
                 raise PartyTaken(
@@ -134,9 +147,9 @@ class PartyClaim:
         self._thread.start()
 
     def _take_over(self) -> None:
-        """Remove a dead run's claim that does not lapse."""
+        """Remove a dead run's claim, which would not lapse in time."""
         self._log.warning(
-            "%s: the claim of a dead run does not lapse, as the broker's clock went back: removed",
+            "%s: removed a dead run's claim, which did not lapse: the broker's clock went back",
             self._who,
         )
         with contextlib.suppress(BrokerError):  # `acquire` tries again
@@ -144,22 +157,22 @@ class PartyClaim:
                 self._call(self._connection, b"DEL", self._key)
 
     def publish(self, key: bytes, snapshot: Callable[[], bytes]) -> None:
-        """From now on write a status beside the claim, about once a second.
+        """From now on, write a status next to the claim about once a second.
 
-        Ends by itself, with a line in the debug log, where this party's user may not write it.
+        If this party's Redis user may not write the key, publishing stops, with a line in the
+        debug log.
 
         Args:
-            key: to write to; it expires with the claim.
-            snapshot: gives what to write; called in the claim's thread.
+            key: the status's key; it expires with the claim.
+            snapshot: returns the status to write; called in the claim's thread.
         """
         self._status = (key, snapshot)
 
     def release(self, timeout: float | None = None) -> None:
-        """Give the claim up, if it is still ours; never raises.
+        """Give up the claim, if it is still ours. Never raises.
 
         Args:
-            timeout: seconds for each of the three things that this waits for; None takes the
-                broker's.
+            timeout: seconds for each of the three waits in here; None means the broker's timeout.
         """
         self._stop.set()
         if self._thread is None and self._connection is None:
@@ -168,7 +181,7 @@ class PartyClaim:
         if self._thread is not None:
             self._thread.join(longest)
             if self._thread.is_alive():
-                return  # it uses the connection
+                return  # the thread still uses the connection
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -181,7 +194,7 @@ class PartyClaim:
         connection.close()
 
     def die_in_child(self) -> None:
-        """The claim stays the parent's: `release` does nothing here."""
+        """In a forked child: the claim stays the parent's, and `release` does nothing."""
         self._stop = threading.Event()
         self._thread = self._connection = self._status = None
         self._broker = cast("Broker", Dead(used_after_fork(self._who)))
@@ -196,7 +209,7 @@ class PartyClaim:
 
     def _set(self, connection: BrokerConnection) -> bool:
         reply = self._call(connection, b"SET", self._key, self._instance, b"PX", _LEASE_MS, b"NX")
-        # The reply to an earlier one may have been lost.
+        # An earlier SET may have worked although its reply was lost.
         return reply is not None or self._call(connection, b"GET", self._key) == self._instance
 
     def _renew(self) -> None:
@@ -224,11 +237,11 @@ class PartyClaim:
         try:
             self._call(connection, b"SET", key, snapshot(), b"PX", _LEASE_MS)
         except BrokerPermissionError as error:
-            self._may_publish = False  # a user of an older redislink acl
+            self._may_publish = False  # an older version of redislink acl made this user
             self._log.debug("%s: publishes no status: %s", self._who, error)
         except BrokerError as error:
             self._log.debug("%s: status not published: %s", self._who, error)
-        except Exception as error:  # noqa: BLE001 - see the top: the claim must live on
+        except Exception as error:  # noqa: BLE001 - the claim must be renewed all the same
             self._may_publish = False
             self._log.debug("%s: publishes no status: %s", self._who, type(error).__name__)
 

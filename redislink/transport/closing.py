@@ -1,4 +1,4 @@
-"""The end of an endpoint: in good order, by an abort, or because the program ends."""
+"""Ends an endpoint: in good order, by an abort, or because the program ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from redislink.transport.observer import Observer
 from redislink.transport.peer import Peer
 
 _LEAST_TO_LEAVE: Final = 0.5
-"""Seconds that each last thing may take when ``close_timeout`` is over."""
+"""Seconds that each last step may still take once ``close_timeout`` is over."""
 _OVER: Final = (State.CLOSED, State.FAILED)
 _open: Final[weakref.WeakSet[Closing]] = weakref.WeakSet()
 
@@ -33,7 +33,7 @@ class Closing:
         """Not for users.
 
         Args:
-            core, control, claim, observer: what ends with the endpoint.
+            core, control, claim, observer: the parts that end with the endpoint.
         """
         self.core = core
         self._control = control
@@ -42,7 +42,7 @@ class Closing:
         _open.add(self)
 
     def abort(self, reason: str) -> None:
-        """As `Endpoint.abort`."""
+        """Abort; see `Endpoint.abort`."""
         core = self.core
         with core.lock:
             if core.stopped.is_set():
@@ -55,7 +55,7 @@ class Closing:
             self._leave(time.monotonic() + core.settings.close_timeout)
 
     def close(self) -> None:
-        """As `Endpoint.close`."""
+        """Close; see `Endpoint.close`."""
         core = self.core
         with core.lock:
             if core.closing:
@@ -82,11 +82,15 @@ class Closing:
         self._leave(deadline)
 
     def die_in_child(self) -> None:
-        """In the child of a fork."""
+        """In a forked child: do not close this endpoint when the program ends."""
         _open.discard(self)
 
     def _wait_for_line(self, closed_at: float) -> float:
-        """Wait while the line takes what is to be written; returns when all shall be delivered."""
+        """Wait until the queued writes are through, or the line stops taking them.
+
+        Returns:
+            The deadline for delivering everything, in monotonic seconds.
+        """
         core, outbox = self.core, self.core.outbox
         limit = core.settings.close_timeout
         with core.changed:
@@ -97,14 +101,14 @@ class Closing:
         return max(closed_at, outbox.moved_at) + limit
 
     def _unfinished(self) -> list[Peer]:
-        """Peers that have not said yet that they have everything; needs the lock."""
+        """Return the peers that have not yet confirmed everything. Needs the lock."""
         self.core.check_locked()
         return [peer for peer in self.core.peers.values() if peer.delivery.state not in _OVER]
 
     def _say_last_words(self, deadline: float) -> None:
-        """See to it that the broker has the FINs, acks and ABORTs of the end.
+        """Make sure that the broker has our final FINs, acks and ABORTs.
 
-        Nobody is there to send them again, so when the connection broke they are all pushed
+        Nobody will be there to send them again. So if the connection breaks, push all of them
         again on the next one.
         """
         core = self.core
@@ -123,7 +127,7 @@ class Closing:
                 core.push(peer, [push])
 
     def _leave(self, deadline: float) -> None:
-        """Stop the threads, remove what this party leaves on the broker, disconnect."""
+        """Stop the threads, remove this party's control and hello lists, and disconnect."""
         core = self.core
         _open.discard(self)
         self._say_last_words(deadline)
@@ -143,11 +147,11 @@ class Closing:
 
 
 def leave_open_endpoints(error: BaseException | None) -> None:
-    """Leave what the program has not, as it ends.
+    """Leave every session that the program did not leave before it ended.
 
     Args:
-        error: what ended it: the peers are told of it. None closes in good order, so that what was
-            sent arrives, and says that the program did not.
+        error: the exception that ended the program; the peers are told. None closes in good
+            order, so that all sent messages arrive, and logs a warning.
     """
     leaving = []
     for closing in list(_open):
@@ -173,7 +177,7 @@ def leave_open_endpoints(error: BaseException | None) -> None:
 
 @atexit.register
 def _leave_at_exit() -> None:
-    # Of `sys.exit` nothing is left by now, neither the code nor the exception; `redislink run`
-    # has it. Where somebody types, this is of an earlier line.
+    # By now `sys.exit` has left no trace, neither its code nor the exception; `redislink run` has
+    # both. In an interactive session `last_value` belongs to an earlier line.
     failed = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
     leave_open_endpoints(failed)

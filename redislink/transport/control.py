@@ -1,6 +1,6 @@
-"""The control thread: takes acks, probes, heartbeats, aborts and hellos, and keeps the timers.
+"""The control thread: receives acks, probes, heartbeats, aborts and hellos, and runs the timers.
 
-Nothing is healed without it, so whatever ends it ends the session.
+Without this thread nothing recovers from a loss, so if it ends early, so does the session.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from redislink.transport.receiving import Receiving
 _LONGEST_CONTROL_WAIT: Final = 1.0
 _SHORTEST_CONTROL_WAIT: Final = 0.02
 _REPORT_INTERVAL: Final = 10.0
-"""Seconds between two lines about a peer that is not heard."""
+"""Seconds between two log lines about a silent peer."""
 
 
 class Control:
@@ -39,14 +39,14 @@ class Control:
         """Not for users.
 
         Args:
-            core: of the endpoint.
-            receiving: whose waits it registers and ends when they are overdue.
+            core: the endpoint's core.
+            receiving: the receives; this thread registers their waits, and ends overdue ones.
         """
         self._core = core
         self._receiving = receiving
         self._progress = PartyLogger(core.cluster.session, core.party, "redislink.progress")
         self._silence_reports: dict[str, float] = {}
-        """Peers of which it was said that they are not heard, and when to say it again."""
+        """Silent peers that the log already mentions, and when to mention each again."""
         self._next_silence_look = 0.0
         self._wait = core.inbox.acquire()
         self._thread = threading.Thread(
@@ -58,10 +58,10 @@ class Control:
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """End the thread, once `Core.stopped` is set.
+        """End the thread. Call it once `Core.stopped` is set.
 
         Args:
-            seconds: that it may take.
+            seconds: the longest time to wait for the thread.
         """
         self._wait.interrupt()
         self._thread.join(seconds)
@@ -91,7 +91,7 @@ class Control:
         while not core.stopped.is_set():
             try:
                 pause = self._serve_timers()
-                names = [*names[1:], names[0]]  # else a busy first list would starve the others
+                names = [*names[1:], names[0]]  # so that a busy first list starves no other
                 popped = self._wait.pop(names, core.broker.blpop_slice(pause))
                 core.outage.ended()
             except (Interrupted, EndpointClosed):
@@ -111,14 +111,14 @@ class Control:
             if popped is not None:
                 peer, is_control = sources[popped[0]]
                 if is_control:
-                    self._collect()  # else a probe would find what the broker has unconfirmed
+                    self._collect()  # so that no probe finds unconfirmed what the broker has
                     self._take_control(peer, popped[1])
                 else:
                     self._take_hello(peer, popped[1])
             core.check_peers()
 
     def _serve_timers(self) -> float:
-        """Do what is due; returns how many seconds the control thread may wait."""
+        """Do what is due, and return how many seconds the control thread may wait."""
         core = self._core
         busy = self._collect()
         now = time.monotonic()
@@ -130,7 +130,7 @@ class Control:
                 with core.lock:
                     self._receiving.register(wait)
                 if now > wait.give_up + wait.margin:
-                    wait.interrupt()  # a reply has begun and drips: its timeout holds all the same
+                    wait.interrupt()  # the reply drips in too slowly: its timeout still holds
         busy = busy or core.outbox.has_unread
         pause = UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
         for peer in core.peers.values():
@@ -144,7 +144,11 @@ class Control:
         return max(_SHORTEST_CONTROL_WAIT, pause)
 
     def _collect(self) -> bool:
-        """Hand the broker's answers to our pushes to delivery; True if there were any."""
+        """Pass the broker's answers to our pushes on to the deliveries.
+
+        Returns:
+            True if there were any answers.
+        """
         core = self._core
         answered = core.outbox.collect()
         if not answered:
@@ -196,7 +200,7 @@ class Control:
             core.mend_outbox()
 
     def _report_silence(self, now: float) -> None:
-        """Say from time to time whom this party does not hear, and when it hears them again."""
+        """Log which peers are silent, repeatedly, and when they are heard again."""
         core = self._core
         if now < self._next_silence_look:
             return

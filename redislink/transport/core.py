@@ -1,12 +1,13 @@
-"""`Core`: what all threads of one party's session share, and the one door to its deliveries.
+"""`Core`: the state that all threads of an endpoint share, and the only access to its deliveries.
 
 Rules:
-- ``lock`` guards the deliveries, the failure and the closing. Nobody talks to the broker, and no
-  log handler of a program runs, while it is held.
-- A delivery is read and changed in `talk` alone, which pushes what it leaves once the lock is
-  free; the short ways of `sending` and `receiving` do the same by hand, and say so.
-- A failure is set once and ends every call, now and later.
-- Whoever finds the outbox broken calls `mend_outbox` and goes on: one thread reconnects.
+- ``lock`` guards the deliveries, ``failure`` and ``closing``. While it is held, no thread talks to
+  the broker, and no log handler of the user's program runs.
+- Only `talk` reads or changes a delivery; it releases the lock, then writes the pushes that the
+  delivery has produced. The fast paths in `sending` and `receiving` do the same by hand, and say
+  so.
+- A failure is set once. It ends every call, present and future.
+- A thread that finds the outbox broken calls `mend_outbox` and carries on: one thread reconnects.
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ from redislink.transport.peer import Party, Peer
 from redislink.transport.rendezvous import Rendezvous
 
 UNREAD_CONTROL_WAIT: Final = 0.2
-"""Seconds between two looks at what the broker, or another thread, may have said."""
+"""Seconds between two checks for news from the broker or another thread."""
 _CONTROL_TTL: Final = 120
 _MOST_LAST_WORDS: Final = 64
-# On one machine, or nearly, a chunk takes less time on the line than the work that it makes.
+# On one machine, or close to it, a chunk takes less time to transfer than to process.
 _NEAR: Final = 0.0003
 _LEAST_CHUNK: Final = 64 << 10
 _MOST_IN_FRAGMENTS: Final = 512 << 20
 _HOPELESS: Final = 0.75
-"""Of ``broker_timeout``: how long connections may break at the least size of an element."""
+"""The share of ``broker_timeout`` for which connections may keep breaking at the smallest element
+size before we give up."""
 
 
 class Talk:
@@ -87,22 +89,23 @@ class Talk:
 
 
 class Core:
-    """What the parts of an `Endpoint` share.
+    """The state that the parts of an `Endpoint` share.
 
     Attributes:
-        cluster, party, settings: whose endpoint it is.
+        cluster, party, settings: describe the session and this party.
         log: the party's logger.
-        broker, outbox, inbox, outage, rendezvous: towards the broker.
+        broker, outbox, inbox, outage, rendezvous: handle everything towards the broker.
         peers: the other parties, by name in rank order.
-        lock: see the rules above; `changed` is its condition, notified when an ack came, a
-            connection is back, or the session ends.
-        failure: what has ended the session; None while it goes on.
-        closing: this party is leaving.
-        stopped: set when the threads are to end.
-        sleepers: threads that wait on `changed` for acks.
-        reconnects: how often the outbox was connected again.
-        last_words: control frames pushed while closing, which nobody sends again.
-        element_size: what the broker takes in one element.
+        lock: see the rules above.
+        changed: the lock's condition; notified when an ack arrives, a connection is back, or the
+            session ends.
+        failure: the error that ended the session; None while it runs.
+        closing: True once this party is leaving.
+        stopped: set when the threads must end.
+        sleepers: the number of threads that wait on ``changed`` for acks.
+        reconnects: how often the outbox has reconnected.
+        last_words: control frames pushed while closing; delivery does not resend these.
+        element_size: how large an element the broker accepts.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Core:
         """Not for users.
 
         Args:
-            cluster, party, settings, broker, outbox, inbox, rendezvous, outage: as the attributes.
+            cluster, party, settings, broker, outbox, inbox, rendezvous, outage: see the attributes.
             round_trip: seconds to the broker and back.
         """
         self.cluster = cluster
@@ -160,7 +163,7 @@ class Core:
             peer_timeout=settings.peer_timeout,
         )
         handshake, now = self.rendezvous.handshake, time.monotonic()
-        # In process a BLPOP costs nothing, and its replies cannot be read ahead.
+        # An in-process BLPOP costs nothing, and its replies cannot be read ahead.
         depth = 0 if self.broker.in_process else settings.lookahead
         return {
             name: Peer(
@@ -180,10 +183,10 @@ class Core:
     # -- the door to the deliveries ----------------------------------------------------------
 
     def peer(self, party: Party) -> Peer:
-        """The peer of this name or rank.
+        """Return the peer with this name or rank.
 
         Raises:
-            UsageError: there is none, or it is this party.
+            UsageError: there is no such party, or it is this one.
         """
         if type(party) is str or type(party) is int:  # not bool, which equals 0 or 1
             peer = self._by_name_or_rank.get(party)
@@ -196,12 +199,12 @@ class Core:
         )
 
     def talk(self, peer: Peer) -> Talk:
-        """``with core.talk(peer) as delivery``: the lock is held within, and what the delivery
-        leaves to push is pushed behind, without it."""
+        """``with core.talk(peer) as delivery``: hold the lock within the block. After the block,
+        write the delivery's pushes, without the lock."""
         return Talk(self, peer)
 
     def tell_all(self, change: Callable[[Delivery], None]) -> None:
-        """Change every peer's delivery at once, then push what they leave."""
+        """Apply ``change`` to every peer's delivery under one lock, then write their pushes."""
         with self.lock:
             work = []
             for peer in self.peers.values():
@@ -211,7 +214,7 @@ class Core:
             self.push(peer, pushes)
 
     def push(self, peer: Peer, pushes: list[Push | Leftover]) -> None:
-        """Write what a delivery wants written; call it without the lock."""
+        """Write a delivery's pushes. Call it without the lock."""
         if not pushes:
             return
         outbox, large_before = self.outbox, False
@@ -226,7 +229,7 @@ class Core:
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
                 size = push.message_bytes or len(push.body)
                 if large_before and len(push.body) >= LARGE and self.element_size.limit is None:
-                    # Its fellow chunks fill the line: sealed and written when they are through.
+                    # Earlier chunks fill the line: seal and write this one when they are through.
                     later = partial(encode, name, push.frame, push.body)
                     outbox.push_later(name, later, size, token, clear=push.clear)
                     continue
@@ -236,7 +239,7 @@ class Core:
                 if push.tag is None:
                     outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
                 elif limit is not None and isinstance(frame, Data) and len(push.body) > limit:
-                    # Its number was used, so that it must not be sealed anew in smaller frames.
+                    # Its number is used up: it must not be sealed again in smaller frames.
                     *first, last = split_element(element, frame.seq, limit)
                     for at, fragment in enumerate(first):
                         outbox.push(name, fragment, clear=push.clear and not at, size=size)
@@ -251,7 +254,7 @@ class Core:
     # -- failure -----------------------------------------------------------------------------
 
     def check_usable(self) -> None:
-        """Raise what has ended this endpoint; nothing while it goes on."""
+        """Raise the error that ended this endpoint, if one did."""
         if isinstance(self.failure, UsedAfterFork):
             raise self.failure.with_traceback(None)
         if self.closing:
@@ -262,7 +265,7 @@ class Core:
             raise self.failure.with_traceback(None)
 
     def fail(self, failure: RedisLinkError) -> None:
-        """End every call of this endpoint, now and later, with this error."""
+        """End every call on this endpoint, present and future, with this error."""
         with self.lock:
             is_first = self.failure is None and not self.closing
             if is_first:
@@ -272,21 +275,21 @@ class Core:
             self.log.error("%s: the session has failed: %s", self.party, failure)
 
     def wake_all(self) -> None:
-        """Have every blocked call look at what has changed."""
+        """Wake every blocked call, so that it sees what has changed."""
         self.check_locked()
         for wait in self.inbox.waits():
             wait.interrupt()
         self.changed.notify_all()
 
     def trouble(self, peer: Peer) -> str:
-        """What holds messages with a peer up, as `Endpoint.trouble` says it."""
+        """Say what delays messages to and from a peer; see `Endpoint.trouble`."""
         if away := self.outage.describe():
             return away
         with self.talk(peer) as delivery:
             return delivery.describe_silence(time.monotonic())
 
     def check_locked(self) -> None:
-        """For helpers that need the lock."""
+        """Assert that this thread holds the lock; helpers that need it call this."""
         assert self.lock._is_owned(), "the lock of the core is not held"  # type: ignore[attr-defined]  # noqa: S101
 
     def check_peers(self) -> None:
@@ -298,24 +301,34 @@ class Core:
             self.fail(failure)
 
     def give_up_or_pause(self, error: BrokerError) -> float:
-        """Seconds to pause before the next try; raises, for all, when there shall be none."""
+        """Return the seconds to pause before the next try.
+
+        Raises:
+            BrokerError: there will be no next try; the session has failed.
+        """
         try:
             return self.outage.failed(error)
         except BrokerError as final:
             self.fail(final)
             raise
 
-    # -- whose fault a frame is --------------------------------------------------------------
+    # -- blaming the peer or the broker for a frame ------------------------------------------
 
     def blame(self, peer: Peer, error: FrameError) -> None:
-        """An element from a peer does not open, or is illegal; call it without the lock."""
+        """Blame an element that does not open, or is illegal, on the peer or the broker.
+
+        Call it without the lock.
+        """
         if isinstance(error, IllegalFrameError):
             self.blame_peer(peer, error)
         elif not isinstance(error, StaleError):
             self.blame_broker(peer, error)
 
     def blame_peer(self, peer: Peer, error: FrameError) -> None:
-        """A frame that opened and that the protocol forbids, there or at all."""
+        """Fail the conversation: the peer sent a frame that the protocol forbids, there or always.
+
+        Such a frame did open, so only the peer can have sent it, unless the session is unsealed.
+        """
         if self.cluster.security != "sealed":  # anybody may have sent it
             self.blame_broker(peer, error)
             return
@@ -324,13 +337,13 @@ class Core:
         self.check_peers()
 
     def blame_broker(self, peer: Peer, error: FrameError) -> None:
-        """Count what did not come from the peer; such a frame counts as never received."""
+        """Count an element that did not come from the peer. It is treated as never received."""
         with self.lock:
             self._not_opened += 1
             count = self._not_opened
         if is_power_of_two(count):  # there may be any number
             self.log.warning(
-                "%s: ignored an element from %s: %s (%d so far, of all parties)",
+                "%s: ignored an element from %s: %s (%d so far, from all parties)",
                 self.party,
                 peer.name,
                 error,
@@ -342,14 +355,14 @@ class Core:
                 BrokerTampered(
                     f"{self.party}: {count} frames did not open, the last from {peer.name} "
                     f"({error}): something between the parties changes messages, or {peer.name} "
-                    "itself sends such; check the broker and who has access to it"
+                    "itself sends such frames; check the broker and who has access to it"
                 )
             )
 
     # -- mending -----------------------------------------------------------------------------
 
     def mend_outbox(self) -> None:
-        """Start the thread that reconnects the outbox, unless it runs."""
+        """Start the thread that reconnects the outbox, unless it is already running."""
         with self.lock:
             if self._mending or self.stopped.is_set():
                 return
@@ -393,10 +406,10 @@ class Core:
         elif is_hopeless:
             self.fail(
                 BrokerRefused(
-                    f"{self.party}: the broker {self.broker.label} ends the connection whenever "
-                    f"{size.suspected} bytes are pushed, and messages are not cut finer than "
+                    f"{self.party}: the broker {self.broker.label} closes the connection at every "
+                    f"push of {size.suspected} bytes, and messages cannot be cut finer than "
                     f"{LEAST}: raise its client-query-buffer-limit, proto-max-bulk-len or "
-                    "maxmemory-clients, or see its log"
+                    "maxmemory-clients, or read its log"
                 )
             )
             return
@@ -411,7 +424,7 @@ class Core:
         self.rendezvous.reconnected()
 
     def cut_finer(self) -> None:
-        """The broker does not take elements as large as they were."""
+        """Split messages into smaller elements: the broker does not accept larger ones."""
         size = self.element_size
         with self.lock:
             for peer in self.peers.values():
@@ -419,9 +432,9 @@ class Core:
             is_first, self._said_cut_finer = not self._said_cut_finer, True
         if is_first:
             self.log.warning(
-                "%s: the broker %s ends the connection at elements of %d bytes, so that they are "
-                "cut smaller from now on: raise its client-query-buffer-limit, proto-max-bulk-len "
-                "or maxmemory-clients, or set REDISLINK_CHUNK_BYTES to less",
+                "%s: the broker %s closes the connection at elements of %d bytes, so they are cut "
+                "smaller from now on: raise its client-query-buffer-limit, proto-max-bulk-len or "
+                "maxmemory-clients, or lower REDISLINK_CHUNK_BYTES",
                 self.party,
                 self.broker.label,
                 size.suspected,
@@ -430,7 +443,7 @@ class Core:
     # -- forks -------------------------------------------------------------------------------
 
     def die_in_child(self) -> None:
-        """In the child of a fork: every call raises `UsedAfterFork`, leaving does nothing."""
+        """In a forked child: every call raises `UsedAfterFork`, and leaving does nothing."""
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
         self.closing = True
@@ -447,10 +460,10 @@ class Core:
 
 
 def _least_chunk_bytes(round_trip: float, chunk_bytes: int) -> int:
-    """For `Timing`.
+    """Return the smallest chunk size, for `Timing`.
 
     Args:
         round_trip: seconds to the broker and back.
-        chunk_bytes: what the settings allow.
+        chunk_bytes: the largest chunk that the settings allow.
     """
     return chunk_bytes if round_trip < _NEAR else min(_LEAST_CHUNK, chunk_bytes)

@@ -1,11 +1,11 @@
-"""`Endpoint`: one party in one session, as its users see it.
+"""`Endpoint`: the object through which a party sends and receives in a session.
 
-`connect` (`redislink/joining.py`) says hello to every peer and gives an `Endpoint`. What one party
-sends with a tag, another receives with that tag, once; different tags do not wait for each other,
-and messages with the same tag keep their order.
+`connect` (`redislink/joining.py`) exchanges hellos with every peer and returns an `Endpoint`. A
+message sent with a tag is received once, under the same tag. Messages with the same tag keep their
+order; messages with different tags do not wait for each other.
 
-The parts: `core.py` has what all threads share, `sending.py` and `receiving.py` work in the
-caller's thread, `control.py` in a thread of its own, `closing.py` ends it all.
+`core.py` holds the state that all threads share. `sending.py` and `receiving.py` run in the
+caller's thread, and `control.py` runs in its own. `closing.py` ends the endpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from redislink.transport.stats import EndpointStats, PeerStats
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EndpointParts:
-    """What an endpoint is made of, for redislink's own layers above it; not for users."""
+    """The parts of an endpoint, for the redislink layers above it. Not for users."""
 
     core: Core
     sending: Sending
@@ -45,27 +45,27 @@ class EndpointParts:
 
 
 class Endpoint:
-    """This party's end of a session. Made by `connect`; usable from several threads at once.
+    """This party's end of a session. `connect` makes it; several threads may use it at once.
 
-    Peers are named by party name or by rank. A payload is any bytes-like object; what is
-    received is ``bytes``. Leaving its ``with`` block by an exception tells every peer.
+    Name a peer by its party name or its rank. Send any bytes-like object; `recv` returns
+    ``bytes``. If an exception leaves the ``with`` block, every peer is told.
 
     Attributes:
-        cluster: what the cluster file says.
-        party: name of this party.
-        rank: its rank.
-        settings: of this party.
+        cluster: the contents of the cluster file.
+        party: this party's name.
+        rank: this party's rank.
+        settings: this party's settings.
     """
 
     def __init__(
         self, sending: Sending, receiving: Receiving, claim: PartyClaim, observer: Observer
     ) -> None:
-        """Not for users: `connect` is.
+        """Not for users, who call `connect`.
 
         Args:
-            sending, receiving: on one core.
-            claim: of the party's name, given back at the end.
-            observer: ended at the end.
+            sending, receiving: the two halves, which share one core.
+            claim: the claim to the party's name; released when the endpoint closes.
+            observer: closed when the endpoint closes.
         """
         core = sending.core
         self.cluster = core.cluster
@@ -80,12 +80,12 @@ class Endpoint:
 
     @property
     def session(self) -> str:
-        """Name of the session."""
+        """The session's name."""
         return self.cluster.session
 
     @property
     def world_size(self) -> int:
-        """Number of parties."""
+        """The number of parties."""
         return self.cluster.world_size
 
     def send(self, dst: Party, tag: str, data: BytesLike) -> Request:
@@ -95,12 +95,12 @@ class Endpoint:
 
         Args:
             dst: party name or rank.
-            tag: 1 to 512 bytes of UTF-8; the peer receives with the same.
-            data: any bytes-like object of at most 4 GiB; it may be changed after the call.
+            tag: 1 to 512 bytes of UTF-8; the peer receives under the same tag.
+            data: any bytes-like object of at most 4 GiB. You may change it after the call.
 
         Raises:
             PayloadTypeError: ``data`` is not bytes-like.
-            UsageError: no such party, or it is this one; or tag or size are not valid.
+            UsageError: there is no such party, or it is this one; or the tag or size is invalid.
             PeerError: the session has failed, or the peer has left it.
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: after `close`.
@@ -109,30 +109,30 @@ class Endpoint:
         return sending.request(dst, tag, sending.post(dst, tag, data))
 
     def flush(self) -> None:
-        """Wait until the broker has what was sent and the window admits.
+        """Wait until the broker has everything sent so far that fits into the send window.
 
         Raises:
-            PeerError, BrokerError, EndpointClosed: as `send`.
+            PeerError, BrokerError, EndpointClosed: as for `send`.
         """
         self.parts.sending.flush()
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> bytes:
-        """The next message from ``src`` with ``tag``; waits for it.
+        """Wait for the next message from ``src`` with ``tag``, and return it.
 
         Args:
             src: party name or rank.
-            tag: as the sender gave it.
-            timeout: seconds; None takes ``recv_timeout``.
+            tag: the tag that the sender used.
+            timeout: seconds; None means the setting ``recv_timeout``.
 
         Raises:
-            RecvTimeout: it did not come in time.
-            PeerAborted, PeerLost, PeerRestarted, PeerClosed: it will not come.
-            RecvCancelled: `cancel_recv` was called for it.
+            RecvTimeout: the message did not arrive in time.
+            PeerAborted, PeerLost, PeerRestarted, PeerClosed: the message will never arrive.
+            RecvCancelled: `cancel_recv` cancelled this receive.
             BrokerError: the broker has been away for too long, or refuses us.
-            EndpointClosed: `close` was called, before or while this waited.
-            UsageError: the timeout is no number of seconds.
+            EndpointClosed: `close` was called, before or during the wait.
+            UsageError: the timeout is not a number of seconds.
         """
-        # Most are floats that are right: these cost no call here.
+        # Most timeouts are valid floats: these cost no call here.
         if type(timeout) is not float or not 0 <= timeout <= LONGEST_SECONDS:
             timeout = None if timeout is None else check_seconds("timeout", timeout)
         return self.parts.receiving.recv(src, tag, timeout)[0]
@@ -148,7 +148,7 @@ class Endpoint:
         return self.peek_message(src, tag) is not None
 
     def peek_message(self, src: Party, tag: str) -> bytes | None:
-        """The message that `recv` would return, without taking it; None if there is none yet.
+        """Return the message that `recv` would return, but leave it there. None if there is none.
 
         Args:
             src, tag: as for `recv`.
@@ -159,22 +159,23 @@ class Endpoint:
         return None if message is None else message[0]
 
     def cancel_recv(self, src: Party, tag_prefix: str) -> None:
-        """End every blocked `recv` from a party with `RecvCancelled`.
+        """Make blocked `recv` calls raise `RecvCancelled`.
 
         Args:
-            src: party name or rank.
-            tag_prefix: only receives whose tag begins so.
+            src: the party from which they receive, by name or rank.
+            tag_prefix: cancel only receives with a tag that starts with this prefix.
         """
         self.parts.receiving.cancel(src, tag_prefix)
 
     @contextlib.contextmanager
     def announce_silence(self, seconds: float = 600.0) -> Iterator[None]:
-        """Within this block, peers do not take this party's silence for death.
+        """Keep peers from declaring this party lost while the block runs.
 
-        For calls that hold the GIL, and with it the heartbeat: compiling, making shares.
+        Use it around calls that hold the GIL and so stop the heartbeat, such as compiling or
+        making shares.
 
         Args:
-            seconds: the longest that it may take.
+            seconds: the longest time that the block may take.
         """
         core = self.parts.core
         core.tell_all(lambda delivery: delivery.announce_silence(seconds, time.monotonic()))
@@ -185,19 +186,20 @@ class Endpoint:
             core.tell_all(lambda delivery: delivery.announce_silence(0, time.monotonic()))
 
     def trouble(self, peer: Party) -> str:
-        """What holds messages with a peer up, as far as this party can tell.
+        """Say what delays messages to and from a peer, as far as this party can tell.
 
         Args:
             peer: party name or rank.
 
         Returns:
-            Such as ``broker unreachable for 12 s`` or ``bob not heard for 12 s``; "" if nothing.
+            Text such as ``broker unreachable for 12 s`` or ``bob not heard for 12 s``; "" if
+            nothing delays them.
         """
         core = self.parts.core
         return core.trouble(core.peer(peer))
 
     def stats(self) -> EndpointStats:
-        """Counts so far, over all peers and for each, and how it stands with each now."""
+        """Return the counts so far, in total and per peer, and the present state of each peer."""
         core = self.parts.core
         waits: dict[str, list[tuple[str, float]]] = defaultdict(list)
         for name, tag, since in blocked_on(core):
@@ -211,21 +213,22 @@ class Endpoint:
             return EndpointStats.of(peers, core.reconnects)
 
     def abort(self, reason: str) -> None:
-        """Tell every peer that this party's run has failed, and leave.
+        """Tell every peer that this party's run has failed, and leave the session.
 
-        While another thread is in `close` this ends what it waits for, and leaves the rest to it.
+        If another thread is in `close`, this ends its wait, and that thread finishes the rest.
 
         Args:
-            reason: one line; it is shown to the peers, so it must hold no data.
+            reason: one line. The peers see it, so it must not contain any data.
         """
         self.parts.closing.abort(reason)
 
     def close(self) -> None:
-        """Leave the session: wait until the peers have what was sent, and say so to them.
+        """Leave the session: wait until the peers have everything, and tell them.
 
-        Takes at most ``close_timeout`` seconds from when the line to the broker has taken, or
-        stopped taking, what waits for it; blocked calls end with EndpointClosed. Safe to call
-        twice. What is not delivered by then is logged, and expires on the broker.
+        Blocked calls end with EndpointClosed. `close` gives up ``close_timeout`` seconds after it
+        was called, or after the broker last took something that was queued, whichever is later.
+        It logs messages that are not delivered by then; they expire on the broker. Safe to call
+        twice.
         """
         self.parts.closing.close()
 
@@ -244,7 +247,7 @@ class Endpoint:
             self.abort(reason_for_peers(error))
 
     def die_in_child(self) -> None:
-        """In the child of a fork: every call raises `UsedAfterFork`, leaving does nothing."""
+        """In a forked child: every call raises `UsedAfterFork`, and leaving does nothing."""
         self.parts.core.die_in_child()
         self.parts.closing.die_in_child()
 

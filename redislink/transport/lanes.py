@@ -1,15 +1,16 @@
-"""Lanes: BLPOPs for the tags that come next, under way before anybody asks for them.
+"""Lanes: send BLPOPs for the next tags before anybody asks for them.
 
-Locks: `Lanes` owns all of its lanes; its lock guards which there are. Whoever reads a lane holds
-that lane's lock, and takes the lock of `Lanes` within it, never the other way round: `_drop`, which
-has the latter, only tries the former. Two steps of a reader take no lock, as each is atomic: it
-looks at the front of ``posted``, and takes it off. Whoever gives the lane up empties it at any
-time, and the reader then finds nothing there (IndexError). Nobody connects with a lock of these.
+A receive costs a round trip to the broker, unless its BLPOP gets there before the message. A lane
+is one connection that pipelines BLPOPs for the next tags of a family; their replies come in the
+order of the BLPOPs. Every element from a lane goes to its delivery like any other. So a lane may
+be given up at any time: elements that it had popped count as lost, and are probed for.
 
-A receive costs a round trip to the broker, unless its BLPOP is there before the message. A lane
-is one connection on which BLPOPs for the next tags of a family are pipelined; their replies
-come in that order. What a lane brings goes to delivery like everything else, so that a lane may
-be given up at any time: what it had popped counts as lost, and is probed for.
+Locks: a `Lanes` owns its lanes, and its lock guards the set of them. A thread that reads a lane
+holds that lane's lock, and takes the lock of `Lanes` inside it. Never the other way round: `_drop`
+runs with the lock of `Lanes`, so it only tries the lane's. A reader takes no lock for two steps,
+because each is atomic: it looks at the front of ``posted``, and it removes the front. A thread
+that gives the lane up may empty ``posted`` at any time; the reader then gets an IndexError. No
+thread connects while it holds one of these locks.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ _LEAST_PATIENCE: Final = 0.002
 _FIRST_NEEDED: Final = 2
 _MOST_NEEDED: Final = 512
 _LASTING: Final = 32
-"""Messages that a lane must have brought to have been worth its connection."""
+"""A lane was worth its connection if it brought at least so many messages."""
 _MAX_DISTRUSTED: Final = 256
 
 
 class Lane:
-    """One family's BLPOPs. Whoever holds ``lock`` may read; posted tags are first come first."""
+    """One family's BLPOPs. Read it with ``lock`` held; replies arrive in the order of posting."""
 
     def __init__(self, family: Family, prefix: bytes, wait: Wait) -> None:
-        """Args: what stands before the tags in the names of the lists, the connection."""
+        """Not for users.
+
+        Args:
+            family: the tags that this lane foresees.
+            prefix: the part of a list's name that precedes the tag.
+            wait: the lane's connection.
+        """
         self.family = family
         self.next = family.next
         self._before = prefix + (encode_tag(family.before) if family.before else b"")
@@ -46,18 +53,18 @@ class Lane:
         self.wait = wait
         self.lock = threading.Lock()
         self.posted: deque[tuple[str, bytes]] = deque()
-        """Tags, and the names of their lists."""
+        """(tag, name of its list) of each BLPOP that has no reply yet."""
         self.abandoned = False
 
     def following(self, count: int) -> list[tuple[str, bytes]]:
-        """The tags to post next, and the names of their lists."""
+        """Return (tag, name of its list) for each of the next ``count`` tags to post."""
         numbers = range(self.next, self.next + count)
         names = [b"%b%d%b" % (self._before, number, self._after) for number in numbers]
         return list(zip(self.family.tags(numbers), names, strict=True))
 
 
 class Lanes:
-    """The lanes for what one peer sends. Thread-safe."""
+    """The lanes for one peer's messages. Thread-safe."""
 
     def __init__(
         self,
@@ -67,43 +74,50 @@ class Lanes:
         round_trip: float,
         prefix: bytes,
     ) -> None:
-        """Args: tags to foresee (0: none), seconds that one BLPOP waits, seconds to the broker
-        and back, what stands before the tags in the names of the lists."""
+        """Not for users.
+
+        Args:
+            inbox: gives a connection for each lane.
+            depth: how many tags to foresee; 0 foresees none.
+            blpop_seconds: how long one BLPOP waits.
+            round_trip: seconds to the broker and back.
+            prefix: the part of a list's name that precedes the tag.
+        """
         self._inbox = inbox
         self.depth = depth
-        """How many tags are foreseen; 0: none."""
+        """How many tags to foresee; 0 foresees none."""
         self.few = depth // 2
-        """How many BLPOPs may be left on a lane before `go_on` posts more."""
+        """When a lane has only so many BLPOPs left, `go_on` posts more."""
         self._seconds = blpop_seconds
-        # How long a tag that nobody receives may stand before one that somebody does: yacl's
-        # operations share a counter, so that the next tag of a family often never comes.
+        # How long to wait for a tag that nobody receives before the one that somebody wants:
+        # yacl's operations share a counter, so a family's next tag often never comes.
         self._patience = max(_LEAST_PATIENCE, 2 * round_trip)
         self._prefix = prefix
         self._lookahead = LookAhead()
         self._lock = threading.Lock()
         self._lanes: dict[tuple[str, str], Lane] = {}
         self._needed: dict[tuple[str, str], int] = {}
-        """How many tags in a row it takes before a family has a lane again; see `_distrust`."""
+        """How many tags in a row a family needs before it gets a lane again; see `_distrust`."""
         self._by_tag: dict[str, Lane] = {}
         self.lane_of = self._by_tag.get
-        """The lane on which a BLPOP for this tag is under way, if there is one."""
+        """``lane_of(tag)`` is the lane with a BLPOP out for this tag; None if there is none."""
         self._closed = False
 
     def read(self, lane: Lane, tag: str) -> tuple[str, bytes, Buffer | None] | None:
-        """The lane's next reply; call it with the lane's lock held, until it is ``tag``'s.
+        """Return the lane's next reply. Call it with the lane's lock, until the reply is ``tag``'s.
 
         Returns:
-            The tag that it answers, its list, and the element, or None if none came in time.
-            None instead of all if the lane cannot bring ``tag`` any more.
+            (tag, list, element) of the BLPOP that was answered; the element is None if none came
+            in time. None instead of the tuple if the lane can no longer bring ``tag``.
 
         Raises:
-            Interrupted, BrokerError: as `Wait.pop`; the lane is abandoned.
+            Interrupted, BrokerError: as for `Wait.pop`; the lane is abandoned.
         """
         if self._by_tag.get(tag) is not lane:
             if lane.abandoned:
                 self._end(lane)
             return None
-        # No lock: each step is atomic, and who gives the lane up empties both at any time.
+        # No lock: each step is atomic, and a thread that gives the lane up may empty it any time.
         try:
             head, name = lane.posted[0]
         except IndexError:
@@ -123,18 +137,18 @@ class Lanes:
         try:
             lane.posted.popleft()
         except IndexError:
-            self._end(lane)  # given up meanwhile; what it has just brought counts
+            self._end(lane)  # given up meanwhile; the element that just came still counts
         self._by_tag.pop(head, None)
         return head, name, element
 
     def go_on(self, lane: Lane) -> None:
-        """A lane is down to a `few` BLPOPs: post more, so many that the system call pays."""
+        """Post more BLPOPs on a lane that has `few` left, enough to be worth a system call."""
         with self._lock:
             if not lane.abandoned and not self._closed:
                 self._post(lane)
 
     def foresee(self, tag: str) -> None:
-        """A message with this tag was received otherwise: a lane may bring those after it."""
+        """Note a message that no lane brought, and perhaps open a lane for the tags after it."""
         with self._lock:
             family = self._lookahead.observe(tag)
             if family is None or self._closed:
@@ -143,7 +157,7 @@ class Lanes:
             if lane is not None:
                 if lane.posted:
                     return  # this tag was left out; the lane is read or given up by others
-                self._drop(lane)  # all its BLPOPs have ended: who knows for how long it is idle
+                self._drop(lane)  # all its BLPOPs have ended: it may have been idle for long
             elif family.run < self._needed.get(family.name, 0):
                 return
             if not self._has_room():
@@ -153,7 +167,7 @@ class Lanes:
         except EndpointClosed:
             return
         try:
-            wait.connect()  # it takes round trips: nobody waits for the lock meanwhile
+            wait.connect()  # takes round trips, so without the lock
         except BrokerError:
             self._inbox.release(wait)
             return
@@ -165,7 +179,7 @@ class Lanes:
             self._post(lane)
 
     def close(self) -> None:
-        """Give all lanes up, and open no more."""
+        """Give up all lanes, and open no more."""
         with self._lock:
             self._closed = True
             for lane in list(self._lanes.values()):
@@ -184,10 +198,10 @@ class Lanes:
         self._by_tag.update(dict.fromkeys((tag for tag, _ in new), lane))
 
     def _has_room(self) -> bool:
-        """Whether one more lane may be opened; called with the lock.
+        """Return whether there is room for one more lane. Call it with the lock.
 
-        One that still has BLPOPs under way is not given up for another: what it pops just then
-        would be lost, and probed for.
+        A lane that still has BLPOPs out is not given up for another: an element that it pops at
+        that moment would be lost, and have to be probed for.
         """
         if len(self._lanes) < _MAX_LANES:
             return True
@@ -197,7 +211,11 @@ class Lanes:
         return bool(idle)
 
     def _distrust(self, lane: Lane) -> None:
-        """A tag of this lane was left out. Lanes that do not last cost more than they bring."""
+        """Note that the program skipped a tag of this lane.
+
+        A lane that does not last costs more than it brings, so its family must prove itself for
+        longer before it gets the next one.
+        """
         name, brought = lane.family.name, lane.next - lane.family.next - len(lane.posted)
         with self._lock:
             needed = self._needed.pop(name, _FIRST_NEEDED)
@@ -207,13 +225,13 @@ class Lanes:
                     del self._needed[next(iter(self._needed))]
 
     def _abandon_mine(self, lane: Lane) -> None:
-        """Give up a lane whose lock this thread holds."""
+        """Give up a lane; this thread holds the lane's lock."""
         with self._lock:
             self._forget(lane)
         self._end(lane)
 
     def _drop(self, lane: Lane) -> None:
-        """Give up a lane that another thread may be reading; the caller holds our lock."""
+        """Give up a lane that another thread may be reading. Call it with the lock of `Lanes`."""
         self._forget(lane)
         if lane.lock.acquire(blocking=False):
             self._end(lane)

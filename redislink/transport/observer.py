@@ -1,4 +1,4 @@
-"""What an endpoint knows of whatever observes it; `redislink.observe` has what does."""
+"""The interface of an endpoint's observer; `redislink.observe` holds the implementations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Observer(Protocol):
-    """Observes one endpoint, which ends it when it leaves."""
+    """Observes one endpoint. The endpoint closes it when it leaves the session."""
 
     def close(self) -> None:
-        """End; safe to call twice."""
+        """Stop observing. Safe to call twice."""

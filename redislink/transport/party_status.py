@@ -1,4 +1,4 @@
-"""What a party tells whoever watches the session: the document behind `redislink top`."""
+"""Builds the status that a party publishes for operators, which `redislink top` shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from redislink.transport.stats import counts_of
 
 
 def status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartyStatus:
-    """What a party tells while it waits for the others to join."""
+    """Return this party's status while it waits for the others to join."""
     missing = set(rendezvous.handshake.missing)
     return PartyStatus(
         claim.instance,
@@ -35,7 +35,7 @@ def status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartySta
 
 
 def status_of(core: Core, claim: PartyClaim) -> PartyStatus:
-    """What a party tells once it has joined."""
+    """Return this party's status once it has joined."""
     with core.lock:
         now = time.monotonic()
         peers = {name: _status_of(peer.delivery, now) for name, peer in core.peers.items()}

@@ -1,4 +1,4 @@
-"""`Peer`: what an endpoint knows of one other party."""
+"""`Peer`: an endpoint's state for one other party."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Peer:
     """One other party: its conversation, its keys, and the names of its lists.
 
     Attributes:
-        name: of the party.
-        codec: seals what goes to the peer and opens what comes from it.
-        delivery: the conversation. Only `Core.talk` and the short ways touch it, with the lock.
-        kept: tags of which delivery has a message, or a part of one. Looking whether a tag is in
-            it takes no lock, as that is one step of the interpreter: whoever asks has set the
-            purpose of its wait before, so that whatever comes later interrupts it.
-        lanes: BLPOPs for the peer's next messages.
-        fragments: of the peer's elements that had to be cut.
-        out_prefix, in_prefix: what the names of the lists to and from the peer begin with.
-        control_in: the control list from the peer.
+        name: the party's name.
+        codec: seals elements for the peer, and opens elements from it.
+        delivery: the conversation. Only `Core.talk` and the fast paths touch it, with the lock.
+        kept: the tags for which ``delivery`` holds a message, or a part of one. ``tag in kept``
+            needs no lock, because it is one step of the interpreter. A receive sets the purpose
+            of its wait before it looks, so a message that arrives later interrupts the wait.
+        lanes: the BLPOPs for the peer's next messages.
+        fragments: collects the fragments of elements that the peer had to split.
+        out_prefix, in_prefix: the prefixes of the names of the lists to and from the peer.
+        control_in: the name of the control list from the peer.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Peer:
         """Not for users.
 
         Args:
-            name, delivery, codec: as the attributes.
-            prefixes: of the names of the lists to the peer and from it.
-            make_lanes: makes the lanes for lists with this prefix.
-            most_in_fragments: bytes of the peer's fragments that are kept.
+            name, delivery, codec: see the attributes.
+            prefixes: the prefixes of the names of the lists to the peer and from it.
+            make_lanes: given such a prefix, makes the lanes for those lists.
+            most_in_fragments: how many bytes of the peer's fragments to keep at most.
         """
         self.name = name
         self.codec = codec
@@ -58,9 +58,9 @@ class Peer:
         self.control_in = self.in_prefix + _CONTROL
 
     def in_list(self, tag: str) -> bytes:
-        """Name of the list on which messages with this tag come."""
+        """Return the name of the list from the peer for messages with this tag."""
         return self.in_prefix + list_names.encode_tag(tag)
 
     def out_list(self, tag: str | None) -> bytes:
-        """Name of the list for messages with this tag; None is the control list."""
+        """Return the name of the list to the peer for this tag; None means the control list."""
         return self.out_prefix + (_CONTROL if tag is None else list_names.encode_tag(tag))

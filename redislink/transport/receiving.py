@@ -1,10 +1,11 @@
-"""What receives: BLPOPs in the caller's thread, and what they bring handed to the deliveries.
+"""Receives messages: runs BLPOPs in the caller's thread, and hands elements to the deliveries.
 
 Rules:
-- A receive first sets the purpose of its wait, then checks that the session goes on: whoever ends
-  the session does the two in the other order, so that no receive is missed.
-- What is popped goes to delivery, whoever popped it; a message is taken from there.
-- The lock is taken by hand where every message passes, which costs half as much as ``with``.
+- A receive first sets the purpose of its wait, then checks that the session is still alive. A
+  thread that ends the session first says so, then looks at the waits. So no receive is missed.
+- Every popped element goes to its delivery, whichever thread popped it. Receives take their
+  messages from there.
+- Where every message passes, the lock is taken by hand, at half the cost of ``with``.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from redislink.transport.peer import Party, Peer
 
 Message = tuple[bytes, Encoding]
 _LANE_PATIENCE: Final = 0.02
-"""Seconds that a receive waits for the lane that another thread reads."""
+"""Seconds that a receive waits for a lane while another thread reads it."""
 _FIRST_PROBE: Final = 0.15
-"""Seconds that a receive waits before it asks the peer for the first time: what a loss costs."""
+"""Seconds before a waiting receive first asks the peer for its message: a loss costs so long."""
 
 
 class Receiving:
     """Receives for one endpoint.
 
     Attributes:
-        core: of the endpoint.
+        core: the endpoint's core.
     """
 
     def __init__(self, core: Core) -> None:
@@ -42,7 +43,7 @@ class Receiving:
         self._first_slice = min(_FIRST_PROBE, core.blpop_slice)
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> Message:
-        """The next message, as `Endpoint.recv`, and how it travelled.
+        """Return the next message, as `Endpoint.recv` does, and its encoding.
 
         Args:
             src, tag, timeout: as for `Endpoint.recv`.
@@ -59,7 +60,7 @@ class Receiving:
                     lanes.go_on(lane)
                 return foreseen
         slice_, probed = self._first_slice, False
-        missing, size = 0, 0  # chunks of the message, and bytes of one, once one has come
+        missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
         wait = core.inbox.acquire()
         wait.give_up = started + limit
         wait.purpose = (peer.name, tag, started)
@@ -126,7 +127,7 @@ class Receiving:
             core.inbox.release(wait)
 
     def peek(self, src: Party, tag: str) -> Message | None:
-        """What `recv` would return, without taking it; None if there is none yet.
+        """Return what `recv` would return, but leave it there. None if there is none yet.
 
         Args:
             src, tag: as for `Endpoint.recv`.
@@ -156,10 +157,14 @@ class Receiving:
             with core.talk(peer) as delivery:
                 complete = delivery.peek(tag) is not None
             if not complete and time.monotonic() > give_up:
-                return None  # the broker may give the same again, for ever
+                return None  # the broker may return the same element again and again, for ever
 
     def cancel(self, src: Party, tag_prefix: str) -> None:
-        """End every blocked `recv` from ``src`` whose tag begins so, with RecvCancelled."""
+        """Make every blocked `recv` from ``src`` with such a tag raise RecvCancelled.
+
+        Args:
+            src, tag_prefix: as for `Endpoint.cancel_recv`.
+        """
         core = self.core
         peer = core.peer(src)
         with core.lock:
@@ -171,9 +176,9 @@ class Receiving:
             core.changed.notify_all()
 
     def register(self, wait: Wait) -> None:
-        """From now on the peer is probed for what this receive waits for; needs the lock.
+        """Start to probe the peer for the message that this receive waits for. Needs the lock.
 
-        The control thread calls it for receives of other threads, which may end meanwhile.
+        The control thread calls this for receives in other threads, which may end meanwhile.
         """
         self.core.check_locked()
         purpose = wait.purpose
@@ -183,7 +188,7 @@ class Receiving:
         delivery = self.core.peers[name].delivery
         delivery.wait(tag, since)
         wait.registered = True
-        if wait.purpose is not purpose:  # it ended, perhaps without having seen that
+        if wait.purpose is not purpose:  # the receive ended, perhaps without seeing `registered`
             wait.registered = False
             delivery.unwait(tag)
 
@@ -192,13 +197,17 @@ class Receiving:
     def _recv_foreseen(
         self, peer: Peer, lane: Lane, tag: str, started: float, limit: float
     ) -> Message | None:
-        """The message from the lane on which its BLPOP is under way; None if it is not there."""
+        """Return the message from the lane that has a BLPOP out for it.
+
+        Returns:
+            None if the lane does not bring it; the caller then receives in the plain way.
+        """
         core, lanes = self.core, peer.lanes
         delivery, message = peer.delivery, None
         if not lane.lock.acquire(blocking=False) and not lane.lock.acquire(
             timeout=min(_LANE_PATIENCE, max(0.0, limit))
         ):
-            return None  # another thread waits for a tag before this one, which may be long
+            return None  # another thread waits for an earlier tag, perhaps for long
         wait = lane.wait
         try:
             wait.give_up = started + limit
@@ -228,7 +237,7 @@ class Receiving:
         except BrokerError as error:
             if not error.retryable:
                 core.give_up_or_pause(error)
-            self._ask_for(peer, tag, wait)  # the plain way comes next, and tries the broker again
+            self._ask_for(peer, tag, wait)  # next, the plain way tries the broker again
         finally:
             wait.purpose = None  # before the check: see `register`
             if wait.registered:
@@ -239,15 +248,17 @@ class Receiving:
     def _receive(
         self, peer: Peer, tag: str, name: bytes, element: Buffer, wait: Wait | None
     ) -> Message | None:
-        """Take in what was popped off the list of a tag.
+        """Process an element that was popped from a tag's list.
 
         Args:
-            peer, tag, name: whose list it is, of which tag, and its name.
-            element: what was popped.
-            wait: of the receive that wants the next message of this tag; None if none does.
+            peer: the party that pushed onto the list.
+            tag: the list's tag.
+            name: the list's name.
+            element: the popped element.
+            wait: belongs to the receive that wants this tag's next message; None if none does.
 
         Returns:
-            That message, if it is here now.
+            That message, if it is complete now.
         """
         core = self.core
         delivery, whole, message = peer.delivery, None, None
@@ -295,10 +306,10 @@ class Receiving:
         return message
 
     def _join(self, peer: Peer, tag: str, name: bytes, element: Buffer) -> bytes | None:
-        """The element that a fragment completes; None if more are to come.
+        """Return the element that a fragment completes; None if more fragments are missing.
 
         Raises:
-            FrameError: it is no fragment.
+            FrameError: the element is not a fragment.
         """
         with self.core.talk(peer) as delivery:
             joined = peer.fragments.add_untrusted(name, element)
@@ -307,7 +318,7 @@ class Receiving:
             return joined
 
     def _wake_another(self, peer: Peer, tag: str, mine: Wait | None) -> None:
-        """A message of this tag is here: let another receive that waits for it look."""
+        """A message with this tag is here: make another receive that waits for it look."""
         for wait in self.core.inbox.waits():
             purpose = wait.purpose
             if wait is not mine and purpose is not None and purpose[:2] == (peer.name, tag):
@@ -321,7 +332,7 @@ class Receiving:
                 delivery.unwait(tag)
 
     def _ask_for(self, peer: Peer, tag: str, wait: Wait) -> None:
-        """What a broken connection may have popped is lost: probe for it at once."""
+        """Probe for a message at once: a broken connection may have popped it and lost it."""
         now = time.monotonic()
         with self.core.talk(peer) as delivery:
             self.register(wait)
@@ -329,7 +340,10 @@ class Receiving:
             delivery.tick(now)
 
     def _check_interrupted(self, peer: Peer, tag: str, wait: Wait) -> None:
-        """A pop was interrupted: raises, unless who had the connection before was meant."""
+        """Raise the reason for an interrupted pop.
+
+        Returns normally if the interrupt was meant for the connection's previous user.
+        """
         if wait.cancelled:
             raise RecvCancelled(
                 f"{self.core.party}: the receive of tag {tag!r:.120} from {peer.name} was "
@@ -355,7 +369,10 @@ class Receiving:
 
 
 def blocked_on(core: Core) -> list[tuple[str, str, float]]:
-    """What receives of any thread wait for now: peer, tag, and since when (monotonic seconds)."""
-    # Of another thread's waits: each may end between two looks at it.
+    """Return (peer, tag, since) of each receive that is waiting now, in any thread.
+
+    ``since`` is in monotonic seconds.
+    """
+    # The waits belong to other threads: each may end between two looks at it.
     purposes = (wait.purpose for wait in core.inbox.waits())
     return [purpose for purpose in purposes if purpose is not None]

@@ -1,4 +1,4 @@
-"""How the parties of a session find each other: drives the handshake over the hello lists."""
+"""Lets the parties of a session find each other: runs the handshake over the hello lists."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Progress = Callable[[list[str], float], None]
 _HELLO_INTERVAL: Final = 1.0
 _HELLO_TTL: Final = 60
 _LINGER: Final = 2.0
-"""Seconds that hellos go on after a mismatch, so that the peer surely sees it too."""
+"""Seconds for which hellos continue after a mismatch, so that the peer surely sees it too."""
 
 
 class Rendezvous:
-    """This party's hellos; `meet` at the start, `receive` for those that come later."""
+    """Sends and receives hellos: `meet` at the start, `receive` for those that come later."""
 
     def __init__(
         self, spec: ClusterSpec, party: str, handshake: Handshake, outbox: AnyOutbox, inbox: Inbox
@@ -35,13 +35,14 @@ class Rendezvous:
         """Not for users.
 
         Args:
-            spec, party: whose hellos they are.
-            handshake: of this run; nobody else changes it.
-            outbox, inbox: of this party.
+            spec: the cluster file's content.
+            party: this party.
+            handshake: this run's handshake; nobody else changes it.
+            outbox, inbox: this party's outbox and inbox.
         """
         self._lock = threading.Lock()
-        """Guards the handshake, and what was said when: the control thread receives hellos, and
-        the thread that mends the outbox says some again. Nothing is pushed with it."""
+        """Guards the handshake and the times of hellos: the control thread receives hellos, and
+        the thread that mends the outbox sends some again. Nothing is pushed while it is held."""
         self._spec = spec
         self._party = party
         self._log = PartyLogger(spec.session, party)
@@ -50,26 +51,35 @@ class Rendezvous:
         self.peers = [name for name in spec.party_names if name != party]
         self.handshake = handshake
         self.lists = {list_names.hello_list(spec.session, party, peer): peer for peer in self.peers}
-        """The hello lists of this party's inbox, and who pushes onto each."""
+        """The hello lists in this party's inbox, each with the peer that pushes onto it."""
         self._said_hello_at = dict.fromkeys(self.peers, float("-inf"))
         self._unsaid: set[str] = set()
         self._token: object = None
-        """Of hellos, for `Outbox.collect`, while parties meet."""
+        """Marks our hellos in `Outbox.collect` while the parties meet."""
         self._connected = False
         self._taken_at = float("-inf")
         self._refusal: BrokerError | None = None
-        """Why the broker has taken no hello since ``_taken_at``; None if nothing is wrong."""
+        """Why the broker has accepted no hello since ``_taken_at``; None if nothing is wrong."""
         self._ignored = dict.fromkeys(self.peers, 0)
 
     def meet(
         self, broker: Broker, timeout: float, outage: Outage, on_progress: Progress | None
     ) -> None:
-        """Return once every pair has said hello; the handshake is settled then.
+        """Exchange hellos with every peer; on return the handshake is settled.
+
+        Args:
+            broker: where the parties meet.
+            timeout: seconds.
+            outage: keeps track of how long the broker is away.
+            on_progress: called with the missing parties and the seconds so far, about once a
+                second.
 
         Raises:
-            HandshakeTimeout: after ``timeout`` seconds; names who is missing.
-            ClusterMismatch, BrokerError: as their names say. Also what the broker says to our
-                pushes, if that does not pass within ``outage.limit``, or half of ``timeout``.
+            HandshakeTimeout: some parties are still missing after ``timeout`` seconds; the message
+                names them.
+            ClusterMismatch: a peer has another cluster file.
+            BrokerError: the broker is away or refuses us; or it has taken no hello from us for
+                ``outage.limit`` seconds or half of ``timeout``, whichever is shorter.
         """
         wait = self._inbox.acquire()
         self._token, self._taken_at = object(), time.monotonic()
@@ -80,7 +90,7 @@ class Rendezvous:
         self.handshake.settle()
         self._token = None
         self._outbox.flush()
-        self._outbox.collect()  # the endpoint knows nothing of these
+        self._outbox.collect()  # the endpoint does not know these tokens
 
     def _meet(
         self,
@@ -140,7 +150,7 @@ class Rendezvous:
                         next_hello = 0.0
 
     def _collect(self, now: float) -> None:
-        """Note what the broker says to the hellos."""
+        """Note how the broker answered our hellos."""
         for token, taken in self._outbox.collect():
             if token is self._token and taken:
                 self._taken_at, self._refusal = now, None
@@ -150,31 +160,31 @@ class Rendezvous:
             self._refusal = self._outbox.error
 
     def _check_taken(self, now: float, longest: float) -> None:
-        """Raise what the broker says to our hellos, if it will not pass, or has not for long."""
+        """Raise the broker's refusal of our hellos if it is final, or has lasted too long."""
         refusal, silent_for = self._refusal, now - self._taken_at
         if refusal is not None and (not refusal.retryable or silent_for > longest):
             raise type(refusal)(
-                f"{self._party}: the broker has taken no hello of this party's for "
-                f"{silent_for:.0f} s, so that the others cannot know of it: {refusal}"
+                f"{self._party}: the broker has taken no hello from this party for "
+                f"{silent_for:.0f} s, so the other parties cannot see it: {refusal}"
             )
 
     def receive(self, peer: str, element: Buffer) -> None:
-        """Take in an element of ``peer``'s hello list, and answer it.
+        """Process an element from ``peer``'s hello list, and answer it.
 
         Raises:
-            ClusterMismatch: the peer runs with another cluster file, or security.
+            ClusterMismatch: the peer runs with another cluster file, or another security mode.
         """
         try:
             frame, body = decode_untrusted(bytes(element))
             with self._lock:
                 now = time.monotonic()
                 answer = self.handshake.receive_untrusted(peer, frame, bytes(body), now)
-                # A peer that goes on saying hello has not had our answer: the broker lost it.
+                # A peer that keeps saying hello has not had our answer: the broker lost it.
                 unanswered = now - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL
                 if answer is None and unanswered:
                     answer = self.handshake.hello_for(peer)
         except FrameError as error:
-            # Nothing to worry about: it may be of a dead run. What lasts becomes an error.
+            # Nothing to worry about: it may come from a dead run. A lasting fault becomes an error.
             self._ignored[peer] += 1
             if is_power_of_two(self._ignored[peer]):  # there may be any number
                 self._log.info(
@@ -190,7 +200,7 @@ class Rendezvous:
             self._push(peer, answer)
 
     def reconnected(self) -> None:
-        """The outbox works again: say the hellos that could not be said without it."""
+        """Send the hellos that could not be sent while the outbox was broken."""
         with self._lock:
             unsaid, self._unsaid = self._unsaid, set()
         for peer in unsaid:
@@ -202,7 +212,7 @@ class Rendezvous:
         self._push(peer, message)
 
     def _push(self, peer: str, message: Message) -> None:
-        """A hello list holds the latest hello alone."""
+        """Push a hello; it replaces any older one on the list."""
         with self._lock:
             self._said_hello_at[peer] = time.monotonic()
         name = list_names.hello_list(self._spec.session, peer, self._party)

@@ -1,4 +1,4 @@
-"""`Request`: a message under way."""
+"""`Request`: the handle of a message under way."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Protocol
 
 
 class Request(Protocol):
-    """A message under way, like a request in MPI: `send` returns it at once.
+    """The handle of a message under way, like a request in MPI. `send` returns it at once.
 
-    Nothing needs to be done with it: the message arrives all the same.
+    You need not do anything with it: the message arrives all the same.
     """
 
     def test(self) -> bool:
-        """Whether the peer has received the message. Never waits and never raises."""
+        """Return whether the peer has received the message. Never waits, and never raises."""
         ...
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return once the peer has received the message.
+        """Wait until the peer has received the message.
 
         Args:
-            timeout: seconds; None means the receive timeout.
+            timeout: seconds; None means the setting ``recv_timeout``.
 
         Raises:
             SendTimeout: the peer has not received it in time. It may still do so later.
-            PeerClosed: the peer has left the session without it.
-            PeerError: the peer is gone, or its run failed.
+            PeerClosed: the peer has left the session without receiving it.
+            PeerError: the peer is gone, or its run has failed.
             BrokerError: the broker has been away for too long, or refuses us.
             EndpointClosed: this party has closed or aborted.
             UsageError: the timeout is not a number of seconds.

@@ -1,4 +1,4 @@
-"""Chooses a session's handshake: sealed with this party's identity, or in the clear."""
+"""Chooses a session's handshake: sealed with this party's identity, or unencrypted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ def make_handshake(
     identity: Identity | None,
     instance: bytes,
 ) -> Handshake:
-    """The handshake that the cluster file asks for.
+    """Return the handshake that the cluster file asks for.
+
+    Args:
+        spec: the cluster file's content.
+        party: this party's name.
+        settings: say where the key files are.
+        identity: this party's; None reads it from the file that the settings name.
+        instance: this run's instance, 8 bytes.
 
     Raises:
         ConfigError: a key is missing, is not this party's, or cannot be read.
@@ -72,7 +79,7 @@ def _load_psks(peers: list[str], settings: RedisLinkSettings) -> dict[str, bytes
         return {}
     try:
         there = {path.name for path in directory.iterdir()}
-    except OSError as error:  # not to be taken for a directory without keys
+    except OSError as error:  # must not pass for a directory without keys
         raise ConfigError(
             f"REDISLINK_PSK_DIR {directory}: {error.strerror}: check the path and its mode"
         ) from None

@@ -1,4 +1,4 @@
-"""What sends: messages in the caller's thread, and the wait for their acks."""
+"""Sends messages in the caller's thread, and waits for their acks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redislink.transport.request import Request
 
 
 class _SendRequest:
-    """A `Request` of an endpoint."""
+    """The `Request` that an endpoint's `send` returns."""
 
     __slots__ = ("_peer", "_sending", "_seq", "_tag")
 
@@ -50,7 +50,7 @@ class _SendRequest:
             )
 
     def _is_decided(self) -> bool:
-        """Called with the lock."""
+        """Call it with the lock."""
         delivery = self._peer.delivery
         return delivery.is_acked(self._seq) or delivery.state is State.PEER_CLOSED
 
@@ -59,7 +59,7 @@ class Sending:
     """Sends for one endpoint.
 
     Attributes:
-        core: of the endpoint.
+        core: the endpoint's core.
     """
 
     def __init__(self, core: Core) -> None:
@@ -69,11 +69,12 @@ class Sending:
     def post(self, dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW) -> int:
         """Send a message, as `Endpoint.send` does.
 
-        The short way of nearly every message: one chunk that nothing holds up needs neither
-        frame nor request. It takes the lock by hand, which costs half as much as ``with``.
+        Nearly every message takes the fast path: a single chunk that nothing delays needs neither
+        a frame nor a request. The path takes the lock by hand, at half the cost of ``with``.
 
         Args:
-            dst, tag, data, encoding: as for `Endpoint.send`.
+            dst, tag, data: as for `Endpoint.send`.
+            encoding: whether ``data`` is raw bytes or an encoded value.
 
         Returns:
             The message's number, for `request`.
@@ -111,11 +112,11 @@ class Sending:
         return number
 
     def request(self, dst: Party, tag: str, number: int) -> Request:
-        """The request of a message that `post` has sent."""
+        """Return the request for a message that `post` has sent."""
         return _SendRequest(self, self.core.peer(dst), tag, number)
 
     def flush(self) -> None:
-        """Wait until the broker has what was sent and the window admits."""
+        """Wait until the broker has everything sent so far that fits into the send window."""
         core = self.core
         deadline = time.monotonic() + core.settings.broker_timeout
         with core.lock:
@@ -125,19 +126,22 @@ class Sending:
             with core.changed:
                 core.check_usable()
                 if time.monotonic() > deadline:
-                    raise core.outbox.error or SendTimeout(f"{core.party}: nothing was flushed")
+                    raise core.outbox.error or SendTimeout(
+                        f"{core.party}: the broker has not taken everything in "
+                        f"{core.settings.broker_timeout:g} s: check the broker and the line to it"
+                    )
                 core.changed.wait(0.05)
 
     def wait_until(self, condition: Callable[[], bool], timeout: float, *, ask: Peer) -> bool:
-        """Wait for something that only a peer's acks can bring about.
+        """Wait for a condition that only a peer's acks can make true.
 
         Args:
-            condition: cheap; evaluated with the lock whenever an ack came.
+            condition: must be cheap; evaluated with the lock held whenever an ack arrives.
             timeout: seconds.
-            ask: the peer, which is asked for prompt acks.
+            ask: the peer to ask for prompt acks.
 
         Returns:
-            False if it did not come in time.
+            False if the condition did not become true in time.
         """
         core = self.core
         deadline = time.monotonic() + timeout

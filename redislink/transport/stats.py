@@ -1,7 +1,7 @@
-"""What passed through an endpoint, and how it stands now: `EndpointStats`, `PeerStats`.
+"""An endpoint's counts and present state: `EndpointStats`, `PeerStats`.
 
-Rules: counts only grow; what is a state of this moment says so; nothing here is counted apart
-from the deliveries, so that whoever asks pays, and the messages do not.
+Rules: counts only grow. Values that describe this moment say so. All numbers are taken from the
+deliveries on request, so they cost the caller of `stats`, and not the messages.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from redislink.protocol.delivery import Delivery, DeliveryStats
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """What passed between this party and one other so far, and how it stands now.
+    """The counts for one peer so far, and the conversation's state now.
 
     Attributes:
         messages_sent, bytes_sent, messages_received, bytes_received, frames_resent,
         duplicates_dropped, probes_sent, frames_refused: counts, as in `EndpointStats`.
-        state: of the conversation: open, closing, peer closed, closed or failed.
-        unacked_bytes: kept now, as the peer has not said yet that it has them; with 128 bytes
-            for each frame.
-        in_flight_bytes: of these, what may lie on the broker now.
-        last_heard_seconds: seconds since this party last heard of the peer.
-        waiting: tags that receives wait for now, and since how many seconds; where several wait
-            for the same, the longest.
+        state: the conversation's state: open, closing, peer closed, closed or failed.
+        unacked_bytes: bytes that this party keeps now because the peer has not acknowledged them,
+            plus 128 bytes for each frame.
+        in_flight_bytes: the part of ``unacked_bytes`` that may be on the broker now.
+        last_heard_seconds: seconds since this party last heard from the peer.
+        waiting: each tag that a receive waits for now, with the seconds that it has waited; if
+            several wait for the same tag, the longest.
     """
 
     messages_sent: int
@@ -44,7 +44,13 @@ class PeerStats:
 
     @classmethod
     def of(cls, delivery: Delivery, waits: Iterable[tuple[str, float]], now: float) -> PeerStats:
-        """Args: the conversation; (tag, since) of each receive that waits; monotonic seconds."""
+        """Return the stats of one conversation.
+
+        Args:
+            delivery: the conversation.
+            waits: (tag, since) of each receive that waits, in monotonic seconds.
+            now: monotonic seconds.
+        """
         waiting: dict[str, float] = {}
         for tag, since in waits:
             waiting[tag] = max(waiting.get(tag, 0.0), now - since)
@@ -60,18 +66,18 @@ class PeerStats:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStats:
-    """What passed through an endpoint so far.
+    """An endpoint's counts so far.
 
     Attributes:
-        messages_sent, bytes_sent, messages_received, bytes_received: of the application;
-            bytes are of payloads.
-        frames_resent: pushed again because they may have been lost.
-        duplicates_dropped: frames that came again.
-        probes_sent: questions of a blocked receive to the peer.
-        frames_refused: pushes for which the broker had no memory.
-        reconnects: times that the connection for sending was opened anew.
-        peers: the same counts for each other party, and how it stands with it now. Empty where
-            parties are threads that meet in memory.
+        messages_sent, bytes_sent, messages_received, bytes_received: count the application's
+            messages, and the bytes of their payloads.
+        frames_resent: frames pushed again because they may have been lost.
+        duplicates_dropped: frames that arrived more than once.
+        probes_sent: probes for a message that a blocked receive waits for.
+        frames_refused: pushes that the broker refused because its memory was full.
+        reconnects: how often the connection for sending was reopened.
+        peers: the same counts for each peer, and the present state of its conversation. Empty if
+            the parties are threads that meet in memory.
     """
 
     messages_sent: int
@@ -87,15 +93,15 @@ class EndpointStats:
 
     @classmethod
     def of(cls, peers: Mapping[str, PeerStats], reconnects: int) -> EndpointStats:
-        """The sums over all peers."""
+        """Return the sums over all peers."""
         totals = {name: sum(getattr(peer, name) for peer in peers.values()) for name in COUNTS}
         return cls(**totals, reconnects=reconnects, peers=peers)
 
 
 COUNTS = tuple(f.name for f in fields(DeliveryStats))
-"""Names of what is counted per peer."""
+"""The names of the counts per peer."""
 
 
 def counts_of(delivery: Delivery) -> dict[str, int]:
-    """What one conversation has counted, by name."""
+    """Return one conversation's counts, by name."""
     return {name: getattr(delivery.stats, name) for name in COUNTS}
