@@ -1,6 +1,6 @@
 """The only code that speaks Redis: connections, the outbox (RPUSH), the inbox (BLPOP).
 
-redis-py's exceptions end here: what leaves this package is a `redislink.errors.BrokerError`.
+redis-py's exceptions end here: this package raises only `redislink.errors.BrokerError`.
 """
 
 from redislink.broker.broker import Broker

@@ -1,16 +1,16 @@
-"""What one connection could not take at once, and the order in which it goes out.
+"""`Backlog`: the writes that a connection could not take at once, and the order they go out in.
 
 Rules:
-- A command that was begun is finished before anything else: the order of the bytes is RESP's.
+- A command that has begun is finished first, as RESP requires.
 - Elements of one list go out in the order in which they were pushed.
-- What is urgent (heartbeats, acks, probes) goes first, then what is small: it waits for one chunk
-  of a large message, and not for all of it. What is small is bounded by the windows.
-- Inboxes take turns with what is large, one element each. Lists of one inbox do not: that of the
-  smaller message goes first, and of equal ones the first. So a stream of messages goes out in the
-  order in which they were sent, and one does not wait for all of a larger one. Chunks of the
-  second are of no use to a receiver that waits for the first: its line would lie idle.
+- Urgent writes (heartbeats, acks, probes) go first, then small ones. So a small message waits for
+  at most one chunk of a large one. The send windows bound the small writes.
+- Large writes: inboxes take turns, one element each. Within an inbox, the list with the smaller
+  message goes first; between equal ones, the older. So a stream of messages goes out in the order
+  in which it was sent, and no message waits for all of a larger one. Mixing chunks of two messages
+  would not help: a receiver that waits for the first has no use for chunks of the second.
 
-No I/O, no lock: the `Outbox` has both.
+No I/O and no lock: `Outbox` has both.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from redislink.broker.wire import LARGE, Buffer
 from redislink.protocol import list_names
 
 URGENT: Final = b""
-"""In place of a list's name: this write goes before all else."""
+"""Stands in for a list's name: this write goes before all others."""
 
 
 class QueuedWrite:
     """One write that waits for its turn.
 
     Attributes:
-        pack: what to write; may be dear, as it may seal a chunk.
-        replies: how many the broker will owe for it.
-        token: the pusher's, see `Outbox.push`.
-        size: bytes, of the whole message.
-        number: in the order of `Backlog.add`.
+        pack: returns the bytes to write; may be expensive, because it may seal a chunk.
+        replies: how many replies the broker will owe for it.
+        token: the pusher's token, see `Outbox.push`.
+        size: bytes of the whole message.
+        number: counts up with each `Backlog.add`.
     """
 
     __slots__ = ("number", "pack", "replies", "size", "token")
@@ -50,10 +50,10 @@ class QueuedWrite:
 
 
 class Backlog:
-    """Writes that wait, of one connection.
+    """The waiting writes of one connection.
 
     Attributes:
-        rest: of the command that was under way when the connection took no more.
+        rest: the unwritten rest of the command under way when the connection took no more.
     """
 
     def __init__(self, rest: Sequence[Buffer] = ()) -> None:
@@ -62,14 +62,15 @@ class Backlog:
         self._urgent: deque[QueuedWrite] = deque()
         self._small: deque[tuple[bytes, QueuedWrite]] = deque()
         self._large: OrderedDict[bytes, dict[bytes, deque[QueuedWrite]]] = OrderedDict()
-        """By inbox, of which the one whose turn it is comes first, and list."""
+        """Large writes by inbox, then by list. The first inbox is the next to have its turn."""
         self._taken: QueuedWrite | None = None
 
     def add(self, name: bytes, write: QueuedWrite) -> None:
-        """Let a write wait.
+        """Queue a write.
 
         Args:
-            name: of the list that it is for, or `URGENT`.
+            name: the name of its list, or `URGENT`.
+            write: the write.
         """
         write.number = self.next_number
         self.next_number += 1
@@ -86,7 +87,7 @@ class Backlog:
         lists.setdefault(name, deque()).append(write)
 
     def take(self) -> QueuedWrite | None:
-        """The next write, which counts as waiting until `begun`; None if there is none."""
+        """Return the next write; None if there is none. It counts as waiting until `begun`."""
         if self._urgent:
             self._taken = self._urgent.popleft()
         elif self._small:
@@ -114,16 +115,16 @@ class Backlog:
                 del self._large[inbox]
 
     def begun(self) -> None:
-        """What was taken is being written now."""
+        """Note that the write that was taken is being written now."""
         self._taken = None
 
     def drop(self, name: bytes) -> None:
-        """Forget what waits for a list that is removed."""
+        """Forget the writes for a list that is being removed."""
         self._forget(list_names.inbox_of(name), name)
         self._small = deque(pair for pair in self._small if pair[0] != name)
 
     def holds_before(self, number: int) -> bool:
-        """True while something with a lower number has not been begun."""
+        """Return whether a write with a lower number has not begun yet."""
         return any(write.number < number for write in self._first_of_each())
 
     def _first_of_each(self) -> Iterator[QueuedWrite]:
@@ -139,7 +140,7 @@ class Backlog:
 
 
 def lasting(pieces: Sequence[Buffer]) -> list[Buffer]:
-    """The same bytes, copied where somebody may change them (a codec's scratch memory)."""
+    """Return the same bytes; pieces that may still change (a codec's scratch memory) are copied."""
     return [piece if _is_fixed(piece) else bytes(piece) for piece in pieces]
 
 

@@ -1,13 +1,13 @@
-"""`Broker`: where the broker is, who logs in there, and why a connection could not be opened.
+"""`Broker`: knows where the broker is and how to log in, and explains failed connections.
 
-Rules (each is a trap that was seen, see docs/broker.md):
-- redis-py opens the socket and speaks TLS, and no more: it gets host, port and files as arguments,
-  and no URL, whose query would win over them.
-- Its conveniences are off. No retries: its default sends one RPUSH up to 11 times; resending is for
-  delivery. RESP2, no CLIENT SETINFO, no maintenance notifications, no health-check PING, which
-  would steal the reply of a pipelined command.
+Rules (each avoids a trap that we have met, see docs/broker.md):
+- redis-py only opens the socket and speaks TLS. It gets host, port and files as arguments, and no
+  URL, because the options in a URL would override them.
+- redis-py's conveniences are off. No retries: by default it sends one RPUSH up to 11 times, and
+  resending is delivery's job. RESP2 only. No CLIENT SETINFO and no maintenance notifications. No
+  health-check PING, which would steal the reply to a pipelined command.
 - Every wait is finite.
-- Which of several servers has a list is found out for each connection: see `topology`.
+- Each new connection looks up which of several servers has a list: see `topology`.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from redislink.settings import RedisLinkSettings, check_seconds
 from redislink.text import one_line
 
 _FAKE_SLICE: Final = 0.05
-"""Seconds that one BLPOP may wait on fakeredis, where nothing can interrupt it."""
+"""Seconds that one BLPOP may wait on fakeredis, which cannot interrupt it."""
 _fake_servers: Final[dict[str, Any]] = {}
 _fake_servers_lock: Final = threading.Lock()
 renew_in_child(_fake_servers_lock)
-# The threads between which they pass messages are not there.
+# A child does not have the threads that exchange messages through these servers.
 os.register_at_fork(after_in_child=_fake_servers.clear)
 
 
 class Broker:
-    """Where the broker is and how to connect to it; opening is up to `open`.
+    """Knows where the broker is and how to connect to it. `open` opens a connection.
 
-    A broker may be several servers (sentinels' master, a Redis Cluster): where the lists are is
-    found out whenever a connection is opened.
+    A broker may consist of several servers (a master with sentinels, or a Redis Cluster). Each
+    `open` then looks up which server has the lists.
     """
 
     def __init__(
@@ -72,15 +72,16 @@ class Broker:
         credentials: CredentialsCallable | None = None,
     ) -> None:
         """Args:
-        url: with user and password, if they stand nowhere else.
-        timeout: seconds per connect and per reply.
-        tls_ca, tls_cert, tls_key: PEM files; options in the URL win.
-        tls_key_password_file: its first line is the key's pass phrase.
-        password_file: its first line is the password, read for each connection.
-        credentials: gives a password, or user and password, for each connection; wins over all.
+        url: the broker's URL, with user and password unless they come from elsewhere.
+        timeout: seconds for each connect, and for each reply.
+        tls_ca, tls_cert, tls_key: PEM files; options in the URL override them.
+        tls_key_password_file: a file with the key's pass phrase in its first line.
+        password_file: a file with the password in its first line; read for each connection.
+        credentials: called for each connection; returns a password, or user and password, and
+            overrides all other sources.
 
         Raises:
-            ConfigError: the URL cannot be used; the message does not hold its password.
+            ConfigError: the URL is not valid; the message does not contain its password.
             UsageError: the timeout is not a number of seconds.
         """
         self.timeout = check_seconds("timeout", timeout)
@@ -106,7 +107,7 @@ class Broker:
         )
         self._topology: Topology[Any] | None = None
         self._place: bytes | Address | None = None
-        """The list, or the server, that `open` opens a connection for; None is any."""
+        """The list or the server to which `open` connects; None means any server."""
         self._options: dict[str, Any] = {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
@@ -116,7 +117,7 @@ class Broker:
             "socket_connect_timeout": self.timeout,
         }
         if self._in_process:
-            _fake_server(self._url.path)  # raises where there is no fakeredis
+            _fake_server(self._url.path)  # raises if fakeredis is not installed
         elif self._url.kind == "sentinel":
             self._topology = SentinelTopology(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
@@ -130,14 +131,16 @@ class Broker:
         *,
         credentials: CredentialsCallable | None = None,
     ) -> Self:
-        """The broker that the settings name, else the cluster file's.
+        """Return the broker that the settings name, or else the cluster file's.
 
         Args:
-            credentials: as of `Broker`.
+            settings: this party's settings.
+            cluster_url: the broker's URL in the cluster file; None if it has none.
+            credentials: as for `Broker`.
 
         Raises:
-            ConfigError: neither names one; or the settings have a password file, and the URL is
-                the cluster file's, which others write.
+            ConfigError: neither names a broker; or the settings name a password file while the
+                URL comes from the cluster file, which other parties may write.
         """
         url = settings.broker_url.get_secret_value() if settings.broker_url else cluster_url
         if not url:
@@ -147,8 +150,8 @@ class Broker:
             )
         if settings.broker_password_file is not None and settings.broker_url is None:
             raise ConfigError(
-                f"REDISLINK_BROKER_PASSWORD_FILE: the broker {parse_url(url).label} is named by "
-                "the cluster file, and a password goes only to one that you name: set "
+                f"REDISLINK_BROKER_PASSWORD_FILE: the cluster file names the broker "
+                f"{parse_url(url).label}, and a password goes only to one that you name: set "
                 "REDISLINK_BROKER_URL, with your user in it"
             )
         return cls(
@@ -164,12 +167,12 @@ class Broker:
 
     @property
     def user(self) -> str:
-        """The Redis user of its connections, as far as it is known yet."""
+        """The Redis user of its connections, as far as it is known so far."""
         return self._credentials.user
 
     @property
     def tls_files(self) -> TlsFiles | None:
-        """What its connections use for TLS; None where they are not TLS."""
+        """The TLS files of its connections; None if they do not use TLS."""
         return self._tls if self._url.tls else None
 
     @property
@@ -179,23 +182,23 @@ class Broker:
 
     @property
     def may_be_quiet(self) -> bool:
-        """Whether pushes may go unanswered where the server allows that.
+        """Whether we may ask the server not to answer pushes.
 
-        Not with several servers: their error replies say that a list is on another one now.
+        Not with several servers: we need the error reply that says that a list has moved.
         """
         return self._topology is None and not self._in_process
 
     @property
     def is_cluster(self) -> bool:
-        """True for a Redis Cluster: lists of different parties may be on different servers."""
+        """True for a Redis Cluster: different parties' lists may be on different servers."""
         return self._url.kind == "cluster"
 
     def at(self, name: bytes) -> Self:
-        """The broker for the lists in one Cluster slot, that of ``name``; for others itself."""
+        """Return the broker for the Cluster slot of this list; without a Cluster, itself."""
         return self._for(name) if self.is_cluster else self
 
     def address(self, name: bytes) -> Address:
-        """Host and port of the server that has this list just now: a Cluster's node, or master.
+        """Return host and port of the server that has this list now: a Cluster node or the master.
 
         Raises: as `open`.
         """
@@ -204,18 +207,18 @@ class Broker:
         return self._topology.address(name)
 
     def on(self, address: Address) -> Self:
-        """The broker as this one of its servers."""
+        """Return this broker, restricted to the server at ``address``."""
         return self._for(address)
 
     def addresses(self) -> list[Address]:
-        """Of every server that is up, replicas too; none for a broker that is one server.
+        """Return the address of every server that is up, replicas too; [] for a single server.
 
         Raises: as `open`.
         """
         return [] if self._topology is None else self._topology.every()
 
     def masters(self) -> list[Address]:
-        """Of a Redis Cluster the nodes that have keys of their own, for `on`.
+        """Return the addresses of the servers that own keys (a Cluster's masters), for `on`.
 
         Raises: as `open`.
         """
@@ -224,14 +227,16 @@ class Broker:
         return self._topology.masters()
 
     def blpop_slice(self, wanted: float) -> float:
-        """How long one BLPOP may wait on this broker, given what the settings want (s)."""
+        """Return how many seconds one BLPOP may wait on this broker, at most ``wanted``."""
         return min(wanted, _FAKE_SLICE) if self._in_process else wanted
 
     def open(self) -> BrokerConnection:
-        """A new connection, authenticated.
+        """Open a new connection and log in.
 
         Raises:
-            BrokerUnreachable, BrokerAuthError, BrokerRefused: as their names say.
+            BrokerUnreachable: the broker cannot be reached.
+            BrokerAuthError: it does not accept our user and password.
+            BrokerRefused: it refuses us for another reason.
         """
         topology = self._topology
         if topology is None:
@@ -249,10 +254,11 @@ class Broker:
             raise
 
     def open_answering(self) -> BrokerConnection:
-        """As `open`, and the broker has answered on it: a proxy may accept for a dead server.
+        """Like `open`, but wait for an answer: a proxy may accept connections for a dead server.
 
         Raises:
-            BrokerBusy: it loads or fails over; otherwise as `open`.
+            BrokerBusy: the broker is loading or failing over.
+            BrokerError: as `open`.
         """
         connection = self.open()
         try:
@@ -271,11 +277,13 @@ class Broker:
         database: int | None = None,
         on_elsewhere: Callable[[str], None] | None = None,
     ) -> BrokerConnection:
-        """A connection to one server, logged in.
+        """Connect to one server and log in.
 
         Args:
-            address: None is the one server of the URL.
-            credentials, database: if they are not the broker's own.
+            address: the server's address; None means the URL's only server.
+            label: the server's name for messages.
+            credentials, database: replace the broker's own.
+            on_elsewhere: see `BrokerConnection`.
         """
         if address is None and self._url.addresses:
             address = self._url.addresses[0]
@@ -300,14 +308,14 @@ class Broker:
                 seen=self._seen,
             )
         except BrokerAuthError as error:
-            # Who rotates a password changes it here and there, one after the other.
+            # A password is rotated on the server and here, one after the other.
             error.retryable = credentials.may_change and credentials.were_accepted
             raise
         credentials.were_accepted = True
         return connection
 
     def _dial(self, address: Address | None) -> Any:
-        """redis-py's connection, not open yet; the server's host and port are arguments."""
+        """Return an unopened redis-py connection; it gets host and port as arguments."""
         if self._in_process:
             import fakeredis
 
@@ -326,13 +334,13 @@ class Broker:
     def _tls_arguments(self) -> dict[str, Any]:
         try:
             return self._tls.arguments()
-        except ConfigError as error:  # the files were right when we connected first
+        except ConfigError as error:  # the files were right when we first connected
             raise BrokerUnreachable(str(error)) from None
 
     def _explain(
         self, address: Address | None, label: str, error: BaseException
     ) -> BrokerError | None:
-        """What to raise if more is known of why a connection broke; None if nothing is."""
+        """Return a more telling error for a broken connection; None if we know nothing more."""
         if address is None:
             return None
         find = self._why_no_tls if self._url.tls else self._why_no_plain
@@ -340,7 +348,7 @@ class Broker:
         if why is None:
             return None
         known = BrokerUnreachable(f"broker {label}: {why}")
-        known.retryable = self._seen.answered  # at the start nothing comes of trying again
+        known.retryable = self._seen.answered  # at the start, trying again would not help
         return known
 
     def _why_no_plain(self, address: Address, error: BaseException) -> str | None:
@@ -356,12 +364,12 @@ class Broker:
         answered = self._seen.answered
         if tls.about_our_certificate(error) or (not answered and _closed_after_handshake(error)):
             return (
-                f"it wants another certificate of this party, or one at all ({one_line(str(error))}"
-                "): set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to one that its CA "
-                "signed, and its key"
+                f"it wants a client certificate, or a different one ({one_line(str(error))}): set "
+                "REDISLINK_BROKER_TLS_CERT to a certificate that its CA signed, and "
+                "REDISLINK_BROKER_TLS_KEY to the certificate's key"
             )
         if not isinstance(error, redis.RedisError):
-            return None  # it broke after the handshake, of which nothing is to blame
+            return None  # it broke after the handshake, so TLS is not to blame
         try:
             self._tls.context()
         except ConfigError as wrong:
@@ -371,8 +379,8 @@ class Broker:
             return tls.why_not_trusted(refused)
         if not answered and not tls.never_connected(error) and tls.speaks_plain(address):
             return (
-                "it speaks no TLS on this port: write the port where it does, or redis:// if it "
-                "has none and is on this machine or within a tunnel"
+                "it does not speak TLS on this port: write its TLS port; or, if it has none and is "
+                "on this machine or inside a tunnel, write redis://"
             )
         return None
 
@@ -397,7 +405,7 @@ class Broker:
                 return connection.execute(b"CLUSTER", b"SLOTS", timeout=self.timeout, most=LISTING)
             except BrokerRefused as error:
                 raise BrokerRefused(
-                    f"{error}: a server that is no node of a Redis Cluster has a URL redis://…"
+                    f"{error}: for a server that is not a Redis Cluster node, write redis://…"
                 ) from None
 
 
@@ -409,13 +417,16 @@ def _fake_server(name: str) -> Any:
             "broker URL fakeredis://: fakeredis is not installed: "
             "run pip install 'redislink[testing]'"
         ) from None
-    # Not fakeredis' own sharing by host: two threads that connect at once get two servers there.
+    # fakeredis' own sharing by host gives two servers to two threads that connect at once.
     with _fake_servers_lock:
         return _fake_servers.setdefault(name, fakeredis.FakeServer())
 
 
 def _closed_after_handshake(error: BaseException) -> bool:
-    """True for how the refusal of our certificate also shows: in TLS 1.3 it comes late, or not."""
+    """Return whether the server hung up after the handshake.
+
+    It may so refuse our certificate: in TLS 1.3 its alert comes late, or gets lost.
+    """
     if isinstance(error, NotRespError | UnaskedError):
         return False
     return isinstance(error, WireError | ConnectionError)

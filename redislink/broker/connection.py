@@ -1,15 +1,15 @@
-"""`BrokerConnection`: one connection to one server, logged in, and what went wrong with it.
+"""`BrokerConnection`: one logged-in connection to one server; it explains its own failures.
 
 Rules:
-- It is used by one thread at a time; only `interrupt` and `wait_movable` may come from another.
-- A connection on which anything but an error reply went wrong is closed, and never used again: it
-  is out of step, and a late reply would answer the wrong question.
-- What leaves here is a `BrokerError`, whatever broke; what was not a failure of the connection (an
-  interrupt, a fault of ours) goes on as it is. An error reply leaves the connection usable.
-- The login goes over our own wire, so that every error reply is the server's own.
+- One thread uses it at a time. Only `interrupt` and `wait_movable` may come from another thread.
+- After any failure except an error reply, the connection is closed and never used again: it is
+  out of step, and a late reply would answer the wrong question. An error reply leaves it usable.
+- Every failure of the connection is raised as a `BrokerError`. Anything else (an interrupt, a bug
+  of ours) is raised unchanged.
+- The login goes over our own wire, so every error reply is in the server's own words.
 """
 
-# ruff: noqa: BLE001 - whatever is caught here is raised again, by way of `_broken`
+# ruff: noqa: BLE001 - everything caught here is raised again, through `_broken`
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ from redislink.text import one_line
 
 _FAILURES: Final = (redis.RedisError, OSError, ValueError)
 _FAREWELL: Final = 0.05
-"""Seconds in which replies are read, to find out why a server hung up; what came is there."""
+"""Seconds to read replies for after a server hung up, to learn why: any have already arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What is said on a new connection before anything else.
+    """The login for a new connection.
 
     Attributes:
-        auth: arguments of AUTH; none to log in without.
-        database: its number.
-        hide: cuts out of a server's words what they must not hold.
+        auth: the arguments of AUTH; empty sends no AUTH.
+        database: the database's number.
+        hide: removes secrets from a server's words.
     """
 
     auth: tuple[str, ...] = field(default=(), repr=False)
@@ -65,10 +65,10 @@ _NO_LOGIN: Final = Login()
 
 @dataclass(slots=True)
 class Seen:
-    """What connecting to a broker has shown; shared by all `Broker`s of one URL."""
+    """What past connections have shown; shared by all `Broker`s for one URL."""
 
     answered: bool = False
-    """A server of it has answered: what we speak is what it speaks."""
+    """One of its servers has answered, so we speak the right protocol."""
     tls_files_were_right: bool = False
 
 
@@ -91,12 +91,13 @@ class BrokerConnection:
     ) -> None:
         """Args:
         label: the broker's name for messages.
-        connection: redis-py's, not connected yet, that says nothing by itself.
-        in_process: it has no socket.
-        timeout: seconds to write, and for each reply to the login.
-        login: as whom, and to which database.
-        on_elsewhere: called with the error reply that says that the lists are elsewhere.
-        explain: given why the connection broke, says more of it, if it knows more.
+        connection: a redis-py connection, not connected yet, that sends nothing by itself.
+        in_process: True if the connection has no socket.
+        timeout: seconds for each write, and for each reply to the login.
+        login: the user, password and database.
+        on_elsewhere: called with the error reply if the server says that the lists are elsewhere.
+        explain: called with the reason why the connection broke; returns a more telling error,
+            or None.
         seen: where to note that the server has answered.
         """
         self._label = label
@@ -129,14 +130,14 @@ class BrokerConnection:
                 raise self._refused(reply.text, to_auth=command[0] == b"AUTH")
             if reply not in (b"OK", "OK"):
                 raise BrokerRefused(
-                    f"broker {self._label}: answered the login with something else than OK: check "
-                    "that it is a Redis or Valkey server"
+                    f"broker {self._label}: did not answer the login with OK: check that it is a "
+                    "Redis or Valkey server"
                 )
             if self._seen is not None:
                 self._seen.answered = True
 
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """Write packed commands (see `wire.pack`); each owes one `read`.
+        """Write packed commands (see `wire.pack`). Call `read` once for each.
 
         Raises:
             BrokerUnreachable: the connection broke; it is closed now.
@@ -147,13 +148,14 @@ class BrokerConnection:
             raise self._broken(error, "sending") from None
 
     def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
-        """As `write`, but leaves what the connection does not take soon.
+        """Like `write`, but write only what the connection takes soon.
 
         Args:
-            wait: for room, as long as `be_patient` said; False does not wait at all.
+            pieces: packed commands.
+            wait: whether to wait for room, as long as `be_patient` allows.
 
         Returns:
-            What is left: it must be the next that is written.
+            The unwritten rest. It must be the next thing written.
 
         Raises:
             BrokerUnreachable: the connection broke; it is closed now.
@@ -164,31 +166,39 @@ class BrokerConnection:
             raise self._broken(error, "sending") from None
 
     def be_patient(self, seconds: float) -> None:
-        """How long `write_some` may wait; `write` is not to be used from now on."""
+        """Set how many seconds `write_some` may wait. Do not call `write` after this."""
         self._wire.be_patient(seconds)
 
     def keep_unsent_low(self, low: bool) -> None:
-        """While True, little is written ahead of what the network takes."""
+        """While ``low`` is True, accept little more than the network can take at once."""
         self._wire.keep_unsent_low(low)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
-        """Return when there is something to read or, if ``writes``, room to write, or it broke.
+        """Wait until there is something to read, or the connection broke.
 
-        May be called while another thread uses the connection.
+        Another thread may be using the connection meanwhile.
+
+        Args:
+            seconds: the longest wait.
+            writes: also return once there is room to write.
         """
         with contextlib.suppress(*_FAILURES):  # whoever uses it next is told
             self._wire.wait_movable(seconds, writes=writes)
 
-    # `pop` and `read_popped` are every message's way, and `_reply` would cost a tenth more there.
-    # So its four lines stand in all three; tests/broker/test_connection.py holds them equal.
+    # Every message goes through `pop` or `read_popped`, and calling `_reply` would cost a tenth
+    # more. So its four lines are in all three; tests/broker/test_connection.py keeps them equal.
 
     def pop(self, name: bytes, timeout: float, margin: float) -> Any:
-        """BLPOP of one list: the element, or None if none came in ``timeout`` seconds.
+        """Run BLPOP on one list, and return the element; None if none came in time.
+
+        A reply that does not answer the BLPOP is returned as it is.
 
         Args:
+            name: the list's name.
+            timeout: the BLPOP's timeout, in seconds.
             margin: seconds by which the reply may be late.
 
-        Raises: as `write` and `read`. A reply that is no answer to this is returned.
+        Raises: as `write` and `read`.
         """
         try:
             reply = self._wire.pop(name, timeout, timeout + margin)
@@ -199,7 +209,7 @@ class BrokerConnection:
         return reply
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
-        """As `pop`, for a BLPOP that was written before; ``timeout`` in seconds for the reply."""
+        """Like `pop`, for a BLPOP that is already written; ``timeout``: seconds for the reply."""
         try:
             reply = self._wire.read_popped(name, timeout)
         except BaseException as error:
@@ -209,33 +219,34 @@ class BrokerConnection:
         return reply
 
     def read(self, timeout: float, most: Bound = SHORT) -> Any:
-        """The next reply, waiting at most ``timeout`` seconds; error replies are raised.
+        """Return the next reply; raise it if it is an error reply.
 
         Args:
-            most: what the reply may have; one that has more breaks the connection.
+            timeout: seconds.
+            most: the reply's largest allowed size; a larger one breaks the connection.
 
         Returns:
-            bytes, or a memoryview where they are many; int; None; or a list of these.
+            bytes (a memoryview if they are many), int, None, or a list of these.
 
         Raises:
-            BrokerUnreachable: no reply in time, the connection broke, or the server says that
-                another one has our lists; it is closed now.
-            BrokerError: the broker's own error reply; the connection stays usable.
+            BrokerUnreachable: there was no reply in time, the connection broke, or the server
+                says that another one has our lists. The connection is closed now.
+            BrokerError: the broker sent an error reply; the connection stays usable.
         """
         return self._reply(self._wire.read, timeout, most)
 
     def read_now(self) -> bool:
-        """Take the next reply, a line, if all of it has arrived; error replies are raised.
+        """Take the next reply, which is a line, if all of it has arrived. Raise error replies.
 
         Returns:
-            False if it has not.
+            False if it has not arrived whole.
 
         Raises: as `read`.
         """
         return self._reply(self._wire.read_now) is not NOT_YET
 
     def _reply(self, read: Callable[..., Any], *arguments: Any) -> Any:
-        """What a way of reading gives."""
+        """Return the reply that ``read`` returns; raise it if it is an error reply."""
         try:
             reply = read(*arguments)
         except BaseException as error:
@@ -245,11 +256,11 @@ class BrokerConnection:
         return reply
 
     def read_integers(self) -> int:
-        """Take the integer replies that have arrived whole; returns how many they were."""
+        """Take the integer replies that have arrived whole, and return how many there were."""
         return self._wire.read_integers()
 
     def readable(self) -> bool:
-        """True if a reply can be read without waiting for it to begin.
+        """Return whether a reply has begun to arrive.
 
         Raises:
             BrokerUnreachable: the connection broke; it is closed now.
@@ -260,11 +271,11 @@ class BrokerConnection:
             raise self._broken(error, "reading") from None
 
     def wait_readable(self, seconds: float) -> bool:
-        """As `readable`, but waits for so long."""
+        """Like `readable`, but wait for at most ``seconds``."""
         return self._wire.wait_readable(seconds)
 
     def send(self, commands: Sequence[Sequence[bytes | int | str]]) -> None:
-        """Write commands in one go; each owes one `read`."""
+        """Write commands in one go. Call `read` once for each."""
         self.write((b"".join(map(pack, commands)),))
 
     def execute(self, *command: bytes | int | str, timeout: float, most: Bound = SHORT) -> Any:
@@ -276,9 +287,9 @@ class BrokerConnection:
         return reply
 
     def interrupt(self) -> None:
-        """Make a `read` in another thread end with an error, now.
+        """End a `read` in another thread with an error, at once.
 
-        An in-process broker cannot be interrupted; there, waits are cut in short slices.
+        An in-process broker cannot be interrupted; waits on it are cut into short slices.
         """
         self._wire.interrupt()
 
@@ -288,7 +299,7 @@ class BrokerConnection:
         self._wire.close()
 
     def die_in_child(self) -> None:
-        """Let go of the socket; neither QUIT nor TLS's good-bye is said."""
+        """In a forked child: let go of the socket without sending QUIT or a TLS goodbye."""
         self.usable = False
         self._wire = cast("Wire", Dead(used_after_fork(f"the connection to broker {self._label}")))
         held = getattr(self._connection, "_sock", None)
@@ -296,7 +307,10 @@ class BrokerConnection:
             let_go(held.fileno())
 
     def _broken(self, error: BaseException, doing: str) -> BaseException:
-        """Close the connection, and say what to raise: the error itself where it is none of it."""
+        """Close the connection, and return the error to raise.
+
+        That is ``error`` itself if it is not a failure of the connection.
+        """
         hung_up = isinstance(error, BrokenPipeError | ConnectionResetError)
         farewell = self._farewell() if hung_up else None
         self.close()
@@ -304,7 +318,7 @@ class BrokerConnection:
             return error
         if farewell is not None:
             refusal = self._refused(farewell, to_auth=doing == "connecting")
-            # Whatever it says, this connection is gone, and another one may do.
+            # Whatever it says, this connection is gone, and another one may work.
             return BrokerUnreachable(str(refusal))
         known = None if self._explain is None else self._explain(error)
         if known is not None:
@@ -313,8 +327,9 @@ class BrokerConnection:
         if isinstance(error, NotRespError | UnaskedError):
             kind = BrokerRefused if isinstance(error, UnaskedError) else BrokerUnreachable
             return kind(
-                f"broker {self._label}: no answer to what was asked, while {doing} ({text}): check "
-                "that it is a Redis or Valkey server, and what stands between it and this party"
+                f"broker {self._label}: its reply does not fit what was asked, while {doing} "
+                f"({text}): check that it is a Redis or Valkey server, and what stands between it "
+                "and this party"
             )
         return BrokerUnreachable(
             f"broker {self._label}: no connection while {doing} ({text}): check that it runs, and "
@@ -322,7 +337,7 @@ class BrokerConnection:
         )
 
     def _farewell(self) -> str | None:
-        """The error reply that the server sent before it hung up on us, if it said why."""
+        """Return the error reply with which the server explained why it hung up, if it did."""
         with contextlib.suppress(*_FAILURES):
             until = time.monotonic() + _FAREWELL
             while time.monotonic() < until:

@@ -1,14 +1,14 @@
-"""The inbox: takes elements off lists with BLPOP, in the calling thread.
+"""The inbox: pops elements off lists with BLPOP, in the calling thread.
 
 Rules:
-- A `Wait` is a connection on which one thread at a time waits. If a pop ends in any other way
-  than by a reply, its connection is closed, as a late reply would answer the wrong question.
-- BLPOP timeouts are finite; the read deadline is that plus a margin.
-- The broker is not trusted: a reply that is no answer to what was asked is a `BrokerRefused`.
-- What happens for each message takes no lock: ``deque`` and attribute accesses are atomic.
+- A `Wait` is a connection on which one thread at a time waits. If a pop ends without a reply, its
+  connection is closed, because a late reply would answer the wrong question.
+- Every BLPOP has a finite timeout; its reply may be late by a margin.
+- The broker is not trusted: a reply that does not answer the request raises `BrokerRefused`.
+- The path of a message takes no lock: ``deque`` and attribute accesses are atomic.
 """
 
-# ruff: noqa: BLE001 - whatever is caught here is raised again, by way of `_ended`
+# ruff: noqa: BLE001 - everything caught here is raised again, through `_ended`
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from redislink.forking import Dead, dies_in_child, used_after_fork
 _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
 _LEAST_AHEAD: Final = 2
-"""BLPOPs under way at once for the chunks of one message, of whatever size."""
+"""The fewest BLPOPs under way at once for the chunks of one message, whatever their size."""
 _MOST_AHEAD: Final = 32
 _BYTES_AHEAD: Final = 2 << 20
-"""Bytes that these may bring: what a fast line holds over a far distance."""
+"""Bytes that the BLPOPs under way may bring: what a fast long-distance line holds."""
 _LEAST_BYTES_AHEAD: Final = 64 << 10
 
 
 class Interrupted(Exception):
-    """`Wait.interrupt` ended this pop; never a user's error, the caller looks up why."""
+    """`Wait.interrupt` ended this pop. Users never see it: the caller looks up the reason."""
 
 
 class Wait:
@@ -41,8 +41,8 @@ class Wait:
 
     Attributes:
         purpose: (peer, tag, since) of the receive that uses it now; None while it is idle.
-            For the endpoint's eyes only.
-        give_up: when that receive's timeout is over, monotonic seconds.
+            Only the endpoint uses it.
+        give_up: when that receive times out; monotonic seconds.
         margin: seconds by which a reply may be late before the connection counts as broken.
         cancelled, registered: for the endpoint's use.
     """
@@ -62,7 +62,12 @@ class Wait:
     )
 
     def __init__(self, broker: Broker, on_open: Callable[[], None]) -> None:
-        """Args: the broker; what to call whenever a new connection to it works."""
+        """Not for users.
+
+        Args:
+            broker: the broker to pop from.
+            on_open: called whenever a new connection works.
+        """
         self._broker = broker
         self._on_open = on_open
         self.margin = min(_LONGEST_MARGIN, broker.timeout)
@@ -75,28 +80,28 @@ class Wait:
         self.cancelled = False
         self.registered = False
 
-    # The four ways to pop begin and end alike; tests/broker/test_inbox.py holds them equal. The end
-    # is `_ended`. The beginning stands in each of them, so that a message costs no call more.
+    # The four ways to pop begin and end alike; tests/broker/test_inbox.py keeps them equal. They
+    # share their end, `_ended`. Each repeats the beginning, which saves every message a call.
 
     def pop(self, names: Sequence[bytes], timeout: float) -> tuple[bytes, Buffer] | None:
-        """Take the first element of the first of these lists that has one.
+        """Pop the first element of the first of these lists that has one.
 
         Args:
-            names: lists in one Cluster slot, of control frames or hellos: of small elements.
+            names: lists in one Cluster slot, with small elements: control frames or hellos.
             timeout: seconds to wait, finite and above 0.
 
         Returns:
-            (name, element), or None if none came in time.
+            (name, element), or None if no element came in time.
 
         Raises:
-            Interrupted: by another thread. The next pop is not.
-            BrokerError: the broker failed; what it may have popped is lost.
+            Interrupted: another thread interrupted this pop; the next one works again.
+            BrokerError: the broker failed; an element that it popped is lost.
         """
         connection = self._connection
         try:
             if connection is None:
                 connection = self._open()
-            # Whoever interrupts sets the flag before it looks for the connection.
+            # `interrupt` sets the flag before it looks for the connection.
             if self._interrupted:
                 raise Interrupted
             connection.write((pack_blpop(names, timeout),))
@@ -110,7 +115,7 @@ class Wait:
             raise self._ended(error) from None
 
     def pop_one(self, name: bytes, timeout: float) -> Buffer | None:
-        """As `pop`, of one list: the element, or None if none came in time."""
+        """Like `pop`, from one list: return the element, or None if none came in time."""
         connection = self._connection
         try:
             if connection is None:
@@ -127,13 +132,15 @@ class Wait:
             raise self._ended(error) from None
 
     def pop_of_many(self, name: bytes, timeout: float, count: int, size: int) -> Buffer | None:
-        """As `pop_one`, of a list onto which ``count`` elements come one after another.
+        """Like `pop_one`, from a list that gets ``count`` elements, one after another.
 
-        BLPOPs for the next are under way already when this returns, so that the line does not
-        lie idle for a round trip. `end_many` ends that.
+        When this returns, BLPOPs for the next elements are already under way, so the line is not
+        idle for a round trip. Call `end_many` at the end.
 
         Args:
-            size: of an element, about, in bytes.
+            name, timeout: as for `pop`.
+            count: how many elements are still missing.
+            size: the approximate size of an element, in bytes.
         """
         connection = self._connection
         try:
@@ -155,25 +162,26 @@ class Wait:
             return _element_untrusted(element, self._broker.label)
         except BaseException as error:
             if isinstance(error, BrokerError) and not self._interrupted:
-                # Perhaps it was too much: some brokers end connections to which they owe much.
+                # Perhaps we asked for too much: some brokers close connections that they owe much.
                 self._bytes_ahead = max(_LEAST_BYTES_AHEAD, self._bytes_ahead // 4)
             raise self._ended(error) from None
 
     def read_posted(
         self, name: bytes, blpop_timeout: float | None, patience: float
     ) -> Buffer | None:
-        """The reply to the earliest BLPOP posted and not read yet.
+        """Return the reply to the earliest posted BLPOP that has not been read yet.
 
         Args:
-            name: the list that it was posted for.
-            blpop_timeout: as it was posted with; None waits ``patience`` seconds only.
+            name: the BLPOP's list.
+            blpop_timeout: the BLPOP's timeout; None waits for only ``patience`` seconds.
+            patience: seconds.
 
         Returns:
             The element, or None if the BLPOP ended without one.
 
         Raises:
-            TimeoutError: nothing came within ``patience``; the connection is as before.
-            Interrupted: by another thread; the connection is closed.
+            TimeoutError: nothing came within ``patience``; the connection is unchanged.
+            Interrupted: another thread interrupted this; the connection is closed.
             BrokerError: the broker failed; the connection is closed.
         """
         connection = self._connection
@@ -190,12 +198,12 @@ class Wait:
             raise self._ended(error) from None
 
     def end_many(self) -> None:
-        """No more is to be read of what `pop_of_many` asked for."""
+        """End what `pop_of_many` began: give up its BLPOPs that are still under way."""
         if self._posted:
             self.disconnect()
 
     def post(self, names: Sequence[bytes], timeout: float) -> None:
-        """Send a BLPOP for each of these lists ahead; each owes one `read_posted`.
+        """Send a BLPOP for each of these lists in advance. Call `read_posted` once for each.
 
         Raises:
             BrokerError: the broker failed; the connection is closed.
@@ -204,7 +212,7 @@ class Wait:
         connection.write((pack_blpops(names, timeout),))
 
     def pop_now(self, name: bytes) -> Buffer | None:
-        """Take the first element of a list if there is one, without waiting.
+        """Pop the first element of a list if there is one, without waiting.
 
         Raises:
             BrokerError: the broker failed.
@@ -220,9 +228,9 @@ class Wait:
             raise
 
     def interrupt(self) -> None:
-        """End the pop that is under way, or the next one, with `Interrupted`.
+        """End the pop that is under way, or else the next one, with `Interrupted`.
 
-        What it may just have popped is lost.
+        An element that it has just popped is lost.
         """
         self._interrupted = True
         connection = self._connection
@@ -230,7 +238,7 @@ class Wait:
             connection.interrupt()
 
     def connect(self) -> None:
-        """Open the connection now, instead of at the first pop.
+        """Open the connection now instead of at the first pop.
 
         Raises:
             BrokerError: the broker failed.
@@ -244,13 +252,13 @@ class Wait:
         return connection
 
     def _ended(self, error: BaseException) -> BaseException:
-        """Close the connection, which may be answering the wrong question; say what to raise."""
+        """Close the connection, which may be out of step, and return the error to raise."""
         self.disconnect()
         interrupted, self._interrupted = self._interrupted, False
         return Interrupted() if interrupted else error
 
     def die_in_child(self) -> None:
-        """Forget the connection, and open none any more."""
+        """In a forked child: forget the connection, and open no more."""
         self._connection = None
         self._broker = cast("Broker", Dead(used_after_fork("the inbox")))
 
@@ -263,10 +271,15 @@ class Wait:
 
 
 class Inbox:
-    """What one party takes; as many connections as threads that wait at once."""
+    """Receives everything for one party, on as many connections as threads wait at once."""
 
     def __init__(self, broker: Broker, on_open: Callable[[], None] = lambda: None) -> None:
-        """Args: the broker; what to call whenever a new connection to it works."""
+        """Not for users.
+
+        Args:
+            broker: the broker to pop from.
+            on_open: called whenever a new connection works.
+        """
         self._broker = broker
         self._on_open = on_open
         self._idle: deque[Wait] = deque()
@@ -275,7 +288,7 @@ class Inbox:
         dies_in_child(self)
 
     def acquire(self) -> Wait:
-        """A `Wait` for the calling thread, to be given back with `release`.
+        """Return a `Wait` for the calling thread, which must `release` it.
 
         Raises:
             EndpointClosed: after `close`.
@@ -292,7 +305,7 @@ class Inbox:
             return wait
 
     def release(self, wait: Wait) -> None:
-        """Give back what `acquire` gave."""
+        """Give back a `Wait` that `acquire` returned."""
         wait.purpose = None
         wait.cancelled = wait.registered = False
         if self._closed:
@@ -301,16 +314,16 @@ class Inbox:
             self._idle.append(wait)
 
     def discard(self, wait: Wait) -> None:
-        """Forget what `acquire` gave; its connection is closed by whoever used it."""
+        """Forget a `Wait` that `acquire` returned; its user closes the connection."""
         if wait in self._all:
             self._all.remove(wait)
 
     def waits(self) -> list[Wait]:
-        """All that are in use, and perhaps some that are not."""
+        """Return all waits that are in use, and perhaps some that no longer are."""
         return [wait for wait in self._all if wait.purpose is not None]
 
     def close(self) -> None:
-        """Close every idle connection, and each other one when it is given back."""
+        """Close every idle connection now, and each other one when it is released."""
         self._closed = True
         while self._idle:
             try:
@@ -319,7 +332,7 @@ class Inbox:
                 return
 
     def die_in_child(self) -> None:
-        """Forget every connection: `acquire` raises EndpointClosed."""
+        """In a forked child: forget every connection; `acquire` raises EndpointClosed."""
         self._closed = True
         self._idle.clear()
         for wait in self._all:
@@ -342,6 +355,6 @@ def _popped_untrusted(reply: Any, names: Sequence[bytes], label: str) -> tuple[b
 
 def _nonsense(label: str) -> BrokerRefused:
     return BrokerRefused(
-        f"broker {label}: answered a pop with something else than an element of one of the lists "
-        "asked for: check that it is a Redis or Valkey server"
+        f"broker {label}: did not answer a pop with an element of a list that was asked for: "
+        "check that it is a Redis or Valkey server"
     )

@@ -1,15 +1,16 @@
-"""The outbox: pushes frames onto lists, and does not wait for the broker to say so.
+"""The outbox: pushes frames onto lists without waiting for the broker's answers.
 
 Rules:
-- A write goes out in one piece and returns; its replies are read off after some more writes
-  and by `collect`, which says of each push whether the broker had room for it. Which of them the
-  broker answers at all, `replies` says.
-- What the connection does not take soon goes to a `Backlog`, and all that comes after it too; a
-  thread writes that, reads replies meanwhile, and ends with it. Nobody else waits for a line.
-- Nobody waits for the network while holding the lock, but for `_PATIENCE` at most.
-- Nothing here is sent twice. When the connection breaks, the outbox drops what is written
-  until `reconnect`; what was under way then is for delivery to send again.
-- One lock; writes from several threads go out in some order, each whole.
+- A write goes out in one piece, and returns. Later writes read its replies, and so does `collect`,
+  which tells for each push whether the broker had room for it. `replies` decides which pushes the
+  broker answers at all.
+- If the connection does not take a write soon, the write goes to a `Backlog`, and so do all after
+  it. A thread writes the backlog, reads replies meanwhile, and ends when the backlog is empty. No
+  other thread waits for the line.
+- No thread waits for the network with the lock held, except for `_PATIENCE` at most.
+- The outbox sends nothing twice. While the connection is broken, it drops all writes until
+  `reconnect`. Delivery then resends whatever was under way.
+- One lock: writes from several threads go out in some order, each of them whole.
 """
 
 from __future__ import annotations
@@ -45,23 +46,24 @@ from redislink.errors import (
 from redislink.forking import Dead, dies_in_child, used_after_fork
 
 _PATIENCE: Final = 0.01
-"""Seconds that a write may wait for room. On one machine a chunk is gone sooner than a thread
-could have taken over."""
+"""Seconds that a write may wait for room. On one machine, that is quicker than handing a chunk over
+to a thread."""
 _LONGEST_WAIT: Final = 0.05
-"""Seconds between looks at what another thread may have done."""
+"""Seconds between checks for what another thread may have done."""
 _IDLE_SECONDS: Final = 0.05
 _JOIN_SECONDS: Final = 5.0
 _logger = logging.getLogger("redislink")
 
 
 class Outbox:
-    """All that one party sends, on one connection."""
+    """Sends everything that one party sends, on one connection."""
 
     def __init__(self, broker: Broker, ttl: int, mark: bytes | None = None) -> None:
         """Args:
-        broker: where the lists are.
+        broker: the broker that has the lists.
         ttl: seconds that a list lives after the last push onto it.
-        mark: a list of our own, to try whether the broker takes a push; None has it answer all.
+        mark: a list of our own, for pushes that test whether the broker still takes any; None
+            makes the broker answer every push.
         """
         self._broker = broker
         self._ttl_ms = ttl * 1000
@@ -70,7 +72,7 @@ class Outbox:
         self._replies = Replies()
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
-        """Signalled when the backlog got shorter, or is no more."""
+        """Notified when the backlog gets shorter or ends."""
         self._backlog: Backlog | None = None
         self._writer: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
@@ -83,7 +85,7 @@ class Outbox:
 
     @property
     def error(self) -> BrokerError | None:
-        """Why there is no connection; None while there is. `reconnect` makes one."""
+        """Why there is no connection; None while there is one. `reconnect` opens one."""
         return self._error
 
     @property
@@ -93,17 +95,17 @@ class Outbox:
 
     @property
     def is_behind(self) -> bool:
-        """True while writes wait, as the connection does not take them so fast."""
+        """True while writes wait because the connection does not take them fast enough."""
         return self._backlog is not None
 
     @property
     def moved_at(self) -> float:
-        """When the broker last answered or took something that had to wait; monotonic seconds."""
+        """When the broker last answered, or last took a waiting write; monotonic seconds."""
         return self._replies.moved_at
 
     @property
     def last_refusal(self) -> BrokerBusy | None:
-        """What the broker last said when it did not take a push."""
+        """The broker's last refusal of a push."""
         return self._replies.last_refusal
 
     def push(
@@ -117,15 +119,16 @@ class Outbox:
         ttl: int | None = None,
         urgent: bool = False,
     ) -> None:
-        """Append an element to a list; returns at once.
+        """Append an element to a list, and return at once.
 
         Args:
-            element: in two parts, of which the second is not copied where it is large.
-            token: comes out of `collect` when the broker has answered.
-            clear: empty the list first.
-            size: bytes of the whole message, where the element is a part of one.
-            ttl: seconds that the list lives, if not as usual.
-            urgent: before all that waits already, but for what is urgent too.
+            name: the list's name.
+            element: the element in two parts; a large second part is not copied.
+            token: `collect` returns it once the broker has answered.
+            clear: whether to empty the list first.
+            size: bytes of the whole message, if the element is only a part of it.
+            ttl: seconds that the list lives; None means the outbox's ``ttl``.
+            urgent: whether to overtake all waiting writes that are not urgent.
 
         Raises:
             EndpointClosed: after `close`.
@@ -144,10 +147,11 @@ class Outbox:
         *,
         clear: bool = False,
     ) -> None:
-        """As `push`, in another thread: for what takes long to encode, and long on the way.
+        """Like `push`, but encode and write in another thread: for large elements.
 
         Args:
-            encode: gives the element, when its turn has come; it may not be called at all.
+            name, token, clear: as for `push`.
+            encode: returns the element; called when its turn has come, or never.
             size: bytes of the whole message.
 
         Raises:
@@ -172,7 +176,7 @@ class Outbox:
                 self._break(error)
 
     def delete(self, *names: bytes) -> None:
-        """Remove lists, and what waits to be pushed onto them; returns at once.
+        """Remove lists and the waiting pushes onto them, and return at once.
 
         Raises:
             EndpointClosed: after `close`.
@@ -184,18 +188,18 @@ class Outbox:
         self._write([pack((b"DEL", *names))], 1, None, names[0])
 
     def collect(self) -> list[tuple[object, bool]]:
-        """(token, taken) of each push that the broker has answered since the last call.
+        """Return (token, taken) for each push that the broker has answered since the last call.
 
-        ``taken`` is False where it had no memory for the element.
+        ``taken`` is False if the broker had no memory for the element.
         """
         with self._lock:
             connection = self._connection
             if connection is not None and not self._closed:
                 try:
                     self._replies.read(connection)
-                    # Not read with a timeout: it would hold up every sender as long again.
+                    # Not read with a timeout, which would hold up every sender.
                     self._check_moves()
-                    if self._backlog is None:  # else the next of it is a mark
+                    if self._backlog is None:  # otherwise the backlog's next write is a mark
                         self._mark_quiet(connection)
                         self._hush(connection)
                 except BrokerError as error:
@@ -204,11 +208,14 @@ class Outbox:
         return answered
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the broker has answered all that was pushed; False if the connection broke.
+        """Wait until the broker has answered everything that was pushed.
 
         Args:
-            timeout: seconds for all of it, after which the connection counts as broken; None
-                allows ``reply_timeout`` from each reply to the next.
+            timeout: seconds for everything, after which the connection counts as broken; None
+                allows ``reply_timeout`` between one reply and the next.
+
+        Returns:
+            False if the connection broke.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -243,7 +250,8 @@ class Outbox:
                         left = min(left, deadline - time.monotonic())
                     if left <= 0:
                         raise BrokerUnreachable(
-                            f"broker {self._broker.label}: not all was answered in {timeout:g} s"
+                            f"broker {self._broker.label}: it did not answer everything in "
+                            f"{timeout:g} s: check that it runs, and the line to it"
                         )
                 except BrokerError as error:
                     self._break(error)
@@ -254,14 +262,14 @@ class Outbox:
             connection.wait_movable(left, writes=False)
 
     def reconnect(self) -> None:
-        """Open the connection, or a new one after it broke.
+        """Open the connection, or a new one after the last one broke.
 
         Raises:
-            BrokerError: not now.
+            BrokerError: that is not possible now.
         """
         connection = self._broker.open_answering()
         if self._may_be_quiet:
-            self._may_be_quiet = False  # not asked again, should the connection not survive that
+            self._may_be_quiet = False  # if the connection does not survive the question, stop it
             self._may_be_quiet = knows_quiet(connection, self._broker.timeout)
         with self._lock:
             if self._closed:
@@ -285,7 +293,7 @@ class Outbox:
             writer.join(_JOIN_SECONDS)  # its wait ends with the connection
 
     def die_in_child(self) -> None:
-        """Forget connection and backlog: later writes raise EndpointClosed."""
+        """In a forked child: forget the connection and the backlog; writes raise EndpointClosed."""
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._closed, self._connection, self._backlog = True, None, None
@@ -299,8 +307,16 @@ class Outbox:
         name: bytes,
         size: int = 0,
     ) -> None:
-        """Args: of which list it is, or `URGENT`; bytes of the message, if it is a part."""
-        self._lock.acquire()  # `with` costs twice as much, here where every message passes
+        """Write commands, or queue them.
+
+        Args:
+            pieces: packed commands.
+            replies: how many replies the broker owes for them.
+            token: see `push`.
+            name: the name of the list that they are for, or `URGENT`.
+            size: bytes of the whole message, if this is only a part of it.
+        """
+        self._lock.acquire()  # every message passes here, and `with` costs twice as much
         try:
             connection = self._connection
             if connection is None:
@@ -351,18 +367,18 @@ class Outbox:
         if rest:
             self._start_writer(connection, lasting(rest))
         elif len(owed.unread) >= (READ_FROM if owed.quiet is None else READ_MARKS_FROM):
-            # After the write, which somebody waits for, and not before it.
+            # Read after the write, not before: somebody waits for the write.
             owed.read(connection)
 
     def _mark_quiet(self, connection: BrokerConnection) -> None:
-        """Have the broker answer for what it took quietly."""
+        """Make the broker answer for the pushes that it took without an answer."""
         if self._replies.quiet:
             self._write_answered(connection, (self._mark,), MARK_REPLIES, None, URGENT)
 
     def _hush(self, connection: BrokerConnection) -> None:
-        """Let the broker answer marks alone from now on, if it can and refused nothing lately.
+        """Tell the broker to answer only marks from now on, if it can and refused nothing lately.
 
-        Not as soon as it is connected: what a party may not do shows in its first pushes.
+        Not right after connecting: missing permissions show in the answers to the first pushes.
         """
         replies = self._replies
         if self._may_be_quiet and replies.quiet is None and time.monotonic() >= replies.loud_until:
@@ -386,9 +402,10 @@ class Outbox:
         )
         try:
             writer.start()
-        except RuntimeError as error:  # no more threads: what is half written cannot go on
+        except RuntimeError as error:  # no more threads: a half-written command cannot go on
             raise BrokerUnreachable(
-                f"broker {self._broker.label}: no thread to write on ({error})"
+                f"broker {self._broker.label}: no thread left to write to it ({error}): raise "
+                "this process's limit on threads"
             ) from None
         self._replies.moved_at = time.monotonic()
         self._backlog, self._writer = backlog, writer
@@ -409,7 +426,7 @@ class Outbox:
                     )
 
     def _work_off(self, connection: BrokerConnection, backlog: Backlog) -> None:
-        """Write all that waits; returns when nothing does, or the connection broke."""
+        """Write the backlog; return when it is empty, or the connection broke."""
         rest, taken = backlog.rest, None
         while True:
             with self._lock:
@@ -433,10 +450,10 @@ class Outbox:
             elif taken is None:
                 return
             else:
-                rest = self._replies.aloud(taken.pack())  # without the lock, as it seals
+                rest = self._replies.aloud(taken.pack())  # without the lock: it may seal a chunk
 
     def _write_on(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Sequence[Buffer]:
-        """Write what there is room for, and read what there is; returns what is left."""
+        """Write what fits, read the replies that are here, and return the unwritten rest."""
         before = sum(map(len, rest))
         if rest:
             rest = connection.write_some(rest, wait=False)
@@ -456,17 +473,21 @@ class Outbox:
         self._error = error
 
     def _check_alive(self, connection: BrokerConnection) -> None:
-        """Notice that an idle connection has ended before writing to it, and losing that."""
+        """Raise if an idle connection has ended, before a write to it gets lost."""
         self._replies.read(connection)
         if not self._replies.unread and connection.readable():
-            connection.read_now()  # nothing was asked; if it is an error, this raises it
-            raise BrokerUnreachable(f"broker {self._broker.label}: it said something unasked")
+            connection.read_now()  # we asked nothing; if it is an error reply, this raises it
+            raise BrokerUnreachable(
+                f"broker {self._broker.label}: it sent a reply that nobody asked for: check what "
+                "stands between it and this party"
+            )
 
     def _check_moves(self) -> None:
-        """Notice a broker that neither takes nor answers anything for too long."""
+        """Raise if the broker has neither taken nor answered anything for too long."""
         timeout = self._broker.timeout
         owes = self._replies.unread or self._backlog is not None
         if owes and time.monotonic() - self._replies.moved_at > timeout:
             raise BrokerUnreachable(
-                f"broker {self._broker.label}: it took and answered nothing for {timeout:g} s"
+                f"broker {self._broker.label}: it took and answered nothing for {timeout:g} s: "
+                "check that it runs, and the line to it"
             )

@@ -284,7 +284,7 @@ def test_a_flush_waits_for_what_was_pushed_before_it_alone(line: Line, outbox: O
 def test_a_flush_has_its_own_limit(line: Line, outbox: Outbox) -> None:
     outbox.push(b"bulk", (b"", body(0)))
     assert not outbox.flush(0.05)
-    assert "not all was answered in 0.05 s" in str(outbox.error)
+    assert "did not answer everything in 0.05 s" in str(outbox.error)
 
 
 def test_closing_with_a_backlog_ends_the_writer(line: Line, outbox: Outbox) -> None:

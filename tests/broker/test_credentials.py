@@ -167,7 +167,7 @@ def test_a_password_that_was_right_once_may_be_right_again(secret: Path) -> None
 
 def test_a_password_file_is_not_for_the_cluster_files_broker(secret: Path) -> None:
     settings = RedisLinkSettings.load(_env_file=None, broker_password_file=secret)
-    with pytest.raises(ConfigError, match=r"redis://h:6379 is named by the cluster file"):
+    with pytest.raises(ConfigError, match=r"the cluster file names the broker redis://h:6379"):
         Broker.from_settings(settings, "redis://someone:pw@h")
     own = RedisLinkSettings.load(
         _env_file=None, broker_password_file=secret, broker_url="redis://me@h"

@@ -325,7 +325,7 @@ class TestReplies:
         bob.send("alice", "u", b"for u")
         self.twist_pops(proxy, lambda _, reply: reply.replace(b":t\r\n", b":u\r\n"))
         bob.send("alice", "t", b"for t")
-        with pytest.raises(BrokerError, match="answered a pop"):
+        with pytest.raises(BrokerError, match="did not answer a pop"):
             alice.recv("bob", "t")
 
     @pytest.mark.slow

@@ -304,7 +304,7 @@ def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
     text = one_line(getattr(error, "reason", None) or str(error))
     if isinstance(error, _ClosedAfterHandshake) or about_our_certificate(error):
         return failed(
-            f"{address}: the broker wants another certificate of this party, or one at all "
+            f"{address}: the broker wants a client certificate, or a different one "
             f"({text or 'it closed the connection after the handshake'})",
             "set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to a certificate that the "
             "broker's CA signed, and its key",

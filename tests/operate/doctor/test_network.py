@@ -170,7 +170,7 @@ class TestTls:
         told.check("client certificate", Level.PASS, "none set")
         for seen in (told, strange):
             finding = seen.check(
-                "TLS", Level.FAIL, "wants another certificate of this party, or one at all"
+                "TLS", Level.FAIL, "wants a client certificate, or a different one"
             )
             assert "REDISLINK_BROKER_TLS_CERT" in finding.remedy
 
