@@ -1,9 +1,9 @@
-"""`Credentials`: as whom connections log in, asked anew for each of them.
+"""`Credentials`: supplies user and password for each new connection.
 
 Rules:
-- Whatever can change while a session runs (a file, a callable) is read again for each connection,
-  so a password that is rotated works from the next connection on.
-- What was used is remembered, so that it can be cut out of what servers say.
+- Sources that can change while a session runs (a file, a callable) are read again for each
+  connection. So a rotated password works from the next connection on.
+- Used credentials are remembered, so that they can be removed from the servers' words.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from redislink.errors import (
 from redislink.identity.secret_files import read_private
 
 CredentialsCallable = Callable[[], str | Sequence[str]]
-"""Gives a password, or user and password; called for each connection, from any thread."""
+"""Returns a password, or user and password. Called for each connection, from any thread."""
 
 _HIDDEN: Final = "***"
 _KEPT: Final = 8
-"""Pairs that are remembered: those in use, and some from before they were rotated."""
+"""How many pairs to remember: those in use, and some from before a rotation."""
 _SURE: Final = 4
-"""Characters from which on a password is cut out of the middle of words, too."""
+"""A password of at least so many characters is removed even from the middle of a word."""
 _MOST: Final = 64 << 10
 """Characters; tokens of clouds have some thousands."""
 _NO_SECRETS: Final = frozenset({"", "default"})
@@ -48,16 +48,16 @@ class Credentials:
         ask: CredentialsCallable | None = None,
     ) -> None:
         """Args:
-        user, password: as the URL has them.
-        password_file: its first line is the password, instead of the URL's.
-        ask: gives the password, or user and password, instead of all of these.
+        user, password: the ones in the URL.
+        password_file: its first line replaces the URL's password.
+        ask: returns a password, or user and password, and replaces all of the above.
 
         Raises:
             UsageError: ``ask`` cannot be called.
         """
         if ask is not None and not callable(ask):
             raise UsageError(
-                "credentials: not a callable: give a function that gives the password, as with "
+                "credentials: not a callable: give a function that returns the password, such as "
                 "lambda: password"
             )
         self._user = user
@@ -72,15 +72,15 @@ class Credentials:
 
     @property
     def user(self) -> str:
-        """As whom the last connection logged in, or the next will."""
+        """The user of the last connection, or of the next if there was none yet."""
         return (self._used[-1][0] if self._used else self._user) or "default"
 
     def current(self) -> tuple[str, ...]:
-        """The arguments of AUTH; none to log in without.
+        """Return the arguments of AUTH; empty if there are no credentials.
 
         Raises:
-            ConfigError: the file or callable does not give any, and never has.
-            BrokerUnreachable: it gave some before; trying again may help.
+            ConfigError: the file or callable gives no credentials, and never has.
+            BrokerUnreachable: it gave some before, so trying again may help.
         """
         try:
             user, password = self._read()
@@ -95,7 +95,7 @@ class Credentials:
         return (password,) if password else ()
 
     def hide(self, text: str) -> str:
-        """``text`` without any user or password that was used here."""
+        """Return ``text`` without any user or password that was used here."""
         for user, password in self._used or [(self._user, self._password)]:
             for form in dict.fromkeys((password, quote(password, safe=""), quote(password))):
                 text = _without(text, form, anywhere=len(form) >= _SURE)
@@ -112,8 +112,8 @@ class Credentials:
     def _ask_program(self, ask: CredentialsCallable) -> tuple[str, str]:
         try:
             given: Any = ask()
-        # The program's; its text may hold a secret. And it may be called from a thread of ours,
-        # which sys.exit would end without a word.
+        # It is the program's error; its text may contain a secret. And we may call this in a thread
+        # of ours, which sys.exit would end silently.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             raise BrokerUnreachable(
                 f"the callable given as credentials raised {type(error).__name__}: see what it asks"
@@ -125,29 +125,29 @@ class Credentials:
                 pass
             case _:
                 raise ConfigError(
-                    f"the callable given as credentials gave a {type(given).__name__}: let it give "
-                    "a password, or user and password"
+                    f"the callable given as credentials returned a {type(given).__name__}: let it "
+                    "give a password, or user and password"
                 )
         if not _is_text(user + password):
             raise ConfigError(
-                "the callable given as credentials gave half a surrogate pair, or more than "
+                "the callable given as credentials returned half a surrogate pair, or more than "
                 f"{_MOST} characters: let it give a password that is text"
             )
         return user, password
 
 
 def read_password(path: str | Path) -> str:
-    """The first line of a password file that only its owner, and perhaps a group, can read.
+    """Return the first line of a password file, which only its owner and a group may read.
 
     Raises:
-        ConfigError: it cannot be read, is empty, or others may read it.
+        ConfigError: the file cannot be read, is empty, or others may read it.
     """
     text = read_private(path, "password file", "check the path", group_may_read=True)
     text = text.removeprefix("\ufeff").partition("\n")[0].rstrip("\r")
     if not text:
         raise ConfigError(
-            f"password file {path}: is empty, or no UTF-8 text: write the password into its first "
-            "line"
+            f"password file {path}: is empty, or is not UTF-8 text: write the password into its "
+            "first line"
         )
     return text
 

@@ -1,12 +1,11 @@
-"""What each error reply of a server means: the one table, used wherever a server says no.
+"""Explains each error reply of a server: one table for all commands and all kinds of brokers.
 
 Rules:
-- The first row fits whose beginning the reply has; the last fits all. So a server's error means
-  the same on every kind of broker, in whichever command it comes.
-- A retryable error is one that waiting may mend: what failed is tried again, with pauses, for
-  `REDISLINK_BROKER_TIMEOUT`. Any other error ends what was asked for, at once.
-- Of the reply's text only the part is shown that is the server's own: what it quotes of a command
-  may be a password or a message.
+- The first row with a beginning that fits the reply counts; the last row fits every reply.
+- Waiting may cure a retryable error: redislink retries, with pauses, for
+  `REDISLINK_BROKER_TIMEOUT`. Any other error ends the operation at once.
+- Messages show only the server's own words from the reply: what it quotes from a command may be a
+  password or a message.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from redislink.text import one_line
 
 _MOST_SHOWN: Final = 200
 _QUOTES: Final = (", with args beginning with", " with args beginning with")
-"""Behind this a server quotes the command that it does not take."""
+"""After these words a server quotes the command that it refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,12 @@ class ServerError:
     """A row of `SERVER_ERRORS`.
 
     Attributes:
-        begins: how such replies begin, in capitals; a reply fits if one of them does.
-        kind: what it is raised as; says whether it is retryable.
-        called: what it is called in messages.
-        remedy: what to do.
-        is_elsewhere: our lists are on another server now: the connection is of no use any more,
-            and where they are is found out anew.
+        begins: beginnings of such replies, in capitals; a reply fits if it has one of them.
+        kind: the exception's class, which says whether the error is retryable.
+        called: the error's name in messages.
+        remedy: what to do about it.
+        is_elsewhere: True if our lists are on another server now: the connection is useless, and
+            the lists must be looked up again.
     """
 
     begins: tuple[str, ...]
@@ -51,7 +50,7 @@ class ServerError:
 
     @property
     def retryable(self) -> bool:
-        """True if waiting may mend it."""
+        """True if waiting may cure it."""
         return self.kind.retryable
 
 
@@ -196,17 +195,17 @@ SERVER_ERRORS: Final = (
     ),
     ServerError(("",), BrokerRefused, "refused a command", "see its log"),
 )
-"""In this order: a longer beginning stands before a shorter one that fits the same reply."""
+"""The order matters: a longer beginning comes before a shorter one that fits the same reply."""
 
 
 def classify(text: str) -> ServerError:
-    """The row for an error reply, without its leading ``-``."""
+    """Return the row for an error reply, which is given without its leading ``-``."""
     capitals = text.lstrip().upper()
     return next(row for row in SERVER_ERRORS if capitals.startswith(row.begins))
 
 
 def own_words(text: str) -> str:
-    """An error reply in one line, without what it quotes of our command."""
+    """Return an error reply as one line, without what it quotes from our command."""
     for quote in _QUOTES:
         text = text.partition(quote)[0]
     return one_line(text, _MOST_SHOWN)
@@ -215,13 +214,13 @@ def own_words(text: str) -> str:
 def translate_error_reply(
     label: str, text: str, hide: Callable[[str], str] = str, *, to_auth: bool = False
 ) -> BrokerError:
-    """The `BrokerError` for an error reply.
+    """Return the `BrokerError` for an error reply.
 
     Args:
-        label: of the broker, for the message.
-        text: the reply, of which the part that is the server's own is shown.
-        hide: cuts out of it what must not be shown.
-        to_auth: it answers AUTH; of a reply that no row knows the first word alone is shown then.
+        label: the broker's name, for the message.
+        text: the reply; the message shows only the server's own words from it.
+        hide: removes secrets from the reply.
+        to_auth: True if it answers AUTH; then an unknown reply is cut to its first word.
     """
     row = classify(text)
     said = own_words(hide(text))

@@ -1,4 +1,4 @@
-"""`Outage`: how long the broker has been away, when to try again, when to give up."""
+"""`Outage`: tracks how long the broker has been away, when to retry, and when to give up."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ _REPORT_INTERVAL: Final = 10.0
 
 
 class Outage:
-    """Shared by everything in a party that talks to the broker. Thread-safe."""
+    """One party's record of an outage; all that talk to the broker share it. Thread-safe."""
 
     def __init__(self, who: str, limit: float, progress: PartyLogger | None = None) -> None:
-        """Args: the party's name for messages; seconds that an outage may last; where to say, from
-        time to time, that it lasts."""
+        """Not for users.
+
+        Args:
+            who: the party's name, for messages.
+            limit: seconds that an outage may last.
+            progress: the logger that reports a lasting outage from time to time; None for none.
+        """
         self._who = who
         self._progress = progress
         self._next_report = 0.0
@@ -32,11 +37,11 @@ class Outage:
         self._lock = threading.Lock()
         self._since: float | None = None
         self.lasts = False
-        """True from a failure on, until the broker answers."""
+        """True from a failure until the broker answers."""
         self._pause = _FIRST_PAUSE
 
     def ended(self) -> None:
-        """The broker answered."""
+        """Note that the broker answered."""
         if self.lasts:
             with self._lock:
                 self.lasts = False
@@ -49,21 +54,21 @@ class Outage:
 
     @property
     def seconds(self) -> float:
-        """For how long the broker has been away; 0 while it is not, or hardly."""
+        """How long the broker has been away; 0 if it is not away, or for less than a second."""
         since = self._since
         away = 0.0 if since is None else time.monotonic() - since
         return away if away >= _WORTH_SAYING else 0.0
 
     def describe(self) -> str:
-        """Such as ``broker unreachable for 12 s``; "" while it is not away."""
+        """Return text such as ``broker unreachable for 12 s``; "" while it is not away."""
         away = self.seconds
         return f"broker unreachable for {away:.0f} s" if away else ""
 
     def failed(self, error: BrokerError) -> float:
-        """Something failed; returns how many seconds to pause before the next try.
+        """Note a failure, and return how many seconds to pause before the next try.
 
         Raises:
-            BrokerError: it is not retryable, or has lasted longer than the limit.
+            BrokerError: the error is not retryable, or the outage has exceeded its limit.
         """
         if not error.retryable:
             raise error

@@ -1,15 +1,15 @@
-"""`Replies`: what the broker owes for the writes of one outbox, and what it has answered.
+"""`Replies`: tracks which replies the broker owes one outbox, and which writes it has answered.
 
 Rules:
 - Replies come in the order of the writes, so it is enough to count them.
-- A broker that can be told to answer nothing (CLIENT REPLY OFF) answers *marks* alone: every so
-  many pushes, large ones, and what `Outbox.collect` and `flush` add. A reply that nobody waits for
-  costs the broker a system call, in the way of the peer that waits for the push itself: a round
-  trip of 64 B on one machine took an eighth longer with them.
-- An answered mark speaks for the quiet pushes before it. One that is refused breaks the connection,
-  as it does not say which of them were taken; the broker then answers everything for a while.
+- If the broker can be told not to answer (CLIENT REPLY OFF), it answers only *marks*: one push in
+  so many, large pushes, and those that `Outbox.collect` and `flush` add. A reply that nobody waits
+  for costs the broker a system call, and delays the peer that waits for the push: with all replies
+  on, a round trip of 64 B on one machine took an eighth longer.
+- An answered mark confirms the quiet pushes before it. A refused mark breaks the connection,
+  because it does not tell which of them were taken; the broker then answers everything for a while.
 
-No lock, and no writing: the `Outbox` has both. It calls everything here under its lock.
+No lock and no writing: `Outbox` has both. It calls everything here with its lock held.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from redislink.broker.wire import Buffer, pack, pack_push
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable
 
 MOST_QUIET: Final = 32
-"""Small pushes in a row to which the broker answers nothing."""
+"""How many small pushes in a row may go unanswered."""
 QUIET_BYTES: Final = 16 << 10
-"""What counts as small. A larger command has memory of its own at the server, so that a server on
-the brink of its limit may refuse it, and a mark after it not."""
+"""The largest small push. The server allocates extra memory for a larger command, so at the brink
+of its limit it may refuse that command and yet take the mark after it."""
 MARK_REPLIES: Final = 3
-"""What a mark owes."""
+"""How many replies a mark gets."""
 BE_QUIET: Final = pack((b"CLIENT", b"REPLY", b"OFF"))
 _SPEAK: Final = pack((b"CLIENT", b"REPLY", b"ON"))
 READ_FROM: Final = 16
-"""Writes that owe replies, from which on the replies are looked for: a system call each time."""
+"""With so many unanswered writes, look for replies, which costs a system call each time."""
 READ_MARKS_FROM: Final = 2
-"""As `READ_FROM`, while only marks are answered."""
+"""Replaces `READ_FROM` while the broker answers only marks."""
 _LOUD_SECONDS: Final = 60.0
 """How long a broker answers everything after it has refused something."""
 _QUESTIONS: Final = 3
-"""Of `knows_quiet`; it has as many answers where OFF is answered although it should not be."""
+"""The questions of `knows_quiet`. It gets as many answers if OFF is answered, which is wrong."""
 
 
 class Replies:
-    """Of one outbox, over all its connections.
+    """The replies to one outbox, over all its connections.
 
     Attributes:
-        unread: (replies, token, quiet) of each write that is owed some: how many, what for, and
-            tokens of the quiet pushes that they speak for as well.
-        quiet: tokens of pushes that no mark speaks for yet; None while the broker answers all.
-        answers: writes whose replies have all been read, ever.
-        answered: (token, taken) of each push that was answered, until the outbox hands them out.
-        last_refusal: what the broker last said when it did not take a push.
-        loud_until: when the broker may be told again to answer marks alone; monotonic seconds.
-        moved_at: when the broker last answered or took something that had to wait; monotonic
-            seconds. The outbox sets it too.
+        unread: (replies, token, quiet) of each write that still gets replies: how many, for which
+            push, and the tokens of the quiet pushes that they confirm too.
+        quiet: the tokens of pushes that no mark covers yet; None while the broker answers all.
+        answers: how many writes have got all their replies so far.
+        answered: (token, taken) of each answered push, until the outbox hands it out.
+        last_refusal: the broker's last refusal of a push.
+        loud_until: when the broker may again be told to answer only marks; monotonic seconds.
+        moved_at: when the broker last answered, or last took a waiting write; monotonic seconds.
+            The outbox sets it too.
     """
 
     def __init__(self) -> None:
@@ -66,12 +66,12 @@ class Replies:
         self.loud_until = 0.0
         self.moved_at = 0.0
         self._read_of_first = 0
-        """Replies to the earliest of ``unread`` that were read."""
+        """How many replies to the first of ``unread`` were read."""
         self._refusal: BrokerBusy | None = None
-        """Of the earliest of them."""
+        """The refusal among those replies, if there was one."""
 
     def owe(self, replies: int, token: object) -> None:
-        """A write is on its way to which the broker answers so much, apart from `aloud`'s."""
+        """Note a write that gets so many replies, not counting the one that `aloud` adds."""
         if self.quiet is None:
             self.unread.append((replies, token, ()))
         else:
@@ -79,18 +79,18 @@ class Replies:
             self.quiet = []
 
     def aloud(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
-        """What to write so that the broker answers it."""
+        """Return the pieces to write so that the broker answers these."""
         return pieces if self.quiet is None else [_SPEAK, *pieces, BE_QUIET]
 
     def forget_owed(self) -> None:
-        """The connection broke: nothing more comes. What was answered stays."""
+        """Forget the replies of a broken connection; the answered pushes stay."""
         self.unread.clear()
         self.quiet = None
         self._read_of_first = 0
         self._refusal = None
 
     def read(self, connection: BrokerConnection) -> None:
-        """Take the replies that are here, without waiting for the rest of one.
+        """Take the replies that have arrived, without waiting for more.
 
         Raises:
             BrokerBusy: a mark was refused.
@@ -113,7 +113,7 @@ class Replies:
                 needed, token, quiet = self.unread.popleft()
                 replies -= needed
                 if self._refusal is not None and self.quiet is not None:
-                    raise self._refusal  # of what else it refused, it says nothing
+                    raise self._refusal  # it does not tell what else was refused
                 self.answered += [(taken, True) for taken in quiet if taken is not None]
                 if token is not None:
                     self.answered.append((token, self._refusal is None))
@@ -123,20 +123,22 @@ class Replies:
 
 
 def pack_mark(name: bytes, ttl_ms: int) -> bytes:
-    """A push that leaves nothing; owes `MARK_REPLIES`. As any push, a full broker refuses it.
+    """Return a push that leaves nothing behind, and gets `MARK_REPLIES` replies.
+
+    A full broker refuses it like any other push.
 
     Args:
         name: a list of our own.
-        ttl_ms: as of any push.
+        ttl_ms: as for any push, in milliseconds.
     """
     return b"".join([*pack_push(name, (b"", b""), ttl_ms, clear=False), pack((b"DEL", name))])
 
 
 def knows_quiet(connection: BrokerConnection, timeout: float) -> bool:
-    """Whether the broker can be told to answer nothing; many services forbid CLIENT.
+    """Return whether the broker can be told not to answer. Many services forbid CLIENT.
 
     Raises:
-        BrokerUnreachable: the connection broke; some proxy may have taken it at its word.
+        BrokerUnreachable: the connection broke, perhaps because a proxy never answers again.
     """
     connection.write((BE_QUIET + _SPEAK + pack((b"PING",)),))
     said: list[object] = []

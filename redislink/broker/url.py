@@ -1,11 +1,11 @@
-"""`BrokerUrl`: what a broker's URL says, of whichever kind the broker is.
+"""`BrokerUrl`: the contents of a broker's URL, for every kind of broker.
 
 Rules:
-- A URL is taken apart here alone, and is never put together again: what it says goes on as
-  arguments, so that no host, name or password can become another part of it.
-- A label never holds user, password or query; what is wrong with a URL is a `ConfigError` whose
-  text holds nothing of it that might be a password.
-- `check_host` is for every host, also those that servers name: an IP address or a host name.
+- Only this module takes URLs apart, and none is ever put together again: the parts are passed on
+  as arguments. So no host, name or password can turn into another part of a URL.
+- A label never contains user, password or query. A `ConfigError` about a URL quotes nothing from
+  it that might be a password.
+- `check_host` checks every host, also those that servers name: an IP address or a host name.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ class BrokerUrl:
     """A broker's URL, taken apart by `parse_url`.
 
     Attributes:
-        kind: one server, servers that sentinels watch, a Redis Cluster, or none (fakeredis).
-        scheme: how it begins, in small letters.
-        tls: True if all of them are spoken to over TLS.
-        addresses: of the server, of the sentinels, or of some nodes of the Cluster; empty where
+        kind: one server, servers with sentinels, a Redis Cluster, or no server (fakeredis).
+        scheme: the URL's scheme, in lower case.
+        tls: True if every connection uses TLS.
+        addresses: the address of the server, of each sentinel, or of some Cluster nodes; empty if
             there is no network.
-        path: of a Unix socket; the name of a fakeredis; else empty.
-        master: the name that the sentinels have for the master.
-        database: its number.
+        path: the path of a Unix socket, or the name of a fakeredis; otherwise empty.
+        master: the master's name, as the sentinels know it.
+        database: the database's number.
         label: the URL without user, password and query, for messages.
-        user, password: of the servers; empty where there is none.
-        sentinel_user, sentinel_password: of the sentinels.
-        tls_files: paths in the query, by their names there.
-        checks_certificate, checks_name: False if the query says not to check the servers'
-            certificates, or the hosts in them.
+        user, password: the login for the servers; empty if there is none.
+        sentinel_user, sentinel_password: the login for the sentinels.
+        tls_files: the paths in the query, by option.
+        checks_certificate: False if the query says not to check the servers' certificates.
+        checks_name: False if the query says not to check the host names in them.
     """
 
     kind: BrokerKind
@@ -102,14 +102,14 @@ class BrokerUrl:
     checks_name: bool
 
     def label_at(self, address: Address) -> str:
-        """One server of this broker, for messages."""
+        """Return the name of one of this broker's servers, for messages."""
         if self.kind == "server":
             return self.label
         what = "master" if self.kind == "sentinel" else "node"
         return f"{'rediss' if self.tls else 'redis'}://{join(address)} ({what} of {self.label})"
 
     def label_of_sentinel(self, address: Address) -> str:
-        """One of its sentinels, for messages."""
+        """Return the name of one of its sentinels, for messages."""
         return f"{self.label} (a sentinel, {join(address)})"
 
 
@@ -117,8 +117,8 @@ def parse_url(url: str) -> BrokerUrl:
     """Take a broker's URL apart.
 
     Raises:
-        ConfigError: unknown scheme or option; no host, port, name or path where one belongs; a
-            user or password that is not percent-encoded.
+        ConfigError: the scheme or an option is unknown; a required host, port, name or path is
+            missing; or the user or password is not percent-encoded.
     """
     scheme, divider, rest = url.partition("://")
     scheme = scheme.lower()
@@ -155,8 +155,8 @@ def parse_url(url: str) -> BrokerUrl:
             master = _decode(name)
             if not master:
                 raise ConfigError(
-                    f"broker URL: {scheme}:// without the name that the sentinels have for the "
-                    f"master: {WRITE_SO}"
+                    f"broker URL: {scheme}:// without the name that the sentinels give the master: "
+                    f"{WRITE_SO}"
                 )
         label = f"{scheme}://{','.join(map(join, addresses))}{slash}{path.rstrip('/')}"
         path = ""
@@ -181,10 +181,10 @@ def parse_url(url: str) -> BrokerUrl:
 
 
 def check_host(text: str) -> str:
-    """The host, if it is an IP address or a host name and nothing else.
+    """Return the host, if it is an IP address or a host name and nothing else.
 
     Raises:
-        ValueError: it is something else, as a host with a port or a path.
+        ValueError: it is something else, such as a host with a port or a path.
     """
     if ":" in text:
         zone = ipaddress.IPv6Address(text).scope_id
@@ -197,10 +197,10 @@ def check_host(text: str) -> str:
 
 
 def check_port(number: int) -> int:
-    """The port, if it is one.
+    """Return the number, if it is a port.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not 0 < number < 1 << 16:
         raise ValueError(number)
@@ -208,13 +208,13 @@ def check_port(number: int) -> int:
 
 
 def join(address: Address) -> str:
-    """Host and port as they stand in a URL."""
+    """Return host and port as a URL writes them."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _check_encoded(url: str, credentials: str, path: str, query: str) -> None:
-    """Refuse what the ``/``, ``?``, ``#`` or ``@`` of a password would make of a URL."""
+    """Raise if a password may contain a ``/``, ``?``, ``#`` or ``@`` that is not encoded."""
     if "#" in url or " " in url or not url.isprintable() or _BAD_ESCAPE(url):
         raise _not_encoded()
     if any("@" in part for part in (credentials, path, query)):
@@ -222,11 +222,11 @@ def _check_encoded(url: str, credentials: str, path: str, query: str) -> None:
 
 
 def _not_encoded() -> ConfigError:
-    return ConfigError(f"broker URL: a character that cannot stand there as it is: {_ENCODE}")
+    return ConfigError(f"broker URL: it has a character that must be encoded: {_ENCODE}")
 
 
 def _decode(text: str) -> str:
-    """Without its percent-encoding."""
+    """Return the text without its percent-encoding."""
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
@@ -261,7 +261,7 @@ def _address(text: str, default_port: int) -> Address:
 
 
 def _options(scheme: str, kind: BrokerKind, query: str) -> dict[str, str]:
-    """What stands behind the ``?``: only what we know, as redis-py would let it win over ours."""
+    """Return the options after the ``?``. Only known ones: in redis-py they would override ours."""
     options: dict[str, str] = {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
@@ -270,18 +270,18 @@ def _options(scheme: str, kind: BrokerKind, query: str) -> dict[str, str]:
     for name, value in pairs:
         if name in _CREDENTIALS:
             raise ConfigError(
-                f"broker URL: {name} behind the ?: write redis://USER:PASSWORD@HOST:PORT"
+                f"broker URL: {name} after the ?: write redis://USER:PASSWORD@HOST:PORT"
             )
         if name not in _OPTIONS:
-            # A name that nobody knows may be the end of a password that has a ? in it.
+            # An unknown name may be the end of a password with a ? in it.
             shown = f" {name}" if name in URL_QUERY_ARGUMENT_PARSERS else ""
             raise ConfigError(
-                f"broker URL: an option{shown} behind the ? that redislink does not take: leave it "
-                f"out, as the settings have timeouts; there are {', '.join(sorted(_OPTIONS))}. If "
-                f"it is part of a password, {_ENCODE}"
+                f"broker URL: an option{shown} after the ? that redislink does not take: leave it "
+                f"out (timeouts are settings), or use one of {', '.join(sorted(_OPTIONS))}. If it "
+                f"is part of a password, {_ENCODE}"
             )
         if name in options:
-            raise ConfigError(f"broker URL: {name} stands in it twice: leave one out")
+            raise ConfigError(f"broker URL: {name} appears twice: leave one out")
         if name in _OF_SENTINELS and kind != "sentinel":
             raise ConfigError(f"broker URL: {name} with {scheme}://: leave it out")
         if name in _OF_TLS and not scheme.startswith("rediss"):
@@ -291,13 +291,13 @@ def _options(scheme: str, kind: BrokerKind, query: str) -> dict[str, str]:
 
 
 def _choice(options: Mapping[str, str], name: str, choices: Mapping[str, bool]) -> bool:
-    """What an option says; True if it is not there."""
+    """Return the option's value; True if the option is missing."""
     value = options.get(name)
     if value is None:
         return True
     if value.lower() not in choices:
         raise ConfigError(
-            f"broker URL: a value of {name} that is not known: leave it out, or write one of "
+            f"broker URL: the value of {name} is not known: leave it out, or write one of "
             + ", ".join(choices)
         )
     return choices[value.lower()]
@@ -311,5 +311,5 @@ def _database(kind: BrokerKind, scheme: str, number: str, option: str | None) ->
     if len(numbers) > 1:
         raise ConfigError("broker URL: two databases, at its end and as db=: leave one out")
     if kind == "cluster" and numbers - {0}:
-        raise ConfigError(f"broker URL: a Redis Cluster has database 0 alone: {WRITE_SO}")
+        raise ConfigError(f"broker URL: a Redis Cluster has only database 0: {WRITE_SO}")
     return next(iter(numbers), 0)

@@ -36,8 +36,8 @@ from redislink.broker.url import parse_url
         ("redis+sentinel://host/name/one", "database that is no number"),
         ("redis+cluster://:s3cret@", "without a host"),
         ("redis+cluster://host:99999,host", "host or port is not valid"),
-        ("redis+cluster://host/1", "has database 0 alone"),
-        ("redis+cluster://host?db=3", "has database 0 alone"),
+        ("redis+cluster://host/1", "has only database 0"),
+        ("redis+cluster://host?db=3", "has only database 0"),
     ],
 )
 def test_urls_that_cannot_be_used(url, message):
@@ -143,7 +143,7 @@ def test_nor_is_one_in_a_url_without_a_host(tail):
             ("redis://h?health_check_interval=1", "health_check_interval"),
             ("redis://h?x", "option"),
         ),
-        *(("redis://h?password=x", "password behind"), ("redis://h?username=x", "username behind")),
+        *(("redis://h?password=x", "password after"), ("redis://h?username=x", "username after")),
         *(("redis://h?ssl_cert_reqs=none", "TLS has rediss://"), ("redis://h?db=1&db=2", "twice")),
         *(("rediss://h?ssl_cert_reqs=some", "not known"), ("redis://h/1?db=2", "two databases")),
         *(
