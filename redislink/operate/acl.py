@@ -1,14 +1,14 @@
-"""Redis users with least privilege: a party pushes only as itself and pops only its own inbox.
+"""Redis users with least privilege: a party pushes only as itself, and pops only its own inbox.
 
-An operator, who watches a session and clears up after it, has a user that reads no message.
+An operator watches a session and clears up after it; the operator's user cannot read messages.
 
 Rules:
-- A command is granted only on the keys where it is used, with the permission that it needs there
-  (a party: `PUSH`, `POP`, `CLAIM`, `STATUS`; an operator: `FIND`, `WATCH`, `SAID`, `PURGE`); no
-  other command is granted at all.
-- A pattern is a fixed text and one ``*`` at its end. Names hold nothing that a glob gives a
-  meaning, and the text ends with the ``:`` after a name, so that it fits that name alone.
-- Passwords are made here, from the operating system's randomness; the server gets their SHA-256.
+- Each command is granted only on the keys where it is used, with only the permission it needs
+  there (a party: `PUSH`, `POP`, `CLAIM`, `STATUS`; an operator: `FIND`, `WATCH`, `SAID`, `PURGE`).
+  No other command is granted.
+- A pattern is fixed text with one ``*`` at its end. Names contain no glob characters, and the text
+  ends with the ``:`` after a name, so it fits only that name.
+- Passwords are made here, from the operating system's randomness. The server gets their SHA-256.
 
 Needs Redis 7 or Valkey, for ``%W~`` and selectors.
 """
@@ -32,31 +32,31 @@ from redislink.identity.secret_files import read_private, write_private
 from redislink.protocol import list_names
 
 ANSWERS: Final = ("ping",)
-"""Sent on each new connection, on no key: whether the server behind it answers."""
+"""Needs no key. Each new connection sends it to see whether the server answers."""
 HUSH: Final = ("client|reply",)
-"""A party's, on no key: that pushes need no answer. It goes without where it may not."""
+"""Needs no key. A party tells the server not to answer pushes; it works without this too."""
 PUSH: Final = ("rpush", "pexpire", "del")
-"""Commands on the lists to the other parties; all of them only write (``%W~``)."""
+"""Commands on the lists to the other parties. All of them only write (``%W~``)."""
 POP: Final = ("blpop", "lpop", "del")
 """Commands on the lists of the party's own inbox (``%RW~``)."""
 CLAIM: Final = ("set", "get", "pttl", "pexpire", "del")
 """Commands on the party's own claim, one key (``%RW~``)."""
 STATUS: Final = ("set",)
-"""Commands on the party's own status, one key; it only writes (``%W~``)."""
+"""Commands on the party's own status, one key. They only write (``%W~``)."""
 FIND: Final = ("scan",)
-"""An operator's, on no key: finds the names of all keys in the database."""
+"""Needs no key. An operator finds the names of all keys in the database."""
 WATCH: Final = ("type", "llen", "pttl", "memory|usage")
-"""An operator's on all keys of the session; none of them gives an element (``%R~``)."""
+"""An operator's commands on all keys of the session. None returns an element (``%R~``)."""
 SAID: Final = ("get",)
-"""An operator's on each party's claim and status (``%R~``)."""
+"""An operator's commands on each party's claim and status (``%R~``)."""
 PURGE: Final = ("unlink", "del")
-"""An operator's on all keys of the session (``%W~``)."""
+"""An operator's commands for removing any key of the session (``%W~``)."""
 
 EVERYTHING: Final = ("~*", "&*", "+@all")
-"""Rules of an administrator."""
+"""An administrator's rules."""
 
 SLOTS: Final = ("cluster|slots",)
-"""Sent to a Redis Cluster, on no key: which node has which inbox."""
+"""Needs no key. Asks a Redis Cluster which node has which inbox."""
 
 _PASSWORD_BYTES: Final = 32
 _WHAT: Final = "password file"
@@ -65,12 +65,12 @@ _DEFAULT_OFF: Final = "user default off"
 
 @dataclass(frozen=True, slots=True)
 class PartyUser:
-    """The Redis user of one party, or of an operator.
+    """The Redis user of one party, of an operator, or of an administrator.
 
     Attributes:
-        party: its name in the cluster file; or the operator's.
-        name: of the user; two sessions on one broker never share a user.
-        rules: for ``ACL SETUSER``, in order, without the password.
+        party: the party's name in the cluster file, or the operator's or administrator's name.
+        name: the Redis user's name. Two sessions on one broker never share a party's user.
+        rules: the arguments of ``ACL SETUSER``, in order, without the password.
     """
 
     party: str
@@ -81,12 +81,12 @@ class PartyUser:
 def party_users(
     session: str, parties: Sequence[str], number: int = 0, *, cluster: bool = False
 ) -> list[PartyUser]:
-    """The users of a session, in the order of the parties.
+    """Return the users of a session, in the order of the parties.
 
     Args:
-        session: its name.
-        parties: names of all parties.
-        number: of the database that they use, see `database`.
+        session: the session's name.
+        parties: the names of all parties.
+        number: the number of the database that they use, see `database`.
         cluster: whether the broker is a Redis Cluster, see `is_cluster`.
     """
     anywhere = (*ANSWERS, *(SLOTS if cluster else HUSH))
@@ -103,17 +103,17 @@ def party_users(
 def operator_user(
     session: str, parties: Sequence[str], operator: str, number: int = 0, *, cluster: bool = False
 ) -> PartyUser:
-    """The user of somebody who watches a session and purges it, and reads no message of it.
+    """Return the user of an operator, who watches and purges a session but reads no message.
 
     Args:
-        session: its name.
-        parties: names of all parties.
-        operator: what to call it; no party's name.
-        number: of the database, see `database`.
+        session: the session's name.
+        parties: the names of all parties.
+        operator: the operator's name; must not be a party's.
+        number: the number of the database, see `database`.
         cluster: whether the broker is a Redis Cluster, see `is_cluster`.
 
     Raises:
-        ConfigError: the name is not valid, or a party's.
+        ConfigError: the name is not valid, or is a party's.
     """
     if list_names.check_name(operator, "operator") in parties:
         raise ConfigError(f"operator {operator!r} is a party of the session: take another name")
@@ -135,14 +135,15 @@ def operator_user(
 
 
 def admin_user(name: str, others: Iterable[str]) -> PartyUser:
-    """The user of whoever runs the broker; belongs to no session.
+    """Return the user of the broker's administrator. It belongs to no session.
 
     Args:
-        name: of the user.
-        others: names of the parties and of the operator, whose passwords have files of that name.
+        name: the user's name.
+        others: the names of the parties and the operator: these are taken, because each password
+            has a file with such a name.
 
     Raises:
-        ConfigError: the name is not valid, is one of the others, or is the server's own.
+        ConfigError: the name is not valid, is one of the others, or is the server's own user.
     """
     if list_names.check_name(name, "admin") in {"default", *others}:
         raise ConfigError(
@@ -174,17 +175,23 @@ def _allow(commands: Iterable[str]) -> list[str]:
 
 
 def make_password() -> str:
-    """A new password; needs no quoting in a URL."""
+    """Return a new password, which needs no quoting in a URL."""
     return secrets.token_urlsafe(_PASSWORD_BYTES)
 
 
 def hash_rule(password: str) -> str:
-    """The rule that sets a password, without telling it."""
+    """Return the rule that sets a password without revealing it."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
 
 def keep_passwords(directory: Path, parties: Iterable[str]) -> dict[str, str]:
-    """Passwords by party, each in a file of its own; those that are there already stay.
+    """Return a password for each party, and keep each in a file of its own.
+
+    Existing files keep their passwords.
+
+    Args:
+        directory: for the files; created if it is missing.
+        parties: the names of the parties.
 
     Raises:
         ConfigError: a file cannot be read or written, others may read it, or it is empty.
@@ -205,24 +212,29 @@ def keep_passwords(directory: Path, parties: Iterable[str]) -> dict[str, str]:
 
 
 def password_file(directory: Path, party: str) -> Path:
-    """Where `keep_passwords` has a party's password."""
+    """Return the path of the file in which `keep_passwords` keeps a party's password."""
     return directory / f"{party}.password"
 
 
 def acl_file(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> str:
-    """The text of an ``aclfile``: these users alone, and the default user off."""
+    """Return the text of an ``aclfile`` with only these users, and the default user off."""
     return "\n".join([_DEFAULT_OFF, *_acl_lines(users, passwords).values()]) + "\n"
 
 
 def updated_acl_file(
     text: str, users: Iterable[PartyUser], passwords: Mapping[str, str]
 ) -> tuple[str, list[str]]:
-    """The text of an ``aclfile`` with these users in it, in place of those of the same names.
+    """Add these users to the text of an ``aclfile``, or replace those with the same names.
 
-    Every other line stays as it is.
+    Every other line stays unchanged.
+
+    Args:
+        text: the file's present text.
+        users: the users to add or replace.
+        passwords: the passwords, by party.
 
     Returns:
-        The text, and the names of all users in it, in order.
+        The new text, and the names of all users in it, in order.
     """
     new = _acl_lines(users, passwords)
     lines = []
@@ -237,7 +249,7 @@ def updated_acl_file(
 
 
 def _acl_lines(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> dict[str, str]:
-    """The line of each user in an ``aclfile``, by the user's name."""
+    """Return each user's line for an ``aclfile``, by the user's name."""
     return {
         user.name: " ".join(
             ["user", user.name, "on", hash_rule(passwords[user.party]), *user.rules]
@@ -247,11 +259,11 @@ def _acl_lines(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> dict
 
 
 def party_url(url: str, user: str, password: str) -> str:
-    """``url`` with this user and password instead of those that it has.
+    """Return ``url`` with this user and password instead of its own.
 
     Raises: as `database`.
     """
-    parse_url(url)  # what it takes apart without an error may be put together again
+    parse_url(url)  # if this raises nothing, it is safe to put the URL together again
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     credentials = f"{quote(user, safe='~')}:{quote(password, safe='')}"
@@ -259,16 +271,16 @@ def party_url(url: str, user: str, password: str) -> str:
 
 
 def database(url: str) -> int:
-    """The number of the database at the end of a broker's URL; 0 if there is none.
+    """Return the number of the database at the end of a broker's URL; 0 if there is none.
 
     Raises:
-        ConfigError: it is no URL of a broker.
+        ConfigError: this is not a broker's URL.
     """
     return parse_url(url).database if url else 0
 
 
 def is_cluster(url: str) -> bool:
-    """True if a broker's URL is that of a Redis Cluster.
+    """Return whether this is the URL of a Redis Cluster.
 
     Raises: as `database`.
     """
@@ -276,17 +288,17 @@ def is_cluster(url: str) -> bool:
 
 
 def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[str, str]) -> None:
-    """Make the users on a server, or give those that are there these rules and passwords.
+    """Create the users on a server, or give existing users these rules and passwords.
 
-    Connections that are open stay so, and their users get the new rules at once.
+    Open connections stay open, and the new rules apply to them at once.
 
     Args:
-        broker: as a user that may run ACL SETUSER.
-        users: to make.
-        passwords: by party.
+        broker: the broker, with a user that may run ACL SETUSER.
+        users: the users to create.
+        passwords: the passwords, by party.
 
     Raises:
-        BrokerError: it is out of reach, too old, or does not let this user do it.
+        BrokerError: the broker is out of reach, too old, or does not let this user run ACL.
     """
     start = ("ACL", "SETUSER")
     _run_acl(
@@ -299,7 +311,7 @@ def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[s
 
 
 def remove_users(broker: Broker, users: Iterable[PartyUser]) -> None:
-    """Remove the users, and close the connections that they have.
+    """Remove the users, and close their connections.
 
     Raises: as `apply_users`.
     """
@@ -307,7 +319,7 @@ def remove_users(broker: Broker, users: Iterable[PartyUser]) -> None:
 
 
 def default_user_is_on(broker: Broker) -> bool:
-    """True if the server's ``default`` user may log in: then the party's users protect little.
+    """Return whether the ``default`` user may log in; then the parties' users protect little.
 
     Raises: as `apply_users`.
     """
@@ -318,7 +330,11 @@ def default_user_is_on(broker: Broker) -> bool:
 
 
 def _run_acl(broker: Broker, commands: Sequence[Sequence[bytes | int | str]]) -> list[Any]:
-    """On every server of the broker, as none of them tells the others; the replies of the first."""
+    """Run the commands on every server, because no server tells the others.
+
+    Returns:
+        The replies of the first server.
+    """
     servers = [broker.on(address) for address in broker.addresses()] or [broker]
     replies = [_run_acl_on(server, commands) for server in servers]
     return replies[0]

@@ -1,12 +1,11 @@
-"""`Survey`: reads, and removes, the keys that sessions have on a broker: names, sizes and times.
+"""`Survey`: lists the keys that sessions have on a broker (names, sizes, times), and removes them.
 
 Rules:
-- Names and replies are the broker's, and checked. A key of another form or type than ours is
+- The broker supplies names and replies, so they are checked. A key without our form or type is
   never shown as ours, and never removed.
-- A command that the user may not run leaves None where its answer belongs, and its name in
-  `Survey.refused`.
-- No element is taken off a list, and none is read but by `Survey.elements`.
-- On a Cluster SCAN sees one node's keys: all that depends on which node has a key is in `_Nodes`.
+- If the user may not run a command, its answer is None, and `Survey.refused` names the command.
+- Nothing is popped from a list, and only `Survey.elements` reads elements.
+- On a Cluster, SCAN sees only one node's keys: `_Nodes` knows which node has a key.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _SCAN_COUNT: Final = 1000
 _LONGEST_SCAN: Final = 60.0
 _MOST_KEYS: Final = 1 << 20
 _BATCH: Final = 200
-"""Keys that one writing asks about, or removes: a broker serves others between two of them."""
+"""Keys to ask about, or to remove, at a time: the broker serves others between two batches."""
 _STRINGS: Final = (list_names.CLAIM_TAG, list_names.STATUS_TAG)
 
 
@@ -47,13 +46,13 @@ class Key:
     """One key of a session.
 
     Attributes:
-        name: on the broker.
-        session, dst, src, epoch, tag: what the name says.
-        kind: Redis's word for its type; empty if it is not known.
-        depth: elements of a list; None if it is not known, or no list.
-        memory_bytes: what it takes on the broker; None if it is not known.
-        expires_seconds: until the broker removes it by itself; None if never, or not known.
-        value: of a claim or status; None if it is not known.
+        name: the key's name on the broker.
+        session, dst, src, epoch, tag: the parts of the name.
+        kind: Redis's word for its type; empty if unknown.
+        depth: the number of elements; None if unknown, or if the key is not a list.
+        memory_bytes: the memory that it takes on the broker; None if unknown.
+        expires_seconds: seconds until the broker removes it by itself; None if never or unknown.
+        value: the value of a claim or status; None if unknown.
     """
 
     name: bytes
@@ -70,17 +69,17 @@ class Key:
 
     @property
     def is_ours(self) -> bool:
-        """True if it also has the type that redislink gives to a key of this name."""
+        """True if the key has the type that redislink gives to keys with such a name."""
         return self.kind == ("string" if self.tag in _STRINGS else "list")
 
     @property
     def is_claim(self) -> bool:
-        """True for what a party that runs keeps renewing."""
+        """True for the claim that a running party keeps renewing."""
         return self.tag == list_names.CLAIM_TAG and self.dst == self.src
 
     @property
     def holds_messages(self) -> bool:
-        """True for lists of the application's, or SPU's, messages."""
+        """True for lists with messages of the application or of SPU."""
         return not self.tag.startswith("!")
 
 
@@ -89,10 +88,10 @@ class Element:
     """An element of a list, without its body.
 
     Attributes:
-        kind: of the frame, in capitals; empty if it is none.
-        size_bytes: of the whole element.
-        number: of a DATA frame; None of others.
-        part, parts: which chunk of how many it is, from 0.
+        kind: the frame's kind, in capitals; empty if the element is not a frame.
+        size_bytes: the size of the whole element.
+        number: a DATA frame's number; None for other frames.
+        part, parts: the chunk's place in its message, from 0, and the number of chunks.
     """
 
     kind: str
@@ -103,21 +102,28 @@ class Element:
 
 
 class Survey:
-    """An operator's view of a broker; used by one thread. `close` it."""
+    """An operator's view of a broker. Use it in one thread, and `close` it."""
 
     def __init__(self, broker: Broker) -> None:
-        """Connects when it is first asked something."""
+        """Connects at the first question.
+
+        Args:
+            broker: the broker, with the operator's user.
+        """
         self.label = broker.label
         self.refused: set[str] = set()
-        """Commands, in capitals, that this user may not run, on all keys or on some."""
+        """Commands, in capitals, that this user may not run on some or all keys."""
         self._timeout = broker.timeout
         self._nodes = _Nodes(broker)
 
     def keys(self, session: str | None = None) -> list[Key]:
-        """Every key with a name of ours: of one session, or of all.
+        """Return every key with a redislink name.
+
+        Args:
+            session: only this session's keys; None returns those of all sessions.
 
         Raises:
-            BrokerPermissionError: without SCAN there is nothing to see.
+            BrokerPermissionError: this user may not run SCAN.
             BrokerError: the broker is out of reach, or answers nonsense.
         """
         prefix = (
@@ -141,13 +147,13 @@ class Survey:
                         "check that it is a Redis or Valkey server, and who pushes to it"
                     )
             for batch in _batches(list(names)):
-                # A slot that moves while we look shows its keys twice.
+                # If a slot moves while we look, we see its keys twice.
                 for key in self._describe(connection, {name: names[name] for name in batch}):
                     found[key.name] = key
         return list(found.values())
 
     def sessions(self) -> list[str]:
-        """Names of all sessions that have a key, in order; no key is asked about.
+        """Return the names of all sessions that have a key, sorted. Asks only for key names.
 
         Raises: as `keys`.
         """
@@ -159,7 +165,10 @@ class Survey:
         return sorted(names)
 
     def values(self, names: Sequence[bytes]) -> list[bytes | None]:
-        """The values of these claims and status, where there is one and it may be read.
+        """Return the values of these claims and statuses; None if missing or not readable.
+
+        Args:
+            names: the names of the keys.
 
         Raises:
             BrokerError: as `keys`.
@@ -171,10 +180,11 @@ class Survey:
         return found
 
     def elements(self, key: Key, most: int) -> Iterator[Element]:
-        """The first elements of a list; their bodies come here too, and are dropped.
+        """Yield the first elements of a list. Their bodies are transferred too, and dropped.
 
         Args:
-            most: how many.
+            key: the list.
+            most: the largest number of elements to yield.
 
         Raises:
             BrokerPermissionError: this user may not read elements.
@@ -195,10 +205,14 @@ class Survey:
             yield _element_untrusted(element)
 
     def remove(self, session: str, found: Iterable[Key]) -> int:
-        """Remove these keys of a session; returns how many were still there.
+        """Remove these keys of a session, and return how many still existed.
+
+        Args:
+            session: the session's name.
+            found: the keys to remove.
 
         Raises:
-            UsageError: one is of another session, or not ours.
+            UsageError: a key belongs to another session, or is not ours.
             BrokerPermissionError: this user may run neither UNLINK nor DEL on them.
             BrokerError: as `keys`.
         """
@@ -222,7 +236,7 @@ class Survey:
         except BrokerUnreachable:
             if not self._nodes.are_many:
                 raise
-            # The slot has moved, or its node was lost, since we looked.
+            # Since we looked, the slot has moved, or its node was lost.
             return self._remove_on(self._nodes.of(names[0]), names)
 
     def _remove_on(self, connection: BrokerConnection, names: Sequence[bytes]) -> int:
@@ -275,7 +289,7 @@ class Survey:
         for name, parsed in names.items():
             kind, ttl, size, last = (next(replies) for _ in range(4))
             if kind == b"none" or ttl == -2:
-                continue  # it went while we looked
+                continue  # the key disappeared while we looked
             is_string = parsed[-1] in _STRINGS
             yield Key(
                 name,
@@ -288,7 +302,7 @@ class Survey:
             )
 
     def _ask(self, connection: BrokerConnection, commands: Sequence[Command]) -> list[Any]:
-        """The replies, None for each that is refused."""
+        """Return the reply to each command; None for a refused command."""
         give_up = time.monotonic() + self._timeout
         connection.send(commands)
         try:
@@ -301,22 +315,22 @@ class Survey:
         try:
             reply = connection.read(max(0.001, give_up - time.monotonic()))
         except (BrokerPermissionError, BrokerRefused) as error:
-            # A key of another type than its name says is no matter of permissions.
+            # A key with the wrong type for its name is not a matter of permissions.
             if "WRONGTYPE" not in str(error):
                 words = command[:2] if command[0] == "MEMORY" else command[:1]
                 self.refused.add(" ".join(map(str, words)))
             return None
-        # A large one is a view that is good until the next is read.
+        # A large reply is a view that is valid only until the next read.
         return bytes(reply) if isinstance(reply, memoryview) else reply
 
 
 class _Nodes:
-    """Connections to the servers that hold keys: one, or that to each node of a Cluster."""
+    """The connections to the servers that hold keys: one server, or each node of a Cluster."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._connections: dict[Address | None, BrokerConnection] = {}
-        """By node of a Cluster; None is the one server of another broker."""
+        """By Cluster node; without a Cluster, the key is None."""
 
     @property
     def are_many(self) -> bool:
@@ -324,12 +338,12 @@ class _Nodes:
         return self._broker.is_cluster
 
     def all(self) -> list[BrokerConnection]:
-        """To each server that has keys of its own."""
+        """Return a connection to each server that holds keys."""
         places = self._broker.masters() if self._broker.is_cluster else [None]
         return [self._to(place) for place in places]
 
     def of(self, name: bytes) -> BrokerConnection:
-        """To the server that has this key."""
+        """Return a connection to the server that holds this key."""
         return self._to(self._broker.address(name) if self._broker.is_cluster else None)
 
     def close(self) -> None:

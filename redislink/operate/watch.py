@@ -1,7 +1,8 @@
-"""`Watch`: sessions seen over time, by an operator: from metadata alone, without a key.
+"""`Watch`: shows an operator a session over time, from metadata only, without any secret key.
 
-Two sources: the keys on the broker (`operate.survey`), and what each party says of itself
-(`protocol.status`). The second may be missing, old or made up by the broker: it is only shown.
+It has two sources: the keys on the broker (`operate.survey`), and the status that each party
+publishes (`protocol.status`). A status may be missing, old, or forged by the broker, so it is only
+displayed.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ _MOST_STRANGERS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class PartyView:
-    """One party. What is not known is None.
+    """One party. Unknown values are None.
 
     Attributes:
-        name: of the party.
+        name: the party's name.
         up: whether a process runs as this party.
-        state: what it says of itself; ``up`` or ``not seen`` where it says nothing.
-        running_seconds: since its run began.
-        round_trip_seconds: from it to the broker and back.
-        reconnects: times that it lost the broker.
-        last_heard_seconds: since any peer heard it.
-        waits: its receives that wait, the longest first.
-        broker_away_seconds: for how long it has not reached the broker, or a node of it; 0 while
-            it does.
-        unheard_by: peers that have not heard it for longer than they should.
+        state: the state that it publishes; ``up`` or ``not seen`` if it publishes none.
+        running_seconds: seconds since its run began.
+        round_trip_seconds: seconds from the party to the broker and back.
+        reconnects: how often it lost the broker.
+        last_heard_seconds: seconds since any peer last heard from it.
+        waits: its waiting receives, the longest first.
+        broker_away_seconds: how long it has not reached the broker, or one of its nodes; 0 if it
+            reaches it now.
+        unheard_by: the peers that have not heard from it for longer than they should.
     """
 
     name: str
@@ -50,17 +51,18 @@ class PartyView:
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """What goes from one party to another. What is not known is None.
+    """The traffic from one party to another. Unknown values are None.
 
     Attributes:
-        src, dst: from whom to whom.
-        lists, messages, memory_bytes: on the broker now: lists of messages, elements of these,
-            and memory of all lists of the pair.
-        messages_sent, bytes_sent: so far, in this run; bytes are of payloads.
-        messages_per_second, bytes_per_second: between the last two readings.
-        in_flight_bytes: sent, and not known to have come.
-        frames_resent, frames_refused: by ``src``.
-        probes: questions of ``dst`` for what it waits for.
+        src, dst: the sender and the receiver.
+        lists: message lists on the broker now.
+        messages: elements on those lists.
+        memory_bytes: memory of all lists of the pair.
+        messages_sent, bytes_sent: counts for this run so far; the bytes are those of payloads.
+        messages_per_second, bytes_per_second: rates between the last two readings.
+        in_flight_bytes: bytes sent but not yet acknowledged.
+        frames_resent, frames_refused: counts of ``src``.
+        probes: how often ``dst`` probed for a message that it waits for.
     """
 
     src: str
@@ -83,10 +85,10 @@ class Reading:
     """A session at one moment.
 
     Attributes:
-        session: its name.
-        broker: where, without user and password.
-        parties: those of the cluster file, then others of which there are keys.
-        pairs: each two of these, both ways.
+        session: the session's name.
+        broker: the broker's URL without user and password.
+        parties: the parties of the cluster file, then others that have keys on the broker.
+        pairs: every ordered pair of these parties.
         refused: commands that this user may not run.
     """
 
@@ -98,10 +100,14 @@ class Reading:
 
 
 class Watch:
-    """Reads a session again and again: two readings give what passes per second."""
+    """Reads a session repeatedly. Two readings together give the rates."""
 
     def __init__(self, survey: Survey, session: str, parties: Sequence[str]) -> None:
-        """Args: names of the session and of its parties, as the cluster file has them."""
+        """Args:
+        survey: reads the keys.
+        session: the session's name.
+        parties: the names of the parties in the cluster file.
+        """
         self._survey = survey
         self._session = session
         self._parties = tuple(parties)
@@ -109,10 +115,10 @@ class Watch:
         self._rates: dict[tuple[str, str], tuple[float, float]] = {}
 
     def read(self) -> Reading:
-        """The session as it is now.
+        """Return the session as it is now.
 
         Raises:
-            BrokerPermissionError: this user may not see anything.
+            BrokerPermissionError: this user may read nothing of the session.
             BrokerError: the broker is out of reach, or answers nonsense.
         """
         found = self._look()
@@ -149,7 +155,7 @@ class Watch:
         )
 
     def _look(self) -> list[Key] | None:
-        """The session's keys; None if this user may not find them."""
+        """Return the session's keys; None if this user may not list keys."""
         try:
             return [key for key in self._survey.keys(self._session) if key.is_ours or not key.kind]
         except BrokerPermissionError:
@@ -158,7 +164,7 @@ class Watch:
     def _ask_each(
         self, names: Sequence[str]
     ) -> tuple[dict[str, bool | None], dict[str, PartyStatus | None]]:
-        """Without SCAN: who runs, and what they say, by the names that are known."""
+        """Without SCAN: return for each party whether it runs, and its status."""
         claims = self._survey.values([list_names.claim_key(self._session, name) for name in names])
         if "GET" in self._survey.refused and not any(claims):
             raise BrokerPermissionError(
@@ -187,7 +193,7 @@ class Watch:
             return
         seconds = status.running_seconds - before.running_seconds
         if seconds <= 0:
-            return  # the same document still: the rates are as they were
+            return  # still the same document: the rates stay as they were
         for peer, now in status.peers.items():
             then = before.peers.get(peer, PeerStatus("missing"))
             self._rates[name, peer] = (
@@ -231,15 +237,17 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """One session on a broker. What is not known is None.
+    """One session on a broker. Unknown values are None.
 
     Attributes:
-        name: of the session.
-        parties: of which there are keys.
-        up: those of them that run.
-        running_seconds: of the party that has run for longest.
-        lists, messages, memory_bytes: lists of messages, elements of these, memory of all keys.
-        expires_seconds: until the last key of a session that nobody runs is gone by itself.
+        name: the session's name.
+        parties: the parties that have keys on the broker.
+        up: the parties that are running.
+        running_seconds: how long the longest-running party has run.
+        lists: message lists.
+        messages: elements on those lists.
+        memory_bytes: memory of all the session's keys.
+        expires_seconds: seconds until the last key expires, if nobody runs the session any more.
     """
 
     name: str
@@ -253,7 +261,7 @@ class SessionView:
 
 
 def sessions_of(found: Iterable[Key]) -> list[SessionView]:
-    """The sessions that these keys belong to, by name."""
+    """Return the sessions that these keys belong to, sorted by name."""
     by_name: dict[str, list[Key]] = {}
     for key in found:
         if key.is_ours or not key.kind:
@@ -284,13 +292,16 @@ def _session_view(name: str, found: list[Key]) -> SessionView:
 
 
 def total(counts: Iterable[int | None]) -> int | None:
-    """The sum; None if one of them is not known."""
+    """Return the sum; None if one of the counts is unknown."""
     known = list(counts)
     return None if None in known else sum(count or 0 for count in known)
 
 
 def _status_untrusted(document: bytes | None, claim: bytes | None) -> PartyStatus | None:
-    """A document of the run that has the claim; of any, where the claim cannot be read (None)."""
+    """Return the status if it is from the run that holds the claim; otherwise None.
+
+    If the claim cannot be read (None), a status from any run will do.
+    """
     if document is None:
         return None
     try:
@@ -322,5 +333,5 @@ def _party_view(name: str, up: bool | None, every: dict[str, PartyStatus | None]
 
 
 def _of(status: PartyStatus | PeerStatus | None, *names: str) -> dict[str, Any]:
-    """These fields, None where there is no status."""
+    """Return these fields of the status; None for each if there is no status."""
     return {name: getattr(status, name, None) for name in names}

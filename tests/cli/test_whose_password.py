@@ -63,7 +63,7 @@ class TestOnlookers:
         path = write_cluster({**CLUSTER, "broker": url_of(server)})
         code, _, err = call(*command, "--cluster", path, *words)
         assert code == 2
-        assert "is named by the cluster file, and a password given on the command line" in err
+        assert "is named by the cluster file, but a password given on the command line" in err
         assert err.count("\n") == 1
         assert server.commands == []
 
