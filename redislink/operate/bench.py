@@ -1,11 +1,11 @@
-"""Measures what the parties of a session can expect of each other: ``redislink bench``.
+"""Measures round trips and bandwidth between the parties of a session: ``redislink bench``.
 
-Rules: pairs are measured one after the other, so that none disturbs another; in a pair both
-parties measure, in turn and each for itself, so nobody has to believe a peer's numbers; payloads
-are zeros; every step is bounded by time.
+Rules: pairs are measured one after the other, so that none disturbs another. In a pair both
+parties measure, in turn and each for itself, so nobody must trust a peer's numbers. Payloads are
+zeros. Every step has a time limit.
 
-The first party keeps the order: it tells the lower-ranked party of each pair that its turn has
-come, and hears from it when the pair is done.
+The first party keeps the order: it tells the lower-ranked party of each pair to begin, and that
+party reports back when the pair is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from redislink.errors import UsageError
 from redislink.transport.endpoint import Endpoint
 
 SIZES: Final = (64, 1 << 10, 64 << 10, 1 << 20)
-"""Bytes of the messages whose round trips are measured."""
+"""The sizes, in bytes, for which round trips are measured."""
 DEFAULT_SECONDS: Final = 10.0
 
 _BULK: Final = ((1 << 20, 16), (64 << 10, 64))
@@ -40,11 +40,11 @@ _CREDIT: Final = "bench/credit"
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """Round trips of one size.
+    """The round trips for one size.
 
     Attributes:
-        size: bytes, there and back.
-        count: how many were measured.
+        size: bytes of the message, which is sent there and back.
+        count: how many round trips were measured.
         median, p95: seconds.
     """
 
@@ -59,7 +59,7 @@ class PeerResult:
     """What this party measured with one peer.
 
     Attributes:
-        peer: its name.
+        peer: the peer's name.
         round_trips: one for each of `SIZES`.
         sent_per_second: bytes per second to the peer, until it had them.
         received_per_second: bytes per second from the peer, by this party's clock.
@@ -76,20 +76,20 @@ def run_bench(
     seconds: float = DEFAULT_SECONDS,
     on_pair: Callable[[str], None] | None = None,
 ) -> list[PeerResult]:
-    """Measure with every peer; every party of the session must be calling it.
+    """Measure with every peer. Every party of the session must call this.
 
     Args:
-        endpoint: this party's; nothing else may use it meanwhile.
-        seconds: about how long this party measures with each peer; the peer measures as long
-            as it was told itself. A message that takes longer is waited for all the same.
-        on_pair: called with the peer's name when this party's turn with it has come.
+        endpoint: this party's endpoint; nothing else may use it meanwhile.
+        seconds: about how long this party measures with each peer; the peer uses its own number.
+            A message that takes longer is waited for all the same.
+        on_pair: called with the peer's name when this party begins to measure with it.
 
     Returns:
         A result for each peer, in rank order.
 
     Raises:
         UsageError: ``seconds`` is not positive.
-        PeerError, BrokerError: as `Endpoint.recv`.
+        PeerError, BrokerError: as for `Endpoint.recv`.
     """
     if not seconds > 0:
         raise UsageError(f"the seconds to measure must be more than 0, not {seconds:g}")
@@ -122,7 +122,7 @@ class _Pair:
         self._patience = patience
 
     def measure(self, on_pair: Callable[[str], None] | None) -> PeerResult:
-        """The lower rank measures first, while the other answers; then the other way round."""
+        """Measure: the lower rank goes first, and the other answers; then the other way round."""
         name = self._endpoint.cluster.party_names[self._peer]
         received = 0.0
         first = self._endpoint.rank < self._peer
@@ -153,8 +153,8 @@ class _Pair:
         return RoundTrip(size, len(times), statistics.median(times), p95)
 
     def _bulk(self, round_trips: tuple[RoundTrip, ...]) -> float:
-        """Bytes per second to the peer, with a few messages on their way at any time."""
-        # A full window has to be through in a fraction of the time that there is.
+        """Return the bytes per second to the peer, with a few messages under way at any time."""
+        # A full window must get through in a fraction of the time that we have.
         size, window = _BULK[8 * round_trips[-1].median > self._seconds / 4]
         payload = bytes(size)
         count = taken = 0
@@ -169,11 +169,11 @@ class _Pair:
             self._recv(_CREDIT)
         took = time.monotonic() - start
         self._send(_DATA, _END)
-        # The last credit's way is not part of it.
+        # Do not count the time that the last credit took to come back.
         return count * size / max(took - round_trips[0].median / 2, took / 2)
 
     def _answer(self) -> float:
-        """Be the other end of `_round_trips` and `_bulk`; bytes per second that came."""
+        """Be the other end of `_round_trips` and `_bulk`; return the bytes per second received."""
         while data := self._recv(_PING):
             self._send(_PONG, data)
         count, first, last = 0, 0.0, 0.0

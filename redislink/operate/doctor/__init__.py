@@ -1,8 +1,9 @@
-"""What ``redislink doctor`` examines: everything between this party and a session that runs.
+"""``redislink doctor``: checks everything that this party needs before a session can run.
 
-Rules: no check changes what a session uses. All that is written are lists with the doctor's own
-tag, which are removed again or expire, and notes for the peers' doctors. Every wait is bounded, and
-so is the whole. A check is one function that gives a `Verdict`, or None where it does not apply.
+Rules: no check changes anything that a session uses. The doctor writes only lists with its own tag,
+which it removes again or lets expire, and notes for the peers' doctors. Every wait has a limit, and
+so has the whole examination. A check is one function that returns a `Verdict`, or None if it does
+not apply.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from redislink.operate.doctor.finding import Blame, Finding, Level, Report, Verd
 __all__ = ["CHECKS", "FIRST", "Blame", "Case", "Check", "Finding", "Level", "Report", "examine"]
 
 SECONDS: Final = 18.0
-"""How long an examination may take; what is under way then may end."""
+"""How long an examination may take. A check that is under way then may still finish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,11 @@ class Check:
     """A row of `CHECKS`.
 
     Attributes:
-        name: for people.
-        examine: looks; raises ConfigError or BrokerError for what fails in the ordinary way.
-        needs: a check without which this one is pointless; empty for none.
-        seconds: how long it may take.
-        is_of_broker: it also says something where no session is known.
+        name: the check's name, for people.
+        examine: runs the check; raises ConfigError or BrokerError for ordinary failures.
+        needs: the check that must not fail before this one makes sense; empty for none.
+        seconds: how long the check may take.
+        is_of_broker: True if the check also makes sense without a session.
     """
 
     name: str
@@ -69,18 +70,21 @@ CHECKS: Final = (
     Check("bandwidth", speed.bandwidth, "round trip", 4, is_of_broker=True),
     Check("largest element", rights.largest_element, "login", 4),
 )
-"""In the order in which they are made: what later ones depend on comes first."""
+"""The checks in the order they run: each comes after those that it needs."""
 
 
 def examine(begin: Callable[[], Case], seconds: float = SECONDS) -> Report:
-    """Make every check that the others' failures do not make pointless.
+    """Run every check, except those that earlier failures make pointless.
+
+    Never raises a redislink error.
 
     Args:
-        begin: reads settings and cluster file; what it raises is the first check's failure.
-        seconds: how long all of it may take.
+        begin: reads the settings and the cluster file; an error counts as the first check's
+            failure.
+        seconds: how long the examination may take.
 
     Returns:
-        What was found; never raises an error of redislink's.
+        The report.
     """
     started = time.monotonic()
     try:
@@ -118,10 +122,10 @@ def examine(begin: Callable[[], Case], seconds: float = SECONDS) -> Report:
 def _verdict(
     exam: Examination, check: Check, findings: list[Finding], not_tried: dict[str, str]
 ) -> Verdict | None:
-    """What the check says.
+    """Run one check, and return its verdict.
 
     Raises:
-        NotTried: it cannot say anything.
+        NotTried: the check cannot tell anything.
     """
     lacking = {finding.name for finding in findings if finding.level is Level.FAIL} | set(not_tried)
     if check.needs in lacking:

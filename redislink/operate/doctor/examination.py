@@ -1,10 +1,11 @@
-"""`Examination`: what the checks share.
+"""`Examination`: the state that all checks share.
 
 Rules:
-- Commands go through `ask` and `ask_all`, which bound every wait by the time that is left.
-- Each command names whose inbox its key is in, so that it can go where that inbox is.
-- `key` gives the only lists that a check may write or remove: with the tag of the doctor and an
-  epoch of this examination, which no session has. `docs/broker.md` has the other two, the notes.
+- Commands go through `ask` and `ask_all`, which limit every wait to the time that is left.
+- Each command names the party that owns the inbox with its key, so it goes to the right server.
+- `key` returns the only lists that a check may write or remove: they have the doctor's tag, and an
+  epoch that belongs to this examination and to no session. Notes are the exception, see
+  `docs/broker.md`.
 """
 
 from __future__ import annotations
@@ -35,29 +36,29 @@ from redislink.settings import RedisLinkSettings
 REPLY_SECONDS: Final = 3.0
 """The longest wait for a connection, and for a reply."""
 LEFTOVER_MS: Final = 5000
-"""After which a list of the doctor's is gone, if it could not be removed."""
+"""A list that the doctor could not remove expires after so many milliseconds."""
 _LEAST_SECONDS: Final = 0.05
 
 Argument = bytes | int | str
 Ask = tuple[str, tuple[Argument, ...]]
-"""Whose inbox the key is in, and a command."""
+"""The party that owns the inbox with the key, and a command."""
 
 
 class NotTried(Exception):
-    """This check cannot say anything; the message says why."""
+    """This check cannot tell anything; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Who asks, about what.
+    """What to examine, and for which party.
 
     Attributes:
-        settings: of this party.
+        settings: this party's settings.
         spec: the cluster file's content.
-        party: who asks.
-        clock: the time of day, in seconds since 1970.
-        is_of_broker: no session is examined, but the broker alone; spec and party stand in for
-            those that are not known.
+        party: this party.
+        clock: returns the time of day, in seconds since 1970.
+        is_of_broker: True examines only the broker, without a session; ``spec`` and ``party`` are
+            then stand-ins.
     """
 
     settings: RedisLinkSettings
@@ -68,20 +69,20 @@ class Case:
 
     @classmethod
     def of_broker(cls, settings: RedisLinkSettings) -> Case:
-        """The broker of these settings, for whoever is no party."""
+        """Return the case that examines only the broker in these settings."""
         me, peer = PartySpec(name="doctor"), PartySpec(name="peer")
         spec = ClusterSpec(session="doctor", security="none", parties=(me, peer))
         return cls(settings, spec, me.name, is_of_broker=True)
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """All other parties, in rank order."""
+        """The other parties, in rank order."""
         return tuple(name for name in self.spec.party_names if name != self.party)
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server of the broker's listens."""
+    """Where one of the broker's servers listens."""
 
     host: str
     port: int
@@ -92,11 +93,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A server on which inboxes of this session lie; a broker that is no Cluster has one.
+    """A server with inboxes of this session. Without a Cluster there is only one.
 
     Attributes:
-        label: its host and port on a Cluster; else empty.
-        parties: whose inboxes lie there, this party first.
+        label: on a Cluster, the server's host and port; otherwise empty.
+        parties: the parties that have their inbox there, this party first.
     """
 
     label: str
@@ -104,20 +105,20 @@ class Place:
 
     @property
     def inbox(self) -> str:
-        """One of them, by which the server is addressed."""
+        """One of these parties, which stands for the server in `Examination.ask`."""
         return self.parties[0]
 
 
 @dataclass(slots=True)
 class Seen:
-    """What a check found out and later ones need.
+    """What earlier checks found out and later ones need.
 
     Attributes:
-        resolved: socket addresses, by address in the URL.
-        reached: the addresses that took a TCP connection.
-        certificates: that the servers showed in TLS, by address.
-        round_trip: seconds to the broker and back, the shortest seen.
-        rate: bytes per second to the broker; 0 if that was not measured.
+        resolved: the socket addresses for each address in the URL.
+        reached: the addresses that accepted a TCP connection.
+        certificates: the certificate that each server showed in TLS, by address.
+        round_trip: the shortest round trip to the broker, in seconds.
+        rate: bytes per second to the broker; 0 if not measured.
     """
 
     resolved: dict[Address, list[tuple[Any, ...]]] = field(default_factory=dict)
@@ -131,7 +132,10 @@ class Examination:
     """One run of the doctor; `close` at the end."""
 
     def __init__(self, case: Case, seconds: float) -> None:
-        """Args: who asks, and how long everything may take."""
+        """Args:
+        case: what to examine.
+        seconds: how long the examination may take.
+        """
         self.case = case
         self.seen = Seen()
         self.epoch = secrets.token_hex(8)
@@ -147,7 +151,7 @@ class Examination:
 
     @property
     def broker(self) -> Broker:
-        """How to reach the broker, with the doctor's patience.
+        """The broker, with the doctor's shorter timeouts.
 
         Raises:
             ConfigError: there is no URL, or it cannot be used.
@@ -159,7 +163,7 @@ class Examination:
 
     @property
     def url(self) -> BrokerUrl:
-        """What the broker's URL says.
+        """The broker's URL, taken apart.
 
         Raises:
             ConfigError: there is none, or it cannot be used.
@@ -169,12 +173,12 @@ class Examination:
 
     @property
     def scheme(self) -> str:
-        """How the URL begins, as ``rediss``."""
+        """The URL's scheme, such as ``rediss``."""
         return self.url.scheme
 
     @property
     def uses_tls(self) -> bool:
-        """True if connections are TLS."""
+        """True if connections use TLS."""
         return self.url.tls
 
     @property
@@ -183,22 +187,22 @@ class Examination:
         return self.broker.user
 
     def owner_of_user(self) -> str | None:
-        """The other party whose user this party logs in as; None if it is none's."""
+        """Return the other party that owns the user we log in as; None if no other party does."""
         spec = self.case.spec
         return owner_of_user(self.user, spec.session, self.case.peers)
 
     @property
     def addresses(self) -> list[Address]:
-        """Hosts and ports in the URL; none for brokers that have no network address."""
+        """The hosts and ports in the URL; empty for a broker without a network address."""
         return [Address(*address) for address in self.url.addresses]
 
     @property
     def has_several(self) -> bool:
-        """True if servers of this broker replace each other, or share its lists."""
+        """True if the broker's servers replace each other, or share its lists."""
         return self.url.kind in ("sentinel", "cluster")
 
     def places(self) -> tuple[Place, ...]:
-        """Each server on which inboxes of this session lie, that of this party's inbox first.
+        """Return each server with inboxes of this session, the one with our own inbox first.
 
         Raises: as `Broker.open`.
         """
@@ -213,7 +217,7 @@ class Examination:
         return self._places
 
     def far_ends(self) -> list[tuple[Place, str]]:
-        """Each server to which this party sends, with one peer whose inbox is there.
+        """Return each server to which this party sends, with one peer that has its inbox there.
 
         Raises: as `places`.
         """
@@ -227,7 +231,7 @@ class Examination:
     # -- time ------------------------------------------------------------------------------------
 
     def begin_check(self, seconds: float) -> None:
-        """From now on the time that is left is that of a check that may take so long.
+        """Begin a check that may take so many seconds; `left` counts them down.
 
         Raises:
             NotTried: the examination's time is up.
@@ -243,10 +247,13 @@ class Examination:
         return max(0.0, self._check_ends_at - time.monotonic())
 
     def patience(self, parts: int = 1) -> float:
-        """Seconds to wait for the next of so many things that together may take one wait.
+        """Return how many seconds to wait for the next thing.
+
+        Args:
+            parts: how many things share one longest wait.
 
         Raises:
-            NotTried: none is left.
+            NotTried: the time is up.
         """
         if self.left < _LEAST_SECONDS:
             raise NotTried("the time is up")
@@ -255,11 +262,11 @@ class Examination:
     # -- commands --------------------------------------------------------------------------------
 
     def key(self, dst: str, src: str) -> bytes:
-        """A list of the doctor's, of this examination alone."""
+        """Return the name of a list that belongs to this examination only."""
         return list_names.doctor_list(self.case.spec.session, dst, src, self.epoch)
 
     def connection(self, inbox: str) -> BrokerConnection:
-        """The connection to where this party's inbox is.
+        """Return the connection to the server with the inbox of the party ``inbox``.
 
         Raises: as `Broker.open`.
         """
@@ -271,10 +278,11 @@ class Examination:
         return line
 
     def ask_all(self, asks: Sequence[Ask]) -> list[Any]:
-        """The reply to each command; where the broker refused one, the error it gave.
+        """Send the commands, and return the reply to each; for a refused command, the error.
 
         Raises:
-            BrokerUnreachable, BrokerAuthError: as their names say.
+            BrokerUnreachable: the broker cannot be reached.
+            BrokerAuthError: the broker does not accept our user and password.
             NotTried: the time is up.
         """
         self.patience()
@@ -290,10 +298,10 @@ class Examination:
             raise
 
     def ask(self, inbox: str, *command: Argument) -> Any:
-        """The reply to one command.
+        """Send one command, and return the reply.
 
         Raises:
-            BrokerError: it was refused, or the broker is out of reach.
+            BrokerError: the broker refused the command, or is out of reach.
             NotTried: the time is up.
         """
         (reply,) = self.ask_all([(inbox, command)])
@@ -309,7 +317,7 @@ class Examination:
         return bytes(reply) if isinstance(reply, memoryview) else reply
 
     def info(self, place: Place, section: str) -> dict[str, str] | None:
-        """``INFO section`` of a server; None if this user may not look."""
+        """Return a server's reply to ``INFO section``; None if this user may not run INFO."""
         asked = place.label, section
         if asked not in self._info:
             try:
@@ -322,7 +330,7 @@ class Examination:
         return self._info[asked]
 
     def config(self, place: Place, name: str) -> str | None:
-        """A setting of a server's; None if this user may not look, or it has none such."""
+        """Return a server's setting; None if this user may not look, or the setting is unknown."""
         try:
             reply = self.ask(place.inbox, b"CONFIG", b"GET", name)
         except (BrokerPermissionError, BrokerRefused):
@@ -338,7 +346,7 @@ class Examination:
 
 
 def loopback(sockaddr: tuple[Any, ...]) -> bool:
-    """True if this socket address is of this machine."""
+    """Return whether this socket address belongs to this machine."""
     host = str(sockaddr[0])
     return host == "::1" or (host.startswith("127.") and _is_ipv4(host))
 

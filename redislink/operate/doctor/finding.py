@@ -1,4 +1,4 @@
-"""What a check finds, and what a whole examination finds."""
+"""The results of a check (`Verdict`, `Finding`) and of a whole examination (`Report`)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from redislink.text import MOST_IN_LINE, one_line
 
 
 class Level(enum.StrEnum):
-    """How bad it is."""
+    """How bad a finding is."""
 
     PASS = "PASS"  # noqa: S105
-    """As it should be: this was looked at."""
+    """Checked, and as it should be."""
     SKIP = "SKIP"
-    """Not known: this user may not look, or the other side says nothing."""
+    """Unknown: this user may not look, or the other side says nothing."""
     WARN = "WARN"
-    """Sessions run, more slowly or less well protected than they could."""
+    """Sessions run, but more slowly or less well protected than they could."""
     FAIL = "FAIL"
-    """Sessions do not run so."""
+    """Sessions cannot run like this."""
 
 
 class Blame(enum.StrEnum):
-    """Whose it is to mend a failure."""
+    """Who has to fix a failure."""
 
     OURS = "ours"
     BROKER = "broker"
@@ -35,13 +35,13 @@ class Blame(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check says; texts are made safe to print, as servers and parties are quoted in them.
+    """The result of a check. Its texts are made safe to print: they quote servers and parties.
 
     Attributes:
         level: how bad it is.
-        text: what was seen.
-        remedy: what to do; empty only where nothing is wrong.
-        blame: who has to, where it is a failure.
+        text: what the check saw.
+        remedy: what to do; empty only if nothing is wrong.
+        blame: who has to do it, if this is a failure.
     """
 
     level: Level
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A `Verdict`, and the name of the check that gave it."""
+    """A `Verdict` with the name of its check."""
 
     name: str
     level: Level
@@ -66,21 +66,21 @@ class Finding:
 
     @classmethod
     def of(cls, name: str, verdict: Verdict) -> Finding:
-        """The verdict of the check with this name."""
+        """Return the finding for this check's verdict."""
         return cls(name, verdict.level, verdict.text, verdict.remedy, verdict.blame)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an examination found.
+    """The result of an examination.
 
     Attributes:
         spec: the cluster file's content; None if it could not be read.
-        party: who asked; empty if that is not known.
-        broker: its URL without user and password; empty if that is not known.
-        findings: in the order of the checks.
-        not_tried: names of checks, and why each was not tried.
-        seconds: how long it all took.
+        party: the party that was examined; empty if unknown.
+        broker: the broker's URL without user and password; empty if unknown.
+        findings: the findings, in the order of the checks.
+        not_tried: (name, reason) of each check that was not tried.
+        seconds: how long the examination took.
     """
 
     spec: ClusterSpec | None
@@ -92,58 +92,58 @@ class Report:
 
     @property
     def worst(self) -> Level:
-        """The worst level of all findings, of which there is always one."""
+        """The worst level of all findings; there is always at least one finding."""
         order = list(Level)
         return max((finding.level for finding in self.findings), key=order.index)
 
     @property
     def counts(self) -> dict[Level, int]:
-        """How many findings have each level."""
+        """The number of findings at each level."""
         levels = [finding.level for finding in self.findings]
         return {level: levels.count(level) for level in Level}
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Names of the checks that could not look."""
+        """The names of the checks that could not look."""
         return tuple(f.name for f in self.findings if f.level is Level.SKIP)
 
     @property
     def blame(self) -> Blame | None:
-        """Who has to mend the first failure, as later ones often follow from it; None without."""
+        """Who has to fix the first failure (others often follow from it); None if none failed."""
         return next((f.blame for f in self.findings if f.level is Level.FAIL), None)
 
 
 def passed(text: str) -> Verdict:
-    """All is well."""
+    """Return a PASS: all is well."""
     return Verdict(Level.PASS, text)
 
 
 def skipped(text: str, remedy: str) -> Verdict:
-    """It could not be looked at, so nobody knows."""
+    """Return a SKIP: the check could not look."""
     return Verdict(Level.SKIP, text, remedy)
 
 
 def warned(text: str, remedy: str) -> Verdict:
-    """It works, and could be better."""
+    """Return a WARN: it works, but could be better."""
     return Verdict(Level.WARN, text, remedy)
 
 
 def failed(text: str, remedy: str, blame: Blame = Blame.BROKER) -> Verdict:
-    """It does not work."""
+    """Return a FAIL: it does not work."""
     return Verdict(Level.FAIL, text, remedy, blame)
 
 
 def failed_with(error: RedisLinkError, blame: Blame) -> Verdict:
-    """The failure that an error is: its message ends with ``: `` and what to do."""
+    """Turn an error into a FAIL. The error's message ends with ``: `` and what to do."""
     text, _, remedy = str(error).rpartition(": ")
     return failed(text or remedy, remedy if text else "mend what it names", blame)
 
 
 def joined(found: Sequence[tuple[str, Verdict]]) -> Verdict:
-    """One verdict of those about several servers: the worst, which says which server it is.
+    """Join the verdicts about several servers into one, with the worst level.
 
     Args:
-        found: how each server is called, and what was found there; at least one.
+        found: (name, verdict) of each server; at least one.
     """
     (_, first), *others = found
     if all(verdict == first for _, verdict in others):
@@ -159,7 +159,7 @@ def joined(found: Sequence[tuple[str, Verdict]]) -> Verdict:
 
 
 def unseen(command: str, wanted: str) -> Verdict:
-    """The broker does not let this user look, which is right for a party's user."""
+    """Return a SKIP: the broker does not let this user look, as is right for a party's user."""
     return skipped(
         f"not allowed to look (permission missing: {command}), as is right for a party's user",
         f"ask whoever runs the broker: {wanted}",
@@ -167,7 +167,7 @@ def unseen(command: str, wanted: str) -> Verdict:
 
 
 def fingerprints(spec: ClusterSpec) -> dict[str, str | None]:
-    """Of every party's public key in the cluster file; None for a party that has none."""
+    """Return the fingerprint of each party's public key; None for a party that has no key."""
     return {
         party.name: fingerprint(parse_public_key(party.public_key)) if party.public_key else None
         for party in spec.parties
@@ -175,5 +175,5 @@ def fingerprints(spec: ClusterSpec) -> dict[str, str | None]:
 
 
 def mebibytes(count: int) -> str:
-    """For people."""
+    """Return a number of bytes as text, in MiB."""
     return f"{count / (1 << 20):.0f} MiB" if count >= 10 << 20 else f"{count / (1 << 20):.1f} MiB"

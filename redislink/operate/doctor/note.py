@@ -1,7 +1,7 @@
-"""The note that a party's doctor leaves for each peer's, on a list of its own.
+"""The note that a party's doctor leaves for each peer's doctor, on a list of its own.
 
-A note is a hint and no proof: whoever has the broker could write it. It says which cluster file,
-security and identity the party has, so that two doctors find a difference without a session.
+A note is a hint, not a proof: anybody who controls the broker could write it. It names the party's
+cluster file, security mode and identity. So two doctors can find a difference without a session.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 from redislink.errors import FrameError
 
 COPIES: Final = 8
-"""A reader takes one away, and may look several times."""
+"""Each look takes one copy away, and a peer may look several times."""
 TTL_MS: Final = 600_000
 _MOST_BYTES: Final = 1024
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}", re.ASCII)
@@ -23,13 +23,13 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What a party's doctor says of that party.
+    """What a party's doctor tells about its party.
 
     Attributes:
-        digest: of its cluster file, 64 hex digits.
+        digest: the digest of its cluster file, 64 hex digits.
         security: ``sealed`` or ``none``.
-        fingerprint: of its identity; empty without one.
-        at: seconds since 1970, by its clock.
+        fingerprint: the fingerprint of its identity; empty if it has none.
+        at: when the note was written, in seconds since 1970 by the party's clock.
     """
 
     digest: str
@@ -38,15 +38,15 @@ class Note:
     at: float
 
     def encode(self) -> bytes:
-        """As it lies on the broker."""
+        """Return the bytes to push."""
         return json.dumps(asdict(self)).encode()
 
 
 def decode_note_untrusted(element: bytes) -> Note:
-    """The inverse of `Note.encode`.
+    """Decode the bytes of `Note.encode`.
 
     Raises:
-        FrameError: it is none.
+        FrameError: these bytes are not a note.
     """
     try:
         if len(element) > _MOST_BYTES:
