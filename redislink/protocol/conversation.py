@@ -1,4 +1,4 @@
-"""The terms of a conversation: what steers it, and what it counts."""
+"""The parameters and the counts of a conversation: `Timing`, `DeliveryStats`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from dataclasses import dataclass
 from typing import Final
 
 LONG_AGO: Final = float("-inf")
-"""A time before all others: never, so far."""
+"""A time before all others; means "never so far"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds, and bytes, that steer a conversation.
+    """The times (seconds) and sizes (bytes) that control a conversation.
 
     Attributes:
-        ack_delay: an ack goes over the control list so long after what it is for came, or twice
-            as long, unless one that rode on data has reached the peer by then.
-        chunk_bytes: of a message that travel as one frame, at most.
-        least_chunk_bytes: what a message is not cut finer than; see `chunking.choose`.
-        peer_memory_bytes: that the peer may have us keep, of messages that came and that nothing
-            has taken.
-        resend_after: a frame that the broker has had for so long, and that the peer still asks
-            for, was lost; doubled (up to 16 times) for a frame each time that it was.
+        window_bytes: how much may be on the broker at once; see `Sending`.
+        chunk_bytes: the most bytes of a message that travel in one frame.
+        least_chunk_bytes: the smallest chunks that a message is cut into; see `chunking.choose`.
+        peer_memory_bytes: how much the peer may make us keep, in messages that nothing has taken.
+        peer_timeout: a peer that is silent for so long counts as lost.
+        ack_delay: an ack goes over the control list so long after the frame it acknowledges, or
+            twice as long, unless an ack on a data frame has reached the peer by then.
+        probe_interval: the time between two probes for the same tag.
+        resend_after: a frame counts as lost if the broker has had it for so long and the peer
+            still asks for it. Doubles each time that the frame is lost, up to 16 times as long.
+        fin_interval: the time between two FINs.
+        refused_pause: the pause after the broker refused a push.
     """
 
     window_bytes: int = 32 << 20
@@ -41,13 +45,13 @@ class Timing:
 
     @property
     def ack_bytes(self) -> int:
-        """Received bytes after which an ack does not wait for ``ack_delay``."""
+        """After so many received bytes, an ack does not wait for ``ack_delay``."""
         return self.window_bytes // 4
 
 
 @dataclass(slots=True)
 class DeliveryStats:
-    """Counts of one conversation; bytes are of payloads."""
+    """The counts of one conversation. Bytes are bytes of payloads."""
 
     messages_sent: int = 0
     bytes_sent: int = 0

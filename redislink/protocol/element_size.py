@@ -1,12 +1,12 @@
-"""`ElementSize`: how large an element may be on this broker, from where connections break.
+"""`ElementSize`: infers how large an element this broker accepts, from broken connections.
 
-A server may end a connection at a large element, each time that it comes, and rarely says why
+A server may close the connection each time that it gets a large element, and it rarely says why
 (client-query-buffer-limit, proto-max-bulk-len, maxmemory-clients). Rules:
-- Connections that break several times while elements of some size are under way, and none as large
-  is answered in between, break because of that size: less is written at once from then on.
-- That is never certain, and costs little if it is wrong: a line that breaks that often gets small
-  elements through sooner than large ones.
-- What the least size does not help against is an error, after ``patience`` seconds.
+- If connections break several times with elements of some size under way, and no element as large
+  is answered in between, that size is to blame: from then on elements are smaller.
+- This is never certain, but a wrong guess costs little: a line that breaks so often delivers small
+  elements sooner than large ones.
+- If even the smallest size does not help for ``patience`` seconds, that is an error.
 """
 
 from __future__ import annotations
@@ -14,32 +14,38 @@ from __future__ import annotations
 from typing import Final
 
 LEAST: Final = 16 << 10
-"""Bytes that an element is not cut finer than."""
+"""The smallest limit, in bytes: elements are cut no finer than this."""
 _ENOUGH: Final = 3
-"""Breaks in a row."""
+"""So many breaks in a row blame the size."""
 _FINER: Final = 4
 
 
 class ElementSize:
-    """Not thread-safe."""
+    """The limit on the size of elements, and the breaks that led to it. Not thread-safe."""
 
     def __init__(self, patience: float) -> None:
-        """Args: seconds for which the connection may break over and over at the least size."""
+        """Args:
+        patience: seconds for which connections may keep breaking at the smallest size.
+        """
         self.limit: int | None = None
-        """Bytes of a body that may be pushed as one element; None as long as nothing shows."""
+        """The largest body, in bytes, to push as one element; None while there is no limit."""
         self.suspected = 0
-        """Bytes of the largest that was under way when the connection broke; 0 if all is well."""
+        """The size that we blame for broken connections, in bytes; 0 if all is well."""
         self.breaks = 0
-        """In a row, at whatever size, since something as large was answered."""
+        """Breaks in a row, at any size, since the broker answered an element as large."""
         self._patience = patience
         self._at_this_size = 0
         self._since = 0.0
 
     def broke(self, largest: int, now: float) -> bool:
-        """The connection broke, and works again; returns whether `limit` is lower from now on.
+        """Note that the connection broke, and works again.
 
         Args:
-            largest: bytes of the largest body that was under way and not answered; 0 if none was.
+            largest: bytes of the largest body that was under way unanswered; 0 if none was.
+            now: monotonic seconds.
+
+        Returns:
+            True if `limit` is lower from now on.
         """
         if not largest:
             return False
@@ -52,19 +58,23 @@ class ElementSize:
         return self._at_this_size >= _ENOUGH and self._lower()
 
     def lost(self, size: int) -> bool:
-        """Bodies of this size get lost whenever the peer takes them; returns as `broke`."""
+        """Note that bodies of this size get lost whenever the peer pops them.
+
+        Returns:
+            True if `limit` is lower from now on.
+        """
         if self.limit is not None and size > self.limit:
-            return False  # they go in fragments by now
+            return False  # such bodies already go in fragments
         self.suspected = size
         return self._lower()
 
     def answered(self, size: int) -> None:
-        """The broker has taken a body of this size."""
+        """Note that the broker has taken a body of this size."""
         if self.suspected and min(size, self.limit or size) >= self.suspected:
             self.suspected = self.breaks = self._at_this_size = 0
 
     def is_hopeless(self, now: float) -> bool:
-        """True if not even the least gets through, and has not for long."""
+        """Return whether even the smallest size has not got through for long."""
         return (
             self._at_this_size >= _ENOUGH
             and self.suspected <= LEAST

@@ -1,9 +1,9 @@
-"""Elements in fragments: for a broker that takes none as large as one that is sealed already.
+"""Fragments: split an element that is already sealed, but too large for the broker.
 
-A message is cut before it is sealed, and a frame is fixed by its first push: sealing other bytes
-under its number would give the key away. So a frame that turns out to be too large for the broker
-travels as it is, cut into several elements of its list. What is put together again is decoded like
-any element: until then nothing of it is believed.
+A message is cut before it is sealed, and its first push fixes a frame: sealing other bytes under
+the same number would give the key away. So a frame that turns out to be too large for the broker
+travels unchanged, cut into several elements on its list. The receiver joins the pieces and decodes
+the result like any element; until then it trusts nothing in them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from redislink.protocol.frame import (
 )
 
 _OVERHEAD: Final = 128
-"""What a fragment counts besides its bytes."""
+"""Bytes added to each fragment's size, so that many small ones use up the limit too."""
 
 
 def split_element(
     element: tuple[bytes, BytesLike], number: int, most: int
 ) -> Iterator[tuple[bytes, bytes]]:
-    """An element, given in two parts, as several of at most ``most`` bytes and a header each.
+    """Split an element into pieces, and yield (header, piece) for each.
 
     Args:
-        number: of the frame in it, unique among those from one party to another.
+        element: the element, in two parts.
+        number: the number of its frame, unique among the frames from one party to another.
+        most: the largest size of a piece, in bytes.
     """
     whole = b"".join(element)
     parts = -(-len(whole) // most)
@@ -47,29 +49,31 @@ class _Partial:
 
 
 class Fragments:
-    """Fragments that have come from one peer, of elements that are not whole yet. Bounded."""
+    """The fragments from one peer that wait for the rest of their element, up to a limit."""
 
     def __init__(self, most_bytes: int) -> None:
-        """Args: bytes of what is kept; the oldest is forgotten first, and counts as lost."""
+        """Args:
+        most_bytes: how much to keep; beyond it, the oldest element is forgotten and counts as lost.
+        """
         self._most_bytes = most_bytes
         self._partial: dict[tuple[bytes, int], _Partial] = {}
         self.bytes = 0
 
     def add_untrusted(self, name: bytes, element: BytesLike) -> bytes | None:
-        """Take in a fragment that was popped off the list ``name``.
+        """Add a fragment that was popped from the list ``name``.
 
         Returns:
-            The element that it was the last of to come; else None.
+            The whole element if this was its last missing fragment; otherwise None.
 
         Raises:
-            FrameError: it is no fragment.
+            FrameError: the bytes are not a fragment.
         """
         fragment, body = decode_untrusted(element)
         if not isinstance(fragment, Fragment):
             raise FrameError(f"a {fragment.kind.name} frame where a fragment belongs")
         key = name, fragment.number
         partial = self._partial.get(key)
-        if partial is not None and partial.parts != fragment.parts:  # the newest counts
+        if partial is not None and partial.parts != fragment.parts:  # the newer one counts
             self._forget(key)
             partial = None
         if partial is None:

@@ -1,8 +1,8 @@
-"""Which tags come next from a peer, so that a BLPOP for them can be under way already.
+"""Predicts a peer's next tags, so that BLPOPs for them can be sent in advance.
 
-yacl numbers its messages (``root:P2P-7:0->1``, then ``root:P2P-8:0->1``). Tags that differ in
-one number only, which grows by one, are a *family*; once two of a family have come one after
-the other, the next ones are foreseen. A wrong guess costs a BLPOP that nobody answers.
+yacl numbers its messages (``root:P2P-7:0->1``, then ``root:P2P-8:0->1``). Tags that differ only in
+one number, which grows by one, are a *family*. Once two tags of a family have come in a row, we
+predict the next ones. A wrong guess costs a BLPOP that nobody answers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Family:
     """Tags that differ in one number.
 
     Attributes:
-        before, after: what stands before the number, and after it.
-        next: the number of the tag that is expected next.
-        run: how many of its tags came one after the other, the last one included.
+        before, after: the text before and after the number.
+        next: the number in the tag that is expected next.
+        run: how many of its tags have come in a row.
     """
 
     before: str
@@ -34,11 +34,11 @@ class Family:
 
     @property
     def name(self) -> tuple[str, str]:
-        """The same for all its tags, and for no other's."""
+        """A name that all tags of the family share, and no other tags have."""
         return self.before, self.after
 
     def tags(self, numbers: Iterable[int]) -> list[str]:
-        """Its tags with these numbers."""
+        """Return the family's tags with these numbers."""
         return [f"{self.before}{number}{self.after}" for number in numbers]
 
 
@@ -47,13 +47,13 @@ class LookAhead:
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[list[int], int, int]] = {}
-        """By skeleton: the numbers of the last tag, which of them grew, how often in a row."""
+        """For each skeleton: the last tag's numbers, which one grew, and how often in a row."""
 
     def observe(self, tag: str) -> Family | None:
-        """A message with this tag has come.
+        """Note that a message with this tag has come.
 
         Returns:
-            How its family goes on; None if that is not known.
+            The tag's family, which tells the next tags; None if there is no family yet.
         """
         texts = _NUMBER.findall(tag)
         if not texts or any(len(t) > _MAX_DIGITS or str(int(t)) != t for t in texts):

@@ -1,8 +1,8 @@
-"""What a `Delivery` asks to be done on the broker: frames to append, lists to remove.
+"""What a `Delivery` asks its caller to do on the broker: append frames, remove lists.
 
 Rules:
-- A push stands for one frame on one list, and gives the very same frame however often it is asked.
-- What was handed out does not change, whatever becomes of the chunk that it stands for.
+- A push stands for one frame on one list. It returns the very same frame however often it is asked.
+- A push that was handed out does not change, whatever becomes of its chunk.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Push:
     """One frame to append to a list.
 
     Attributes:
-        tag: of the data list; None is the control list.
-        body: what follows the frame's header.
-        clear: remove what the list holds first, as it is all sent again.
-        message_bytes: size of the whole message, where the body is a part of one; 0 elsewhere.
+        tag: the data list's tag; None means the control list.
+        body: the bytes after the frame's header.
+        clear: True empties the list first, because everything on it is sent again.
+        message_bytes: the size of the whole message, if the body is only a part of it; else 0.
     """
 
     tag: str | None = None
@@ -47,7 +47,7 @@ class ControlPush(Push):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A data list to remove: what it may still hold is not wanted, or will be pushed again."""
+    """A data list to remove: its elements are no longer wanted, or will be pushed again."""
 
     tag: str
 
@@ -59,7 +59,7 @@ class Account:
     bytes: int = 0
 
     def admits(self, size: int, window: int) -> bool:
-        """Whether so many bytes more fit; into an empty one anything does."""
+        """Return whether so many more bytes fit. An empty account admits anything."""
         return not self.bytes or self.bytes + size <= window
 
 
@@ -67,13 +67,13 @@ class Chunk(Push):
     """A DATA frame, from the call that sends it until it is acked.
 
     Attributes:
-        seq, part, parts, previous, encoding, acked: as in `Data`. The frame itself is made
-            only for those that ask: most messages go the short way, which needs none.
-        account: where it counts while it may be on the broker; None while it is not.
-        confirmed_at: when the broker said that it has it.
-        queued: it stands in the queue.
-        launched: it was pushed before, so that the frame is fixed.
-        refused: the broker had no room for it last time.
+        seq, part, parts, previous, encoding, acked: as in `Data`. `frame` is made on request:
+            most messages take the fast path, which needs no frame.
+        account: the account that counts it while it may be on the broker; None while it is not.
+        confirmed_at: when the broker confirmed it; None if it has not.
+        queued: True while it is in the queue.
+        launched: True once it was pushed, which fixes its frame.
+        refused: True if the broker had no room for it last time.
         times_lost: how often the peer asked for it although the broker had it.
     """
 
@@ -98,7 +98,7 @@ class Chunk(Push):
 
     @property
     def size(self) -> int:
-        """Bytes that it counts in an account."""
+        """The bytes that it adds to an account."""
         return len(self.body) + chunking.OVERHEAD
 
     @property
@@ -108,10 +108,10 @@ class Chunk(Push):
 
 
 class Clearing(Push):
-    """A chunk for a list that is to be emptied first.
+    """A chunk to push onto its list after emptying the list.
 
-    What is handed out does not change: the chunk itself may be launched again, and then without
-    this, while another thread still has it to push.
+    A separate object, because a push must not change after it was handed out: the chunk may be
+    launched again, without emptying, while another thread has yet to push this.
     """
 
     clear = True

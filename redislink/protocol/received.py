@@ -1,4 +1,4 @@
-"""`ReceivedNumbers`: which frame numbers have come, as few ranges; the source of every ack."""
+"""`ReceivedNumbers`: the frame numbers received so far, as few ranges; the source of every ack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redislink.errors import FrameError
 from redislink.protocol.frame import MAX_ACK_RANGES, AckState
 
 MAX_RANGES: Final = 1 << 20
-"""No window of less than 64 MiB, even of empty messages, leaves as many."""
+"""No window below 64 MiB can leave so many ranges, even with empty messages."""
 
 
 class ReceivedNumbers:
@@ -18,14 +18,14 @@ class ReceivedNumbers:
 
     def __init__(self) -> None:
         self.cumulative = 0
-        """Every number up to this one has come."""
+        """Every number up to this one was received."""
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._cursor = 0
 
     @property
     def has_gaps(self) -> bool:
-        """True if some have come, but not all before them."""
+        """True if some number was received before all lower ones were."""
         return bool(self._starts)
 
     def __contains__(self, number: int) -> bool:
@@ -35,10 +35,10 @@ class ReceivedNumbers:
         return place >= 0 and number <= self._ends[place]
 
     def add(self, number: int) -> bool:
-        """Note that a number came; False if it had come before.
+        """Add a number, and return False if it was already there.
 
         Raises:
-            FrameError: it leaves more gaps than there can be; nothing has changed.
+            FrameError: the number makes more gaps than are possible; nothing has changed.
         """
         if number == self.cumulative + 1:  # nearly always
             self.cumulative = number
@@ -66,10 +66,10 @@ class ReceivedNumbers:
         return True
 
     def ack_state(self) -> AckState:
-        """What to tell the sender.
+        """Return the content of an ack.
 
-        There may be more ranges than an ack holds. Any choice among them is true, so each
-        call gives the next ones in turn, always with the highest, which is the newest.
+        There may be more ranges than an ack can hold. Any selection is correct, so each call
+        returns the next ones in turn, and always the highest, which is the newest.
         """
         if not self._starts:
             return AckState(self.cumulative)
