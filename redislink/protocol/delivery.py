@@ -1,23 +1,24 @@
-"""`Delivery`: exactly once, in order per tag, with one peer, over a broker that loses.
+"""`Delivery`: exactly-once delivery, in order per tag, with one peer, over a lossy broker.
 
-Sans-IO. Times are monotonic seconds that the caller passes in. The caller
+Sans-IO. The caller passes in all times, as monotonic seconds. The caller
 
-- gives `send` what the application sends, `receive_data` and `receive_control` what came;
+- passes the application's messages to `send`, and incoming frames to `receive_data` and
+  `receive_control`;
 - calls `wait` and `unwait` around a receive that blocks;
 - calls `tick` when `next_timeout` is due, `reconnected` after its own reconnect, `refused` and
   `confirm` with the broker's replies, `listened` whenever it has looked at the control list;
-- after any of these does on the broker what `pushes` gives, in order, each once.
+- after each of these, carries out `pushes` on the broker, in order, each once.
 
-Rules of the whole:
-- A frame is kept until the peer acks it, and is pushed again as the very same frame.
-- A number is delivered once; what comes again is dropped.
-- Bytes on the broker are bounded by the window; `send` never waits.
-- Whatever the peer may wait for can get onto the broker, although other things fill it.
-- The broker may lose, double, reorder or invent anything at any time without an error.
+Rules:
+- A frame is kept until the peer acks it. Every push of it is the very same frame.
+- Each number is delivered once; duplicates are dropped.
+- The window limits the bytes on the broker; `send` never waits.
+- A message that the peer waits for can always get onto the broker, even if other messages fill it.
+- The broker may lose, duplicate, reorder or invent anything at any time, without an error.
 
-Each half states and keeps its own: `Sending` and `Receiving`, which do not know each other. Here is
-what belongs to both: the state and its failure, whether the peer lives, how a conversation ends,
-every control frame, and the timers. Only here is anything of one half told to the other.
+`Sending` and `Receiving` are the two halves; each states its own rules, and they do not know each
+other. This module has what concerns both: the state and its failure, whether the peer is alive, how
+a conversation ends, all control frames, and the timers. Only here does one half learn of the other.
 """
 
 from __future__ import annotations
@@ -70,17 +71,17 @@ class Delivery:
         self.stats = DeliveryStats()
         self.last_heard = now
         self.often_lost = 0
-        """Bytes of a body that was lost several times, always after the broker had taken it."""
+        """The size of a body that was lost several times, each time after the broker took it."""
         self.unpushed: list[Push | Leftover] = []
-        """What `pushes` will give."""
+        """What `pushes` will return."""
         self._timing = timing
         self._ack_bytes = timing.ack_bytes
         self._receiving = receiving = Receiving(timing, self.stats)
         self._sending = sending = Sending(timing, receiving.received, self.unpushed, self.stats)
         self.kept: Container[str] = receiving.kept
-        """Tags of which a message, or a part of one, was received and not taken."""
-        # What is called for every message, or every reply, leads straight to its half: a method
-        # here that only passes it on would be one more Python call for each.
+        """The tags for which a message, or a part of one, was received and not yet taken."""
+        # These are called for every message, or every reply, so they lead straight to their half:
+        # a method here that only forwards would cost one more Python call each time.
         self.send_at_once = sending.send_at_once
         self.confirm = sending.confirm
         self.take = receiving.take
@@ -98,10 +99,10 @@ class Delivery:
     # -- sending ---------------------------------------------------------------------------
 
     def send(self, tag: str, body: bytes, now: float, encoding: Encoding = Encoding.RAW) -> int:
-        """Queue a message; returns its number, for `is_acked`.
+        """Queue a message, and return its number, for `is_acked`.
 
         Raises:
-            UsageError: it is too large, or this party has left.
+            UsageError: the message is too large, or this party has left.
             PeerError: the conversation is over.
         """
         chunk = self.send_at_once(tag, body, encoding)
@@ -112,7 +113,7 @@ class Delivery:
         return self._sending.send_in_turn(tag, body, encoding, now)
 
     def check_can_send(self) -> None:
-        """Raise the error that says why nothing can be sent; nothing if it can."""
+        """Raise the reason why nothing can be sent, if there is one."""
         if self.failure is not None:
             raise self.failure
         if self.state is State.PEER_CLOSED:
@@ -123,52 +124,52 @@ class Delivery:
             raise UsageError("this party has left the session: send before close()")
 
     def is_acked(self, message: int) -> bool:
-        """True once the peer has received the whole message with this number."""
+        """Return whether the peer has received the whole message with this number."""
         return self._sending.is_acked(message)
 
     @property
     def all_acked(self) -> bool:
-        """True if the peer has received all that was sent."""
+        """True if the peer has received everything that was sent."""
         return self._sending.all_acked
 
     @property
     def unacked_bytes(self) -> int:
-        """Bytes kept because the peer has not acked them, on the broker or still here."""
+        """The bytes that the peer has not acked, whether on the broker or still here."""
         return self._sending.unacked_bytes
 
     @property
     def in_flight_bytes(self) -> int:
-        """Of these, the bytes that may be on the broker."""
+        """The part of `unacked_bytes` that may be on the broker."""
         return self._sending.in_flight_bytes
 
     @property
     def largest_unanswered(self) -> int:
-        """Bytes of the largest body that was pushed, and that the broker has not answered."""
+        """The size of the largest body that was pushed and not yet answered by the broker."""
         return self._sending.largest_unanswered
 
     def cut_finer(self, chunk_bytes: int) -> None:
-        """Chunks of messages sent from now on have at most so many bytes."""
+        """Limit the chunks of messages sent from now on to so many bytes."""
         self._sending.cut_finer(chunk_bytes)
 
     def pushes(self) -> list[Push | Leftover]:
-        """What to do on the broker now; each is given once."""
+        """Return what to do on the broker now. Each push is returned once."""
         pushes = self.unpushed[:]
         self.unpushed.clear()  # the halves append to this very list
         return pushes
 
     def refused(self, push: Push, now: float) -> None:
-        """The broker had no room for this push: it is kept, and sent again after a pause."""
+        """Note that the broker had no room for this push; it is sent again after a pause."""
         self._sending.refused(push, now)
         if not isinstance(push, Chunk | Clearing):  # it may have carried an ack
             self._receiving.ack_by(self._sending.paused_until)
 
     def ask_ack(self) -> None:
-        """Somebody here waits for acks: ask the peer not to delay its next one."""
+        """Ask the peer not to delay its next ack, because somebody here waits for it."""
         if self._sending.awaits_acks:
             self._push_control(Ack(self._receiving.ack_state(), wanted=True))
 
     def reconnected(self, now: float) -> None:
-        """Our connection to the broker was lost and is back: nothing pushed is certain."""
+        """Note that our connection to the broker was lost and is back: any push may be lost."""
         self._sending.reconnected()
         self._receiving.probe_all_soon(now)
         self._next_heartbeat = self._next_fin = now
@@ -181,18 +182,21 @@ class Delivery:
     def receive_data(
         self, tag: str, frame: Frame, body: bytes, now: float, *, take: bool = False
     ) -> tuple[bytes, Encoding] | None:
-        """Take in what came off the data list of ``tag``.
+        """Process a frame from the data list of ``tag``.
 
         Args:
-            take: `take` the next message of the tag too.
+            tag: the list's tag.
+            frame, body: the frame and its body.
+            now: monotonic seconds.
+            take: whether to `take` the tag's next message too.
 
         Returns:
-            What `take` gives; None without ``take``.
+            What `take` returns; None without ``take``.
 
         Raises:
-            FrameError: not a frame that belongs there; nothing has changed.
-            PeerProtocolError: it is more than the peer may have us keep; that has ended the
-                conversation.
+            FrameError: the frame does not belong there; nothing has changed.
+            PeerProtocolError: the peer has sent more than it may make us keep; the conversation
+                has ended.
         """
         if type(frame) is not Data:
             raise FrameError(f"a {frame.kind.name} frame on a data list")
@@ -206,12 +210,12 @@ class Delivery:
         return self.take(tag) if take else None
 
     def receive_whole(self, tag: str, whole: Whole, now: float) -> tuple[bytes, Encoding] | None:
-        """`receive_data` of what a codec found to be a whole message, and `take`.
+        """Process a whole message from the data list of ``tag``, and `take` the next one.
 
-        The short way for nearly every message; see `Receiving.add_whole`.
+        The fast path for nearly every message; see `Receiving.add_whole`.
 
         Raises:
-            FrameError: as `receive_data`.
+            FrameError: as for `receive_data`.
         """
         seq, encoding, acked, body = whole
         if (
@@ -227,7 +231,7 @@ class Delivery:
         return body, encoding
 
     def _heard_data(self, acked: int, now: float) -> None:
-        """A DATA frame came, perhaps again: then it may be the broker that says it."""
+        """Note that a DATA frame came. A duplicate may come from the broker, not the peer."""
         sending, receiving = self._sending, self._receiving
         if receiving.ack_due is None:  # else it is due earlier
             receiving.owe_ack(now)
@@ -240,10 +244,10 @@ class Delivery:
             self._finish_if_done()
 
     def receive_control(self, frame: Frame, now: float) -> None:
-        """Take in what came off the control list.
+        """Process a frame from the control list.
 
         Raises:
-            FrameError: not a frame that belongs there; nothing has changed.
+            FrameError: the frame does not belong there; nothing has changed.
         """
         if not isinstance(frame, Ack | Probe | Heartbeat | Abort | Fin):
             raise FrameError(f"a {frame.kind.name} frame on a control list")
@@ -278,36 +282,36 @@ class Delivery:
             self._push_control(Probe(probe.tag, self._receiving.ack_state(), answer=True))
 
     def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
-        """As `take`, but the message stays."""
+        """Like `take`, but leave the message there."""
         return self._receiving.peek(tag)
 
     def missing(self, tag: str) -> tuple[int, int]:
-        """Of the message that comes with this tag: (chunks to come, bytes of each), about.
+        """Return (missing chunks, bytes of each) for the message now arriving with this tag.
 
-        Both are 0 before the first.
+        Both numbers are estimates, and 0 before the first chunk.
         """
         return self._receiving.missing(tag)
 
     def wait(self, tag: str, now: float) -> None:
-        """A receive is blocked on this tag from now on: the peer will be probed for it."""
+        """Note that a receive now blocks on this tag, so the peer will be probed for it."""
         self._receiving.wait(tag, now)
 
     def came_in_part(self, tag: str, now: float) -> None:
-        """Bytes of a frame of this tag have come: what is on its way is not probed for."""
+        """Note that part of a frame of this tag has come: it is on its way, so do not probe yet."""
         self._receiving.came_in_part(tag, now)
 
     def probe_soon(self, tag: str, now: float) -> None:
-        """What was popped for this tag may have been lost on its way: probe at once."""
+        """Probe at once: an element that was popped for this tag may have been lost on its way."""
         self._receiving.probe_soon(tag, now)
 
     def unwait(self, tag: str) -> None:
-        """The receive is no longer blocked."""
+        """Note that the receive no longer blocks."""
         self._receiving.unwait(tag)
 
     def check_can_receive(self, tag: str, now: float) -> None:
-        """Raise the error that says why nothing more comes; nothing if something may.
+        """Raise the reason why nothing more can come, if there is one.
 
-        Call it after the data list was found empty.
+        Call it after finding the data list empty.
         """
         if self.failure is not None:
             raise self.failure
@@ -325,7 +329,7 @@ class Delivery:
             raise PeerLost(self.peer, now - self.last_heard)
 
     def describe_wait(self, tag: str, now: float) -> str:
-        """For the error of a receive that timed out: when the peer was heard, what it said."""
+        """Say when the peer was last heard, and what it said, for a RecvTimeout."""
         heard = f"{self.peer} was last heard {max(0.0, now - self.last_heard):.1f} s ago"
         if self._receiving.is_not_sent(tag, now):
             return f"{heard} and says that it has not sent it yet"
@@ -333,14 +337,14 @@ class Delivery:
 
     @property
     def is_silent(self) -> bool:
-        """True for a peer that is there and has not been heard for longer than it should be.
+        """True if the peer has not left, but was not heard for longer than it should be.
 
         As in `listened`, only time spent listening counts.
         """
         return self._silent_for > 2 * self._timing.heartbeat_interval and self._peer_listens
 
     def describe_silence(self, now: float) -> str:
-        """Such as ``bob not heard for 12 s``; "" for a peer that is heard, or has left."""
+        """Return text such as ``bob not heard for 12 s``; "" if the peer is heard, or has left."""
         if not self.is_silent:
             return ""
         announced = self._allowed_silence > self._timing.peer_timeout
@@ -363,7 +367,7 @@ class Delivery:
         return min(due, default=None)
 
     def tick(self, now: float) -> None:
-        """Do what is due: acks, probes, heartbeats, FINs, what the window now admits."""
+        """Queue what is due: acks, probes, heartbeats, FINs, and chunks that now fit the window."""
         if not self._peer_listens:
             return
         for tag in self._receiving.probes_due(now):
@@ -378,10 +382,10 @@ class Delivery:
         self._sending.pump(now)
 
     def listened(self, now: float) -> None:
-        """The control list was found empty just now: the peer has been silent so far.
+        """Note that the control list was just found empty: the peer has been silent until now.
 
-        Only time spent listening counts against the peer, so a pause of our own (the GIL
-        held, the broker away) never makes a living peer look dead. Listen at least every
+        Only time spent listening counts against the peer. So a pause of our own (the GIL held, the
+        broker away) never makes a living peer look dead. Listen at least every
         ``heartbeat_interval``.
         """
         pause = max(0.0, now - self._last_listened)
@@ -391,11 +395,11 @@ class Delivery:
             self._step(Event.SILENCE, PeerLost(self.peer, now - self.last_heard))
 
     def not_listening(self, now: float) -> None:
-        """The control list could not be read until now: the time before does not count."""
+        """Note that the control list could not be read until now: that time does not count."""
         self._last_listened = now
 
     def announce_silence(self, seconds: float, now: float) -> None:
-        """Tell the peer not to take us for dead for so long; 0 takes it back."""
+        """Tell the peer not to declare us lost for so many seconds; 0 revokes that."""
         self._announced_until = now + min(max(0.0, seconds), _LONGEST_SILENCE)
         if self._peer_listens:
             self._push_heartbeat(now)
@@ -409,19 +413,19 @@ class Delivery:
         self._step(Event.CLOSE)
 
     def abort(self, reason: str) -> None:
-        """Tell the peer that this party's run has failed; ends the conversation."""
+        """Tell the peer that this party's run has failed, and end the conversation."""
         peer_listens = self._peer_listens
         self._step(Event.ABORT)
         if peer_listens:
-            for _ in range(2):  # one lost pop shall not cost the peer its peer_timeout
+            for _ in range(2):  # so that one lost pop does not cost the peer its peer_timeout
                 self._push_control(Abort(reason))
 
     def restarted(self) -> None:
-        """The peer said HELLO as another run."""
+        """Fail the conversation: the peer said HELLO as another run."""
         self._step(Event.RESTART, PeerRestarted(self.peer))
 
     def broke_rules(self, what: str) -> None:
-        """The peer, and nobody else, sent what the protocol forbids; says what."""
+        """Fail the conversation: the peer, and nobody else, broke the protocol in this way."""
         self._step(
             Event.VIOLATION,
             PeerProtocolError(
@@ -446,7 +450,7 @@ class Delivery:
 
     @property
     def _peer_listens(self) -> bool:
-        """False once one of the two has left; a peer that said FIN stays until we have all."""
+        """False once either side has left. A peer that said FIN stays until we have everything."""
         if self.state is State.PEER_CLOSED:
             return self._receiving.reported < self._peer_last
         return self.state in (State.OPEN, State.CLOSING)

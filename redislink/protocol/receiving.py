@@ -1,13 +1,13 @@
-"""`Receiving`: what came from one peer until it is taken, what is waited for, and the acks due.
+"""`Receiving`: keeps one peer's messages until they are taken; tracks waits, and acks that are due.
 
-Rules that every line below obeys:
-- A number is delivered once; what comes again is dropped.
-- What came is acked at the latest ``ack_delay`` after it came, or twice that, unless the peer is
-  known to know it by then. Asking for the ack's content (`ack_state`) settles what was due.
-- While a receive waits for a tag, the peer is probed for it; what is on its way is not.
+Rules:
+- Each number is delivered once; duplicates are dropped.
+- A frame is acked at most ``ack_delay`` after it came, or twice that, unless we know that the peer
+  knows by then. Reading the ack's content (`ack_state`) settles all acks that were due.
+- While a receive waits for a tag, the peer is probed for it, except while a frame is on its way.
 
-Pushes nothing and raises only what is wrong with a frame. `Delivery` pushes the acks and probes
-that are due, and decides what the state allows.
+This module pushes nothing, and raises only errors about a frame. `Delivery` pushes the acks and
+probes that are due, and decides what the state allows.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ class Receiving:
         # At most 30 attributes: see `Sending`.
         self.received = ReceivedNumbers()
         self.ack_due: float | None = None
-        """When the peer must be told what came; None if it knows all."""
+        """When an ack is due; None if the peer knows everything."""
         self.ack_eagerly = False
-        """The peer waits for acks: its next message is acked at once."""
+        """True if the peer waits for acks: its next message is acked at once."""
         self.unreported_bytes = 0
-        """Bytes that came since the peer was last told what came."""
+        """Bytes received since the last ack."""
         self.reported = 0
-        """The peer was told that all up to this number came; it need not have heard it."""
+        """We have acked every number up to this one; the peer may not have heard it yet."""
         self._timing = timing
         self._ack_delay = timing.ack_delay
         self._stats = stats
         self._reassembly = chunking.Reassembly()
         self.kept: Container[str] = self._reassembly.tags
-        """Tags of which a message, or a part of one, was received and not taken."""
+        """The tags for which a message, or a part of one, was received and not yet taken."""
         self._waits: dict[str, _Wait] = {}
         self._ack_owed = 0
-        """With `ack_due`: it need not be said once the peer knows that all up to this came."""
+        """The ack at `ack_due` is not needed if the peer knows of every number up to this one."""
 
     # -- a frame ---------------------------------------------------------------------------
     #
-    # `add_whole` does for nearly every message what `add` and `take` do for all: there is nothing
-    # to put together or to keep. They share `_count`; tests/protocol/test_short_ways.py holds the
+    # `add_whole` does for nearly every message what `add` and `take` do for all messages: it has
+    # nothing to join or to keep. They share `_count`; tests/protocol/test_short_ways.py keeps the
     # rest equal.
 
     def add_whole(self, tag: str, seq: int, length: int, now: float) -> bool:
-        """Take in, and hand out, a message of one chunk that follows none that is under way.
+        """Receive and hand out a message of one chunk that no earlier message holds up.
 
         Returns:
-            False if it is to go the long way: nothing was done.
+            False if the message must take the slow path; then nothing was done.
         """
         if tag in self.kept or not self.received.add(seq):
             return False
@@ -78,10 +78,10 @@ class Receiving:
         return True
 
     def add(self, tag: str, frame: Data, body: bytes, now: float) -> bool:
-        """Take in a chunk; False if it had come before, and is dropped.
+        """Receive a chunk; return False and drop it if it is a duplicate.
 
         Raises:
-            FrameError: no legal message can be made of it; nothing has changed.
+            FrameError: the chunk cannot be part of a legal message; nothing has changed.
         """
         if frame.seq in self.received:
             self._stats.duplicates_dropped += 1
@@ -97,7 +97,7 @@ class Receiving:
             wait.not_sent_at = LONG_AGO
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
-        """The next whole message of a tag, or None."""
+        """Return and remove the next whole message of a tag; None if there is none."""
         message = self._reassembly.take(tag)
         if message is not None:
             self._stats.messages_received += 1
@@ -105,29 +105,29 @@ class Receiving:
         return message
 
     def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
-        """As `take`, but the message stays."""
+        """Like `take`, but leave the message there."""
         return self._reassembly.peek(tag)
 
     def missing(self, tag: str) -> tuple[int, int]:
-        """Of the message that comes with this tag: (chunks to come, bytes of each), about.
+        """Return (missing chunks, bytes of each) for the message now arriving with this tag.
 
-        Both are 0 before the first.
+        Both numbers are estimates, and 0 before the first chunk.
         """
         return self._reassembly.missing(tag)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of all that came and was not taken."""
+        """The bytes that were received and not yet taken."""
         return self._reassembly.bytes
 
     def clear(self) -> None:
-        """Keep nothing any more."""
+        """Forget everything that was received and not taken."""
         self._reassembly.clear()
 
     # -- what is waited for ----------------------------------------------------------------
 
     def wait(self, tag: str, now: float) -> None:
-        """A receive is blocked on this tag from now on."""
+        """Note that a receive now blocks on this tag."""
         wait = self._waits.get(tag)
         if wait is None:
             self._waits[tag] = _Wait(now + self._timing.probe_interval)
@@ -135,38 +135,38 @@ class Receiving:
             wait.threads += 1
 
     def unwait(self, tag: str) -> None:
-        """The receive is no longer blocked."""
+        """Note that the receive no longer blocks."""
         wait = self._waits[tag]
         wait.threads -= 1
         if not wait.threads:
             del self._waits[tag]
 
     def came_in_part(self, tag: str, now: float) -> None:
-        """Bytes of a frame of this tag have come: what is on its way is not probed for."""
+        """Note that part of a frame of this tag has come: it is on its way, so do not probe yet."""
         if (wait := self._waits.get(tag)) is not None:
             wait.next_probe = now + self._timing.probe_interval
 
     def not_sent(self, tag: str, now: float) -> None:
-        """The peer says that it has nothing of this tag."""
+        """Note that the peer says that it has nothing with this tag."""
         if (wait := self._waits.get(tag)) is not None:
             wait.not_sent_at = now
 
     def is_not_sent(self, tag: str, now: float) -> bool:
-        """Whether the peer has lately said that it has nothing of a tag that is waited for."""
+        """Return whether the peer said lately that it has nothing with a tag that we wait for."""
         wait = self._waits.get(tag)
         return wait is not None and now - wait.not_sent_at <= 2 * self._timing.probe_interval
 
     def probe_soon(self, tag: str, now: float) -> None:
-        """What was popped for this tag may have been lost on its way: probe at once."""
+        """Probe at once: an element that was popped for this tag may have been lost on its way."""
         self._waits[tag].next_probe = now
 
     def probe_all_soon(self, now: float) -> None:
-        """As `probe_soon`, for every tag that is waited for."""
+        """Like `probe_soon`, for every tag that a receive waits for."""
         for wait in self._waits.values():
             wait.next_probe = now
 
     def probes_due(self, now: float) -> list[str]:
-        """Tags to probe the peer for now; each is due again after ``probe_interval``."""
+        """Return the tags to probe for now; each is due again after ``probe_interval``."""
         due = [tag for tag, wait in self._waits.items() if wait.next_probe <= now]
         for tag in due:
             self._waits[tag].next_probe = now + self._timing.probe_interval
@@ -174,7 +174,7 @@ class Receiving:
         return due
 
     def timeouts(self) -> list[float]:
-        """When probes and the ack are due."""
+        """Return the times at which probes and the ack are due."""
         due = [wait.next_probe for wait in self._waits.values()]
         if self.ack_due is not None:
             due.append(self.ack_due)
@@ -183,23 +183,24 @@ class Receiving:
     # -- acks ------------------------------------------------------------------------------
 
     def owe_ack(self, now: float) -> None:
-        """Something came: the peer must know, soon."""
+        """Note that something came, so the peer must be told soon."""
         self.ack_due = now + self._ack_delay
         received = self.received
-        # What rides on data tells nothing of what came out of its turn.
+        # An ack on a data frame says nothing about frames that came out of order.
         self._ack_owed = _NEVER_TOLD if received.has_gaps else received.cumulative
 
     def ack_by(self, due: float) -> None:
-        """Say it by then, whatever the peer knows."""
+        """Ack by then, whatever the peer already knows."""
         self._ack_owed = _NEVER_TOLD
         if self.ack_due is None or due < self.ack_due:
             self.ack_due = due
 
     def must_ack(self, now: float, told: int) -> bool:
-        """Whether an ack has to be pushed now.
+        """Return whether an ack must be pushed now.
 
         Args:
-            told: the peer is known to know that all up to this number came.
+            now: monotonic seconds.
+            told: we know that the peer knows that every number up to this one came.
         """
         if self.ack_due is None or self.ack_due > now:
             return False
