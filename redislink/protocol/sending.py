@@ -1,17 +1,17 @@
-"""`Sending`: what goes to one peer, from the call that sends it until the peer acks it.
+"""`Sending`: keeps the messages for one peer, from the call that sends them to the peer's ack.
 
-Rules that every line below obeys:
-- A chunk is kept until it is acked. Its frame is fixed by its first push, and every later push
-  is of that very frame.
-- Bytes on the broker are bounded by the window, twice: once for what is sent ahead, once for
-  tags that the peer says it waits for. What is over it waits in the queue.
-- A chunk that may be on the broker counts in one account; one that is not stands in the queue.
-- What the peer waits for can always get onto the broker: what fills the broker, or the window, is
-  taken back for it.
-- A tag stands in `_by_tag` exactly while one of its chunks is unacked.
+Rules:
+- A chunk is kept until it is acked. Its first push fixes its frame, and every later push is of that
+  very frame.
+- The window limits the bytes on the broker, in two accounts: one for chunks that are sent ahead,
+  one for tags that the peer says it waits for. Chunks that do not fit wait in the queue.
+- A chunk that may be on the broker counts in one account; any other chunk is in the queue.
+- A message that the peer waits for can always get onto the broker: whatever fills the broker, or
+  the window, is taken back for it.
+- A tag is in `_by_tag` exactly while one of its chunks is unacked.
 
-Knows of the other half only the numbers that it has received, which ride on data as a hint. Of
-the peer's liveness and of the state it knows nothing but `open`. `Delivery` guards both.
+From the other half this one knows only the received numbers, which it sends along on data frames as
+a hint. Of the state and the peer's liveness it knows only `open`. `Delivery` guards both.
 """
 
 from __future__ import annotations
@@ -49,31 +49,31 @@ class Sending:
         stats: DeliveryStats,
     ) -> None:
         """Args:
-        timing: seconds and bytes that steer it.
-        received: numbers that came from the peer; read, to tell the peer.
-        unpushed: where it appends what is to be done on the broker, in order.
-        stats: where it counts.
+        timing: the times and sizes that control it.
+        received: the numbers received from the peer; only read, to tell the peer.
+        unpushed: the list to which it appends what to do on the broker, in order.
+        stats: the counts to increase.
         """
         # At most 30 attributes: CPython writes to larger objects, and calls their methods, slower.
         self.open = True
         """Whether messages may be sent; `Delivery` sets it with its state."""
         self.last_seq = 0
-        """Number of the last chunk that was sent, or queued."""
+        """The number of the last chunk that was sent or queued."""
         self.acked_cumulative = 0
-        """The peer has said that all up to this number came."""
+        """The peer has acked every number up to this one."""
         self.told = 0
-        """The peer is known to know that all up to this came: it acked the DATA that said so."""
+        """The peer knows that we have all numbers up to this: it acked the DATA that said so."""
         self.paused_until = LONG_AGO
-        """The broker had no room; nothing is pushed before."""
+        """The broker had no room: push nothing before this time."""
         self._ahead = Account()
         self._asked_for = Account()
         self._timing = timing
         self._whole_bytes = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
-        """Messages up to this are never cut."""
+        """Messages of up to so many bytes are never cut."""
         self._received = received
         self._unpushed = unpushed
         self._stats = stats
-        self._queue: list[int] = []  # a heap: what was lost goes before what was never pushed
+        self._queue: list[int] = []  # a heap: lost chunks go before those never pushed
         self._unacked: dict[int, Chunk] = {}
         self._by_tag: dict[str, dict[int, Chunk]] = {}
         self._chunks_left: dict[int, int] = {}  # by message; where one chunk is all, see _unacked
@@ -88,17 +88,17 @@ class Sending:
     # -- a message -------------------------------------------------------------------------
     #
     # `send_at_once` does for nearly every message what `send_in_turn` and `_launch` do for all.
-    # They share no code: it would be one more Python call for every message. What holds them equal
-    # is tests/protocol/test_short_ways.py.
+    # They share no code, which would cost every message one more Python call;
+    # tests/protocol/test_short_ways.py keeps them equal.
 
     def send_at_once(
         self, tag: str, body: bytes, encoding: Encoding = Encoding.RAW
     ) -> Chunk | None:
-        """Send a message, if it is one chunk that nothing holds up, as nearly all are.
+        """Send a message if it is one chunk that nothing holds up, like nearly all messages.
 
         Returns:
-            What the caller is to push; its ``seq`` is the message's number. None if the message
-            is to go the long way: nothing was done.
+            The chunk, which the caller must push; its ``seq`` is the message's number. None if the
+            message must take the slow path; then nothing was done.
         """
         length = len(body)
         ahead = self._ahead
@@ -120,7 +120,7 @@ class Sending:
         chunk.body = body
         chunk.account = ahead
         chunk.launched = True
-        # A hint only, as the peer may take this frame late: the ack stays due until it has.
+        # Only a hint, because the peer may take this frame late: the ack stays due until it has.
         chunk.acked = self._received.cumulative
         if encoding is not _RAW:
             chunk.encoding = encoding
@@ -133,10 +133,10 @@ class Sending:
         return chunk
 
     def send_in_turn(self, tag: str, body: bytes, encoding: Encoding, now: float) -> int:
-        """Queue a message, and push what the window admits of it; returns its number.
+        """Queue a message, push as much of it as the window admits, and return its number.
 
         Raises:
-            UsageError: it is too large; nothing was done.
+            UsageError: the message is too large; nothing was done.
         """
         bodies = list(chunking.split(body, self._chunk_bytes(len(body))))
         mine = self._by_tag.setdefault(tag, {})
@@ -158,16 +158,16 @@ class Sending:
         return self.last_seq
 
     def _chunk_bytes(self, size: int) -> int:
-        """How large the chunks of a message are that is sent now."""
+        """Return the chunk size for a message that is sent now."""
         timing = self._timing
         if self._queue or self._ahead.bytes >= _OF_A_STREAM * size:
-            # It does not begin at once, so that nothing is gained by cutting it finer; and a
-            # receiver that asks for its second chunk would let the line lie idle meanwhile.
+            # The message must wait its turn, so finer chunks gain nothing; and the line would be
+            # idle while the receiver asks for the second chunk.
             return timing.chunk_bytes
         return chunking.choose(size, timing.least_chunk_bytes, timing.chunk_bytes)
 
     def cut_finer(self, chunk_bytes: int) -> None:
-        """Chunks of messages sent from now on have at most so many bytes."""
+        """Limit the chunks of messages sent from now on to so many bytes."""
         timing = self._timing
         most = min(timing.chunk_bytes, chunk_bytes)
         least = min(timing.least_chunk_bytes, most)
@@ -177,7 +177,7 @@ class Sending:
     # -- what is unacked -------------------------------------------------------------------
 
     def is_acked(self, message: int) -> bool:
-        """True once the peer has received the whole message with this number."""
+        """Return whether the peer has received the whole message with this number."""
         return (
             message <= self.last_seq
             and message not in self._unacked
@@ -186,27 +186,27 @@ class Sending:
 
     @property
     def all_acked(self) -> bool:
-        """True if the peer has received all that was sent."""
+        """True if the peer has received everything that was sent."""
         return not self._unacked and not self._chunks_left
 
     @property
     def awaits_acks(self) -> bool:
-        """True while a chunk is kept; nothing is once the conversation is over."""
+        """True while a chunk is kept; none is kept once the conversation is over."""
         return bool(self._unacked)
 
     @property
     def unacked_bytes(self) -> int:
-        """Bytes kept because the peer has not acked them, on the broker or still here."""
+        """The bytes that the peer has not acked, whether on the broker or still here."""
         return sum(chunk.size for chunk in self._unacked.values())
 
     @property
     def in_flight_bytes(self) -> int:
-        """Of these, the bytes that may be on the broker."""
+        """The part of `unacked_bytes` that may be on the broker."""
         return self._ahead.bytes + self._asked_for.bytes
 
     @property
     def largest_unanswered(self) -> int:
-        """Bytes of the largest body that was pushed, and that the broker has not answered."""
+        """The size of the largest body that was pushed and not yet answered by the broker."""
         return max(
             (
                 len(chunk.body)
@@ -217,20 +217,20 @@ class Sending:
         )
 
     def check_acked(self, highest: int) -> None:
-        """Nobody acks what was never sent.
+        """Check that an ack names no number that was never sent.
 
         Raises:
-            FrameError: that is what the peer did.
+            FrameError: it does.
         """
         if highest > self.last_seq:
             raise FrameError("an ack for frames that were never sent")
 
     def check_ack(self, ack: AckState) -> None:
-        """As `check_acked`, of all that an ack names."""
+        """Like `check_acked`, for all the numbers in an ack."""
         self.check_acked(ack.ranges[-1][1] if ack.ranges else ack.cumulative)
 
     def take_ack(self, ack: AckState, now: float) -> None:
-        """The peer has all that this ack names, which was checked."""
+        """Forget the chunks that this ack names. Check the ack first."""
         before = len(self._unacked)
         for first, last in ack.ranges:
             for seq in self._numbers_unacked(first, last):
@@ -240,7 +240,7 @@ class Sending:
         self.take_acked(ack.cumulative, now)
 
     def take_acked(self, cumulative: int, now: float) -> None:
-        """The peer has all up to this number, which was checked."""
+        """Forget the chunks up to this number. Check the number first."""
         if cumulative > self.acked_cumulative:
             for seq in range(self.acked_cumulative + 1, cumulative + 1):
                 self._acked(seq, now)
@@ -287,7 +287,7 @@ class Sending:
             self._unpushed.append(Leftover(tag))
 
     def stop(self) -> None:
-        """Nothing is sent any more, nor kept: the conversation is over."""
+        """Send and keep nothing any more: the conversation is over."""
         for chunk in self._unacked.values():
             self._chunks_left.setdefault(chunk.message, 1)  # never acked from now on
         for tag, chunks in self._by_tag.items():
@@ -305,7 +305,7 @@ class Sending:
     # -- what the broker says --------------------------------------------------------------
 
     def confirm(self, push: Push, now: float) -> None:
-        """The broker has taken this push."""
+        """Note that the broker has taken this push."""
         if isinstance(push, Chunk):
             if push.account is not None:
                 push.confirmed_at = now
@@ -316,7 +316,7 @@ class Sending:
             self._mute_since = None
 
     def refused(self, push: Push, now: float) -> None:
-        """The broker had no room for this push: a chunk is sent again after a pause."""
+        """Note that the broker had no room for this push; a chunk is sent again after a pause."""
         self._stats.frames_refused += 1
         if now >= self.paused_until:
             self._shrink_window()
@@ -330,11 +330,11 @@ class Sending:
         elif self._mute_since is None:
             self._mute_since = now
         elif now - self._mute_since >= self._timing.probe_interval:
-            self._take_back_idle(now)  # if this is what fills the broker, nobody can say so
+            self._take_back_idle(now)  # if these fill the broker, no control frame can say so
             self._mute_since = now
 
     def reconnected(self) -> None:
-        """The connection to the broker was lost and is back: all is pushed again, by `pump`."""
+        """Note that the connection was lost and is back: `pump` will push everything again."""
         flying = [chunk for chunk in self._unacked.values() if chunk.account is not None]
         self._to_clear.update(chunk.tag for chunk in flying)
         self._resend(flying)
@@ -342,15 +342,15 @@ class Sending:
     # -- what the peer waits for -----------------------------------------------------------
 
     def keeps(self, tag: str) -> bool:
-        """Whether some of a tag is unacked."""
+        """Return whether any chunk of this tag is unacked."""
         return tag in self._by_tag
 
     def take_probe(self, tag: str, now: float) -> int:
-        """The peer waits for a tag of which some is unacked: see that it gets it.
+        """Make sure that the peer gets a tag that it waits for, and that has unacked chunks.
 
         Returns:
-            Bytes of its next chunk's body, if that was lost several times, always after the
-            broker had taken it; else 0.
+            The size of the tag's next chunk, if it was lost several times, each time after the
+            broker took it; otherwise 0.
         """
         often_lost = 0
         wanted = next(iter(self._by_tag[tag].values()))
@@ -360,7 +360,7 @@ class Sending:
             self._take_back_idle(now, only_asked_for=not wanted.refused)
         if self._seems_lost(tag, now):
             # One lost pop costs one list. A second loss soon after means that the broker lost
-            # more than a pop: everything it has had for a while is sent again, less at a time.
+            # more than a pop: resend everything it has had for a while, less at a time.
             lost = [tag]
             if now - self._last_loss_at < 10 * self._timing.probe_interval:
                 self._shrink_window()
@@ -374,9 +374,9 @@ class Sending:
         return often_lost
 
     def _seems_lost(self, tag: str, now: float) -> bool:
-        """Whether the broker has had a tag for so long that a peer that waits would have it.
+        """Return whether a waiting peer should have had this tag long ago.
 
-        A list is taken from its front, so its first chunk decides, however long the rest takes.
+        A list is popped from its front, so its first chunk decides, however long the rest takes.
         """
         for chunk in self._by_tag[tag].values():
             if chunk.account is not None:
@@ -385,10 +385,10 @@ class Sending:
         return False
 
     def _take_back_idle(self, now: float, only_asked_for: bool = False) -> None:
-        """Take back from the broker what the peer has not waited for lately.
+        """Take tags back from the broker for which the peer has not waited lately.
 
-        For what cannot be pushed although it must, since other things fill the window for what
-        the peer asked for, or the broker's memory.
+        This makes room for a chunk that must be pushed, when others fill the broker's memory or
+        the account of tags that the peer waits for.
         """
         lately = now - 3 * self._timing.probe_interval
         for tag, chunks in self._by_tag.items():
@@ -399,7 +399,7 @@ class Sending:
                     self._take_back(tag)
 
     def _take_back(self, tag: str, lost: bool = False) -> None:
-        """Remove what the broker has of a tag, to push it again."""
+        """Remove a tag's list from the broker, and queue its chunks again."""
         flying = [chunk for chunk in self._by_tag[tag].values() if chunk.account is not None]
         for chunk in flying:
             chunk.times_lost += lost
@@ -419,11 +419,11 @@ class Sending:
 
     @property
     def resumes_at(self) -> float | None:
-        """When a pause ends for which chunks wait; None if none do."""
+        """When the pause ends that queued chunks wait for; None if none wait."""
         return self.paused_until if self._queue and self.paused_until > LONG_AGO else None
 
     def pump(self, now: float) -> None:
-        """Hand out what the windows admit; tags that the peer waits for first."""
+        """Push what the windows admit, beginning with tags that the peer waits for."""
         if self._queue and now >= self.paused_until:
             self._push_waited_for()
             self._push_ahead(now)
@@ -469,7 +469,7 @@ class Sending:
             self._unpushed.append(chunk)
 
     def _land(self, chunk: Chunk) -> None:
-        """The chunk is no longer on the broker, as far as the windows go."""
+        """Remove the chunk from its account: it no longer counts as on the broker."""
         if chunk.account is not None:
             chunk.account.bytes -= chunk.size
             chunk.account = None
@@ -481,7 +481,7 @@ class Sending:
         self._acked_since_loss = 0
 
     def _grow_window(self, acked: int) -> None:
-        """Each window that went through without a loss makes it a chunk larger again."""
+        """Grow the window by a chunk after each full window that got through without a loss."""
         self._acked_since_loss += acked
         if self._acked_since_loss >= self._window:
             self._acked_since_loss = 0
