@@ -95,7 +95,9 @@ def test_without_the_client_certificate(redislink: Run, tmp_path: Path) -> None:
         result = redislink(
             *("demo", "--broker", tls.url("s3cret"), "--acl"), broker_tls_ca=str(tls.ca_file)
         )
-        check_one_line(result, 3, "no connection", "TLS", unsaid=["s3cret"])
+        check_one_line(
+            result, 3, "client certificate", "REDISLINK_BROKER_TLS_CERT", unsaid=["s3cret"]
+        )
 
 
 def test_acl_by_who_is_no_admin(redislink: Run) -> None:
