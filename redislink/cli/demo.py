@@ -13,14 +13,12 @@ import runpy
 import secrets
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Final
 
 import typer
@@ -36,6 +34,7 @@ from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.operator import shown_url
 from redislink.cli.parties import PartyProcess, broker_addresses
+from redislink.cli.termination import sigterm_interrupts
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import trial_devices, write_trial
 from redislink.errors import BrokerError, ConfigError
@@ -107,8 +106,8 @@ def demo(
     Two hospitals hold different columns about overlapping patients; alice learns the weights. The
     processes' sockets are read from the operating system during the run and shown at the end.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sigterm_interrupts())
         if broker is None:
             # With a password, so that nobody else on this machine is an admin there.
             password = secrets.token_urlsafe(32)
@@ -178,10 +177,6 @@ def _users(broker: Broker, run: _Run) -> Iterator[None]:
             acl.remove_users(broker, users)
         except BrokerError as error:
             errors.say(f"the users {', '.join(u.name for u in users)} are still there: {error}")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 class _Run:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,6 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Final
 
 import typer
@@ -26,6 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from redislink.cli.errors import ExitCode, Verbose, check_finite, say
+from redislink.cli.termination import sigterm_interrupts
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import write_trial
 from redislink.errors import ConfigError
@@ -101,8 +100,9 @@ def simulate(
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
     commands = _commands(spec, program, arguments or [], own or [])
-    signal.signal(signal.SIGTERM, _interrupt)
-    raise SystemExit(_run(spec, commands, timeout))
+    with sigterm_interrupts():
+        code = _run(spec, commands, timeout)
+    raise SystemExit(code)
 
 
 def _cluster(path: Path | None, parties: int | None) -> ClusterSpec:
@@ -247,7 +247,3 @@ def _end(process: subprocess.Popen[str]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

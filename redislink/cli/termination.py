@@ -50,6 +50,20 @@ _ASKED: Final = b"\xff"
 """A byte from the handler in the wake-up pipe. No signal has this number."""
 
 
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within this block, SIGTERM does what Ctrl-C does: for commands that clean up themselves."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 class Terminated(SystemExit):
     """Raised in the program by SIGTERM."""
 

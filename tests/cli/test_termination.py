@@ -15,7 +15,7 @@ import pytest
 from redislink import PeerAborted, Session, load_cluster
 from redislink.broker import EmbeddedBroker
 from redislink.cli import termination
-from redislink.cli.termination import Terminated, ended_by_sigterm
+from redislink.cli.termination import Terminated, ended_by_sigterm, sigterm_interrupts
 from tests.cli.conftest import Start, Write, ended
 from tests.conftest import connect_as, in_thread, quick_settings
 from tests.support.children import in_child
@@ -314,3 +314,11 @@ def test_a_child_may_leave_the_block() -> None:
 
 def test_what_ends_the_program_says_so_to_the_peers() -> None:
     assert Terminated.told_to_peers == "ended by SIGTERM"
+
+
+def test_a_command_that_sigterm_interrupts_puts_the_handler_back() -> None:
+    """Else a worker of a Pool that SIGTERM ends as it starts would live on."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
