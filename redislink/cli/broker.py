@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from redislink.cli.errors import Verbose, say, show
+from redislink.cli.termination import sigterm_interrupts
 from redislink.errors import BrokerUnreachable, ConfigError
 
 _DEFAULT_PORT = 6379
@@ -53,9 +52,8 @@ def broker(
     if password == "":
         raise ConfigError("the password is empty: give one, or leave out the option")
 
-    signal.signal(signal.SIGTERM, _stop)
     try:
-        with EmbeddedBroker(port=port, password=password) as server:
+        with sigterm_interrupts(), EmbeddedBroker(port=port, password=password) as server:
             show(f"redis://127.0.0.1:{server.port}/0")
             say(f"broker runs (pid {server.pid}{', with password' if password else ''}); "
                 "Ctrl-C stops it and drops all it holds")  # fmt: skip
@@ -63,7 +61,3 @@ def broker(
             raise BrokerUnreachable("the broker's process ended by itself: start it again")
     except KeyboardInterrupt:
         say("broker stopped")
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
