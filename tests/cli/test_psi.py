@@ -32,14 +32,14 @@ PROGRAM = """
         print("inside", flush=True)
         real_recv(self, *arguments)
 
-    def start(self, made, *arguments):
+    def spawn(self, made, *arguments):
         self._messages.send = lambda *message: None
-        child = real_start(self, made, *arguments)
+        child = real_spawn(self, made, *arguments)
         print("child", child.pid, made.path, flush=True)
         return child
 
-    real_recv, real_start = PsiRelay._recv, PsiRelay._start
-    PsiRelay._recv, PsiRelay._start = recv, start
+    real_recv, real_spawn = PsiRelay._recv, PsiRelay._spawn
+    PsiRelay._recv, PsiRelay._spawn = recv, spawn
     print("begun", flush=True)
     with Session.join() as session:
         session.psi({"id": ["patient-1"]}, "id", parties=["alice", "bob"], protocol=sys.argv[1])
@@ -61,7 +61,7 @@ class Party:
                 self.child, self.path = psutil.Process(int(number)), Path(path)
             if line == "inside\n":
                 break
-        assert told.count("begun\n") == 1, told
+        assert told.count("begun\n") == 1 and told[-1] == "inside\n", told
 
     def ended(self) -> tuple[int, str]:
         """Exit code and what it said last; its child and its directory are gone."""
