@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from redislink.broker import tls
+from redislink.broker import dial, tls
 from redislink.broker.connection import BrokerConnection, Login, Seen
 from redislink.broker.credentials import Credentials, CredentialsCallable
 from redislink.broker.tls import TlsFiles
@@ -268,6 +270,10 @@ class Broker:
             raise
         return connection
 
+    def dial(self, address: Address, seconds: float) -> socket.socket:
+        """Return a bare connection to one of the servers, as `open` makes it: see `dial`."""
+        return dial.dial(address, seconds)
+
     def _connect(
         self,
         address: Address | None,
@@ -299,7 +305,7 @@ class Broker:
         try:
             connection = BrokerConnection(
                 label,
-                self._dial(address),
+                self._undialled(address),
                 in_process=self._in_process,
                 timeout=self.timeout,
                 login=login,
@@ -314,7 +320,7 @@ class Broker:
         credentials.were_accepted = True
         return connection
 
-    def _dial(self, address: Address | None) -> Any:
+    def _undialled(self, address: Address | None) -> Any:
         """Return an unopened redis-py connection; it gets host and port as arguments."""
         if self._in_process:
             import fakeredis
@@ -326,9 +332,11 @@ class Broker:
         if address is None:
             kind, where = redis.UnixDomainSocketConnection, {"path": self._url.path}
         else:
-            kind, where = redis.Connection, {"host": address[0], "port": address[1]}
+            kind = dial.Connection
+            dialled = functools.partial(self.dial, address, self.timeout)
+            where = {"host": address[0], "port": address[1], "dial": dialled}
             if self._url.tls:
-                kind, where = redis.SSLConnection, where | self._tls_arguments()
+                kind, where = dial.TlsConnection, where | self._tls_arguments()
         return kind(**where, **self._options)
 
     def _tls_arguments(self) -> dict[str, Any]:
@@ -353,7 +361,7 @@ class Broker:
 
     def _why_no_plain(self, address: Address, error: BaseException) -> str | None:
         never_connected = isinstance(error, redis.RedisError)
-        if never_connected or self._seen.answered or not tls.speaks_tls(address):
+        if never_connected or self._seen.answered or not tls.speaks_tls(self.dial, address):
             return None
         return (
             "it speaks TLS on this port: write rediss:// in the URL, and set "
@@ -377,7 +385,9 @@ class Broker:
         refused = tls.verification_error(error)
         if refused is not None:
             return tls.why_not_trusted(refused)
-        if not answered and not tls.never_connected(error) and tls.speaks_plain(address):
+        if answered or tls.never_connected(error):
+            return None
+        if tls.speaks_plain(self.dial, address):
             return (
                 "it does not speak TLS on this port: write its TLS port; or, if it has none and is "
                 "on this machine or inside a tunnel, write redis://"

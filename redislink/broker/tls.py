@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from redislink.broker.credentials import read_password
+from redislink.broker.dial import Dial
 from redislink.broker.url import Address
 from redislink.errors import ConfigError
 from redislink.files import open_regular
@@ -220,14 +221,14 @@ def never_connected(error: BaseException) -> bool:
     return isinstance(first, socket.gaierror | ConnectionRefusedError)
 
 
-def speaks_tls(address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
+def speaks_tls(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
     """True if a TLS handshake begins there, whatever certificate is shown."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
         with (
-            socket.create_connection(address, seconds) as dialled,
+            dial(address, seconds) as dialled,
             context.wrap_socket(dialled, server_hostname=address[0]),
         ):
             return True
@@ -235,9 +236,9 @@ def speaks_tls(address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
         return about_our_certificate(error)  # then it has spoken TLS
 
 
-def speaks_plain(address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
+def speaks_plain(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
     """True if a Redis server answers there without TLS."""
-    with contextlib.suppress(OSError), socket.create_connection(address, seconds) as dialled:
+    with contextlib.suppress(OSError), dial(address, seconds) as dialled:
         dialled.sendall(_PLAIN)
         return dialled.recv(1) in (b"+", b"-")
     return False

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
+from redislink.broker.dial import Dial
 from redislink.broker.tls import (
     EXPIRED,
     NOT_YET_VALID,
@@ -310,12 +311,17 @@ def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
             "broker's CA signed, and its key",
             Blame.OURS,
         )
-    if speaks_plain((address.host, address.port), min(_SNIFF_SECONDS, exam.longest_wait)):
+    if speaks_plain(*_to_sniff(exam, address)):
         text = "a Redis server answers there without TLS"
     return failed(
         f"{address}: no TLS connection ({text})",
         "check that this is the port where the broker speaks TLS; without TLS, write redis://",
     )
+
+
+def _to_sniff(exam: Examination, address: Address) -> tuple[Dial, tuple[str, int], float]:
+    seconds = min(_SNIFF_SECONDS, exam.longest_wait)
+    return exam.broker.dial, (address.host, address.port), seconds
 
 
 # -- login ----------------------------------------------------------------------------------------
@@ -351,8 +357,7 @@ def login(exam: Examination) -> Verdict:
 def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
     """Adds what the doctor knows of why a connection to the broker broke."""
     if not exam.uses_tls and any(
-        speaks_tls((address.host, address.port), min(_SNIFF_SECONDS, exam.longest_wait))
-        for address in exam.seen.reached
+        speaks_tls(*_to_sniff(exam, address)) for address in exam.seen.reached
     ):
         return failed(
             f"broker {exam.broker.label}: it speaks TLS on this port",
