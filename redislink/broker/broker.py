@@ -1,8 +1,8 @@
 """`Broker`: knows where the broker is and how to log in, and explains failed connections.
 
 Rules (each avoids a trap that we have met, see docs/broker.md):
-- redis-py only opens the socket and speaks TLS. It gets host, port and files as arguments, and no
-  URL, because the options in a URL would override them.
+- redis-py only keeps the socket, which is opened here. It gets no URL, because the options in a
+  URL would override arguments.
 - redis-py's conveniences are off. No retries: by default it sends one RPUSH up to 11 times, and
   resending is delivery's job. RESP2 only. No CLIENT SETINFO and no maintenance notifications. No
   health-check PING, which would steal the reply to a pipelined command.
@@ -321,7 +321,7 @@ class Broker:
         return connection
 
     def _undialled(self, address: Address | None) -> Any:
-        """Return an unopened redis-py connection; it gets host and port as arguments."""
+        """Return an unopened redis-py connection."""
         if self._in_process:
             import fakeredis
 
@@ -333,17 +333,18 @@ class Broker:
             kind, where = redis.UnixDomainSocketConnection, {"path": self._url.path}
         else:
             kind = dial.Connection
-            dialled = functools.partial(self.dial, address, self.timeout)
-            where = {"host": address[0], "port": address[1], "dial": dialled}
-            if self._url.tls:
-                kind, where = dial.TlsConnection, where | self._tls_arguments()
+            opened = functools.partial(self._open_socket, address)
+            where = {"host": address[0], "port": address[1], "open_socket": opened}
         return kind(**where, **self._options)
 
-    def _tls_arguments(self) -> dict[str, Any]:
+    def _open_socket(self, address: Address) -> socket.socket:
+        if not self._url.tls:
+            return self.dial(address, self.timeout)
         try:
-            return self._tls.arguments()
+            context = self._tls.context()  # read anew, as certificates are renewed
         except ConfigError as error:  # the files were right when we first connected
             raise BrokerUnreachable(str(error)) from None
+        return tls.secure(self.dial(address, self.timeout), context, address[0])
 
     def _explain(
         self, address: Address | None, label: str, error: BaseException
@@ -378,10 +379,6 @@ class Broker:
             )
         if not isinstance(error, redis.RedisError):
             return None  # it broke after the handshake, so TLS is not to blame
-        try:
-            self._tls.context()
-        except ConfigError as wrong:
-            return str(wrong)
         refused = tls.verification_error(error)
         if refused is not None:
             return tls.why_not_trusted(refused)

@@ -37,16 +37,12 @@ def dial(address: Address, seconds: float) -> socket.socket:
 
 
 class Connection(redis.Connection):
-    """redis-py's connection, on a socket dialled here."""
+    """redis-py's connection, on a socket that is opened here, with TLS if it has any."""
 
-    def __init__(self, *, dial: Callable[[], socket.socket], **options: Any) -> None:
-        """Args: returns a new socket; the rest is redis-py's."""
+    def __init__(self, *, open_socket: Callable[[], Any], **options: Any) -> None:
+        """Args: returns a new socket, ready for commands; the rest is redis-py's."""
         super().__init__(**options)  # type: ignore[no-untyped-call]
-        self._dial = dial
+        self._open_socket = open_socket
 
-    def _connect(self) -> socket.socket:
-        return self._dial()
-
-
-class TlsConnection(redis.SSLConnection, Connection):
-    """The same, with redis-py's TLS on it."""
+    def _connect(self) -> Any:
+        return self._open_socket()

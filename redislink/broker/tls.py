@@ -14,7 +14,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from redislink.broker.credentials import read_password
 from redislink.broker.dial import Dial
@@ -58,25 +58,6 @@ class TlsFiles:
             ConfigError: its file cannot be read.
         """
         return "" if self.password_file is None else read_password(self.password_file)
-
-    def arguments(self) -> dict[str, Any]:
-        """For redis-py's ``SSLConnection``, which reads the files for each connection.
-
-        Raises:
-            ConfigError: the pass phrase cannot be read.
-        """
-
-        def text(path: str | Path | None) -> str | None:
-            return None if path is None else str(path)
-
-        return {
-            "ssl_ca_certs": text(self.ca),
-            "ssl_certfile": text(self.certificate),
-            "ssl_keyfile": text(self.key),
-            "ssl_password": self.pass_phrase(),  # never None: OpenSSL would ask at the terminal
-            "ssl_cert_reqs": "required" if self.check_certificate else "none",
-            "ssl_check_hostname": self.check_certificate and self.check_name,
-        }
 
     def context(self) -> ssl.SSLContext:
         """What connections use, made of these files.
@@ -172,6 +153,24 @@ def _has_certificate(path: str | Path) -> bool:
     return True
 
 
+def secure(dialled: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """Put TLS on a connection, which is closed if that fails.
+
+    Args:
+        dialled: the connection; its timeout holds for each wait of the handshake.
+        context: as `TlsFiles.context` makes it.
+        host: the server's name, for which its certificate must be.
+
+    Raises:
+        OSError, ValueError: there was no handshake, or the certificate is not trusted.
+    """
+    try:
+        return context.wrap_socket(dialled, server_hostname=host)
+    except BaseException:
+        dialled.close()
+        raise
+
+
 def verification_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
     """Why the server's certificate was not taken, from an error or one that it came from."""
     while error is not None:
@@ -229,7 +228,7 @@ def speaks_tls(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) ->
     try:
         with (
             dial(address, seconds) as dialled,
-            context.wrap_socket(dialled, server_hostname=address[0]),
+            secure(dialled, context, address[0]),
         ):
             return True
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from redislink.broker.tls import (
     NOT_YET_VALID,
     WRONG_NAME,
     about_our_certificate,
+    secure,
     speaks_plain,
     speaks_tls,
 )
@@ -250,7 +251,7 @@ def _handshake(
     """
     with (
         _dial(info, exam.patience()) as dialled,
-        context.wrap_socket(dialled, server_hostname=address.host) as secured,
+        secure(dialled, context, address.host) as secured,
     ):
         shown = secured.getpeercert(binary_form=True) or b""
         try:
@@ -294,7 +295,7 @@ def _certificate_shown(
     try:
         with (
             _dial(info, exam.patience()) as dialled,
-            context.wrap_socket(dialled, server_hostname=address.host) as secured,
+            secure(dialled, context, address.host) as secured,
         ):
             return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
     except (OSError, ValueError):
