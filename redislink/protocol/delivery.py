@@ -391,8 +391,13 @@ class Delivery:
         pause = max(0.0, now - self._last_listened)
         self._silent_for += min(pause, self._timing.heartbeat_interval)
         self._last_listened = now
-        if self._silent_for > self._allowed_silence:
-            self._step(Event.SILENCE, PeerLost(self.peer, now - self.last_heard))
+        if self._silent_for <= self._allowed_silence:
+            return
+        before, silence = self.state, now - self.last_heard
+        self._step(Event.SILENCE, PeerLost(self.peer, silence))
+        if self.state is not before:
+            # It may only have been suspended: this is what it finds when it goes on.
+            self._push_abort(f"you were silent for {silence:.0f} s")
 
     def not_listening(self, now: float) -> None:
         """Note that the control list could not be read until now: that time does not count."""
@@ -417,8 +422,7 @@ class Delivery:
         peer_listens = self._peer_listens
         self._step(Event.ABORT)
         if peer_listens:
-            for _ in range(2):  # so that one lost pop does not cost the peer its peer_timeout
-                self._push_control(Abort(reason))
+            self._push_abort(reason)
 
     def restarted(self) -> None:
         """Fail the conversation: the peer said HELLO as another run."""
@@ -476,6 +480,12 @@ class Delivery:
 
     def _push_control(self, frame: Frame) -> None:
         self.unpushed.append(ControlPush(frame))
+
+    def _push_abort(self, reason: str) -> None:
+        # Twice, so that one lost pop does not cost the peer its peer_timeout. Nothing that waits
+        # on the list matters any more, and the peer is to find this first.
+        self.unpushed.append(ControlPush(Abort(reason), clear=True))
+        self._push_control(Abort(reason))
 
     def _push_heartbeat(self, now: float) -> None:
         self._next_heartbeat = now + self._timing.heartbeat_interval

@@ -37,8 +37,9 @@ class Push:
 class ControlPush(Push):
     """A frame for the control list."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, *, clear: bool = False) -> None:
         self._frame = frame
+        self.clear = clear
 
     @property
     def frame(self) -> Frame:

@@ -40,7 +40,7 @@ from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.element_size import LEAST, ElementSize
 from redislink.protocol.fragments import split_element
-from redislink.protocol.frame import Data
+from redislink.protocol.frame import Abort, Data
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.settings import RedisLinkSettings
 from redislink.transport.lanes import Lanes
@@ -237,7 +237,9 @@ class Core:
                 element = encode(name, push.frame, push.body)
                 limit, frame = self.element_size.limit, push.frame
                 if push.tag is None:
-                    outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
+                    # A peer that is suspended may come back for its ABORT much later.
+                    ttl = None if type(frame) is Abort else _CONTROL_TTL
+                    outbox.push(name, element, token, clear=push.clear, ttl=ttl, urgent=True)
                 elif limit is not None and isinstance(frame, Data) and len(push.body) > limit:
                     # Its number is used up: it must not be sealed again in smaller frames.
                     *first, last = split_element(element, frame.seq, limit)

@@ -45,6 +45,20 @@ def test_a_killed_party_is_lost_within_peer_timeout(valkey: EmbeddedBroker, tmp_
         assert "PeerLost" in types
 
 
+def test_a_party_that_was_suspended_learns_why_when_it_goes_on(
+    valkey: EmbeddedBroker, tmp_path: Path
+) -> None:
+    """All others have left by then; it must neither wait for them nor blame one of them."""
+    with trio(valkey.url, tmp_path, {}, peer_timeout=1.5) as three:
+        three.signal("carol", signal.SIGSTOP)
+        for party in ("alice", "bob"):
+            assert "carol was last heard" in three.said(party)
+        three.signal("carol", signal.SIGCONT)
+        said = three.said("carol")
+        assert "aborted the session" in said
+        assert "you were silent for" in said or "carol was last heard" in said
+
+
 def test_a_party_that_starts_again_is_noticed(valkey: EmbeddedBroker, tmp_path: Path) -> None:
     with trio(valkey.url, tmp_path, {}) as three:
         three.signal("carol", signal.SIGKILL)

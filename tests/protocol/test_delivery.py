@@ -318,6 +318,13 @@ def test_the_memory_of_the_broker_is_freed_before_the_abort(alone):
     ]
 
 
+def test_an_abort_is_heard_before_all_that_waits_on_the_control_list(alone):
+    alone.abort("no")
+    first, second = alone.pushes()
+    assert first.clear
+    assert not second.clear  # it would eat the first
+
+
 def test_a_peer_that_is_closing_is_told_of_an_abort(pair):
     pair.alice.send("t", b"", 0.0)
     pair.alice.close(0.0)
@@ -380,6 +387,23 @@ def test_a_silent_peer_is_lost_after_peer_timeout(alone, every):
     assert isinstance(alone.failure, PeerLost)
     assert alone.failure.last_heard_seconds == pytest.approx(lost_at)
     assert str(alone.failure).startswith(f"bob was last heard {lost_at:.1f} s ago")
+
+
+def test_a_peer_that_was_given_up_finds_the_reason_when_it_comes_back(pair):
+    """First of all on its control list, ahead of what came while it was suspended."""
+    pair.bob.wait("t", 0.0)
+    lost_at = listen(pair.alice, 0.0, 100.0)
+    first, second = (push for push in pair.alice.pushes() if isinstance(push.frame, Abort))
+    assert first.clear
+    assert not second.clear
+    assert isinstance(pair.alice.failure, PeerLost)
+    pair.bob.receive_control(first.frame, lost_at + 10)
+    assert str(pair.bob.failure).startswith(
+        "alice aborted the session (you were silent for 31 s): "
+    )
+    listen(pair.alice, lost_at, 100.0)
+    pair.alice.abort("the program ends")
+    assert pair.alice.pushes() == []
 
 
 def test_whatever_comes_is_a_sign_of_life(alone):
