@@ -13,7 +13,8 @@
     │   ├── BrokerAuthError    the broker rejects our user or password
     │   ├── BrokerPermissionError  the broker forbids our user a command or a key
     │   ├── BrokerBusy         the broker cannot serve us now (loading, failing over, full)
-    │   └── BrokerRefused      the broker answered with any other error
+    │   ├── BrokerRefused      the broker answered with any other error
+    │   └── ProxyRefused       the proxy on the way to the broker does not let us through
     ├── PeerError              another party is at fault, or missing
     │   ├── HandshakeTimeout   not every party joined in time
     │   ├── ClusterMismatch    a party runs with another cluster file or version
@@ -128,6 +129,13 @@ class BrokerBusy(BrokerError):
 
 class BrokerRefused(BrokerError):
     """The broker answered with an error that waiting does not mend."""
+
+
+class ProxyRefused(BrokerError):
+    """The proxy on the way to the broker does not let us through, and waiting does not mend that.
+
+    It wants another user or password, does not allow the broker's host and port, or is no proxy.
+    """
 
 
 class PeerError(RedisLinkError):

@@ -17,6 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -32,6 +33,9 @@ from redislink.text import one_line
 LONGEST_SECONDS: Final = 2_000_000
 """The longest timeout, 23 days: poll(2) takes no more."""
 _PREFIX: Final = "REDISLINK_"
+PROXY_SETTING: Final = f"{_PREFIX}BROKER_PROXY"
+_PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+"""The first one that is set counts, as in curl."""
 _MOST_BYTES: Final = 1 << 20
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _logger = logging.getLogger("redislink.settings")
@@ -78,6 +82,21 @@ class LogFormat(enum.StrEnum):
     """One JSON object per line; see `redislink.logs.JsonFormatter`."""
 
 
+@dataclass(frozen=True, slots=True)
+class ProxyChoice:
+    """The proxy that the settings choose.
+
+    Attributes:
+        url: the proxy's URL.
+        named_by: the environment variable that holds it.
+        no_proxy: hosts to be dialled directly, as ``NO_PROXY`` lists them.
+    """
+
+    url: SecretStr
+    named_by: str
+    no_proxy: str = ""
+
+
 class RedisLinkSettings(BaseSettings):
     """The settings of one party.
 
@@ -117,6 +136,23 @@ class RedisLinkSettings(BaseSettings):
         description="File whose first line is the password of REDISLINK_BROKER_URL's user; mode "
         "0600. Takes precedence over a password in the URL. It is read again for each connection, "
         "so you may change the password during a run.",
+    )
+    broker_proxy: SecretStr | None = Field(
+        default=None,
+        description="http://, https:// (TLS to the proxy) or socks5h:// URL of the proxy through "
+        "which this party dials the broker, with user and password. env takes the proxy from "
+        "HTTPS_PROXY or ALL_PROXY, but for hosts in NO_PROXY; without it these variables count for "
+        "nothing. none: no proxy.",
+    )
+    broker_proxy_password_file: Path | None = Field(
+        default=None,
+        description="File whose first line is the password of the proxy's user; mode 0600. Takes "
+        "precedence over a password in the proxy's URL. It is read again for each connection.",
+    )
+    broker_proxy_tls_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the CA that signed the certificate of a proxy with https://. Not "
+        "set: the system's CAs.",
     )
     broker_timeout: _Seconds = Field(
         default=60.0,
@@ -252,12 +288,32 @@ class RedisLinkSettings(BaseSettings):
         """Whether this setting came from ``.env``, not from the environment or the program."""
         return name in self._from_env_file
 
+    def proxy_choice(self) -> ProxyChoice | None:
+        """The proxy through which the broker is dialled; None for none."""
+        given = "" if self.broker_proxy is None else self.broker_proxy.get_secret_value()
+        if given.lower() in ("", "none"):
+            return None
+        if given.lower() != "env":
+            return ProxyChoice(SecretStr(given), PROXY_SETTING)
+        for name in _PROXY_VARIABLES:
+            if url := os.environ.get(name):
+                whole = url if "://" in url else f"http://{url}"
+                no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+                return ProxyChoice(SecretStr(whole), name, no_proxy)
+        say_once(
+            f"{PROXY_SETTING}=env: neither HTTPS_PROXY nor ALL_PROXY is set, so the broker is "
+            "dialled directly"
+        )
+        return None
+
     @field_validator(
         "broker_tls_ca",
         "broker_tls_cert",
         "broker_tls_key",
         "broker_tls_key_password_file",
         "broker_password_file",
+        "broker_proxy_password_file",
+        "broker_proxy_tls_ca",
     )
     @classmethod
     def _file_exists(cls, path: Path | None) -> Path | None:
@@ -326,9 +382,9 @@ def _read_env_file(path: Path) -> Mapping[str, str]:
         if name.startswith(_PREFIX)
     }
     if mistrust:
-        _say_once(f"settings file {path.absolute()} not read: {mistrust}")
+        say_once(f"settings file {path.absolute()} not read: {mistrust}")
     elif settings:
-        _say_once(f"settings read from {path.absolute()}")
+        say_once(f"settings read from {path.absolute()}")
     return settings
 
 
@@ -347,7 +403,8 @@ def _why_mistrusted(link: os.stat_result, found: os.stat_result) -> str:
     return ""
 
 
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
+    """Say something about the settings on stderr (log level WARNING), once in this process."""
     with _saying:
         if text in _said:
             return

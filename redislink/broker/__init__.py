@@ -8,5 +8,6 @@ from redislink.broker.cluster_outbox import AnyOutbox, make_outbox
 from redislink.broker.embedded import EmbeddedBroker
 from redislink.broker.inbox import Inbox
 from redislink.broker.outbox import Outbox
+from redislink.broker.proxy import Proxy
 
-__all__ = ["AnyOutbox", "Broker", "EmbeddedBroker", "Inbox", "Outbox", "make_outbox"]
+__all__ = ["AnyOutbox", "Broker", "EmbeddedBroker", "Inbox", "Outbox", "Proxy", "make_outbox"]

@@ -29,7 +29,8 @@ from redis.retry import Retry
 from redislink.broker import dial, tls
 from redislink.broker.connection import BrokerConnection, Login, Seen
 from redislink.broker.credentials import Credentials, CredentialsCallable
-from redislink.broker.tls import TlsFiles
+from redislink.broker.proxy import Proxy
+from redislink.broker.tls import Secured, TlsFiles
 from redislink.broker.topology import ClusterTopology, SentinelTopology, Topology
 from redislink.broker.url import Address, parse_url
 from redislink.broker.wire import LISTING, NotRespError, UnaskedError, WireError
@@ -72,6 +73,7 @@ class Broker:
         tls_key_password_file: str | Path | None = None,
         password_file: str | Path | None = None,
         credentials: CredentialsCallable | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         """Args:
         url: the broker's URL, with user and password unless they come from elsewhere.
@@ -81,6 +83,7 @@ class Broker:
         password_file: a file with the password in its first line; read for each connection.
         credentials: called for each connection; returns a password, or user and password, and
             overrides all other sources.
+        proxy: through which its servers are dialled; None dials them directly.
 
         Raises:
             ConfigError: the URL is not valid; the message does not contain its password.
@@ -91,6 +94,7 @@ class Broker:
         self.label = one_line(self._url.label)
         """The URL without user and password, for messages."""
         self._in_process = self._url.kind == "fakeredis"
+        self._proxy = proxy
         self._seen = Seen()
         self._credentials = Credentials(
             self._url.user, self._url.password, password_file=password_file, ask=credentials
@@ -165,6 +169,7 @@ class Broker:
             tls_key_password_file=settings.broker_tls_key_password_file,
             password_file=settings.broker_password_file,
             credentials=credentials,
+            proxy=Proxy.from_settings(settings),
         )
 
     @property
@@ -271,8 +276,19 @@ class Broker:
         return connection
 
     def dial(self, address: Address, seconds: float) -> socket.socket:
-        """Return a bare connection to one of the servers, as `open` makes it: see `dial`."""
-        return dial.dial(address, seconds)
+        """Return a bare connection to one of the servers, made as `open` makes it.
+
+        Raises:
+            OSError: the server cannot be reached directly.
+            BrokerError: it cannot be reached through the proxy.
+        """
+        proxy = self.proxy_to(address)
+        return dial.dial(address, seconds) if proxy is None else proxy.dial(address, seconds)
+
+    def proxy_to(self, address: Address) -> Proxy | None:
+        """Return the proxy through which a server is dialled; None for none."""
+        proxy = self._proxy
+        return proxy if proxy is not None and proxy.serves(address) else None
 
     def _connect(
         self,
@@ -293,6 +309,8 @@ class Broker:
         """
         if address is None and self._url.addresses:
             address = self._url.addresses[0]
+        if address is not None and (proxy := self.proxy_to(address)) is not None:
+            label = f"{label} through proxy {proxy.label}"
         credentials = self._credentials if credentials is None else credentials
         login = Login(
             credentials.current(),
@@ -337,7 +355,7 @@ class Broker:
             where = {"host": address[0], "port": address[1], "open_socket": opened}
         return kind(**where, **self._options)
 
-    def _open_socket(self, address: Address) -> socket.socket:
+    def _open_socket(self, address: Address) -> socket.socket | Secured:
         if not self._url.tls:
             return self.dial(address, self.timeout)
         try:

@@ -23,6 +23,7 @@ from typing import Any, Final, cast
 import redis
 
 from redislink.broker.error_map import classify, translate_error_reply
+from redislink.broker.nested_tls import NestedTls
 from redislink.broker.socket_wire import SocketWire
 from redislink.broker.wire import (
     NOT_YET,
@@ -303,7 +304,7 @@ class BrokerConnection:
         self.usable = False
         self._wire = cast("Wire", Dead(used_after_fork(f"the connection to broker {self._label}")))
         held = getattr(self._connection, "_sock", None)
-        if isinstance(held, socket.socket):
+        if isinstance(held, socket.socket | NestedTls):
             let_go(held.fileno())
 
     def _broken(self, error: BaseException, doing: str) -> BaseException:

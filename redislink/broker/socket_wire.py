@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from redislink.broker.nested_tls import NestedTls
 from redislink.broker.wire import (
     BLPOP,
     CRLF,
@@ -71,8 +72,10 @@ class SocketWire:
     def __init__(self, connection: Any, timeout: float) -> None:
         """Args: an open redis-py connection; seconds that a write may block."""
         self._connection = connection  # owns the socket
-        self._socket: socket.socket = connection._get_socket()
-        self._tls = isinstance(self._socket, ssl.SSLSocket)
+        opened = connection._get_socket()
+        self._socket: socket.socket = opened
+        self._secured = opened if isinstance(opened, ssl.SSLSocket | NestedTls) else None
+        self._tls = self._secured is not None
         self._timeout = 0.0
         self._write_timeout = self._patience = timeout
         self._buffer = bytearray(_BUFFER_BYTES)
@@ -153,7 +156,7 @@ class SocketWire:
             self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if low else 0)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
-        if not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
+        if self._secured is None or not self._secured.pending():
             _poll(self._socket, seconds, select.POLLIN | (select.POLLOUT if writes else 0))
 
     def read(self, timeout: float, most: Bound = SHORT) -> Reply:
@@ -238,13 +241,15 @@ class SocketWire:
     def wait_readable(self, seconds: float) -> bool:
         if self._start < self._end:
             return True
-        pending = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()
-        return bool(pending) or _poll(self._socket, seconds)
+        if self._secured is not None and self._secured.pending():
+            return True
+        return _poll(self._socket, seconds)
 
     def interrupt(self) -> None:
         # Below the TLS layer, as an SSL object must not be used from two threads.
+        below = self._secured.outer if isinstance(self._secured, NestedTls) else self._socket
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            socket.socket.shutdown(below, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

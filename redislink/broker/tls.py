@@ -18,15 +18,19 @@ from typing import Final
 
 from redislink.broker.credentials import read_password
 from redislink.broker.dial import Dial
+from redislink.broker.nested_tls import NestedTls
 from redislink.broker.url import Address
-from redislink.errors import ConfigError
+from redislink.errors import BrokerError, ConfigError
 from redislink.files import open_regular
 from redislink.text import one_line
 
+CA_SETTING: Final = "REDISLINK_BROKER_TLS_CA"
 EXPIRED: Final = 10
 NOT_YET_VALID: Final = 9
 WRONG_NAME: Final = (62, 64)
 """OpenSSL's X509_V_ERR_… for a host name and for an IP address that is not in the certificate."""
+Secured = ssl.SSLSocket | NestedTls
+"""A connection with TLS."""
 _SNIFF_SECONDS: Final = 1.0
 _PLAIN: Final = b"PING\r\n"
 
@@ -42,6 +46,7 @@ class TlsFiles:
         password_file: its first line is the key's pass phrase.
         check_certificate: False takes any certificate of the broker's.
         check_name: False takes a certificate for another host.
+        ca_setting: the setting that names the CA, for messages.
     """
 
     ca: str | Path | None = None
@@ -50,6 +55,7 @@ class TlsFiles:
     password_file: str | Path | None = None
     check_certificate: bool = True
     check_name: bool = True
+    ca_setting: str = CA_SETTING
 
     def pass_phrase(self) -> str:
         """Of the key; empty if it has none.
@@ -70,13 +76,13 @@ class TlsFiles:
         if not self.check_certificate:
             context.verify_mode = ssl.CERT_NONE
         if self.ca is not None:
-            _check_readable("REDISLINK_BROKER_TLS_CA", self.ca)
+            _check_readable(self.ca_setting, self.ca)
             try:
                 context.load_verify_locations(cafile=str(self.ca))
             except (OSError, ValueError):
                 raise ConfigError(
-                    f"REDISLINK_BROKER_TLS_CA {self.ca}: holds no certificate in PEM form: set it "
-                    "to the PEM file of the CA that signed the broker's certificate"
+                    f"{self.ca_setting} {self.ca}: holds no certificate in PEM form: set it to the "
+                    "PEM file of the CA that signed the server's certificate"
                 ) from None
         if self.certificate is None and self.key is not None:
             raise ConfigError(
@@ -153,8 +159,8 @@ def _has_certificate(path: str | Path) -> bool:
     return True
 
 
-def secure(dialled: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
-    """Put TLS on a connection, which is closed if that fails.
+def secure(dialled: socket.socket, context: ssl.SSLContext, host: str) -> Secured:
+    """Put TLS on a connection, which is closed if that fails; it may have TLS already.
 
     Args:
         dialled: the connection; its timeout holds for each wait of the handshake.
@@ -165,6 +171,8 @@ def secure(dialled: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SS
         OSError, ValueError: there was no handshake, or the certificate is not trusted.
     """
     try:
+        if isinstance(dialled, ssl.SSLSocket):
+            return NestedTls(dialled, context, host)
         return context.wrap_socket(dialled, server_hostname=host)
     except BaseException:
         dialled.close()
@@ -190,8 +198,8 @@ def about_our_certificate(error: BaseException | None) -> bool:
     return False
 
 
-def why_not_trusted(error: ssl.SSLCertVerificationError) -> str:
-    """What is wrong with the broker's certificate, and what to do."""
+def why_not_trusted(error: ssl.SSLCertVerificationError, ca_setting: str = CA_SETTING) -> str:
+    """What is wrong with a server's certificate, and what to do."""
     why = one_line(error.verify_message, 200)
     if error.verify_code == EXPIRED:
         return (
@@ -209,8 +217,8 @@ def why_not_trusted(error: ssl.SSLCertVerificationError) -> str:
             "in the certificate, or have one made for this host"
         )
     return (
-        f"its certificate is not trusted ({why}): set REDISLINK_BROKER_TLS_CA to the PEM file of "
-        "the CA that signed it; if it is set, that file is of another CA, or this is another server"
+        f"its certificate is not trusted ({why}): set {ca_setting} to the PEM file of the CA that "
+        "signed it; if it is set, that file is of another CA, or this is another server"
     )
 
 
@@ -231,13 +239,13 @@ def speaks_tls(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) ->
             secure(dialled, context, address[0]),
         ):
             return True
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BrokerError) as error:
         return about_our_certificate(error)  # then it has spoken TLS
 
 
 def speaks_plain(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
     """True if a Redis server answers there without TLS."""
-    with contextlib.suppress(OSError), dial(address, seconds) as dialled:
+    with contextlib.suppress(OSError, BrokerError), dial(address, seconds) as dialled:
         dialled.sendall(_PLAIN)
         return dialled.recv(1) in (b"+", b"-")
     return False

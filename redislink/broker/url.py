@@ -1,4 +1,4 @@
-"""`BrokerUrl`: the contents of a broker's URL, for every kind of broker.
+"""`BrokerUrl` and `ProxyUrl`: the contents of a broker's URL, and of a proxy's.
 
 Rules:
 - Only this module takes URLs apart, and none is ever put together again: the parts are passed on
@@ -30,10 +30,13 @@ WRITE_SO: Final = (
     "write redis://[USER:PASSWORD@]HOST:PORT/DB, rediss://… with TLS, unix:///PATH, "
     "redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or redis+cluster://HOST:PORT,HOST:PORT"
 )
+WRITE_PROXY_SO: Final = (
+    "write http://[USER:PASSWORD@]HOST:PORT, https://… if the proxy itself speaks TLS, or "
+    "socks5h://…"
+)
 _ENCODE: Final = (
     "percent-encode / ? # @ % and spaces in user and password (%2F %3F %23 %40 %25 %20), as "
     "urllib.parse.quote(password, safe='') does, or leave the password out of the URL and set "
-    "REDISLINK_BROKER_PASSWORD_FILE"
 )
 _SCHEMES: Final[dict[str, BrokerKind]] = {
     "redis": "server",
@@ -44,6 +47,13 @@ _SCHEMES: Final[dict[str, BrokerKind]] = {
     "rediss+sentinel": "sentinel",
     "redis+cluster": "cluster",
     "rediss+cluster": "cluster",
+}
+ProxyScheme = Literal["http", "https", "socks5h"]
+_PROXY_SCHEMES: Final[dict[str, ProxyScheme]] = {
+    "http": "http",
+    "https": "https",
+    "socks5h": "socks5h",
+    "socks5": "socks5h",  # the proxy resolves the broker's name in any case
 }
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
@@ -62,6 +72,47 @@ _OF_SENTINELS: Final = frozenset({"sentinel_username", "sentinel_password"})
 _FILES: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
 _OF_TLS: Final = _FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
 _OPTIONS: Final = _OF_SENTINELS | _OF_TLS | {"db"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of URL.
+
+    Attributes:
+        called: what messages call it.
+        password_file: the setting that keeps its password out of it.
+    """
+
+    called: str
+    password_file: str
+
+    def not_encoded(self) -> ConfigError:
+        """Return the error for a URL with a character that means something else in a URL."""
+        return ConfigError(
+            f"{self.called}: it has a character that must be encoded: {_ENCODE}{self.password_file}"
+        )
+
+    def check_encoded(self, url: str, *parts: str) -> None:
+        """Raise if a password may contain a ``/``, ``?``, ``#`` or ``@`` that is not encoded.
+
+        Args:
+            url: the whole URL.
+            parts: its parts, but for the host.
+        """
+        if "#" in url or " " in url or not url.isprintable() or _BAD_ESCAPE(url):
+            raise self.not_encoded()
+        if any("@" in part for part in parts):
+            raise self.not_encoded()
+
+    def decode(self, text: str) -> str:
+        """Return the text without its percent-encoding."""
+        try:
+            return unquote(text, errors="strict")
+        except UnicodeDecodeError:
+            raise self.not_encoded() from None
+
+
+_OF_BROKER: Final = _Kind("broker URL", "REDISLINK_BROKER_PASSWORD_FILE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +182,7 @@ def parse_url(url: str) -> BrokerUrl:
     authority, slash, path = rest.partition("/")
     credentials, _, place = authority.rpartition("@")
     if kind != "fakeredis":
-        _check_encoded(url, credentials, path, query)
+        _OF_BROKER.check_encoded(url, credentials, path, query)
     user, _, password = credentials.partition(":")
     options = _options(scheme, kind, query)
     addresses: tuple[Address, ...] = ()
@@ -141,7 +192,7 @@ def parse_url(url: str) -> BrokerUrl:
             raise ConfigError(f"broker URL: unix:// with a host: {WRITE_SO}")
         if not path:
             raise ConfigError(f"broker URL: unix:// without a path: {WRITE_SO}")
-        path = _decode(f"/{path}")
+        path = _OF_BROKER.decode(f"/{path}")
         label, number = f"unix://{one_line(path)}", ""
     elif kind == "fakeredis":
         if not place:
@@ -152,7 +203,7 @@ def parse_url(url: str) -> BrokerUrl:
         number = path.rstrip("/")
         if kind == "sentinel":
             name, _, number = number.partition("/")
-            master = _decode(name)
+            master = _OF_BROKER.decode(name)
             if not master:
                 raise ConfigError(
                     f"broker URL: {scheme}:// without the name that the sentinels give the master: "
@@ -170,14 +221,64 @@ def parse_url(url: str) -> BrokerUrl:
         master,
         database,
         label,
-        user=_decode(user),
-        password=_decode(password),
+        user=_OF_BROKER.decode(user),
+        password=_OF_BROKER.decode(password),
         sentinel_user=options.pop("sentinel_username", ""),
         sentinel_password=options.pop("sentinel_password", ""),
         tls_files={name: value for name, value in options.items() if name in _FILES},
         checks_certificate=_choice(options, "ssl_cert_reqs", _REQUIREMENTS),
         checks_name=_choice(options, "ssl_check_hostname", _TRUTH),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyUrl:
+    """A proxy's URL, taken apart by `parse_proxy_url`.
+
+    Attributes:
+        scheme: how the proxy is spoken to; ``https`` is HTTP over TLS.
+        address: the proxy's.
+        label: the URL without user and password, for messages.
+        user, password: the login for the proxy; empty if there is none.
+    """
+
+    scheme: ProxyScheme
+    address: Address
+    label: str
+    user: str = field(repr=False)
+    password: str = field(repr=False)
+
+
+def parse_proxy_url(url: str, named_by: str) -> ProxyUrl:
+    """Take a proxy's URL apart.
+
+    Args:
+        url: the URL.
+        named_by: the variable that holds it, for messages.
+
+    Raises:
+        ConfigError: the scheme is unknown, host or port are missing, or the user or password is
+            not percent-encoded.
+    """
+    kind = _Kind(named_by, "REDISLINK_BROKER_PROXY_PASSWORD_FILE")
+    given, divider, rest = url.partition("://")
+    scheme = _PROXY_SCHEMES.get(given.lower())
+    if not divider or scheme is None:
+        raise ConfigError(f"{named_by}: no proxy of a scheme that is known: {WRITE_PROXY_SO}")
+    authority, _, path = rest.partition("/")
+    credentials, _, place = authority.rpartition("@")
+    kind.check_encoded(url, credentials, path)
+    try:
+        address = _address(place, 0)
+    except ValueError:
+        raise ConfigError(f"{named_by}: its host or port is not valid: {WRITE_PROXY_SO}") from None
+    if not address[1]:
+        raise ConfigError(f"{named_by}: no port: {WRITE_PROXY_SO}")
+    if path:
+        raise ConfigError(f"{named_by}: something stands after host and port: {WRITE_PROXY_SO}")
+    user, _, password = credentials.partition(":")
+    label = f"{scheme}://{join(address)}"
+    return ProxyUrl(scheme, address, label, kind.decode(user), kind.decode(password))
 
 
 def check_host(text: str) -> str:
@@ -213,26 +314,6 @@ def join(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _check_encoded(url: str, credentials: str, path: str, query: str) -> None:
-    """Raise if a password may contain a ``/``, ``?``, ``#`` or ``@`` that is not encoded."""
-    if "#" in url or " " in url or not url.isprintable() or _BAD_ESCAPE(url):
-        raise _not_encoded()
-    if any("@" in part for part in (credentials, path, query)):
-        raise _not_encoded()
-
-
-def _not_encoded() -> ConfigError:
-    return ConfigError(f"broker URL: it has a character that must be encoded: {_ENCODE}")
-
-
-def _decode(text: str) -> str:
-    """Return the text without its percent-encoding."""
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise _not_encoded() from None
-
-
 def _addresses(kind: BrokerKind, scheme: str, place: str) -> tuple[Address, ...]:
     default = _SENTINEL_PORT if kind == "sentinel" else _PORT
     places = [place] if kind == "server" else place.split(",")
@@ -266,7 +347,7 @@ def _options(scheme: str, kind: BrokerKind, query: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict")
     except ValueError:
-        raise _not_encoded() from None
+        raise _OF_BROKER.not_encoded() from None
     for name, value in pairs:
         if name in _CREDENTIALS:
             raise ConfigError(
@@ -278,7 +359,7 @@ def _options(scheme: str, kind: BrokerKind, query: str) -> dict[str, str]:
             raise ConfigError(
                 f"broker URL: an option{shown} after the ? that redislink does not take: leave it "
                 f"out (timeouts are settings), or use one of {', '.join(sorted(_OPTIONS))}. If it "
-                f"is part of a password, {_ENCODE}"
+                f"is part of a password, {_ENCODE}{_OF_BROKER.password_file}"
             )
         if name in options:
             raise ConfigError(f"broker URL: {name} appears twice: leave one out")

@@ -23,6 +23,7 @@ from redislink.broker.tls import (
     EXPIRED,
     NOT_YET_VALID,
     WRONG_NAME,
+    Secured,
     about_our_certificate,
     secure,
     speaks_plain,
@@ -241,7 +242,7 @@ def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) 
 @contextlib.contextmanager
 def _handshake(
     exam: Examination, context: ssl.SSLContext, address: Address, info: tuple[Any, ...]
-) -> Iterator[tuple[ssl.SSLSocket, x509.Certificate]]:
+) -> Iterator[tuple[Secured, x509.Certificate]]:
     """A TLS connection on which the server has answered; and its certificate.
 
     In TLS 1.3 a server's refusal of our certificate comes only after the handshake.
