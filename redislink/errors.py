@@ -12,7 +12,7 @@
     │   ├── BrokerUnreachable  no connection, or the connection broke
     │   ├── BrokerAuthError    the broker rejects our user or password
     │   ├── BrokerPermissionError  the broker forbids our user a command or a key
-    │   ├── BrokerBusy         the broker cannot serve us now (loading, failing over, full)
+    │   ├── BrokerBusy         the broker refuses us for now (full, loading, a replica)
     │   ├── BrokerRefused      the broker answered with any other error
     │   └── ProxyRefused       the proxy on the way to the broker does not let us through
     ├── PeerError              another party is at fault, or missing
@@ -45,7 +45,7 @@ next. No message holds a payload, a key or a password.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from redislink.text import MOST_IN_LINE, one_line
 
@@ -105,6 +105,15 @@ class BrokerError(RedisLinkError):
 
     retryable = False
     """True if waiting may mend it, so that trying again is right."""
+    refusal = ""
+    """What the broker answered, in redislink's words, such as ``out of memory``; empty if it did
+    not answer."""
+
+    def restated(self, message: str) -> Self:
+        """Return an error of the same class, with the same attributes and another message."""
+        error = type(self)(message)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class BrokerUnreachable(BrokerError):
@@ -122,9 +131,30 @@ class BrokerPermissionError(BrokerError):
 
 
 class BrokerBusy(BrokerError):
-    """The broker cannot serve us now: it is loading, failing over, or out of memory."""
+    """The broker refuses us for now: it is out of memory, loading, failing over, or a replica.
+
+    It ends a session once it has lasted for ``REDISLINK_BROKER_TIMEOUT``.
+    """
 
     retryable = True
+    is_partial = False
+    """True if it refuses only some commands: a full broker still pops and removes, and a node of a
+    Cluster still serves the slots that are not being moved."""
+    is_full = False
+    """True if the broker is out of memory."""
+    used_memory: int | None = None
+    """Bytes of memory that a full broker uses; None if it does not say."""
+    memory_limit: int | None = None
+    """Bytes that its ``maxmemory`` allows; None if it does not say."""
+
+    def with_memory(self, used: int, limit: int) -> Self:
+        """Return this error with the memory that a full broker uses and may use, in bytes."""
+        figures = f"{used / 2**20:.1f} MiB used of {limit / 2**20:.1f} MiB"
+        said, _, remedy = str(self).rpartition(": ")
+        error = self.restated(f"{said}, {figures}: {remedy}")
+        error.refusal = f"{self.refusal}, {figures}"
+        error.used_memory, error.memory_limit = used, limit
+        return error
 
 
 class BrokerRefused(BrokerError):
@@ -161,8 +191,9 @@ class PartyTaken(PeerError):
 def reason_for_peers(error: BaseException) -> str:
     """What to tell the peers when this error ends this party's run.
 
-    For an error of the broker or in this party's settings, the peers get only its class, because
-    its text may hold host names, paths and what the broker said. For an error that is not ours
+    For an error of the broker or in this party's settings, the peers get only its class and what
+    redislink calls the broker's refusal, because its text may hold host names, paths and what the
+    broker said. For an error that is not ours
     they get only its class, because its text might hold this party's data. An error with an
     attribute ``told_to_peers`` decides itself what they get.
     """
@@ -170,7 +201,7 @@ def reason_for_peers(error: BaseException) -> str:
     if isinstance(told, str):
         return told
     if isinstance(error, BrokerError):
-        return f"{type(error).__name__} at its broker"
+        return f"{type(error).__name__} at its broker{error.refusal and f': {error.refusal}'}"
     if isinstance(error, RedisLinkError) and not isinstance(error, ConfigError):
         return str(error)
     return f"{type(error).__name__} in its program"

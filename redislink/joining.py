@@ -75,11 +75,10 @@ def connect(
     instance = secrets.token_bytes(INSTANCE_BYTES)
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
-    outage = Outage(
-        name, settings.broker_timeout, PartyLogger(spec.session, name, "redislink.progress")
-    )
-    observers = Observers(settings, spec.session, name)
     log = PartyLogger(spec.session, name)
+    progress = PartyLogger(spec.session, name, "redislink.progress")
+    outage = Outage(name, settings.broker_timeout, progress, log, broker.memory)
+    observers = Observers(settings, spec.session, name)
     for warning in warnings(spec):
         log.warning("%s: %s: %s", name, warning, REMEDY)
     inboxes = {party: list_names.claim_key(spec.session, party) for party in spec.party_names}
@@ -99,9 +98,9 @@ def connect(
     except BaseException:
         observers.close()
         raise
-    mark = list_names.mark_list(spec.session, next(p for p in spec.party_names if p != name), name)
-    outbox = make_outbox(broker, settings.list_ttl, inboxes.values(), mark)
-    inbox = Inbox(home, on_open=outage.ended)
+    marks = [list_names.mark_list(spec.session, p, name) for p in spec.party_names if p != name]
+    outbox = make_outbox(broker, settings.list_ttl, inboxes.values(), marks)
+    inbox = Inbox(home)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
     status_key = list_names.status_key(spec.session, name)
     if settings.status:

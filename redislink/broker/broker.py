@@ -290,6 +290,28 @@ class Broker:
         proxy = self._proxy
         return proxy if proxy is not None and proxy.serves(address) else None
 
+    def memory(self) -> tuple[int, int] | None:
+        """Return the bytes of memory that the broker uses and may use, of its fullest server.
+
+        Returns:
+            None if it has no limit, is out of reach, or does not let this user see.
+        """
+        with contextlib.suppress(BrokerError):
+            servers = [self.on(at) for at in self.masters()] if self.is_cluster else [self]
+            found = [memory for server in servers if (memory := server._memory_here())]
+            return max(found, key=lambda memory: memory[0] / memory[1], default=None)
+        return None
+
+    def _memory_here(self) -> tuple[int, int] | None:
+        with contextlib.closing(self.open()) as connection:
+            reply = connection.execute(b"INFO", b"memory", timeout=self.timeout, most=LISTING)
+        pairs = (line.partition(b":") for line in bytes(reply or b"").splitlines())
+        found = {name: value.strip() for name, _, value in pairs}
+        used, limit = (found.get(name, b"") for name in (b"used_memory", b"maxmemory"))
+        if not (used.isdigit() and limit.isdigit() and int(limit)):
+            return None
+        return int(used), int(limit)
+
     def _connect(
         self,
         address: Address | None,
@@ -333,7 +355,7 @@ class Broker:
             )
         except BrokerAuthError as error:
             # A password is rotated on the server and here, one after the other.
-            error.retryable = credentials.may_change and credentials.were_accepted
+            error.retryable = credentials.were_accepted
             raise
         credentials.were_accepted = True
         return connection

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import methodcaller
 from typing import cast
 
@@ -29,9 +29,17 @@ from redislink.protocol import list_names
 class ClusterOutbox:
     """All that one party sends, on one connection for each node."""
 
-    def __init__(self, broker: Broker, ttl: int, inboxes: Iterable[bytes]) -> None:
-        """Args: seconds that a list lives after the last push; name of one list of each inbox."""
+    def __init__(
+        self, broker: Broker, ttl: int, inboxes: Iterable[bytes], marks: Sequence[bytes]
+    ) -> None:
+        """Args:
+        broker: the Cluster.
+        ttl: seconds that a list lives after the last push.
+        inboxes: the name of one list of each inbox.
+        marks: as for `Outbox.use_marks`.
+        """
         self._broker = broker
+        self.use_marks(marks)
         self._ttl = ttl
         self._inboxes = {list_names.inbox_of(name): name for name in inboxes}
         self._reconnecting = threading.Lock()
@@ -45,6 +53,10 @@ class ClusterOutbox:
         self._closed = False
         dies_in_child(self)
 
+    def use_marks(self, names: Sequence[bytes]) -> None:
+        """As `Outbox.use_marks`; each node gets those in its inboxes, from `reconnect` on."""
+        self._marks = {list_names.inbox_of(name): name for name in names}
+
     @property
     def error(self) -> BrokerError | None:
         """Why there is no connection to one of the nodes; None while there are all."""
@@ -56,9 +68,9 @@ class ClusterOutbox:
         return found
 
     @property
-    def last_refusal(self) -> BrokerBusy | None:
-        """What one of the nodes last said when it did not take a push."""
-        refusals = (outbox.last_refusal for outbox in tuple(self._nodes.values()))
+    def refusal(self) -> BrokerBusy | None:
+        """As `Outbox.refusal`, of a node that refuses pushes."""
+        refusals = (outbox.refusal for outbox in tuple(self._nodes.values()))
         return next((refusal for refusal in refusals if refusal is not None), None)
 
     @property
@@ -145,6 +157,8 @@ class ClusterOutbox:
                 for address in dict.fromkeys(addresses.values()):
                     outbox = old.get(address) or Outbox(self._broker.on(address), self._ttl)
                     nodes[address] = outbox
+                    here = (inbox for inbox, at in addresses.items() if at == address)
+                    outbox.use_marks([self._marks[i] for i in here if i in self._marks])
                     if outbox.error is not None:
                         outbox.reconnect()
             except BaseException:
@@ -194,8 +208,10 @@ class ClusterOutbox:
 AnyOutbox = Outbox | ClusterOutbox
 
 
-def make_outbox(broker: Broker, ttl: int, inboxes: Iterable[bytes], mark: bytes) -> AnyOutbox:
+def make_outbox(
+    broker: Broker, ttl: int, inboxes: Iterable[bytes], marks: Sequence[bytes]
+) -> AnyOutbox:
     """What fits the broker; see `Outbox` and `ClusterOutbox`."""
     if broker.is_cluster:
-        return ClusterOutbox(broker, ttl, inboxes)
-    return Outbox(broker, ttl, mark)
+        return ClusterOutbox(broker, ttl, inboxes, marks)
+    return Outbox(broker, ttl, marks)

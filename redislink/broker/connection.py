@@ -320,7 +320,7 @@ class BrokerConnection:
         if farewell is not None:
             refusal = self._refused(farewell, to_auth=doing == "connecting")
             # Whatever it says, this connection is gone, and another one may work.
-            return BrokerUnreachable(str(refusal))
+            return _unreachable(refusal, str(refusal))
         known = None if self._explain is None else self._explain(error)
         if known is not None:
             return known
@@ -355,5 +355,12 @@ class BrokerConnection:
                 self._on_elsewhere(text)
                 # The remedy for MOVED is to name the Cluster, which the URL does.
                 remedy = "it is found anew; if this lasts, see the broker's log"
-                return BrokerUnreachable(f"{str(error).rpartition(': ')[0]}: {remedy}")
+                return _unreachable(error, f"{str(error).rpartition(': ')[0]}: {remedy}")
         return error
+
+
+def _unreachable(refusal: BrokerError, message: str) -> BrokerUnreachable:
+    """Return the error for a connection that is of no use any more after this refusal."""
+    error = BrokerUnreachable(message)
+    error.refusal = refusal.refusal
+    return error

@@ -40,6 +40,8 @@ class ServerError:
         remedy: what to do about it.
         is_elsewhere: True if our lists are on another server now: the connection is useless, and
             the lists must be looked up again.
+        is_partial: True if the server refuses only some commands; see `BrokerBusy`.
+        is_full: True if the server is out of memory.
     """
 
     begins: tuple[str, ...]
@@ -47,6 +49,8 @@ class ServerError:
     called: str
     remedy: str
     is_elsewhere: bool = False
+    is_partial: bool = False
+    is_full: bool = False
 
     @property
     def retryable(self) -> bool:
@@ -103,7 +107,14 @@ SERVER_ERRORS: Final = (
         "it has as many connections as it takes",
         "wait for some to end, or raise its maxclients (10 for each party)",
     ),
-    ServerError(("OOM",), BrokerBusy, "out of memory", "raise its maxmemory"),
+    ServerError(
+        ("OOM",),
+        BrokerBusy,
+        "out of memory",
+        "raise its maxmemory",
+        is_partial=True,
+        is_full=True,
+    ),
     ServerError(("LOADING",), BrokerBusy, "it is loading its data", "wait, or see its log"),
     ServerError(
         ("BUSY ",),
@@ -140,6 +151,7 @@ SERVER_ERRORS: Final = (
         BrokerBusy,
         "this slot is being moved to another node",
         "wait for the move to end, or see CLUSTER NODES",
+        is_partial=True,
     ),
     ServerError(
         ("IOERR", "NO UPSTREAM HOST", "UPSTREAM FAILURE"),
@@ -226,4 +238,8 @@ def translate_error_reply(
     said = own_words(hide(text))
     if to_auth and row is SERVER_ERRORS[-1]:
         said = said.partition(" ")[0]
-    return row.kind(f"broker {label}: {row.called} ({said}): {row.remedy}")
+    error = row.kind(f"broker {label}: {row.called} ({said}): {row.remedy}")
+    error.refusal = row.called
+    if isinstance(error, BrokerBusy):
+        error.is_partial, error.is_full = row.is_partial, row.is_full
+    return error

@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from redislink.broker.broker import Broker
@@ -52,7 +52,6 @@ class Wait:
         "_bytes_ahead",
         "_connection",
         "_interrupted",
-        "_on_open",
         "_posted",
         "cancelled",
         "give_up",
@@ -61,15 +60,13 @@ class Wait:
         "registered",
     )
 
-    def __init__(self, broker: Broker, on_open: Callable[[], None]) -> None:
+    def __init__(self, broker: Broker) -> None:
         """Not for users.
 
         Args:
             broker: the broker to pop from.
-            on_open: called whenever a new connection works.
         """
         self._broker = broker
-        self._on_open = on_open
         self.margin = min(_LONGEST_MARGIN, broker.timeout)
         self._connection: BrokerConnection | None = None
         self._interrupted = False
@@ -248,7 +245,6 @@ class Wait:
 
     def _open(self) -> BrokerConnection:
         connection = self._connection = self._broker.open_answering()
-        self._on_open()
         return connection
 
     def _ended(self, error: BaseException) -> BaseException:
@@ -273,15 +269,13 @@ class Wait:
 class Inbox:
     """Receives everything for one party, on as many connections as threads wait at once."""
 
-    def __init__(self, broker: Broker, on_open: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, broker: Broker) -> None:
         """Not for users.
 
         Args:
             broker: the broker to pop from.
-            on_open: called whenever a new connection works.
         """
         self._broker = broker
-        self._on_open = on_open
         self._idle: deque[Wait] = deque()
         self._all: list[Wait] = []
         self._closed = False
@@ -300,7 +294,7 @@ class Inbox:
                 raise EndpointClosed(
                     "the endpoint is closed: open one with redislink.connect()"
                 ) from None
-            wait = Wait(self._broker, self._on_open)
+            wait = Wait(self._broker)
             self._all.append(wait)
             return wait
 

@@ -10,14 +10,18 @@ Rules:
 - No thread waits for the network with the lock held, except for `_PATIENCE` at most.
 - The outbox sends nothing twice. While the connection is broken, it drops all writes until
   `reconnect`. Delivery then resends whatever was under way.
+- A connection counts as open once the broker has accepted a push on it, or refuses only some
+  commands. A full broker still removes lists, and that is what makes room.
 - One lock: writes from several threads go out in some order, each of them whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
@@ -51,37 +55,70 @@ to a thread."""
 _LONGEST_WAIT: Final = 0.05
 """Seconds between checks for what another thread may have done."""
 _IDLE_SECONDS: Final = 0.05
+_ASK_INTERVAL: Final = 1.0
+"""Seconds between two marks that ask whether the broker accepts pushes again."""
 _JOIN_SECONDS: Final = 5.0
+_PUSH_REPLIES: Final = 2
 _logger = logging.getLogger("redislink")
+
+
+def push_afresh(
+    broker: Broker, elements: Sequence[tuple[bytes, tuple[bytes, Buffer]]], ttl: int
+) -> None:
+    """Push small elements on a new connection, as many as the broker accepts. Never raises.
+
+    Args:
+        broker: the broker; on a Cluster, the node that has all of these lists.
+        elements: (list's name, element in two parts).
+        ttl: seconds that the lists live.
+    """
+    with contextlib.suppress(BrokerError), contextlib.closing(broker.open()) as connection:
+        for name, element in elements:
+            connection.write(pack_push(name, element, ttl * 1000, clear=False))
+            for _ in range(_PUSH_REPLIES):
+                try:
+                    connection.read(broker.timeout)
+                except BrokerError:  # it may accept the next one, to another peer
+                    if not connection.usable:
+                        return
 
 
 class Outbox:
     """Sends everything that one party sends, on one connection."""
 
-    def __init__(self, broker: Broker, ttl: int, mark: bytes | None = None) -> None:
+    def __init__(self, broker: Broker, ttl: int, marks: Sequence[bytes] = ()) -> None:
         """Args:
         broker: the broker that has the lists.
         ttl: seconds that a list lives after the last push onto it.
-        mark: a list of our own, for pushes that test whether the broker still takes any; None
-            makes the broker answer every push.
+        marks: as for `use_marks`; without any, the broker answers every push.
         """
         self._broker = broker
         self._ttl_ms = ttl * 1000
-        self._mark = b"" if mark is None else pack_mark(mark, self._ttl_ms)
-        self._may_be_quiet = mark is not None and broker.may_be_quiet
+        self._may_be_quiet = bool(marks) and broker.may_be_quiet
         self._replies = Replies()
         self._lock = threading.Lock()
+        self.use_marks(marks)
         self._moved = threading.Condition(self._lock)
         """Notified when the backlog gets shorter or ends."""
         self._backlog: Backlog | None = None
         self._writer: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
         self._written_at = 0.0
+        self._asked_at = 0.0
         self._error: BrokerError | None = BrokerUnreachable(
             f"broker {broker.label}: the outbox has not connected yet"
         )
         self._closed = False
         dies_in_child(self)
+
+    def use_marks(self, names: Sequence[bytes]) -> None:
+        """Set the lists for pushes that test whether the broker accepts any.
+
+        Args:
+            names: a list in the inbox of each peer, used in turns: the broker may forbid us one.
+        """
+        with self._lock:
+            self._marks = deque(pack_mark(name, self._ttl_ms) for name in names)
 
     @property
     def error(self) -> BrokerError | None:
@@ -104,9 +141,9 @@ class Outbox:
         return self._replies.moved_at
 
     @property
-    def last_refusal(self) -> BrokerBusy | None:
-        """The broker's last refusal of a push."""
-        return self._replies.last_refusal
+    def refusal(self) -> BrokerBusy | None:
+        """The broker's last refusal of a push; None once it has accepted a later one."""
+        return self._replies.refusal
 
     def push(
         self,
@@ -265,9 +302,11 @@ class Outbox:
         """Open the connection, or a new one after the last one broke.
 
         Raises:
+            BrokerBusy: the broker accepts no push.
             BrokerError: that is not possible now.
         """
         connection = self._broker.open_answering()
+        refusal = self._try_push(connection)
         if self._may_be_quiet:
             self._may_be_quiet = False  # if the connection does not survive the question, stop it
             self._may_be_quiet = knows_quiet(connection, self._broker.timeout)
@@ -278,6 +317,9 @@ class Outbox:
             connection.be_patient(_PATIENCE)
             self._connection = connection
             self._error = None
+            self._replies.refusal = None
+            if refusal is not None:
+                self._replies.refused(refusal)
 
     def close(self) -> None:
         """Close the connection; later writes raise EndpointClosed."""
@@ -370,10 +412,51 @@ class Outbox:
             # Read after the write, not before: somebody waits for the write.
             owed.read(connection)
 
+    def _try_push(self, connection: BrokerConnection) -> BrokerBusy | None:
+        """Push a mark, and return the broker's refusal if that is only partial.
+
+        What waiting does not mend is left to the pushes that follow, which say what it prevents.
+
+        Raises:
+            BrokerError: it refuses the push for another reason; the connection is closed.
+        """
+        if not self._marks:
+            return None
+        refusal: BrokerBusy | None = None
+        try:
+            connection.write((self._next_mark(),))
+            for _ in range(MARK_REPLIES):
+                try:
+                    connection.read(self._broker.timeout)
+                except BrokerError as error:
+                    if isinstance(error, BrokerBusy) and error.is_partial:
+                        refusal = error
+                    elif error.retryable:
+                        raise
+        except BrokerError:
+            connection.close()
+            raise
+        return refusal
+
     def _mark_quiet(self, connection: BrokerConnection) -> None:
-        """Make the broker answer for the pushes that it took without an answer."""
-        if self._replies.quiet:
-            self._write_answered(connection, (self._mark,), MARK_REPLIES, None, URGENT)
+        """Make the broker answer for the pushes that it took without an answer.
+
+        If it refused the last one, ask whether it accepts any again: perhaps nothing else is
+        pushed for long.
+        """
+        if self._replies.quiet or (self._replies.refusal is not None and self._may_ask()):
+            self._write_answered(connection, (self._next_mark(),), MARK_REPLIES, None, URGENT)
+
+    def _next_mark(self) -> bytes:
+        self._marks.rotate(-1)
+        return self._marks[-1]
+
+    def _may_ask(self) -> bool:
+        now = time.monotonic()
+        if not self._marks or now - self._asked_at < _ASK_INTERVAL:
+            return False
+        self._asked_at = now
+        return True
 
     def _hush(self, connection: BrokerConnection) -> None:
         """Tell the broker to answer only marks from now on, if it can and refused nothing lately.

@@ -51,7 +51,7 @@ class Replies:
         quiet: the tokens of pushes that no mark covers yet; None while the broker answers all.
         answers: how many writes have got all their replies so far.
         answered: (token, taken) of each answered push, until the outbox hands it out.
-        last_refusal: the broker's last refusal of a push.
+        refusal: the broker's last refusal of a push; None once it has accepted a later one.
         loud_until: when the broker may again be told to answer only marks; monotonic seconds.
         moved_at: when the broker last answered, or last took a waiting write; monotonic seconds.
             The outbox sets it too.
@@ -62,7 +62,7 @@ class Replies:
         self.quiet: list[object] | None = None
         self.answers = 0
         self.answered: list[tuple[object, bool]] = []
-        self.last_refusal: BrokerBusy | None = None
+        self.refusal: BrokerBusy | None = None
         self.loud_until = 0.0
         self.moved_at = 0.0
         self._read_of_first = 0
@@ -89,6 +89,11 @@ class Replies:
         self._read_of_first = 0
         self._refusal = None
 
+    def refused(self, error: BrokerBusy) -> None:
+        """Note that the broker refused a push; it then answers everything for a while."""
+        self.refusal = error
+        self.loud_until = time.monotonic() + _LOUD_SECONDS
+
     def read(self, connection: BrokerConnection) -> None:
         """Take the replies that have arrived, without waiting for more.
 
@@ -103,8 +108,8 @@ class Replies:
                     if not connection.read_now():
                         return
                 except BrokerBusy as error:
-                    self._refusal = self.last_refusal = error
-                    self.loud_until = time.monotonic() + _LOUD_SECONDS
+                    self._refusal = error
+                    self.refused(error)
                 replies = 1
             self.moved_at = time.monotonic()
             replies += self._read_of_first
@@ -117,6 +122,9 @@ class Replies:
                 self.answered += [(taken, True) for taken in quiet if taken is not None]
                 if token is not None:
                     self.answered.append((token, self._refusal is None))
+                # A full broker refuses pushes, and does what a write of fewer replies asks for.
+                if self._refusal is None and (token is not None or needed >= MARK_REPLIES):
+                    self.refusal = None
                 self._refusal = None
             self.answers += owed - len(self.unread)
             self._read_of_first = replies

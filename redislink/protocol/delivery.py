@@ -385,9 +385,12 @@ class Delivery:
         """Note that the control list was just found empty: the peer has been silent until now.
 
         Only time spent listening counts against the peer. So a pause of our own (the GIL held, the
-        broker away) never makes a living peer look dead. Listen at least every
-        ``heartbeat_interval``.
+        broker away) never makes a living peer look dead. Nor does a broker that refuses our control
+        frames, because it refuses the peer's too. Listen at least every ``heartbeat_interval``.
         """
+        if self._sending.is_mute:
+            self._last_listened = now
+            return
         pause = max(0.0, now - self._last_listened)
         self._silent_for += min(pause, self._timing.heartbeat_interval)
         self._last_listened = now

@@ -315,6 +315,11 @@ class Sending:
         else:
             self._mute_since = None
 
+    @property
+    def is_mute(self) -> bool:
+        """True while the broker refuses even control frames."""
+        return self._mute_since is not None
+
     def refused(self, push: Push, now: float) -> None:
         """Note that the broker had no room for this push; a chunk is sent again after a pause."""
         self._stats.frames_refused += 1

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
-from redislink.broker.outage import Outage
+from redislink.broker.outage import Outage, Way
 from redislink.errors import (
     BrokerError,
     BrokerPermissionError,
@@ -111,13 +111,13 @@ class PartyClaim:
                 if self._set(connection):
                     break
                 left = self._call(connection, b"PTTL", self._key)
-                outage.ended()
+                outage.ended(Way.PUSH)
             except BrokerError as error:
                 failures += 1
                 is_there = is_there or not isinstance(error, BrokerUnreachable)
                 if self._connection is None and not is_there and failures >= _FIRST_TRIES:
                     raise
-                time.sleep(outage.failed(error))
+                time.sleep(outage.failed(error, Way.PUSH))
                 continue
             if not isinstance(left, int):
                 connection.close()
@@ -142,7 +142,7 @@ class PartyClaim:
                     "or run as another party or session"
                 )
             time.sleep(_POLL_SECONDS)
-        outage.ended()
+        outage.ended(Way.PUSH)
         self._thread = threading.Thread(target=self._renew, name="redislink-claim", daemon=True)
         self._thread.start()
 

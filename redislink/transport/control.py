@@ -11,6 +11,7 @@ import time
 from typing import Final, cast
 
 from redislink.broker.inbox import Interrupted
+from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
 from redislink.errors import (
     BrokerError,
@@ -70,6 +71,7 @@ class Control:
     def _run(self) -> None:
         try:
             self._serve()
+            self._core.tell_of_broker()
         except RedisLinkError as error:
             self._core.fail(error)
         except Exception as error:
@@ -88,17 +90,19 @@ class Control:
         }
         sources |= {name: (core.peers[p], False) for name, p in core.rendezvous.lists.items()}
         names = list(sources)
-        while not core.stopped.is_set():
+        while not core.stopped.is_set() and not isinstance(core.failure, BrokerError):
             try:
                 pause = self._serve_timers()
                 names = [*names[1:], names[0]]  # so that a busy first list starves no other
                 popped = self._wait.pop(names, core.broker.blpop_slice(pause))
-                core.outage.ended()
+                core.outage.ended(Way.POP)
             except (Interrupted, EndpointClosed):
                 return
             except BrokerError as error:
+                if core.failure is not None:
+                    return
                 try:
-                    core.stopped.wait(core.give_up_or_pause(error))
+                    core.stopped.wait(core.give_up_or_pause(error, Way.POP))
                 except BrokerError:
                     return
                 core.tell_all(lambda delivery: delivery.not_listening(time.monotonic()))
@@ -118,9 +122,14 @@ class Control:
             core.check_peers()
 
     def _serve_timers(self) -> float:
-        """Do what is due, and return how many seconds the control thread may wait."""
+        """Do what is due, and return how many seconds the control thread may wait.
+
+        Raises:
+            BrokerError: the broker has refused pushes for too long; the session has failed.
+        """
         core = self._core
         busy = self._collect()
+        core.check_pushes()
         now = time.monotonic()
         if core.outbox.error is not None:
             core.mend_outbox()

@@ -14,25 +14,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
 from redislink.broker import AnyOutbox, Broker, Inbox
-from redislink.broker.outage import Outage
-from redislink.broker.wire import LARGE
+from redislink.broker.outage import Outage, Way
+from redislink.broker.outbox import push_afresh
+from redislink.broker.wire import LARGE, Buffer
 from redislink.cluster import ClusterSpec
 from redislink.errors import (
     BrokerError,
     BrokerRefused,
     BrokerTampered,
+    BrokerUnreachable,
     EndpointClosed,
     FrameError,
     RedisLinkError,
     UsageError,
     UsedAfterFork,
+    reason_for_peers,
 )
 from redislink.forking import Dead, used_after_fork
 from redislink.logs import PartyLogger, is_power_of_two
@@ -104,7 +107,8 @@ class Core:
         stopped: set when the threads must end.
         sleepers: the number of threads that wait on ``changed`` for acks.
         reconnects: how often the outbox has reconnected.
-        last_words: control frames pushed while closing; delivery does not resend these.
+        last_words: control frames pushed while closing, or after a failure; delivery does not
+            resend these.
         element_size: how large an element the broker accepts.
     """
 
@@ -224,7 +228,7 @@ class Core:
                 if isinstance(push, Leftover):
                     outbox.delete(name)
                     continue
-                if self.closing and push.tag is None:
+                if push.tag is None and (self.closing or self.failure is not None):
                     self.last_words.append((peer, push))
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
                 size = push.message_bytes or len(push.body)
@@ -302,17 +306,50 @@ class Core:
         if failure is not None and self.failure is None:
             self.fail(failure)
 
-    def give_up_or_pause(self, error: BrokerError) -> float:
+    def give_up_or_pause(self, error: BrokerError, way: Way) -> float:
         """Return the seconds to pause before the next try.
 
         Raises:
             BrokerError: there will be no next try; the session has failed.
         """
         try:
-            return self.outage.failed(error)
+            return self.outage.failed(error, way)
         except BrokerError as final:
             self.fail(final)
             raise
+
+    def check_pushes(self) -> None:
+        """Note whether the broker accepts pushes. The control thread calls this all the time.
+
+        Raises:
+            BrokerError: it has refused them for too long; the session has failed.
+        """
+        refusal = self.outbox.refusal
+        if refusal is not None:
+            self.give_up_or_pause(refusal, Way.PUSH)
+        elif self.outage.lasts and self.outbox.error is None:
+            self.outage.ended(Way.PUSH)
+
+    def tell_of_broker(self) -> None:
+        """Tell the peers if a failure at the broker has ended the session.
+
+        The program may notice the failure much later. And the outbox may be lost while the broker
+        still lets us in: it may refuse only what we push to one peer.
+        """
+        failure = self.failure
+        if not isinstance(failure, BrokerError):
+            return
+        reason = reason_for_peers(failure)
+        self.tell_all(lambda delivery: delivery.abort(reason))
+        if self.outbox.error is None or isinstance(failure, BrokerUnreachable):
+            return
+        by_node: dict[bytes, list[tuple[bytes, tuple[bytes, Buffer]]]] = defaultdict(list)
+        for peer, push in tuple(self.last_words):
+            name = peer.out_list(None)
+            node = list_names.inbox_of(name) if self.broker.is_cluster else b""
+            by_node[node].append((name, peer.codec.encode_parts(name, push.frame, push.body)))
+        for elements in by_node.values():
+            push_afresh(self.broker.at(elements[0][0]), elements, _CONTROL_TTL)
 
     # -- blaming the peer or the broker for a frame ------------------------------------------
 
@@ -375,11 +412,12 @@ class Core:
 
     def _run_mending(self) -> None:
         try:
-            while (error := self.outbox.error) is not None and not self.stopped.is_set():
+            error = self.outbox.error
+            while error is not None and not self.stopped.is_set():
                 try:
-                    self.stopped.wait(self.give_up_or_pause(error))
+                    self.stopped.wait(self.give_up_or_pause(error, Way.PUSH))
                     self.outbox.reconnect()
-                    self.outage.ended()
+                    self.check_pushes()
                 except BrokerError as again:
                     if self.failure is not None:
                         return
@@ -387,8 +425,10 @@ class Core:
                     if not again.retryable:
                         self.fail(again)
                         return
+                    error = again  # the first one need not be why it lasts
                     continue
                 self._reconnected()
+                error = self.outbox.error
         except EndpointClosed:
             return
         finally:

@@ -14,6 +14,7 @@ import time
 from typing import Final, NoReturn
 
 from redislink.broker.inbox import Interrupted, Wait
+from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, FrameError, PeerError, RecvCancelled, RecvTimeout
 from redislink.protocol import list_names
@@ -88,14 +89,14 @@ class Receiving:
                 except Interrupted:
                     self._check_interrupted(peer, tag, wait)
                 except BrokerError as error:
-                    pause = core.give_up_or_pause(error)
+                    pause = core.give_up_or_pause(error, Way.POP)
                     self._ask_for(peer, tag, wait)
                     with core.changed:
                         core.changed.wait(min(pause, left))
                         core.check_usable()
                 else:
                     if core.outage.lasts:
-                        core.outage.ended()
+                        core.outage.ended(Way.POP)
                     if element is not None:
                         message = self._receive(peer, tag, name, element, wait)
                 if message is None:
@@ -145,9 +146,9 @@ class Receiving:
             wait = core.inbox.acquire()
             try:
                 element = wait.pop_now(name)
-                core.outage.ended()
+                core.outage.ended(Way.POP)
             except BrokerError as error:
-                core.stopped.wait(core.give_up_or_pause(error))
+                core.stopped.wait(core.give_up_or_pause(error, Way.POP))
                 continue
             finally:
                 core.inbox.release(wait)
@@ -236,7 +237,7 @@ class Receiving:
             self._check_interrupted(peer, tag, wait)
         except BrokerError as error:
             if not error.retryable:
-                core.give_up_or_pause(error)
+                core.give_up_or_pause(error, Way.POP)
             self._ask_for(peer, tag, wait)  # next, the plain way tries the broker again
         finally:
             wait.purpose = None  # before the check: see `register`

@@ -9,7 +9,7 @@ from typing import Final
 
 from redislink.broker import AnyOutbox, Broker, Inbox
 from redislink.broker.inbox import Wait
-from redislink.broker.outage import Outage
+from redislink.broker.outage import Outage, Way
 from redislink.broker.wire import Buffer
 from redislink.cluster import ClusterSpec
 from redislink.errors import BrokerError, ClusterMismatch, FrameError, HandshakeTimeout
@@ -121,10 +121,12 @@ class Rendezvous:
                         if text
                     )
                 )
+            way = Way.PUSH
             try:
                 if now >= next_hello:
                     if self._outbox.error is not None:
                         self._outbox.reconnect()
+                        outage.ended(way)
                         self._connected = True
                         self.reconnected()
                     for peer in missing:
@@ -133,10 +135,11 @@ class Rendezvous:
                         on_progress(missing, now - started)
                     next_hello = now + _HELLO_INTERVAL
                 slice_ = max(0.001, min(next_hello, give_up) - now)
+                way = Way.POP
                 popped = wait.pop(list(self.lists), broker.blpop_slice(slice_))
-                outage.ended()
+                outage.ended(way)
             except BrokerError as error:
-                threading.Event().wait(outage.failed(error))
+                threading.Event().wait(outage.failed(error, way))
                 next_hello = 0.0
                 continue
             if popped is not None:
@@ -155,7 +158,7 @@ class Rendezvous:
             if token is self._token and taken:
                 self._taken_at, self._refusal = now, None
             elif token is self._token:
-                self._refusal = self._outbox.last_refusal
+                self._refusal = self._outbox.refusal
         if self._outbox.error is not None and self._connected:
             self._refusal = self._outbox.error
 
@@ -163,7 +166,7 @@ class Rendezvous:
         """Raise the broker's refusal of our hellos if it is final, or has lasted too long."""
         refusal, silent_for = self._refusal, now - self._taken_at
         if refusal is not None and (not refusal.retryable or silent_for > longest):
-            raise type(refusal)(
+            raise refusal.restated(
                 f"{self._party}: the broker has taken no hello from this party for "
                 f"{silent_for:.0f} s, so the other parties cannot see it: {refusal}"
             )

@@ -57,7 +57,7 @@ def line() -> Line:
 @pytest.fixture
 def wait(line: Line) -> Wait:
     """Connected to `line`."""
-    wait = Wait(line, lambda: None)  # type: ignore[arg-type]
+    wait = Wait(line)  # type: ignore[arg-type]
     wait._open()
     return wait
 

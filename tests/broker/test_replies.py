@@ -29,17 +29,30 @@ class QuietLine(Line):
 
     may_be_quiet = True
 
-    def __init__(self, timeout: float = 10.0, answer: bytes = b"+OK\r\n+PONG\r\n") -> None:
+    def __init__(
+        self,
+        timeout: float = 10.0,
+        answer: bytes = b"+OK\r\n+PONG\r\n",
+        to_mark: bytes = REPLY * 3,
+    ) -> None:
         super().__init__(timeout)
         self.answer = answer
+        self.to_mark = to_mark
 
     def open_answering(self):  # type: ignore[no-untyped-def]
         connection = super().open_answering()
-        self.server.sendall(self.answer)  # to the question that comes next, if it does
+        # To the first mark, and to the question that comes next, if it does.
+        self.server.sendall(self.to_mark + self.answer)
         return connection
 
     def take_question(self) -> None:
+        self.take_mark()
         assert [self.command() for _ in range(3)] == [OFF, ON, [b"PING"]]
+
+    def take_mark(self) -> None:
+        assert self.command() == [b"RPUSH", MARK, b""]
+        assert self.command()[:2] == [b"PEXPIRE", MARK]
+        assert self.command() == [b"DEL", MARK]
 
     def quiet_push(self) -> bytes:
         """The element of a push that gets no answer."""
@@ -63,14 +76,12 @@ class QuietLine(Line):
 
     def unanswered_mark(self) -> None:
         assert self.command() == ON
-        assert self.command() == [b"RPUSH", MARK, b""]
-        assert self.command()[:2] == [b"PEXPIRE", MARK]
-        assert self.command() == [b"DEL", MARK]
+        self.take_mark()
         assert self.command() == OFF
 
 
 def connected(line: QuietLine) -> Outbox:
-    outbox = Outbox(line, 60, MARK)  # type: ignore[arg-type]
+    outbox = Outbox(line, 60, [MARK])  # type: ignore[arg-type]
     outbox.reconnect()
     return outbox
 
@@ -205,6 +216,11 @@ def test_a_refusal_breaks_the_connection_and_the_next_one_is_answered(
     assert line.pushed(oom + REPLY) == (LIST, b"again")
     assert outbox.flush()
     assert outbox.collect() == [("again", False)]
+    assert isinstance(outbox.refusal, BrokerBusy)
+    line.take_mark()  # it asks whether pushes are accepted again
+    line.server.sendall(REPLY * 3)
+    assert outbox.flush()
+    assert outbox.refusal is None
     outbox._replies.loud_until = 0.0  # a minute later
     assert outbox.collect() == []
     assert line.command() == OFF
@@ -240,6 +256,7 @@ def test_a_broker_that_cannot_be_quiet_answers_everything(answer: bytes) -> None
         assert outbox.flush()
     line.answer = b""
     outbox.reconnect()  # as after an outage
+    line.take_mark()
     outbox.push(LIST, (b"", b"x"))
     assert line.pushed() == (LIST, b"x"), "not asked again"
     outbox.close()
@@ -248,11 +265,12 @@ def test_a_broker_that_cannot_be_quiet_answers_everything(answer: bytes) -> None
 
 def test_a_proxy_that_swallows_the_question_is_asked_once() -> None:
     line = QuietLine(timeout=0.1, answer=b"")
-    outbox = Outbox(line, 60, MARK)  # type: ignore[arg-type]
+    outbox = Outbox(line, 60, [MARK])  # type: ignore[arg-type]
     with pytest.raises(BrokerUnreachable):
         outbox.reconnect()
     outbox.reconnect()
     outbox.collect()
+    line.take_mark()
     outbox.push(LIST, (b"", b"x"))
     assert line.pushed() == (LIST, b"x")
     outbox.close()
@@ -264,7 +282,7 @@ def test_a_proxy_that_swallows_the_question_is_asked_once() -> None:
 
 @pytest.fixture
 def real(valkey: EmbeddedBroker) -> Iterator[Outbox]:
-    outbox = Outbox(Broker(valkey.url), 60, MARK)
+    outbox = Outbox(Broker(valkey.url), 60, [MARK])
     outbox.reconnect()
     outbox.collect()
     yield outbox
@@ -295,7 +313,7 @@ def test_all_arrives_in_order(valkey: EmbeddedBroker, real: Outbox, sizes: tuple
 
 def test_without_memory_small_pushes_are_lost_and_that_is_noticed() -> None:
     with EmbeddedBroker() as server:
-        outbox = Outbox(Broker(server.url), 60, MARK)
+        outbox = Outbox(Broker(server.url), 60, [MARK])
         outbox.reconnect()
         outbox.collect()
         admin = Broker(server.url).open()
@@ -327,7 +345,7 @@ def test_a_user_of_a_party_may_be_quiet_and_needs_not(
     admin = Broker(real_server.url).open()
     command = ["ACL", "SETUSER", user.name, "on", acl.hash_rule(password), *rules]
     admin.execute(*command, timeout=5)
-    outbox = Outbox(Broker(acl.party_url(real_server.url, user.name, password)), 60, MARK)
+    outbox = Outbox(Broker(acl.party_url(real_server.url, user.name, password)), 60, [MARK])
     outbox.reconnect()
     assert outbox.collect() == []
     assert (outbox._replies.quiet is not None) is allowed
@@ -342,7 +360,7 @@ def test_a_user_of_a_party_may_be_quiet_and_needs_not(
 
 def test_a_push_without_permission_is_told_at_once(real_server: EmbeddedBroker) -> None:
     """Before anything is quiet: a party says hello to every peer first."""
-    outbox = Outbox(Broker(real_server.url), 60, MARK)
+    outbox = Outbox(Broker(real_server.url), 60, [MARK])
     outbox.reconnect()
     admin = Broker(real_server.url).open()
     admin.execute(b"SET", LIST, b"not a list", timeout=5)

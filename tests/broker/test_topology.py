@@ -113,7 +113,7 @@ class TestCluster:
         session = cluster.spread_session(PARTIES)
         names = [list_names.claim_key(session, party) for party in PARTIES]
         assert sorted(broker.address(name)[1] for name in names) == sorted(cluster.masters)
-        outbox = make_outbox(broker, 60, [*names, *(name + b"2" for name in names)], names[0])
+        outbox = make_outbox(broker, 60, [*names, *(name + b"2" for name in names)], names)
         outbox.reconnect()
         for name in names:
             outbox.push(name, (b"x", b"y"), name)
@@ -182,7 +182,7 @@ def test_a_server_that_is_no_cluster(valkey):
 
 def test_one_server_has_a_plain_outbox(valkey):
     broker = Broker(valkey.url)
-    assert not isinstance(make_outbox(broker, 60, [b"rl:{a:b}:"], b"rl:{a:b}:"), ClusterOutbox)
+    assert not isinstance(make_outbox(broker, 60, [b"rl:{a:b}:"], [b"rl:{a:b}:"]), ClusterOutbox)
     assert broker.at(b"x") is broker
     assert broker.addresses() == []
 

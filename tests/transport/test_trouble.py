@@ -8,7 +8,7 @@ import pytest
 
 from redislink import BrokerUnreachable, RecvTimeout, SendTimeout
 from redislink.broker import EmbeddedBroker, outage
-from redislink.broker.outage import Outage
+from redislink.broker.outage import Outage, Way
 from redislink.communicator import ThreadCommunicator
 from redislink.logs import PartyLogger
 from redislink.protocol.delivery import Delivery, Timing
@@ -51,9 +51,9 @@ def test_an_outage_is_said_while_it_lasts_and_when_it_ends(
     with caplog.at_level(logging.INFO, "redislink.progress"):
         for seconds in (0, 1, 2, 5, 6, 16):
             now = 100.0 + seconds
-            watched.failed(BrokerUnreachable("no route"))
+            watched.failed(BrokerUnreachable("no route"), Way.POP)
         assert watched.describe() == "broker unreachable for 16 s"
-        watched.ended()
+        watched.ended(Way.POP)
     assert watched.describe() == ""
     assert [record.getMessage() for record in caplog.records] == [
         "alice: broker unreachable for 5 s: no route",
