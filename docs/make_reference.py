@@ -39,8 +39,20 @@ INTERNAL: Final = MappingProxyType(
         "FaultyBroker": {"decide", "flush_session", "hold", "open", "take_overtaken"},
         "PeerStats": {"of"},
         "RedisLinkSettings": {"model_post_init"},
+        "SeveralBrokers": {
+            "addresses",
+            "at",
+            "blpop_slice",
+            "in_process",
+            "is_cluster",
+            "may_be_quiet",
+            "move",
+            "note",
+            "open",
+            "why_away",
+        },
         "SpuConfig": {"spu_protocol"},
-        "redislink.broker": {"AnyOutbox", "Inbox", "Outbox", "make_outbox"},
+        "redislink.broker": {"AnyOutbox", "Inbox", "Outbox", "make_broker", "make_outbox"},
         "redislink.cluster.runtime": {"REFUSED"},
     }
 )

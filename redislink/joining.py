@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from redislink.broker import Broker, Inbox, make_outbox
+from redislink.broker import Broker, Inbox, Outbox, SeveralBrokers, make_broker, make_outbox
 from redislink.broker.credentials import CredentialsCallable
-from redislink.broker.outage import Outage
+from redislink.broker.outage import LONGEST_PAUSE, SHORT_PAUSE, Outage
 from redislink.broker.users import owner_of_user
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.cluster.trust import REMEDY, warnings
@@ -25,6 +25,7 @@ from redislink.transport.endpoint import Endpoint
 from redislink.transport.party_status import status_before_meeting, status_of
 from redislink.transport.rendezvous import Progress, Rendezvous
 from redislink.transport.security import make_handshake
+from redislink.transport.several import AnyClaim, SeveralClaims
 
 
 def connect(
@@ -71,19 +72,30 @@ def connect(
     if broker is not None and credentials is not None:
         raise UsageError("connect got broker and credentials: give the credentials to the broker")
     if broker is None:
-        broker = Broker.from_settings(settings, spec.broker, credentials=credentials)
+        broker = make_broker(settings, spec.broker, credentials=credentials)
     instance = secrets.token_bytes(INSTANCE_BYTES)
     handshake = make_handshake(spec, name, settings, identity, instance)
     who = f"party {name!r} of session {spec.session!r}"
     log = PartyLogger(spec.session, name)
     progress = PartyLogger(spec.session, name, "redislink.progress")
-    outage = Outage(name, settings.broker_timeout, progress, log, broker.memory)
+    outage = Outage(
+        name,
+        settings.broker_timeout,
+        progress,
+        log,
+        broker.memory,
+        longest_pause=SHORT_PAUSE if isinstance(broker, SeveralBrokers) else LONGEST_PAUSE,
+    )
     observers = Observers(settings, spec.session, name)
     for warning in warnings(spec):
         log.warning("%s: %s: %s", name, warning, REMEDY)
     inboxes = {party: list_names.claim_key(spec.session, party) for party in spec.party_names}
     home = broker.at(inboxes[name])
-    claim = PartyClaim(home, inboxes[name], instance, who, log)
+    claim: AnyClaim
+    if isinstance(broker, SeveralBrokers):
+        claim = SeveralClaims(broker, spec, name, instance, log, settings.broker_move_after)
+    else:
+        claim = PartyClaim(home, inboxes[name], instance, who, log)
     try:
         claim.acquire(outage)
     except BrokerPermissionError as error:
@@ -102,6 +114,8 @@ def connect(
     outbox = make_outbox(broker, settings.list_ttl, inboxes.values(), marks)
     inbox = Inbox(home)
     rendezvous = Rendezvous(spec, name, handshake, outbox, inbox)
+    if isinstance(claim, SeveralClaims) and isinstance(outbox, Outbox):
+        claim.meet(rendezvous, outbox)
     status_key = list_names.status_key(spec.session, name)
     if settings.status:
         claim.publish(status_key, lambda: encode_status(status_before_meeting(claim, rendezvous)))
@@ -116,6 +130,8 @@ def connect(
     core = Core(spec, name, settings, broker, outbox, inbox, rendezvous, outage, claim.round_trip)
     sending, receiving = observers.ways(core)
     endpoint = Endpoint(sending, receiving, claim, observers)
+    if isinstance(claim, SeveralClaims):
+        claim.serve(core, endpoint.parts.control)
     observers.attach(endpoint, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
     if settings.status:
         claim.publish(status_key, lambda: encode_status(status_of(core, claim)))

@@ -115,7 +115,9 @@ class RedisLinkSettings(BaseSettings):
         default=None,
         description="redis://, rediss:// (TLS) or unix:// URL of the broker, with user and "
         "password; takes precedence over the cluster file's. Also redis+sentinel://HOST,HOST/NAME, "
-        "redis+cluster://HOST,HOST (rediss+… with TLS), and fakeredis://NAME within one process.",
+        "redis+cluster://HOST,HOST (rediss+… with TLS), and fakeredis://NAME within one process. "
+        "Several independent brokers: their URLs with commas between them, in the same order at "
+        "every party.",
     )
     broker_tls_ca: Path | None = Field(
         default=None, description="PEM file of the CA that signed the broker's certificate."
@@ -135,7 +137,8 @@ class RedisLinkSettings(BaseSettings):
         default=None,
         description="File whose first line is the password of REDISLINK_BROKER_URL's user; mode "
         "0600. Takes precedence over a password in the URL. It is read again for each connection, "
-        "so you may change the password during a run.",
+        "so you may change the password during a run. With several brokers it has one line for "
+        "each, in their order; an empty line keeps the password in the URL.",
     )
     broker_proxy: SecretStr | None = Field(
         default=None,
@@ -158,6 +161,12 @@ class RedisLinkSettings(BaseSettings):
         default=60.0,
         gt=0,
         description="Seconds that the broker may be unreachable before the run ends.",
+    )
+    broker_move_after: _Seconds = Field(
+        default=3.0,
+        ge=0.5,
+        description="With several brokers: seconds that the present one may be away before all "
+        "parties move to the next one.",
     )
     reply_timeout: _Seconds = Field(
         default=10.0,

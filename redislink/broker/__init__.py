@@ -9,5 +9,16 @@ from redislink.broker.embedded import EmbeddedBroker
 from redislink.broker.inbox import Inbox
 from redislink.broker.outbox import Outbox
 from redislink.broker.proxy import Proxy
+from redislink.broker.several import SeveralBrokers, make_broker
 
-__all__ = ["AnyOutbox", "Broker", "EmbeddedBroker", "Inbox", "Outbox", "Proxy", "make_outbox"]
+__all__ = [
+    "AnyOutbox",
+    "Broker",
+    "EmbeddedBroker",
+    "Inbox",
+    "Outbox",
+    "Proxy",
+    "SeveralBrokers",
+    "make_broker",
+    "make_outbox",
+]

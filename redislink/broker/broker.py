@@ -32,7 +32,7 @@ from redislink.broker.credentials import Credentials, CredentialsCallable
 from redislink.broker.proxy import Proxy
 from redislink.broker.tls import Secured, TlsFiles
 from redislink.broker.topology import ClusterTopology, SentinelTopology, Topology
-from redislink.broker.url import Address, parse_url
+from redislink.broker.url import Address, labels, parse_url, split_urls
 from redislink.broker.wire import LISTING, NotRespError, UnaskedError, WireError
 from redislink.errors import (
     BrokerAuthError,
@@ -72,6 +72,7 @@ class Broker:
         tls_key: str | Path | None = None,
         tls_key_password_file: str | Path | None = None,
         password_file: str | Path | None = None,
+        password_line: int | None = None,
         credentials: CredentialsCallable | None = None,
         proxy: Proxy | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class Broker:
         tls_ca, tls_cert, tls_key: PEM files; options in the URL override them.
         tls_key_password_file: a file with the key's pass phrase in its first line.
         password_file: a file with the password in its first line; read for each connection.
+        password_line: the line, from 0, if the file has one for each of several brokers.
         credentials: called for each connection; returns a password, or user and password, and
             overrides all other sources.
         proxy: through which its servers are dialled; None dials them directly.
@@ -97,7 +99,11 @@ class Broker:
         self._proxy = proxy
         self._seen = Seen()
         self._credentials = Credentials(
-            self._url.user, self._url.password, password_file=password_file, ask=credentials
+            self._url.user,
+            self._url.password,
+            password_file=password_file,
+            line=password_line,
+            ask=credentials,
         )
         self._sentinel_credentials = Credentials(
             self._url.sentinel_user, self._url.sentinel_password
@@ -145,11 +151,36 @@ class Broker:
             credentials: as for `Broker`.
 
         Raises:
-            ConfigError: neither names a broker; or the settings name a password file while the
-                URL comes from the cluster file, which other parties may write.
+            ConfigError: neither names a broker, or they name several; or the settings name a
+                password file while the URL comes from the cluster file, which other parties may
+                write.
         """
-        url = settings.broker_url.get_secret_value() if settings.broker_url else cluster_url
-        if not url:
+        found = cls.all_from_settings(settings, cluster_url, credentials=credentials)
+        if len(found) > 1:
+            raise ConfigError(
+                f"{len(found)} brokers ({', '.join(broker.label for broker in found)}) where only "
+                "one can be used: name one"
+            )
+        return found[0]
+
+    @classmethod
+    def all_from_settings(
+        cls,
+        settings: RedisLinkSettings,
+        cluster_url: str | None,
+        *,
+        credentials: CredentialsCallable | None = None,
+    ) -> list[Self]:
+        """Return each of the brokers that the settings name, or else the cluster file's, in order.
+
+        Args:
+            settings, cluster_url, credentials: as for `from_settings`, but they may name several.
+
+        Raises:
+            ConfigError: as `from_settings`; or ``credentials`` would go to several brokers.
+        """
+        text = settings.broker_url.get_secret_value() if settings.broker_url else cluster_url
+        if not text or not text.strip():
             raise ConfigError(
                 "no broker: set REDISLINK_BROKER_URL, or broker in the cluster file, "
                 "to redis://HOST:PORT"
@@ -157,20 +188,30 @@ class Broker:
         if settings.broker_password_file is not None and settings.broker_url is None:
             raise ConfigError(
                 f"REDISLINK_BROKER_PASSWORD_FILE: the cluster file names the broker "
-                f"{parse_url(url).label}, and a password goes only to one that you name: set "
+                f"{labels(text)}, and a password goes only to one that you name: set "
                 "REDISLINK_BROKER_URL, with your user in it"
             )
-        return cls(
-            url,
-            timeout=settings.reply_timeout,
-            tls_ca=settings.broker_tls_ca,
-            tls_cert=settings.broker_tls_cert,
-            tls_key=settings.broker_tls_key,
-            tls_key_password_file=settings.broker_tls_key_password_file,
-            password_file=settings.broker_password_file,
-            credentials=credentials,
-            proxy=Proxy.from_settings(settings),
-        )
+        urls = split_urls(text)
+        if credentials is not None and len(urls) > 1:
+            raise ConfigError(
+                "credentials for several brokers: one broker would get another one's password: "
+                "pass broker=SeveralBrokers([Broker(URL, credentials=...), ...])"
+            )
+        return [
+            cls(
+                url,
+                timeout=settings.reply_timeout,
+                tls_ca=settings.broker_tls_ca,
+                tls_cert=settings.broker_tls_cert,
+                tls_key=settings.broker_tls_key,
+                tls_key_password_file=settings.broker_tls_key_password_file,
+                password_file=settings.broker_password_file,
+                password_line=place if len(urls) > 1 else None,
+                credentials=credentials,
+                proxy=Proxy.from_settings(settings),
+            )
+            for place, url in enumerate(urls)
+        ]
 
     @property
     def user(self) -> str:

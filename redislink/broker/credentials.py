@@ -45,11 +45,14 @@ class Credentials:
         password: str = "",
         *,
         password_file: str | Path | None = None,
+        line: int | None = None,
         ask: CredentialsCallable | None = None,
     ) -> None:
         """Args:
         user, password: the ones in the URL.
         password_file: its first line replaces the URL's password.
+        line: of several brokers' password file, the line of this broker, from 0; if that is empty,
+            the URL's password stays. None takes the file for one broker's.
         ask: returns a password, or user and password, and replaces all of the above.
 
         Raises:
@@ -63,6 +66,7 @@ class Credentials:
         self._user = user
         self._password = password
         self._file = password_file
+        self._line = line
         self._ask = ask
         self._used: list[tuple[str, str]] = []
         self.may_change = password_file is not None or ask is not None
@@ -106,7 +110,9 @@ class Credentials:
         if self._ask is not None:
             return self._ask_program(self._ask)
         if self._file is not None:
-            return self._user, read_password(self._file)
+            if self._line is None:
+                return self._user, read_password(self._file)
+            return self._user, _read_line(self._file, self._line) or self._password
         return self._user, self._password
 
     def _ask_program(self, ask: CredentialsCallable) -> tuple[str, str]:
@@ -150,6 +156,24 @@ def read_password(path: str | Path) -> str:
             "first line"
         )
     return text
+
+
+def _read_line(path: str | Path, line: int) -> str:
+    """Return one line of a password file that has one for each of several brokers.
+
+    So that no broker gets another one's password.
+
+    Raises:
+        ConfigError: the file cannot be read, has fewer lines, or others may read it.
+    """
+    text = read_private(path, "password file", "check the path", group_may_read=True)
+    lines = text.removeprefix("\ufeff").splitlines()
+    if line >= len(lines):
+        raise ConfigError(
+            f"password file {path}: has no line {line + 1}: with several brokers, write one "
+            "password in each line, in the order of the brokers (an empty line keeps the URL's)"
+        )
+    return lines[line]
 
 
 def _is_text(text: str) -> bool:

@@ -107,7 +107,7 @@ class Wait:
                 if self._interrupted:
                     raise Interrupted
                 return None
-            return _popped_untrusted(reply, names, self._broker.label)
+            return popped_untrusted(reply, names, self._broker.label)
         except BaseException as error:
             raise self._ended(error) from None
 
@@ -219,7 +219,7 @@ class Wait:
             element = connection.execute(b"LPOP", name, timeout=self._broker.timeout, most=ELEMENT)
             if element is None:
                 return None
-            return _popped_untrusted([name, element], (name,), self._broker.label)[1]
+            return popped_untrusted([name, element], (name,), self._broker.label)[1]
         except BaseException:
             self.disconnect()
             raise
@@ -339,7 +339,12 @@ def _element_untrusted(reply: Any, label: str) -> Buffer | None:
     raise _nonsense(label)
 
 
-def _popped_untrusted(reply: Any, names: Sequence[bytes], label: str) -> tuple[bytes, Buffer]:
+def popped_untrusted(reply: Any, names: Sequence[bytes], label: str) -> tuple[bytes, Buffer]:
+    """Return the name and element in a reply to BLPOP of these lists.
+
+    Raises:
+        BrokerRefused: it is no such reply.
+    """
     if isinstance(reply, list) and len(reply) == 2:
         name, element = reply
         if isinstance(element, bytes | memoryview) and isinstance(name, bytes) and name in names:

@@ -23,7 +23,9 @@ from redislink.errors import BrokerAuthError, BrokerBusy, BrokerError, BrokerUnr
 from redislink.logs import PartyLogger
 
 _FIRST_PAUSE: Final = 0.02
-_LONGEST_PAUSE: Final = 2.0
+LONGEST_PAUSE: Final = 2.0
+SHORT_PAUSE: Final = 0.5
+"""The longest pause where there is another broker: the next try may be there."""
 _WORTH_SAYING: Final = 1.0
 _FIRST_REPORT: Final = 3.0
 _REPORT_INTERVAL: Final = 10.0
@@ -54,6 +56,8 @@ class Outage:
         progress: PartyLogger | None = None,
         log: PartyLogger | None = None,
         memory: Memory | None = None,
+        *,
+        longest_pause: float = LONGEST_PAUSE,
     ) -> None:
         """Not for users.
 
@@ -63,6 +67,7 @@ class Outage:
             progress: the logger that reports a lasting outage from time to time; None for none.
             log: the logger for refusals that last; None for none.
             memory: asks the broker for its memory, once in an outage, when it is full.
+            longest_pause: the most seconds between two tries.
         """
         self._who = who
         self._progress = progress
@@ -80,6 +85,7 @@ class Outage:
         self._failing: dict[Way, _Failing] = {}
         self.lasts = False
         """True from a failure until the broker does what it failed to do."""
+        self._longest_pause = longest_pause
 
     def ended(self, way: Way) -> None:
         """Note that the broker accepted a push, or answered a pop."""
@@ -136,7 +142,7 @@ class Outage:
             failing = self._failing.setdefault(way, _Failing(now))
             away = now - failing.since
             pause = failing.pause * random.uniform(0.5, 1)  # noqa: S311 - jitter, no secret
-            failing.pause = min(2 * failing.pause, _LONGEST_PAUSE)
+            failing.pause = min(2 * failing.pause, self._longest_pause)
         if isinstance(error, BrokerBusy) and error.is_full and away >= _WORTH_SAYING:
             error = self._with_memory(error)
         self._last = error

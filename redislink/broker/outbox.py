@@ -321,6 +321,11 @@ class Outbox:
             if refusal is not None:
                 self._replies.refused(refusal)
 
+    def give_up(self, error: BrokerError) -> None:
+        """Break the connection, for this reason: what was pushed is wanted elsewhere now."""
+        with self._lock:
+            self._break(error)
+
     def close(self) -> None:
         """Close the connection; later writes raise EndpointClosed."""
         with self._lock:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from redislink.errors import ConfigError
+from redislink.protocol.frame import MAX_BROKERS
 from redislink.text import one_line
 
 BrokerKind = Literal["server", "sentinel", "cluster", "fakeredis"]
@@ -55,6 +56,8 @@ _PROXY_SCHEMES: Final[dict[str, ProxyScheme]] = {
     "socks5h": "socks5h",
     "socks5": "socks5h",  # the proxy resolves the broker's name in any case
 }
+_BETWEEN_URLS: Final = re.compile(r"[\s,]+(?=[A-Za-z][A-Za-z0-9+.-]*://)").split
+"""A comma within a URL stands between the hosts of sentinels or of a Cluster."""
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 _MOST_HOST: Final = 253
@@ -162,6 +165,43 @@ class BrokerUrl:
     def label_of_sentinel(self, address: Address) -> str:
         """Return the name of one of its sentinels, for messages."""
         return f"{self.label} (a sentinel, {join(address)})"
+
+
+def split_urls(text: str) -> list[str]:
+    """Return the URLs in a setting that may name several brokers, in their order.
+
+    Args:
+        text: one URL, or several with commas or white space between them.
+
+    Raises:
+        ConfigError: two of them name the same broker, or the list holds a broker of a kind that
+            cannot be one of several.
+    """
+    urls = _BETWEEN_URLS(text.strip())
+    if len(urls) == 1:
+        return urls
+    if len(urls) > MAX_BROKERS:
+        raise ConfigError(f"broker URL: {len(urls)} brokers: list at most {MAX_BROKERS}")
+    seen: dict[tuple[str, int], str] = {}
+    for url in urls:
+        parsed = parse_url(url.rstrip(","))
+        if parsed.kind in ("cluster", "fakeredis"):
+            raise ConfigError(
+                f"broker URL: {parsed.label} cannot be one of several brokers: list single "
+                "servers, or masters with sentinels"
+            )
+        if (parsed.label, parsed.database) in seen:
+            raise ConfigError(f"broker URL: {parsed.label} stands in the list twice: leave one out")
+        seen[parsed.label, parsed.database] = url.rstrip(",")
+    return list(seen.values())
+
+
+def labels(text: str) -> str:
+    """Return the labels of the brokers in such a setting, for messages.
+
+    Raises: as `split_urls` and `parse_url`.
+    """
+    return ", ".join(parse_url(url).label for url in split_urls(text))
 
 
 def parse_url(url: str) -> BrokerUrl:

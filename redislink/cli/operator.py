@@ -10,7 +10,7 @@ import typer
 
 from redislink.broker import Broker
 from redislink.broker.credentials import read_password
-from redislink.broker.url import parse_url
+from redislink.broker.url import labels
 from redislink.cli import errors
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
@@ -59,7 +59,7 @@ def broker_as(url: str, password_file: Path | None) -> Broker:
 def settings_as(url: str, password_file: Path | None) -> RedisLinkSettings:
     """The settings of the broker that `broker_as` returns."""
     errors.advise_doctor("--broker", shown_url(url), "--password-file", password_file)
-    parse_url(url)  # so that an error in it comes first
+    labels(url)  # so that an error in it comes first
     _check_readable(password_file)
     return RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
 
@@ -118,7 +118,7 @@ def _check_named_by_user(settings: RedisLinkSettings, cluster_url: str | None) -
         return
     if url:
         raise ConfigError(
-            f"--password-file: the broker {parse_url(url).label} is named by {source}, but a "
+            f"--password-file: the broker {labels(url)} is named by {source}, but a "
             "password given on the command line goes only to a broker named there too, or in "
             "the environment: give --broker URL, or set REDISLINK_BROKER_URL"
         )

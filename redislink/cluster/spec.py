@@ -133,8 +133,8 @@ class ClusterSpec(BaseModel):
 
     Attributes:
         session: name of the session; parties meet only in the same session.
-        broker: URL of the broker. The setting ``REDISLINK_BROKER_URL`` takes precedence, and
-            keeps passwords out of the file.
+        broker: URL of the broker, or a list of the URLs of several independent brokers. The
+            setting ``REDISLINK_BROKER_URL`` takes precedence, and keeps passwords out of the file.
         parties: the parties in rank order; an entry may be a name alone.
         security: ``sealed``: the broker sees names, tags, sizes and times; ``none``: it sees
             and can change everything.
@@ -152,6 +152,16 @@ class ClusterSpec(BaseModel):
     @classmethod
     def _valid_session(cls, session: str) -> str:
         return _as_value_error(check_name, session, "session")
+
+    @field_validator("broker", mode="before")
+    @classmethod
+    def _several_as_text(cls, broker: Any) -> Any:
+        """As in the setting: several URLs are one text, with spaces between them."""
+        if not isinstance(broker, list | tuple):
+            return broker
+        if not broker or not all(isinstance(url, str) for url in broker):
+            raise ValueError("broker is a URL, or a list of URLs: write each as text")
+        return " ".join(broker)
 
     @field_validator("devices", mode="before")
     @classmethod

@@ -147,6 +147,10 @@ class Delivery:
         """The size of the largest body that was pushed and not yet answered by the broker."""
         return self._sending.largest_unanswered
 
+    def unacked_tags(self) -> list[str]:
+        """Return the tags of which the peer has not acked everything."""
+        return self._sending.unacked_tags()
+
     def cut_finer(self, chunk_bytes: int) -> None:
         """Limit the chunks of messages sent from now on to so many bytes."""
         self._sending.cut_finer(chunk_bytes)

@@ -35,6 +35,8 @@ MAX_ACK_RANGES: Final = 64
 MAX_PARTS: Final = 1 << 20
 MAX_REASON_CHARS: Final = 500
 MAX_TAG_CHARS: Final = 512
+MAX_GENERATION: Final = 1 << 53
+MAX_BROKERS: Final = 16
 _MAX_NUMBER: Final = (1 << 63) - 1
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
@@ -62,6 +64,7 @@ class FrameKind(enum.IntEnum):
     FIN = 7
     SEALED = 8
     FRAGMENT = 9
+    MOVE = 10
 
 
 class Encoding(enum.IntEnum):
@@ -325,13 +328,39 @@ class Fragment:
         _number(self.part, "fragment index", 0, self.parts - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Which of several brokers the session is on.
+
+    Attributes:
+        generation: of the session, which is on broker ``generation`` modulo ``brokers``.
+        at: the index of the broker onto which this frame is pushed.
+        brokers: how many brokers the sender has.
+        answer: False asks for the receiver's generation; True answers that.
+    """
+
+    kind: ClassVar[FrameKind] = FrameKind.MOVE
+    has_body: ClassVar[bool] = False
+    generation: int
+    at: int
+    brokers: int
+    answer: bool = False
+
+    def __post_init__(self) -> None:
+        _number(self.generation, "generation", 0, MAX_GENERATION)
+        _number(self.brokers, "number of brokers", 2, MAX_BROKERS)
+        _number(self.at, "index of a broker", 0, self.brokers - 1)
+        _flag(self.answer, "answer")
+
+
 Whole = tuple[int, Encoding, int, bytes]
 """(seq, encoding, acked, body) of a `Data` that is a whole message, ``parts`` 1, ``previous`` 0."""
-Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed | Fragment
+Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed | Fragment | Move
 _FrameT = TypeVar("_FrameT", bound=Frame)
 
 _CLASSES: Final[dict[int, type[Frame]]] = {
-    int(cls.kind): cls for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed, Fragment)
+    int(cls.kind): cls
+    for cls in (Hello, Data, Ack, Probe, Heartbeat, Abort, Fin, Sealed, Fragment, Move)
 }
 _DATA_KIND: Final = int(FrameKind.DATA)
 _ENCODINGS: Final = tuple(Encoding)

@@ -26,6 +26,7 @@ CLAIM_TAG: Final = "!claim"
 DOCTOR_TAG: Final = "!doctor"
 STATUS_TAG: Final = "!status"
 MARK_TAG: Final = "!mark"
+MOVE_TAG: Final = "!move"
 NO_EPOCH: Final = "0"
 """Stands where the epoch stands in keys that have none: hello, claim and status."""
 
@@ -38,7 +39,7 @@ _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.AS
 _SAFE: Final = ">,/:"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
 _CONTROL_TAGS: Final = frozenset(
-    {HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG, MARK_TAG}
+    {HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG, MARK_TAG, MOVE_TAG}
 )
 
 
@@ -131,6 +132,11 @@ def data_list(session: str, dst: str, src: str, epoch: str, tag: str) -> bytes:
 def control_list(session: str, dst: str, src: str, epoch: str) -> bytes:
     """Name of the list for acknowledgements, probes, heartbeats and aborts of a run."""
     return inbox_prefix(session, dst, src, epoch) + CONTROL_TAG.encode()
+
+
+def move_list(session: str, dst: str, src: str, epoch: str) -> bytes:
+    """Name of the list on which ``src`` tells ``dst`` which of several brokers a run is on."""
+    return inbox_prefix(session, dst, src, epoch) + MOVE_TAG.encode()
 
 
 def hello_list(session: str, dst: str, src: str) -> bytes:

@@ -140,6 +140,8 @@ class SealedCodec(Codec):
         self._control_in = AESGCM(keys.control_in)
         self._control_numbers = itertools.count(1)
         self._control_window = ReplayWindow()
+        # Control frames are opened by the control thread, and by those that watch several brokers.
+        self._admitting = threading.Lock()
         self._thread = threading.local()
 
     def forget_keys(self, instead: Any) -> None:
@@ -197,7 +199,9 @@ class SealedCodec(Codec):
         if not isinstance(frame, Sealed):
             raise SealError(f"a {frame.kind.name} frame that is not sealed")
         inner = _open(self._control_in, frame.number, body, name + header)
-        if not self._control_window.admit(frame.number):
+        with self._admitting:
+            is_new = self._control_window.admit(frame.number)
+        if not is_new:
             raise StaleError("a control frame that came before")
         try:
             frame, body = decode_untrusted(inner)

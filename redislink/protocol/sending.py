@@ -350,6 +350,10 @@ class Sending:
         """Return whether any chunk of this tag is unacked."""
         return tag in self._by_tag
 
+    def unacked_tags(self) -> list[str]:
+        """Return the tags of which the peer has not acked everything."""
+        return list(self._by_tag)
+
     def take_probe(self, tag: str, now: float) -> int:
         """Make sure that the peer gets a tag that it waits for, and that has unacked chunks.
 

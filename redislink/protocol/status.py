@@ -22,7 +22,7 @@ from redislink.errors import ConfigError, FrameError
 from redislink.protocol.list_names import MAX_TAG_BYTES, check_name
 from redislink.protocol.states import State
 
-STATUS_VERSION: Final = 2
+STATUS_VERSION: Final = 3
 MAX_STATUS_BYTES: Final = 64 << 10
 MAX_WAITS: Final = 32
 """Receives that a document names; the longest, where there are more."""
@@ -34,6 +34,7 @@ PEER_STATES: Final = frozenset({MISSING, *(state.value for state in State)})
 _MAX_PEERS: Final = 63
 _MAX_COUNT: Final = (1 << 63) - 1
 _LONGEST: Final = 1e9
+_MOST_IN_BROKER: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ class PartyStatus:
         waits: the receives that wait now, the longest first.
         broker_away_seconds: for how long it has not reached the broker, or a node of it; 0 while
             it does. Where it reaches nothing, this document lapses with its claim.
+        broker: of several brokers, the URL of the one that it uses now, without user and
+            password; empty if it has only one.
     """
 
     instance: str
@@ -118,6 +121,7 @@ class PartyStatus:
     peers: Mapping[str, PeerStatus]
     waits: tuple[Waiting, ...] = ()
     broker_away_seconds: float = 0.0
+    broker: str = ""
 
     def __post_init__(self) -> None:
         text = self.instance
@@ -128,6 +132,8 @@ class PartyStatus:
         _check_seconds(self.round_trip_seconds, "a round trip")
         _check_count(self.reconnects, "reconnects")
         _check_seconds(self.broker_away_seconds, "the time that the broker is away")
+        if type(self.broker) is not str or len(self.broker) > _MOST_IN_BROKER:
+            raise FrameError("a status with a broker that is no URL")
         if len(self.peers) > _MAX_PEERS or len(self.waits) > MAX_WAITS:
             raise FrameError("a status with too many peers or receives")
         for name in self.peers:

@@ -73,7 +73,7 @@ class ProxiedConnection:
 
         Not even the end of one side reaches the other, until `resume` or `cut`.
         """
-        self._proxy._call(self._flows.clear)
+        self._proxy._call(self._stall)
 
     def resume(self) -> None:
         """End a `stall` and forward what was held up."""
@@ -83,6 +83,9 @@ class ProxiedConnection:
     def stalled(self) -> bool:
         """Whether the connection is between `stall` and `resume`."""
         return not self._flows.is_set()
+
+    def _stall(self) -> None:
+        self._flows.clear()
 
     def _cut(self) -> None:
         self._flows.set()
@@ -198,6 +201,8 @@ class Proxy:
         self.taken = 0
         self._upstream_port = upstream_port
         self._max_connections = max_connections
+        self._away: Callable[[ProxiedConnection], None] | None = None
+        """What is done to each new connection."""
         self._up, self._down = _Line(), _Line()
         self._connections: dict[int, ProxiedConnection] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -211,6 +216,31 @@ class Proxy:
     def connections(self) -> tuple[ProxiedConnection, ...]:
         """The open connections, oldest first."""
         return self._call(lambda: tuple(self._connections.values()))
+
+    def go_away(self, *, silently: bool = False) -> None:
+        """Cut every connection, and each new one, until `come_back`.
+
+        Args:
+            silently: stall them instead, as if the server's machine were gone.
+        """
+
+        def go() -> None:
+            self._away = ProxiedConnection._stall if silently else ProxiedConnection._cut
+            for connection in self._connections.values():
+                self._away(connection)
+
+        self._call(go)
+
+    def come_back(self) -> None:
+        """End `go_away`; connections that were stalled are cut."""
+
+        def come() -> None:
+            self._away = None
+            for connection in self._connections.values():
+                if connection.stalled:
+                    connection._cut()
+
+        self._call(come)
 
     def url(self, path: str = "/0") -> str:
         """The URL of the broker through this proxy, if the broker has no password.
@@ -278,6 +308,11 @@ class Proxy:
             answer.transport.abort()
             return
         connection = ProxiedConnection(self, self.taken)
+        if self._away is ProxiedConnection._cut:
+            answer.transport.abort()
+            return
+        if self._away is not None:
+            self._away(connection)
         self._connections[connection.number] = connection
         try:
             with contextlib.suppress(asyncio.CancelledError):

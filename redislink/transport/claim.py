@@ -78,6 +78,8 @@ class PartyClaim:
         """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
         self.last_round_trip = float("inf")
         """The round trip that was measured when the claim was last renewed."""
+        self.broker_label = ""
+        """The label of the present one of several brokers; empty if there is only one."""
         dies_in_child(self)
 
     def acquire(self, outage: Outage) -> None:
@@ -96,6 +98,14 @@ class PartyClaim:
             PartyTaken: another process keeps renewing its claim.
             BrokerError: the broker is out of reach, refuses us, or answers nonsense.
         """
+        self._claim(outage)
+        self._start(self._renew)
+
+    def _start(self, run: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=run, name="redislink-claim", daemon=True)
+        self._thread.start()
+
+    def _claim(self, outage: Outage) -> None:
         last_left: float = float("inf")
         renewals = 0
         beyond_since: float | None = None
@@ -143,8 +153,6 @@ class PartyClaim:
                 )
             time.sleep(_POLL_SECONDS)
         outage.ended(Way.PUSH)
-        self._thread = threading.Thread(target=self._renew, name="redislink-claim", daemon=True)
-        self._thread.start()
 
     def _take_over(self) -> None:
         """Remove a dead run's claim, which would not lapse in time."""
@@ -186,12 +194,16 @@ class PartyClaim:
         if connection is None:
             return
         try:
+            self._take_leave(connection, longest)
             if connection.execute(b"GET", self._key, timeout=longest) == self._instance:
                 mine = [self._key] if self._status is None else [self._key, self._status[0]]
                 connection.execute(b"DEL", *mine, timeout=longest)
         except BrokerError:
             self._log.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
+
+    def _take_leave(self, connection: BrokerConnection, timeout: float) -> None:
+        """What else there is to do on this broker before leaving."""
 
     def die_in_child(self) -> None:
         """In a forked child: the claim stays the parent's, and `release` does nothing."""
@@ -213,22 +225,32 @@ class PartyClaim:
         return reply is not None or self._call(connection, b"GET", self._key) == self._instance
 
     def _renew(self) -> None:
-        while not self._stop.wait(_RENEW_SECONDS):
+        while not self._pause():
             try:
-                connection = self._connection
-                if connection is None or not connection.usable:
-                    connection = self._connection = self._broker.open()
-                started = time.monotonic()
-                holder = self._call(connection, b"GET", self._key)
-                self.last_round_trip = time.monotonic() - started
-                if holder == self._instance:
-                    self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
-                elif not self._set(connection):
-                    self._log.error("%s now also runs in another process: end one", self._who)
-                    continue
-                self._publish(connection)
+                self._renew_once()
             except BrokerError as error:
-                self._log.debug("claim not renewed: %s", error)
+                self._not_reached(error)
+
+    def _pause(self) -> bool:
+        """Wait until the claim has to be renewed; True to end."""
+        return self._stop.wait(_RENEW_SECONDS)
+
+    def _renew_once(self) -> None:
+        connection = self._connection
+        if connection is None or not connection.usable:
+            connection = self._connection = self._broker.open()
+        started = time.monotonic()
+        holder = self._call(connection, b"GET", self._key)
+        self.last_round_trip = time.monotonic() - started
+        if holder == self._instance:
+            self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
+        elif not self._set(connection):
+            self._log.error("%s now also runs in another process: end one", self._who)
+            return
+        self._publish(connection)
+
+    def _not_reached(self, error: BrokerError) -> None:
+        self._log.debug("claim not renewed: %s", error)
 
     def _publish(self, connection: BrokerConnection) -> None:
         if self._status is None or not self._may_publish:

@@ -14,11 +14,11 @@ from typing import Final
 
 from redislink.errors import BrokerError, EndpointClosed, reason_for_peers
 from redislink.protocol.states import State
-from redislink.transport.claim import PartyClaim
 from redislink.transport.control import Control
 from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
 from redislink.transport.observer import Observer
 from redislink.transport.peer import Peer
+from redislink.transport.several import AnyClaim
 
 _LEAST_TO_LEAVE: Final = 0.5
 """Seconds that each last step may still take once ``close_timeout`` is over."""
@@ -29,7 +29,7 @@ _open: Final[weakref.WeakSet[Closing]] = weakref.WeakSet()
 class Closing:
     """Ends one endpoint, once."""
 
-    def __init__(self, core: Core, control: Control, claim: PartyClaim, observer: Observer) -> None:
+    def __init__(self, core: Core, control: Control, claim: AnyClaim, observer: Observer) -> None:
         """Not for users.
 
         Args:

@@ -118,7 +118,7 @@ class Control:
                     self._collect()  # so that no probe finds unconfirmed what the broker has
                     self._take_control(peer, popped[1])
                 else:
-                    self._take_hello(peer, popped[1])
+                    self.take_hello(peer, popped[1])
             core.check_peers()
 
     def _serve_timers(self) -> float:
@@ -195,7 +195,8 @@ class Control:
         if illegal is not None:
             core.blame_peer(peer, illegal)
 
-    def _take_hello(self, peer: Peer, element: Buffer) -> None:
+    def take_hello(self, peer: Peer, element: Buffer) -> None:
+        """Process an element from a peer's hello list."""
         core, rendezvous = self._core, self._core.rendezvous
         before = rendezvous.handshake.not_opened
         with contextlib.suppress(ClusterMismatch, EndpointClosed):

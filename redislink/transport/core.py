@@ -221,7 +221,7 @@ class Core:
         """Write a delivery's pushes. Call it without the lock."""
         if not pushes:
             return
-        outbox, large_before = self.outbox, False
+        outbox, large_before, again = self.outbox, False, []
         try:
             for push in pushes:
                 name = peer.out_list(push.tag)
@@ -230,6 +230,8 @@ class Core:
                     continue
                 if push.tag is None and (self.closing or self.failure is not None):
                     self.last_words.append((peer, push))
+                if push.clear and push.tag is not None:
+                    again.append(push.tag)
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
                 size = push.message_bytes or len(push.body)
                 if large_before and len(push.body) >= LARGE and self.element_size.limit is None:
@@ -252,10 +254,20 @@ class Core:
                     outbox.push(name, last, token, size=size)
                 else:
                     outbox.push(name, element, token, clear=push.clear, size=size)
+            if again:
+                self._remove_acked(peer, again)
         except EndpointClosed:
             return  # a late ack, while another thread closes
         if self.outbox.error is not None:
             self.mend_outbox()
+
+    def _remove_acked(self, peer: Peer, tags: list[str]) -> None:
+        """Remove lists onto which this thread has pushed again what was acked before it could."""
+        with self.lock:
+            kept = set(peer.delivery.unacked_tags())
+        for tag in tags:
+            if tag not in kept:
+                self.outbox.delete(peer.out_list(tag))
 
     # -- failure -----------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ from redislink.errors import reason_for_peers
 from redislink.forking import dies_in_child
 from redislink.protocol.frame import BytesLike
 from redislink.settings import LONGEST_SECONDS, check_seconds
-from redislink.transport.claim import PartyClaim
 from redislink.transport.closing import Closing
 from redislink.transport.control import Control
 from redislink.transport.core import Core
@@ -30,6 +29,7 @@ from redislink.transport.peer import Party
 from redislink.transport.receiving import Receiving, blocked_on
 from redislink.transport.request import Request
 from redislink.transport.sending import Sending
+from redislink.transport.several import AnyClaim
 from redislink.transport.stats import EndpointStats, PeerStats
 
 
@@ -58,7 +58,7 @@ class Endpoint:
     """
 
     def __init__(
-        self, sending: Sending, receiving: Receiving, claim: PartyClaim, observer: Observer
+        self, sending: Sending, receiving: Receiving, claim: AnyClaim, observer: Observer
     ) -> None:
         """Not for users, who call `connect`.
 

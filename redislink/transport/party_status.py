@@ -14,14 +14,14 @@ from redislink.protocol.status import (
     PeerStatus,
     Waiting,
 )
-from redislink.transport.claim import PartyClaim
 from redislink.transport.core import Core
 from redislink.transport.receiving import blocked_on
 from redislink.transport.rendezvous import Rendezvous
+from redislink.transport.several import AnyClaim
 from redislink.transport.stats import counts_of
 
 
-def status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartyStatus:
+def status_before_meeting(claim: AnyClaim, rendezvous: Rendezvous) -> PartyStatus:
     """Return this party's status while it waits for the others to join."""
     missing = set(rendezvous.handshake.missing)
     return PartyStatus(
@@ -31,10 +31,11 @@ def status_before_meeting(claim: PartyClaim, rendezvous: Rendezvous) -> PartySta
         claim.last_round_trip,
         0,
         {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
+        broker=claim.broker_label,
     )
 
 
-def status_of(core: Core, claim: PartyClaim) -> PartyStatus:
+def status_of(core: Core, claim: AnyClaim) -> PartyStatus:
     """Return this party's status once it has joined."""
     with core.lock:
         now = time.monotonic()
@@ -51,6 +52,7 @@ def status_of(core: Core, claim: PartyClaim) -> PartyStatus:
         peers,
         tuple(Waiting(p, tag, max(0.0, now - t)) for t, tag, p in waits[:MAX_WAITS]),
         core.outage.seconds,
+        claim.broker_label,
     )
 
 

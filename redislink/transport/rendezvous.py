@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from redislink.broker import AnyOutbox, Broker, Inbox
 from redislink.broker.inbox import Wait
@@ -21,9 +21,23 @@ from redislink.protocol.handshake import Handshake, Message
 Progress = Callable[[list[str], float], None]
 
 _HELLO_INTERVAL: Final = 1.0
-_HELLO_TTL: Final = 60
+HELLO_TTL: Final = 60
+_ELSEWHERE_INTERVAL: Final = 0.1
+"""Seconds between two looks at the hellos that came from elsewhere."""
 _LINGER: Final = 2.0
 """Seconds for which hellos continue after a mismatch, so that the peer surely sees it too."""
+
+
+class Elsewhere(Protocol):
+    """The brokers on which the session is not, while the parties meet."""
+
+    def push_hello(self, name: bytes, element: bytes) -> None:
+        """Push a hello onto this list on each of them, soon."""
+        ...
+
+    def popped_hellos(self) -> list[tuple[str, Buffer]]:
+        """Return (peer, element) of each hello that came on one of them since the last call."""
+        ...
 
 
 class Rendezvous:
@@ -61,6 +75,8 @@ class Rendezvous:
         self._refusal: BrokerError | None = None
         """Why the broker has accepted no hello since ``_taken_at``; None if nothing is wrong."""
         self._ignored = dict.fromkeys(self.peers, 0)
+        self.elsewhere: Elsewhere | None = None
+        """Set where there are several brokers: hellos go to all of them, and come from all."""
 
     def meet(
         self, broker: Broker, timeout: float, outage: Outage, on_progress: Progress | None
@@ -124,33 +140,56 @@ class Rendezvous:
             way = Way.PUSH
             try:
                 if now >= next_hello:
-                    if self._outbox.error is not None:
-                        self._outbox.reconnect()
-                        outage.ended(way)
-                        self._connected = True
-                        self.reconnected()
+                    away = self._reconnect(outage)
                     for peer in missing:
                         self._say_hello(peer)
+                    if away is not None:
+                        raise away
                     if on_progress is not None and now > started:
                         on_progress(missing, now - started)
                     next_hello = now + _HELLO_INTERVAL
                 slice_ = max(0.001, min(next_hello, give_up) - now)
                 way = Way.POP
+                if self.elsewhere is not None:
+                    slice_ = min(slice_, _ELSEWHERE_INTERVAL)
                 popped = wait.pop(list(self.lists), broker.blpop_slice(slice_))
                 outage.ended(way)
             except BrokerError as error:
                 threading.Event().wait(outage.failed(error, way))
-                next_hello = 0.0
-                continue
-            if popped is not None:
-                peer = self.lists[popped[0]]
+                next_hello, popped = 0.0, None
+            came = [] if popped is None else [(self.lists[popped[0]], popped[1])]
+            if self.elsewhere is not None:
+                came += self.elsewhere.popped_hellos()
+            for peer, element in came:
                 try:
-                    self.receive(peer, popped[1])
+                    self.receive(peer, element)
                 except ClusterMismatch as error:
                     if mismatch is None:
                         mismatch = error
                         give_up = min(give_up, time.monotonic() + _LINGER)
                         next_hello = 0.0
+
+    def _reconnect(self, outage: Outage) -> BrokerError | None:
+        """Connect the outbox if it is not connected.
+
+        Returns:
+            Why that is not possible now, if hellos can go elsewhere.
+
+        Raises:
+            BrokerError: it is not possible now.
+        """
+        if self._outbox.error is None:
+            return None
+        try:
+            self._outbox.reconnect()
+        except BrokerError as error:
+            if self.elsewhere is None:
+                raise
+            return error
+        outage.ended(Way.PUSH)
+        self._connected = True
+        self.reconnected()
+        return None
 
     def _collect(self, now: float) -> None:
         """Note how the broker answered our hellos."""
@@ -220,9 +259,10 @@ class Rendezvous:
             self._said_hello_at[peer] = time.monotonic()
         name = list_names.hello_list(self._spec.session, peer, self._party)
         hello, body = message
-        self._outbox.push(
-            name, (encode_header(hello), body), self._token, clear=True, ttl=_HELLO_TTL
-        )
+        header = encode_header(hello)
+        self._outbox.push(name, (header, body), self._token, clear=True, ttl=HELLO_TTL)
+        if self.elsewhere is not None:
+            self.elsewhere.push_hello(name, header + body)
         if self._outbox.error is not None:
             with self._lock:
                 self._unsaid.add(peer)

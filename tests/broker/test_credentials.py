@@ -209,3 +209,27 @@ def test_what_is_hidden() -> None:
     short = Credentials("default", "a")
     assert short.hide("what a day, default user") == "what *** day, default user"
     assert Credentials().hide("nothing") == "nothing"
+
+
+def test_of_several_brokers_each_gets_only_its_own_password(secret: Path) -> None:
+    secret.write_text("first\n\nthird\n")
+    settings = RedisLinkSettings.load(
+        _env_file=None,
+        broker_password_file=secret,
+        broker_url="redis://me@a, redis://me:inurl@b redis://me:unused@c",
+    )
+    brokers = Broker.all_from_settings(settings, None)
+    assert [broker._credentials.current() for broker in brokers] == [
+        ("me", "first"),
+        ("me", "inurl"),
+        ("me", "third"),
+    ]
+    secret.write_text("first\n")
+    with pytest.raises(ConfigError, match=r"has no line 2: .* in the order of the brokers"):
+        brokers[1]._credentials.current()
+
+
+def test_where_only_one_broker_can_be_used_several_are_refused() -> None:
+    settings = RedisLinkSettings.load(_env_file=None)
+    with pytest.raises(ConfigError, match=r"2 brokers \(redis://a:6379, redis://b:6379\)"):
+        Broker.from_settings(settings, "redis://u:pw@a redis://b")

@@ -4,7 +4,7 @@ import pytest
 
 from redislink import ConfigError
 from redislink.broker import Broker
-from redislink.broker.url import parse_url
+from redislink.broker.url import labels, parse_url, split_urls
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,50 @@ def test_nor_is_one_in_a_url_without_a_host(tail):
 def test_only_options_that_are_known_may_stand_in_a_url(url, message):
     with pytest.raises(ConfigError, match=message):
         Broker(url)
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("redis://a", ["redis://a"]),
+        (" redis://a ", ["redis://a"]),
+        ("redis://a,rediss://b/1", ["redis://a", "rediss://b/1"]),
+        ("redis://a\n rediss://b , unix:///c", ["redis://a", "rediss://b", "unix:///c"]),
+        ("redis://a, redis://b,", ["redis://a", "redis://b"]),
+        (
+            "redis+sentinel://a,b:1/m,redis+sentinel://c,d/m",
+            ["redis+sentinel://a,b:1/m", "redis+sentinel://c,d/m"],
+        ),
+        ("redis://u:p,w@a redis://u:p%20w@b", ["redis://u:p,w@a", "redis://u:p%20w@b"]),
+        ("redis://a/0 redis://a/1", ["redis://a/0", "redis://a/1"]),
+        ("redis+cluster://a,b", ["redis+cluster://a,b"]),
+    ],
+)
+def test_a_setting_may_name_several_brokers(text, urls):
+    assert split_urls(text) == urls
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("redis://a redis://user:secret@A:6379", "stands in the list twice"),
+        ("redis://a redis+cluster://b", "redis.cluster://b:6379 cannot be one of several"),
+        ("fakeredis://a redis://b", "cannot be one of several"),
+        ("redis://a redis://user:se@cret@b", "must be encoded"),
+        ("redis://a redis://b:secret", "host or port is not valid"),
+        (" ".join(f"redis://h{n}" for n in range(17)), "17 brokers: list at most 16"),
+    ],
+)
+def test_a_list_of_brokers_that_cannot_be_used_is_refused_without_its_passwords(text, what):
+    with pytest.raises(ConfigError, match=what) as caught:
+        split_urls(text)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_space_in_a_password_is_not_the_end_of_a_url():
+    with pytest.raises(ConfigError, match="must be encoded"):
+        parse_url(*split_urls("redis://user:pass word@a"))
+
+
+def test_labels_name_each_broker_without_its_password():
+    assert labels("redis://u:secret@a, rediss://b/2") == "redis://a:6379, rediss://b:6379/2"

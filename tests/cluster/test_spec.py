@@ -91,3 +91,15 @@ def test_unknown_party_and_device_list_the_known_ones():
         spec.rank("c")
     with pytest.raises(ConfigError, match="it has none; add it under devices"):
         spec.device("SP0")
+
+
+def test_broker_may_be_a_list():
+    content = {"session": "s", "parties": ["alice", "bob"], "security": "none"}
+    one = ClusterSpec.parse(content | {"broker": "redis://a"})
+    several = ClusterSpec.parse(content | {"broker": ["redis://a", "redis://b"]})
+    assert one.broker == "redis://a"
+    assert several.broker == "redis://a redis://b"
+    assert one.digest() == several.digest()
+    for wrong in ([], [1], [["redis://a"]]):
+        with pytest.raises(ConfigError, match="broker: broker is a URL, or a list of URLs"):
+            ClusterSpec.parse(content | {"broker": wrong})

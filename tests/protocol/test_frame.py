@@ -34,6 +34,8 @@ FRAMES = {
     "abort": (f.Abort("ValueError: no such column: 'age'"), b""),
     "fin": (f.Fin(12, SOME_ACK), b""),
     "sealed": (f.Sealed(1), b"\0ciphertext\xff"),
+    "move": (f.Move(0, 0, 2), b""),
+    "move, highest": (f.Move(f.MAX_GENERATION, 15, f.MAX_BROKERS, answer=True), b""),
     "sealed, highest": (f.Sealed(TOP), b"x" * 16),
 }
 CASES = [pytest.param(*case, id=name) for name, case in FRAMES.items()]

@@ -24,6 +24,7 @@ KINDS = (
     frame.Fin,
     frame.Sealed,
     frame.Fragment,
+    frame.Move,
 )
 
 

@@ -1,0 +1,248 @@
+"""Several independent brokers: where the parties meet, when they move, and that nothing is lost."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from redislink import BrokerUnreachable, ClusterMismatch, ConfigError, PartyTaken
+from redislink.broker import Broker, EmbeddedBroker, SeveralBrokers
+from redislink.testing.proxy import Proxy
+from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
+from tests.support.servers import Admin, make_server
+from tests.support.waiting import wait_until
+
+QUICK = {"broker_move_after": 0.5, "reply_timeout": 2.0, "blpop_timeout": 1.0}
+
+
+@pytest.fixture
+def pair() -> Iterator[list[EmbeddedBroker]]:
+    with make_server("valkey") as first, make_server("valkey") as second:
+        yield [first, second]
+
+
+def kill(server: EmbeddedBroker) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+
+
+def urls(*brokers) -> str:
+    return ", ".join(b if isinstance(b, str) else b.url for b in brokers)
+
+
+def proxied(proxy: Proxy) -> str:
+    return proxy.url()
+
+
+def exchange(ends, first: int, count: int) -> None:
+    """Each party sends numbered messages to the others and checks what it gets."""
+
+    def work(end):
+        others = [name for name in end.cluster.party_names if name != end.party]
+        for number in range(first, first + count):
+            for other in others:
+                end.send(other, f"t:{number}", f"{end.party} {number}".encode() * 20)
+            for other in others:
+                assert end.recv(other, f"t:{number}") == f"{other} {number}".encode() * 20
+
+    run_parties(*(lambda end=end: work(end) for end in ends))
+
+
+def where(end) -> int:
+    return end.parts.core.broker.index
+
+
+def reaches(end, index: int) -> bool:
+    """Whether a party that is not on this broker is connected to it."""
+    return end.parts.closing._claim._moves.reaches(index, time.monotonic())
+
+
+def keys(server: EmbeddedBroker) -> list[bytes]:
+    admin = Admin(server)
+    try:
+        return list(admin(b"KEYS", b"*"))
+    finally:
+        admin.close()
+
+
+@contextlib.contextmanager
+def joined(cluster, settings):
+    """Every party's endpoint, each with its own settings; closed at the end."""
+    ends = run_parties(
+        *(lambda n=n: connect_as(cluster, n, settings[n]) for n in cluster.party_names)
+    )
+    try:
+        yield ends
+    finally:
+        run_parties(*(end.close for end in ends))
+
+
+@pytest.mark.slow
+def test_the_present_broker_is_killed_for_good_and_all_go_on(pair):
+    ends = join(make_cluster(urls(*pair)), **QUICK)
+    exchange(ends, 0, 20)
+    assert [where(end) for end in ends] == [0, 0, 0]
+    kill(pair[0])
+    exchange(ends, 20, 200)
+    assert [where(end) for end in ends] == [1, 1, 1]
+    run_parties(*(end.close for end in ends))
+    assert keys(pair[1]) == []
+
+
+@pytest.mark.slow
+def test_one_party_is_cut_off_and_all_move_and_clear_up_behind_them(pair):
+    cluster = make_cluster(urls(*pair))
+    with Proxy(pair[0].port) as proxy:
+        settings = dict.fromkeys(cluster.party_names, quick_settings(**QUICK))
+        settings["bob"] = quick_settings(broker_url=urls(proxied(proxy), pair[1]), **QUICK)
+        with joined(cluster, settings) as ends:
+            exchange(ends, 0, 10)
+            proxy.go_away()
+            exchange(ends, 10, 50)
+            assert [where(end) for end in ends] == [1, 1, 1]
+            proxy.come_back()
+            exchange(ends, 60, 10)
+            assert [where(end) for end in ends] == [1, 1, 1]  # nobody goes back by itself
+            # The first one is alive all the time, so what the session has left there goes at once.
+            wait_until(
+                lambda: {k.rsplit(b":")[-1] for k in keys(pair[0])} == {b"!claim", b"!status"}
+            )
+            wait_until(lambda: reaches(ends[1], 0))
+    assert keys(pair[1]) == []
+    assert keys(pair[0]) == []
+
+
+@pytest.mark.slow
+def test_it_comes_back_to_a_broker_that_it_has_left_with_lists_still_there(pair):
+    cluster = make_cluster(urls(*pair))
+    with Proxy(pair[0].port) as first, Proxy(pair[1].port) as second:
+        own = quick_settings(broker_url=urls(proxied(first), proxied(second)), **QUICK)
+        with joined(cluster, dict.fromkeys(cluster.party_names, own)) as ends:
+            exchange(ends, 0, 10)
+            alice = ends[0]
+            requests = [alice.send("bob", "later", bytes([n]) * 1000) for n in range(50)]
+            alice.flush()
+            first.go_away()
+            exchange(ends, 10, 20)
+            second.go_away()
+            first.come_back()
+            exchange(ends, 30, 20)
+            assert [where(end) for end in ends] == [0, 0, 0]
+            for number in range(50):
+                assert ends[1].recv("alice", "later") == bytes([number]) * 1000
+            for request in requests:
+                request.wait()
+            assert not ends[1].has_message("alice", "later")
+
+
+@pytest.mark.slow
+def test_both_are_away_and_the_other_one_comes_back(pair):
+    cluster = make_cluster(urls(*pair))
+    with Proxy(pair[0].port) as first, Proxy(pair[1].port) as second:
+        own = quick_settings(broker_url=urls(proxied(first), proxied(second)), **QUICK)
+        with joined(cluster, dict.fromkeys(cluster.party_names, own)) as ends:
+            exchange(ends, 0, 10)
+            first.go_away()
+            second.go_away()
+            thread, outcome = in_thread(lambda: exchange(ends, 10, 10))
+            core = ends[0].parts.core
+            wait_until(lambda: core.outage.seconds > 1.0)
+            second.come_back()
+            thread.join(20)
+            assert outcome == [None]
+            assert [where(end) for end in ends] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_broker_that_falls_silent_is_left_without_waiting_for_timeouts(pair):
+    """Its connections stand and nothing comes: as if its machine were gone."""
+    cluster = make_cluster(urls(*pair))
+    slow = {"broker_move_after": 0.5, "reply_timeout": 60.0, "blpop_timeout": 20.0}
+    with Proxy(pair[0].port) as proxy:
+        own = quick_settings(broker_url=urls(proxied(proxy), pair[1]), **slow)
+        with joined(cluster, dict.fromkeys(cluster.party_names, own)) as ends:
+            exchange(ends, 0, 10)
+            proxy.go_away(silently=True)
+            exchange(ends, 10, 10)
+            assert [where(end) for end in ends] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_parties_that_reach_different_brokers_first_meet_where_both_are(pair):
+    with socket_without_server() as nobody:
+        cluster = make_cluster(urls(*pair), 2)
+        settings = {
+            "alice": quick_settings(**QUICK),
+            "bob": quick_settings(broker_url=urls(nobody, pair[1]), **QUICK),
+        }
+        with joined(cluster, settings) as ends:
+            exchange(ends, 0, 10)
+            wait_until(lambda: [where(end) for end in ends] == [1, 1])
+            exchange(ends, 10, 10)
+    assert keys(pair[0]) == keys(pair[1]) == []
+
+
+@contextlib.contextmanager
+def socket_without_server() -> Iterator[str]:
+    """The URL of a port on which nobody listens, and nobody else can."""
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+
+
+def test_an_error_names_each_broker_and_its_last_cause(valkey):
+    with socket_without_server() as one, socket_without_server() as other:
+        cluster = make_cluster(urls(one, other), 2)
+        with pytest.raises(BrokerUnreachable) as caught:
+            connect_as(cluster, "alice", quick_settings(**QUICK))
+    text = str(caught.value)
+    assert text.startswith("none of the 2 brokers can be used: broker redis://127.0.0.1:")
+    assert text.count("refused") == 2
+    assert all(url in text for url in (one[:-2], other[:-2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["reversed", "longer"])
+def test_lists_that_differ_end_the_session_at_both(pair, valkey, order):
+    cluster = make_cluster(urls(*pair), 2)
+    other = urls(*pair, valkey) if order == "longer" else urls(*reversed(pair))
+    settings = {"alice": quick_settings(**QUICK), "bob": quick_settings(broker_url=other, **QUICK)}
+    ends = run_parties(*(lambda n=n: connect_as(cluster, n, settings[n]) for n in settings))
+
+    def receive(end, peer):
+        with pytest.raises(ClusterMismatch, match="the same brokers, in the same order"), end:
+            end.recv(peer, "never")
+
+    run_parties(lambda: receive(ends[0], "bob"), lambda: receive(ends[1], "alice"))
+
+
+@pytest.mark.slow
+def test_a_party_is_claimed_on_all_of_them(pair):
+    cluster = make_cluster(urls(*pair), 2)
+    ends = join(cluster, **QUICK)
+    with pytest.raises(PartyTaken):
+        # It lists one of them only, and not the one where the session is.
+        connect_as(cluster, "alice", quick_settings(broker_url=pair[1].url, **QUICK))
+    run_parties(*(end.close for end in ends))
+
+
+def test_one_broker_starts_no_thread_of_these(valkey):
+    ends = join(make_cluster(valkey.url, 2))
+    names = [thread.name for thread in threading.enumerate()]
+    assert sum(name == "redislink-claim" for name in names) == 2
+    assert not any(isinstance(end.parts.core.broker, SeveralBrokers) for end in ends)
+    run_parties(*(end.close for end in ends))
+
+
+def test_one_password_does_not_go_to_several_brokers(pair):
+    cluster = make_cluster(urls(*pair), 2)
+    with pytest.raises(ConfigError, match="another one's password"):
+        connect_as(cluster, "alice", quick_settings(), credentials=lambda: "secret")
+    broker = SeveralBrokers([Broker(server.url) for server in pair])
+    assert broker.labels == ", ".join(server.url for server in pair)
