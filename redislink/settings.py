@@ -304,16 +304,13 @@ class RedisLinkSettings(BaseSettings):
             return None
         if given.lower() != "env":
             return ProxyChoice(SecretStr(given), PROXY_SETTING)
-        for name in _PROXY_VARIABLES:
-            if url := os.environ.get(name):
-                whole = url if "://" in url else f"http://{url}"
-                no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-                return ProxyChoice(SecretStr(whole), name, no_proxy)
-        say_once(
-            f"{PROXY_SETTING}=env: neither HTTPS_PROXY nor ALL_PROXY is set, so the broker is "
-            "dialled directly"
-        )
-        return None
+        choice = proxy_of_environment()
+        if choice is None:
+            say_once(
+                f"{PROXY_SETTING}=env: neither HTTPS_PROXY nor ALL_PROXY is set, so the broker is "
+                "dialled directly"
+            )
+        return choice
 
     @field_validator(
         "broker_tls_ca",
@@ -357,6 +354,16 @@ class RedisLinkSettings(BaseSettings):
             field = cls.model_fields.get(name)
             meant = field.description if field and field.description else "check the value"
             raise ConfigError(f"{_PREFIX}{name.upper()}: {text}: {meant}") from None
+
+
+def proxy_of_environment() -> ProxyChoice | None:
+    """The proxy that the environment names for all programs; None if it names none."""
+    for name in _PROXY_VARIABLES:
+        if url := os.environ.get(name):
+            whole = url if "://" in url else f"http://{url}"
+            no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+            return ProxyChoice(SecretStr(whole), name, no_proxy)
+    return None
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:

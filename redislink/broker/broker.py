@@ -33,13 +33,14 @@ from redislink.broker.proxy import Proxy
 from redislink.broker.tls import Secured, TlsFiles
 from redislink.broker.topology import ClusterTopology, SentinelTopology, Topology
 from redislink.broker.url import Address, labels, parse_url, split_urls
-from redislink.broker.wire import LISTING, NotRespError, UnaskedError, WireError
+from redislink.broker.wire import LISTING, HttpError, NotRespError, UnaskedError, WireError
 from redislink.errors import (
     BrokerAuthError,
     BrokerError,
     BrokerRefused,
     BrokerUnreachable,
     ConfigError,
+    ProxyRefused,
     UsageError,
 )
 from redislink.forking import renew_in_child
@@ -433,22 +434,41 @@ class Broker:
         """Return a more telling error for a broken connection; None if we know nothing more."""
         if address is None:
             return None
-        find = self._why_no_tls if self._url.tls else self._why_no_plain
-        why = find(address, error)
-        if why is None:
-            return None
-        known = BrokerUnreachable(f"broker {label}: {why}")
+        if isinstance(error, HttpError):
+            known = self._answered_in_http(address, label)
+        else:
+            find = self._why_no_tls if self._url.tls else self._why_no_plain
+            why = find(address, error)
+            if why is None:
+                return None
+            known = BrokerUnreachable(f"broker {label}: {why}")
         known.retryable = self._seen.answered  # at the start, trying again would not help
         return known
+
+    def _answered_in_http(self, address: Address, label: str) -> BrokerError:
+        proxy = self.proxy_to(address)
+        if proxy is None:
+            return BrokerRefused(
+                f"broker {label}: a web server answers on this port: check host and port in the URL"
+            )
+        opens = "opens TLS and " if self._url.tls else ""
+        return ProxyRefused(
+            f"broker {label}: an answer in HTTP came, not the broker's, as the proxy {opens}wants "
+            f"HTTP inside the tunnel: {proxy.remedy(address)}"
+        )
 
     def _why_no_plain(self, address: Address, error: BaseException) -> str | None:
         never_connected = isinstance(error, redis.RedisError)
         if never_connected or self._seen.answered or not tls.speaks_tls(self.dial, address):
             return None
-        return (
+        proxy = self.proxy_to(address)
+        why = (
             "it speaks TLS on this port: write rediss:// in the URL, and set "
             "REDISLINK_BROKER_TLS_CA"
         )
+        if proxy is None:
+            return why
+        return f"{why}; or the proxy wants TLS that it can open, and then {proxy.remedy(address)}"
 
     def _why_no_tls(self, address: Address, error: BaseException) -> str | None:
         answered = self._seen.answered
@@ -462,7 +482,14 @@ class Broker:
             return None  # it broke after the handshake, so TLS is not to blame
         refused = tls.verification_error(error)
         if refused is not None:
-            return tls.why_not_trusted(refused)
+            why = tls.why_not_trusted(refused)
+            proxy = self.proxy_to(address)
+            if proxy is None or refused.verify_code in tls.OTHERWISE_TRUSTED:
+                return why
+            return (
+                f"{why}; or the proxy opens TLS and shows a certificate of its own, and then "
+                + (proxy.remedy(address))
+            )
         if answered or tls.never_connected(error):
             return None
         if tls.speaks_plain(self.dial, address):

@@ -69,7 +69,8 @@ class Proxy:
         self._url = parse_proxy_url(url, named_by)
         self.label = one_line(self._url.label)
         """The URL without user and password, for messages."""
-        self._named_by = named_by
+        self.named_by = named_by
+        """The variable that holds the URL."""
         self._no_proxy = tuple(re.split(r"[,\s]+", no_proxy.lower().strip()))
         self._credentials = Credentials(
             self._url.user, self._url.password, password_file=password_file
@@ -100,20 +101,27 @@ class Proxy:
         """The proxy's own host and port."""
         return self._url.address
 
+    def remedy(self, address: Address) -> str:
+        """Return what to do about a proxy that looks into its tunnels."""
+        return (
+            f"ask whoever runs the proxy to let CONNECT to {join(address)} through untouched, "
+            "without TLS inspection"
+        )
+
     def serves(self, address: Address) -> bool:
         """Return whether a server is dialled through the proxy: not if ``NO_PROXY`` covers it.
 
         A proxy of the environment does not serve this machine's own addresses either, and what it
         is used for is said, once.
         """
-        if self._named_by == PROXY_SETTING:
+        if self.named_by == PROXY_SETTING:
             return True
         if _is_loopback(address[0]):
             return False
         if any(_covers(entry, *address) for entry in self._no_proxy):
             say_once(f"broker {join(address)}: dialled directly, as NO_PROXY covers it")
             return False
-        say_once(f"the broker is dialled through proxy {self.label}, from {self._named_by}")
+        say_once(f"the broker is dialled through proxy {self.label}, from {self.named_by}")
         return True
 
     def dial(self, address: Address, seconds: float) -> socket.socket:
@@ -130,7 +138,7 @@ class Proxy:
             ConfigError: the password file or the CA's file cannot be used.
         """
         login = self._credentials.current()
-        opened = self._reach(seconds)
+        opened = self.reach(seconds)
         line = _Line(opened, seconds)
         try:
             if self._url.scheme == "socks5h":
@@ -141,7 +149,7 @@ class Proxy:
             opened.close()
             raise BrokerUnreachable(
                 f"proxy {self.label}: did not answer within {seconds:g} s when asked for "
-                f"{join(address)}: check the scheme in {self._named_by}, host and port in the "
+                f"{join(address)}: check the scheme in {self.named_by}, host and port in the "
                 "broker's URL, as the proxy dials them, and the proxy's log"
             ) from None
         except OSError as error:
@@ -155,10 +163,14 @@ class Proxy:
         self._let_through.add(address)
         return opened
 
-    # -- to the proxy ----------------------------------------------------------------------------
+    def reach(self, seconds: float) -> socket.socket:
+        """Return a connection to the proxy itself, with TLS if its URL says so.
 
-    def _reach(self, seconds: float) -> socket.socket:
-        """Return a connection to the proxy, with TLS if it speaks that."""
+        Raises:
+            BrokerUnreachable: it cannot be reached.
+            ProxyRefused: there is no TLS connection, or its certificate is not trusted.
+            ConfigError: the CA's file cannot be used.
+        """
         secured = self._url.scheme == "https"
         context = self._context() if secured else None
         try:
@@ -219,7 +231,7 @@ class Proxy:
         user, password = _pair(login)
         if not (user + password).isascii() or max(len(user), len(password)) > 255:
             raise ConfigError(
-                f"{self._named_by}: SOCKS takes a user and a password of at most 255 ASCII "
+                f"{self.named_by}: SOCKS takes a user and a password of at most 255 ASCII "
                 "characters: have others made, or use an http:// proxy"
             )
         forward: Any = _Forward(line)
@@ -253,7 +265,7 @@ class Proxy:
         none_given = "" if login else ", as none was given"
         error = self._refused(
             f"proxy {self.label}: user or password not accepted{none_given} ({said}): check the "
-            f"user and password in {self._named_by}, or {PROXY_SETTING}_PASSWORD_FILE"
+            f"user and password in {self.named_by}, or {PROXY_SETTING}_PASSWORD_FILE"
         )
         # Trying the same password again may lock the user out.
         error.retryable = self._credentials.may_change and self._credentials.were_accepted
@@ -277,13 +289,13 @@ class Proxy:
     def _not_there(self, what: str) -> BrokerError:
         return BrokerUnreachable(
             f"proxy {self.label}: {what}: check that it runs, scheme, host and port in "
-            f"{self._named_by}, and that this party may dial out to it"
+            f"{self.named_by}, and that this party may dial out to it"
         )
 
     def _no_proxy_there(self, why: str) -> BrokerError:
         return self._refused(
             f"proxy {self.label}: does not answer as such a proxy ({self._shown(why)}): check "
-            f"scheme, host and port in {self._named_by}"
+            f"scheme, host and port in {self.named_by}"
         )
 
     def _refused(self, message: str) -> BrokerError:

@@ -38,6 +38,7 @@ from redislink.broker.wire import (
     Bound,
     Buffer,
     ErrorReply,
+    HttpError,
     NotRespError,
     Reply,
     UnaskedError,
@@ -291,6 +292,8 @@ class SocketWire:
             return bytes(rest)
         if kind == _ERROR:
             return ErrorReply(rest.decode(errors="replace"))
+        if rest.startswith(b"TTP/"):
+            raise HttpError("the broker speaks HTTP")
         raise NotRespError("the broker does not speak RESP2")
 
     def _read_bulk(self, size: int) -> bytes | memoryview | None:

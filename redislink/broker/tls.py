@@ -29,6 +29,8 @@ EXPIRED: Final = 10
 NOT_YET_VALID: Final = 9
 WRONG_NAME: Final = (62, 64)
 """OpenSSL's X509_V_ERR_… for a host name and for an IP address that is not in the certificate."""
+OTHERWISE_TRUSTED: Final = (EXPIRED, NOT_YET_VALID, *WRONG_NAME)
+"""The certificate is of the CA that we know."""
 Secured = ssl.SSLSocket | NestedTls
 """A connection with TLS."""
 _SNIFF_SECONDS: Final = 1.0

@@ -69,6 +69,10 @@ class NotRespError(WireError):
     """What came is not RESP."""
 
 
+class HttpError(NotRespError):
+    """What came is an answer of HTTP's."""
+
+
 class UnaskedError(WireError):
     """What came is RESP, and no answer to what was asked."""
 

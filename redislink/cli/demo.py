@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -115,11 +115,13 @@ def demo(
         else:
             url = broker
             errors.advise_doctor("--broker", shown_url(url))
-        reached = _reach(url)
+        # The embedded broker is on this machine, where no proxy leads.
+        proxy = {"broker_proxy": "none"} if broker is None else {}
+        reached = _reach(url, proxy)
         program = find_examples() / PROGRAM
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="redislink-demo-")))
-        addresses = broker_addresses(url, reached.addresses())
-        run = _Run(url, reached.label, program, directory)
+        addresses = broker_addresses(url, reached.addresses(), reached.proxy_to)
+        run = _Run(url, reached.label, program, directory, proxy)
         if with_acl or broker is None:
             stack.enter_context(_users(reached, run))
         run.until_all_ended(addresses)
@@ -148,9 +150,9 @@ def find_examples() -> Path:
     )
 
 
-def _reach(url: str) -> Broker:
+def _reach(url: str, proxy: Mapping[str, str]) -> Broker:
     """Connect once, so that an error in the URL comes before three processes start."""
-    settings = RedisLinkSettings.load(broker_url=url)
+    settings = RedisLinkSettings.load(broker_url=url, **proxy)
     broker = Broker.from_settings(settings, None)
     if broker.in_process:
         raise ConfigError(
@@ -182,7 +184,9 @@ def _users(broker: Broker, run: _Run) -> Iterator[None]:
 class _Run:
     """The three processes, from start to end, and the findings about them."""
 
-    def __init__(self, url: str, label: str, program: Path, directory: Path) -> None:
+    def __init__(
+        self, url: str, label: str, program: Path, directory: Path, proxy: Mapping[str, str]
+    ) -> None:
         self.problems: list[str] = []
         """Why the demo is not ok, one line each."""
         self.code = ExitCode.OK
@@ -190,6 +194,7 @@ class _Run:
         self.urls: dict[str, str] = {}
         """The broker's URL for each party, if they differ."""
         self._label = label
+        self._proxy = {f"REDISLINK_{name.upper()}": value for name, value in proxy.items()}
         self._program = program
         self._data = program.parent / "data"
         self._directory = directory
@@ -222,6 +227,7 @@ class _Run:
                         "REDISLINK_LINK_MODE": LinkMode.CHANNELS.value,
                         "REDISLINK_IDENTITY_FILE": str(self._keys[name]),
                         "REDISLINK_PSK_DIR": str(self._keys[name].parent),  # holds none
+                        **self._proxy,
                     },
                 )
                 self._parties.append(stack.enter_context(party))

@@ -13,13 +13,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
 
+from redislink.broker import Proxy
 from redislink.broker.url import Address, parse_url
 from redislink.errors import BrokerUnreachable
 
@@ -151,12 +152,17 @@ class PartyProcess:
         self.stop()
 
 
-def broker_addresses(url: str, servers: Iterable[Address] = ()) -> set[Address]:
+def broker_addresses(
+    url: str,
+    servers: Iterable[Address] = (),
+    proxy_to: Callable[[Address], Proxy | None] = lambda _: None,
+) -> set[Address]:
     """The addresses to which connections to a broker may go; none for a unix socket.
 
     Args:
         url: the broker's URL.
         servers: further servers, which the URL does not name (`Broker.addresses`).
+        proxy_to: the proxy through which a server is dialled (`Broker.proxy_to`).
 
     Raises:
         BrokerUnreachable: no host name can be resolved here.
@@ -166,9 +172,10 @@ def broker_addresses(url: str, servers: Iterable[Address] = ()) -> set[Address]:
         return set()
     found: set[Address] = set()
     failure: BrokerUnreachable | None = None
-    for host, port in dict.fromkeys([*named, *servers]):
+    for address in dict.fromkeys([*named, *servers]):
+        proxy = proxy_to(address)
         try:
-            found |= _resolve(host, port)
+            found |= _resolve(*(address if proxy is None else proxy.address))
         except BrokerUnreachable as error:  # the parties skip it too
             failure = error
     if not found and failure is not None:

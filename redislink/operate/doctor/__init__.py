@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from redislink.errors import BrokerError, ConfigError
+from redislink.errors import BrokerError, ConfigError, ProxyRefused
 from redislink.operate.doctor import network, others, own, rights, server, speed
 from redislink.operate.doctor.examination import Case, Examination, NotTried
 from redislink.operate.doctor.finding import Blame, Finding, Level, Report, Verdict, failed_with
@@ -49,7 +49,8 @@ CHECKS: Final = (
     Check("keys", own.own_keys),
     Check("protocols", own.protocols),
     Check("broker URL", own.broker_url, is_of_broker=True),
-    Check("name resolution", network.name_resolution, "broker URL", 4, is_of_broker=True),
+    Check("proxy", network.proxy, "broker URL", 4, is_of_broker=True),
+    Check("name resolution", network.name_resolution, "proxy", 4, is_of_broker=True),
     Check("TCP", network.tcp, "name resolution", 4, is_of_broker=True),
     Check("client certificate", network.client_certificate, "broker URL", is_of_broker=True),
     Check("TLS", network.tls, "TCP", 4, is_of_broker=True),
@@ -133,7 +134,7 @@ def _verdict(
     exam.begin_check(check.seconds)
     try:
         return check.examine(exam)
-    except ConfigError as error:
+    except (ConfigError, ProxyRefused) as error:
         return failed_with(error, Blame.OURS)
     except BrokerError as error:
         return failed_with(error, Blame.BROKER)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from cryptography.x509 import Certificate
 
-from redislink.broker import Broker
+from redislink.broker import Broker, Proxy
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.url import BrokerUrl, join, parse_url
 from redislink.broker.users import owner_of_user
@@ -115,7 +115,8 @@ class Seen:
 
     Attributes:
         resolved: the socket addresses for each address in the URL.
-        reached: the addresses that accepted a TCP connection.
+        reached: the addresses that accepted a TCP connection, with the socket address; that is
+            empty for one behind a proxy.
         certificates: the certificate that each server showed in TLS, by address.
         round_trip: the shortest round trip to the broker, in seconds.
         rate: bytes per second to the broker; 0 if not measured.
@@ -195,6 +196,10 @@ class Examination:
     def addresses(self) -> list[Address]:
         """The hosts and ports in the URL; empty for a broker without a network address."""
         return [Address(*address) for address in self.url.addresses]
+
+    def proxy_to(self, address: Address) -> Proxy | None:
+        """Return the proxy through which a server is dialled; None for none."""
+        return self.broker.proxy_to((address.host, address.port))
 
     @property
     def has_several(self) -> bool:

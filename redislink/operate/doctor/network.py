@@ -38,27 +38,63 @@ from redislink.errors import (
 )
 from redislink.operate.doctor.examination import Address, Examination, loopback
 from redislink.operate.doctor.finding import Blame, Verdict, failed, failed_with, passed, warned
+from redislink.settings import PROXY_SETTING, proxy_of_environment
 from redislink.text import one_line
 
 SOON_DAYS: Final = 30
 """A certificate that ends sooner is worth a warning."""
 _MOST_ADDRESSES: Final = 4
 _SNIFF_SECONDS: Final = 1.0
+_HTTP: Final = b"H"
+"""How HTTP answers whatever it does not understand; no reply of Redis begins so."""
+_BY_PROXY: Final = ()
+"""Stands for the socket address of a server that is dialled through a proxy."""
 
 
 class _ClosedAfterHandshake(ConnectionError):
     """How the refusal of our certificate also shows: in TLS 1.3 it comes late, or gets lost."""
 
 
-# -- name resolution and TCP ----------------------------------------------------------------------
+class _HttpInside(ConnectionError):
+    """What answers after the handshake speaks HTTP."""
+
+
+# -- the proxy, name resolution and TCP -----------------------------------------------------------
+
+
+def proxy(exam: Examination) -> Verdict | None:
+    """This machine reaches the proxy through which the broker is to be dialled.
+
+    Raises:
+        ConfigError: the proxy's CA file cannot be used.
+    """
+    used = next(filter(None, map(exam.proxy_to, exam.addresses)), None)
+    if used is None:
+        return None
+    host = Address(*used.address)
+    try:
+        _resolve(host, exam.patience())
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return failed(
+            f"{used.label}: its name does not resolve here: {one_line(why)}",
+            f"check the host's spelling in {used.named_by}, and the name servers of this machine",
+            Blame.OURS,
+        )
+    try:
+        used.reach(exam.patience()).close()
+    except BrokerError as error:
+        return failed_with(error, Blame.OURS)
+    return passed(f"{used.label}, from {used.named_by}, reached; it resolves the broker's name")
 
 
 def name_resolution(exam: Examination) -> Verdict | None:
-    """Every host in the URL has an address."""
-    if not exam.addresses:
+    """Every host in the URL that is dialled from here has an address."""
+    direct = [address for address in exam.addresses if exam.proxy_to(address) is None]
+    if not direct:
         return None
     missing: dict[Address, str] = {}
-    for address in exam.addresses:
+    for address in direct:
         try:
             exam.seen.resolved[address] = _resolve(address, exam.patience())
         except (OSError, UnicodeError) as error:
@@ -70,7 +106,7 @@ def name_resolution(exam: Examination) -> Verdict | None:
     lost = "; ".join(f"{address.host}: {one_line(why)}" for address, why in missing.items())
     remedy = (
         "check the host's spelling in the URL, and the name servers of this machine "
-        "(/etc/resolv.conf, a VPN)"
+        f"(/etc/resolv.conf, a VPN){_or_a_proxy()}"
     )
     if not exam.seen.resolved:
         return failed(lost, remedy)
@@ -103,18 +139,28 @@ def _resolve(address: Address, seconds: float) -> list[tuple[Any, ...]]:
 
 
 def tcp(exam: Examination) -> Verdict | None:
-    """Something listens there, and this machine may dial out to it."""
+    """Something listens there, and this machine may dial out to it, or its proxy does.
+
+    Raises:
+        BrokerError: the proxy does not.
+    """
     if not exam.addresses:
         return None
     refused: dict[Address, str] = {}
-    for address, infos in exam.seen.resolved.items():
+    for address in exam.addresses:
+        through = exam.proxy_to(address)
+        infos = exam.seen.resolved.get(address, []) if through is None else [_BY_PROXY]
         for info in infos:
             try:
-                with _dial(info, exam.patience(len(infos))):
+                with _dial(exam, address, info, exam.patience(len(infos))):
                     exam.seen.reached[address] = info
                     break
             except OSError as error:
                 refused[address] = "no answer" if isinstance(error, TimeoutError) else str(error)
+            except BrokerError as error:
+                if len(exam.addresses) == 1:
+                    raise
+                refused[address] = str(error)
     lost = "; ".join(
         f"{address}: {one_line(why)}"
         for address, why in refused.items()
@@ -123,6 +169,7 @@ def tcp(exam: Examination) -> Verdict | None:
     remedy = (
         "'no answer' is mostly a firewall, 'refused' a server that does not run or listens on "
         "another port or address: check host and port, and that this machine may dial out to it"
+        + _or_a_proxy()
     )
     found = ", ".join(map(str, exam.seen.reached))
     if not exam.seen.reached:
@@ -130,7 +177,28 @@ def tcp(exam: Examination) -> Verdict | None:
     return warned(f"{found} reached; {lost}", remedy) if lost else passed(f"{found} reached")
 
 
-def _dial(info: tuple[Any, ...], seconds: float) -> socket.socket:
+def _or_a_proxy() -> str:
+    """A hint to the proxy of the environment, which counts for nothing unless it is asked for."""
+    choice = proxy_of_environment()
+    if choice is None:
+        return ""
+    return (
+        f"; {choice.named_by} is set here: if this machine reaches others by that proxy alone, set "
+        f"{PROXY_SETTING}=env"
+    )
+
+
+def _dial(
+    exam: Examination, address: Address, info: tuple[Any, ...], seconds: float
+) -> socket.socket:
+    """A connection to one of the broker's servers, at this socket address or by the proxy.
+
+    Raises:
+        OSError: there is none.
+        BrokerError: there is none by the proxy.
+    """
+    if info == _BY_PROXY:
+        return exam.broker.dial((address.host, address.port), seconds)
     family = socket.AF_INET6 if len(info) == 4 else socket.AF_INET
     dialled = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -197,7 +265,7 @@ def tls(exam: Examination) -> Verdict | None:
 
 def without_tls(reached: list[tuple[Any, ...]]) -> Verdict:
     """Whether it is right that connections to these socket addresses are not TLS."""
-    if all(map(loopback, reached)):
+    if all(info != _BY_PROXY and loopback(info) for info in reached):
         return passed("not used, and not needed: the broker is on this machine")
     return warned(
         "not used: whoever is on the way to the broker can learn its password, and cut "
@@ -251,7 +319,7 @@ def _handshake(
         OSError, ValueError: it cannot be had.
     """
     with (
-        _dial(info, exam.patience()) as dialled,
+        _dial(exam, address, info, exam.patience()) as dialled,
         secure(dialled, context, address.host) as secured,
     ):
         shown = secured.getpeercert(binary_form=True) or b""
@@ -262,6 +330,8 @@ def _handshake(
             answered = b""
         if not answered:
             raise _ClosedAfterHandshake
+        if answered == _HTTP:
+            raise _HttpInside
         yield secured, x509.load_der_x509_certificate(shown)
 
 
@@ -272,6 +342,9 @@ def _not_trusted(
     shown = _certificate_shown(exam, address, info)
     name = "" if shown is None else f" of {one_line(shown.issuer.rfc4514_string())}"
     why = one_line(error.verify_message)
+    through = exam.proxy_to(address)
+    if through is not None and _wants_http(exam, address, info):
+        return _opened(exam, address, f": it shows a certificate{name}, which is not the broker's")
     if error.verify_code in (EXPIRED, NOT_YET_VALID) and shown is not None:
         return _dates(shown, f"{address}'s certificate", exam.case.clock(), Blame.BROKER)
     if error.verify_code in WRONG_NAME:
@@ -279,10 +352,44 @@ def _not_trusted(
             f"{address}: its certificate is for another name ({why})",
             "write the host in the URL as it stands in the certificate, or have one made for it",
         )
-    return failed(
-        f"{address}: its certificate{name} is not trusted ({why})",
+    remedy = (
         "set REDISLINK_BROKER_TLS_CA to the PEM file of the CA that signed it; if it is set, that "
-        "file is of another CA, or this is another server",
+        "file is of another CA, or this is another server"
+    )
+    if through is None:
+        return failed(f"{address}: its certificate{name} is not trusted ({why})", remedy)
+    return failed(
+        f"{address}: its certificate{name} is not trusted ({why}); it may be the proxy's own",
+        f"{remedy}; or the proxy opens TLS, and then "
+        + through.remedy((address.host, address.port)),
+    )
+
+
+def _wants_http(exam: Examination, address: Address, info: tuple[Any, ...]) -> bool:
+    """Whether HTTP answers inside TLS, whatever certificate is shown."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with _handshake(exam, context, address, info):
+            return False
+    except _HttpInside:
+        return True
+    except (OSError, ValueError, BrokerError):
+        return False
+
+
+def _opened(exam: Examination, address: Address, how: str = "") -> Verdict:
+    """For HTTP inside TLS."""
+    through = exam.proxy_to(address)
+    if through is None:
+        return failed(
+            f"{address}: a web server answers inside TLS", "check host and port in the URL"
+        )
+    return failed(
+        f"{address}: proxy {through.label} opens TLS, and wants HTTP inside{how}",
+        through.remedy((address.host, address.port)),
+        Blame.OURS,
     )
 
 
@@ -295,16 +402,18 @@ def _certificate_shown(
     context.verify_mode = ssl.CERT_NONE
     try:
         with (
-            _dial(info, exam.patience()) as dialled,
+            _dial(exam, address, info, exam.patience()) as dialled,
             secure(dialled, context, address.host) as secured,
         ):
             return x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
-    except (OSError, ValueError):
+    except (OSError, ValueError, BrokerError):
         return None
 
 
 def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
     text = one_line(getattr(error, "reason", None) or str(error))
+    if isinstance(error, _HttpInside):
+        return _opened(exam, address)
     if isinstance(error, _ClosedAfterHandshake) or about_our_certificate(error):
         return failed(
             f"{address}: the broker wants a client certificate, or a different one "
@@ -358,9 +467,11 @@ def login(exam: Examination) -> Verdict:
 
 def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
     """Adds what the doctor knows of why a connection to the broker broke."""
-    if not exam.uses_tls and any(
-        speaks_tls(*_to_sniff(exam, address)) for address in exam.seen.reached
-    ):
+    tls = [at for at in exam.seen.reached if not exam.uses_tls and speaks_tls(*_to_sniff(exam, at))]
+    if tls:
+        at = tls[0]
+        if exam.proxy_to(at) is not None and _wants_http(exam, at, exam.seen.reached[at]):
+            return _opened(exam, at)
         return failed(
             f"broker {exam.broker.label}: it speaks TLS on this port",
             "write rediss:// in the URL, and set REDISLINK_BROKER_TLS_CA",
