@@ -192,7 +192,7 @@ class Broker:
                 f"{labels(text)}, and a password goes only to one that you name: set "
                 "REDISLINK_BROKER_URL, with your user in it"
             )
-        urls = split_urls(text)
+        urls, proxy = split_urls(text), Proxy.from_settings(settings)
         if credentials is not None and len(urls) > 1:
             raise ConfigError(
                 "credentials for several brokers: one broker would get another one's password: "
@@ -209,7 +209,7 @@ class Broker:
                 password_file=settings.broker_password_file,
                 password_line=place if len(urls) > 1 else None,
                 credentials=credentials,
-                proxy=Proxy.from_settings(settings),
+                proxy=proxy,
             )
             for place, url in enumerate(urls)
         ]

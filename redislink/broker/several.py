@@ -21,6 +21,7 @@ from typing import Self
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.credentials import CredentialsCallable
+from redislink.broker.proxy import Proxy
 from redislink.broker.url import Address
 from redislink.errors import BrokerError, BrokerUnreachable, UsageError
 from redislink.forking import dies_in_child
@@ -88,6 +89,10 @@ class SeveralBrokers(Broker):
     def addresses(self) -> list[Address]:
         """Return what the present broker returns."""
         return self.members[self.index].addresses()
+
+    def proxy_to(self, address: Address) -> Proxy | None:
+        """Return what the present broker returns."""
+        return self.members[self.index].proxy_to(address)
 
     def blpop_slice(self, wanted: float) -> float:
         """Return ``wanted``."""
