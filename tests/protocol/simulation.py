@@ -15,7 +15,8 @@ What a run asserts:
   removal was dropped or lost with its connection, or a push was doubled or came too late.
 
 What the faults leave alone, as nothing could be promised otherwise: at most three control
-frames in a row are lost between two parties.
+frames in a row are lost between two parties, those not counted that the broker refuses for a while
+like all others, and says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from redislink.errors import PeerAborted, PeerClosed, PeerError, PeerLost, PeerRestarted
+from redislink.errors import (
+    BrokerBusy,
+    PeerAborted,
+    PeerClosed,
+    PeerError,
+    PeerLost,
+    PeerRestarted,
+)
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import Data, Frame
 from redislink.protocol.states import State
@@ -41,6 +49,8 @@ _CONTROL_WAIT: Final = 1.0
 _MOST_CONTROL_LOSSES: Final = 3
 _ELEMENT_OVERHEAD: Final = 100
 _CLOSE_SECONDS: Final = 300.0
+_BROKER_TIMEOUT: Final = 60.0
+_LONGEST_REFUSAL: Final = 55.0
 _LIST_TTL: Final = 3600.0
 _LONGEST_RUN: Final = 20_000.0
 _COUNTED: Final = ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent")
@@ -51,6 +61,21 @@ ListKey = tuple[str, str, str | None]
 
 class SimulationError(AssertionError):
     """A run that did not go as it should; the message says how to see it again."""
+
+
+@dataclass(slots=True)
+class Refusal:
+    """A time in which the broker refuses every push.
+
+    Attributes:
+        begins, ends: in seconds since the start.
+        everything: whether it refuses pops and removals too: a full broker does not, one that
+            became a replica does.
+    """
+
+    begins: float
+    ends: float
+    everything: bool
 
 
 @dataclass(slots=True)
@@ -67,6 +92,7 @@ class Faults:
     restarts: int = 0
     capacity: int | None = None
     evicts: bool = False
+    refusal: Refusal | None = None
     lasts: float = 0.0
     later: float = 0.0
     """Afterwards probabilities are this fraction of what they were."""
@@ -123,7 +149,8 @@ class Party:
     frozen_until: float = 0.0
     is_gone: bool = False
     is_closing: bool = False
-    error: PeerError | None = None
+    refused_since: float | None = None
+    error: PeerError | BrokerBusy | None = None
     failed_at: float = 0.0
     armed: dict[str, float] = field(default_factory=dict)
     control_busy: set[str] = field(default_factory=set)
@@ -169,10 +196,16 @@ class SimulatedBroker:
     def take(self, write: Write) -> bool:
         """Execute a write; False if there is no room."""
         key, element = write.key, write.element
+        if self._world.refuses(everything=True):
+            if write.clear:
+                self.maybe_uncleaned.add(key)
+            return element is None
         if write.clear:
             self.delete(key)
         if element is None:
             return True
+        if self._world.refuses():
+            return False
         if self._world.strikes_frame(key, self._world.faults.refused):
             return False
         if not self._has_room(element.size):
@@ -289,7 +322,9 @@ class World:
         if self.kind == "leave" and all(not t.steps for t in party.threads):
             # The peer may have left while our FIN was lost, or its last word.
             self._check(state in _OVER, f"{where} is {state}")
-            self._check(isinstance(error, PeerLost | None), f"{where}: {error!r}")
+            # What it does not take any more may fill the broker.
+            was_full = self.faults.capacity is not None and isinstance(error, BrokerBusy)
+            self._check(was_full or isinstance(error, PeerLost | None), f"{where}: {error!r}")
         else:
             self._check(state is State.CLOSED, f"{where} is {state}")
             self._check(error is None, f"{where}: {error!r}")
@@ -315,11 +350,15 @@ class World:
     def _check_errors(self) -> None:
         culprit = self._culprit
         assert culprit is not None
-        causes = {
-            "abort": (PeerAborted, PeerLost),
-            "die": (PeerAborted, PeerLost),
-            "restart": (PeerAborted, PeerLost, PeerRestarted),
-        }[self.kind]
+        refused = 0.0
+        causes: tuple[type[Exception], ...] = (PeerAborted, PeerLost)
+        if self.kind == "restart":
+            causes += (PeerRestarted,)
+        if self.faults.capacity is not None:  # what a dead party does not take may fill it
+            causes += (BrokerBusy,)
+            refused = _BROKER_TIMEOUT
+        elif self.faults.refusal is not None:
+            refused = self.faults.refusal.ends - self.faults.refusal.begins
         for party in self.parties.values():
             if party is culprit:
                 continue
@@ -329,7 +368,7 @@ class World:
             )
             took = party.failed_at - self._misbehaved_at
             # The first is lost, which takes peer_timeout; then, if its ABORTs are, the next.
-            longest = (len(self.parties) - 1) * 1.2 * self.timing.peer_timeout + 20
+            longest = (len(self.parties) - 1) * 1.2 * self.timing.peer_timeout + 20 + refused
             self._check(took <= longest, f"{party.name} failed after {took:.1f} s")
 
     def _describe(self) -> str:
@@ -420,9 +459,15 @@ class World:
             chunk = self.timing.chunk_bytes + _ELEMENT_OVERHEAD
             faults.capacity = int(pairs * (2 * chunk + 1000) * rng.uniform(1, 3))
             faults.evicts = rng.random() < 0.5
+        if rng.random() < 0.2:
+            begins = rng.uniform(0, 60)
+            seconds = rng.choice([rng.uniform(0, 3), rng.uniform(3, _LONGEST_REFUSAL)])
+            faults.refusal = Refusal(begins, begins + seconds, everything=rng.random() < 0.5)
         return faults
 
     def _schedule_faults(self) -> None:
+        if self.faults.refusal is not None:
+            self._at_once(self.faults.refusal.ends, self._wake_all)
         for _ in range(self.faults.flushes):
             self._at_once(self.rng.uniform(0, self.faults.lasts), self._flush, False)
         for _ in range(self.faults.restarts):
@@ -436,6 +481,19 @@ class World:
         rate = self._rate(self.faults.cuts_per_second)
         if rate:
             self._at_once(self.now + self.rng.expovariate(rate), self._cut_again, party)
+
+    def refuses(self, *, everything: bool = False) -> bool:
+        """Whether the broker refuses pushes now; with ``everything``, whether also all else."""
+        refusal = self.faults.refusal
+        return (
+            refusal is not None
+            and refusal.begins <= self.now < refusal.ends
+            and refusal.everything >= everything
+        )
+
+    def _wake_all(self) -> None:
+        for key in list(self.broker.lists):
+            self.wake(key)
 
     def _rate(self, full: float) -> float:
         return full if self.now < self.faults.lasts else full * self.faults.later
@@ -548,6 +606,8 @@ class World:
         """Let a blocked BLPOP have the first element of a data list, if there are both."""
         if key not in self.broker.waiters or key not in self.broker.lists:
             return
+        if self.refuses(everything=True):
+            return
         element = self.broker.pop(key)
         thread, _ = self.broker.waiters.pop(key)
         delay = self._latency()
@@ -584,8 +644,13 @@ class World:
 
     def _listen(self, party: Party) -> None:
         """What the control thread does while nothing comes."""
+        since = party.refused_since
+        if since is not None and self.now - since > _BROKER_TIMEOUT:
+            self._fail(party, BrokerBusy("the broker has refused this party for too long"))
         for peer, delivery in party.deliveries.items():
-            if (party.name, peer, None) not in self.broker.lists:
+            if self.refuses(everything=True):
+                delivery.not_listening(self.now)
+            elif (party.name, peer, None) not in self.broker.lists:
                 delivery.listened(self.now)
                 if delivery.failure is not None:
                     self._settle(party, peer)
@@ -594,6 +659,8 @@ class World:
     def _take_control(self, party: Party, peer: str) -> None:
         party.control_busy.discard(peer)
         key = (party.name, peer, None)
+        if self.refuses(everything=True):
+            return
         element = self.broker.pop(key)
         if element is None:
             return
@@ -638,13 +705,13 @@ class World:
             for party in self.parties.values()
         )
 
-    def _fail(self, party: Party, error: PeerError) -> None:
+    def _fail(self, party: Party, error: PeerError | BrokerBusy) -> None:
         """A program that met an error tells the other parties, as a ``with`` block does."""
         if party.error is not None or party is self._culprit:
             return
         self._log("%s fails: %s", party.name, error)
         party.error, party.failed_at = error, self.now
-        if not party.is_closing:
+        if not party.is_closing or isinstance(error, BrokerBusy):
             self._abort(party, str(error))
 
     def _abort(self, party: Party, reason: str) -> None:
@@ -775,8 +842,11 @@ class World:
         if connection != party.connection:
             return
         if was_taken:
+            party.refused_since = None
             party.deliveries[peer].confirm(push, self.now)
         else:
+            if party.refused_since is None:
+                party.refused_since = self.now
             self._log("refused: %s", push)
             party.deliveries[peer].refused(push, self.now)
         self._settle(party, peer)
