@@ -62,6 +62,20 @@ _CHECK_LOGIN: Final = (
     "check the user and password in REDISLINK_BROKER_URL, or REDISLINK_BROKER_PASSWORD_FILE"
 )
 
+UNKNOWN_COMMAND: Final = ServerError(
+    ("ERR UNKNOWN COMMAND", "ERR UNKNOWN SUBCOMMAND", "NOPROTO"),
+    BrokerRefused,
+    "it does not have a command that redislink sends",
+    "use a Redis or Valkey server, or a service that has the command",
+)
+WRONG_TYPE: Final = ServerError(
+    ("WRONGTYPE",),
+    BrokerRefused,
+    "a key of redislink's holds something else",
+    "use a database of its own for redislink, or remove that key",
+)
+ANY_OTHER: Final = ServerError(("",), BrokerRefused, "refused a command", "see its log")
+
 SERVER_ERRORS: Final = (
     # -- who we are ------------------------------------------------------------------------------
     ServerError(
@@ -194,18 +208,14 @@ SERVER_ERRORS: Final = (
         "write redis://HOST:PORT",
     ),
     ServerError(
-        ("ERR UNKNOWN COMMAND", "ERR UNKNOWN SUBCOMMAND", "NOPROTO"),
+        ("CROSSSLOT",),
         BrokerRefused,
-        "it does not have a command that redislink sends",
-        "use a Redis or Valkey server, or a service that has the command",
+        "it is a node of a Redis Cluster, and the lists are in several slots",
+        "write redis+cluster://HOST:PORT,HOST:PORT",
     ),
-    ServerError(
-        ("WRONGTYPE",),
-        BrokerRefused,
-        "a key of redislink's holds something else",
-        "use a database of its own for redislink, or remove that key",
-    ),
-    ServerError(("",), BrokerRefused, "refused a command", "see its log"),
+    UNKNOWN_COMMAND,
+    WRONG_TYPE,
+    ANY_OTHER,
 )
 """The order matters: a longer beginning comes before a shorter one that fits the same reply."""
 
@@ -236,7 +246,7 @@ def translate_error_reply(
     """
     row = classify(text)
     said = own_words(hide(text))
-    if to_auth and row is SERVER_ERRORS[-1]:
+    if to_auth and row is ANY_OTHER:
         said = said.partition(" ")[0]
     error = row.kind(f"broker {label}: {row.called} ({said}): {row.remedy}")
     error.refusal = row.called

@@ -436,7 +436,7 @@ class Outbox:
                 except BrokerError as error:
                     if isinstance(error, BrokerBusy) and error.is_partial:
                         refusal = error
-                    elif error.retryable:
+                    elif error.retryable or not connection.usable:
                         raise
         except BrokerError:
             connection.close()

@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from redislink.broker.broker import Broker
+from redislink.broker.error_map import ANY_OTHER, UNKNOWN_COMMAND
 from redislink.broker.url import parse_url
 from redislink.broker.users import user_name
 from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
@@ -350,6 +351,8 @@ def _run_acl_on(broker: Broker, commands: Sequence[Sequence[bytes | int | str]])
                 "paste what redislink acl prints without --apply into the service's console"
             ) from None
         except BrokerRefused as error:
-            raise BrokerRefused(
+            if error.refusal not in (UNKNOWN_COMMAND.called, ANY_OTHER.called):
+                raise
+            raise error.restated(
                 f"{error}: ACL needs Redis 7 or Valkey, and a service that lets its users run it"
             ) from None

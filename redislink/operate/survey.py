@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
+from redislink.broker.error_map import UNKNOWN_COMMAND, WRONG_TYPE
 from redislink.broker.url import Address
 from redislink.broker.wire import ELEMENT, LISTING
 from redislink.errors import (
@@ -243,7 +244,11 @@ class Survey:
         for command in ("UNLINK", "DEL"):  # UNLINK frees large lists without a pause
             try:
                 removed = connection.execute(command, *names, timeout=self._timeout)
-            except (BrokerPermissionError, BrokerRefused):
+            except BrokerPermissionError:
+                continue
+            except BrokerRefused as error:
+                if error.refusal != UNKNOWN_COMMAND.called:
+                    raise
                 continue
             if isinstance(removed, int):
                 return removed
@@ -316,7 +321,7 @@ class Survey:
             reply = connection.read(max(0.001, give_up - time.monotonic()))
         except (BrokerPermissionError, BrokerRefused) as error:
             # A key with the wrong type for its name is not a matter of permissions.
-            if "WRONGTYPE" not in str(error):
+            if error.refusal != WRONG_TYPE.called:
                 words = command[:2] if command[0] == "MEMORY" else command[:1]
                 self.refused.add(" ".join(map(str, words)))
             return None

@@ -66,6 +66,7 @@ REPLIES: dict[str, tuple[type[BrokerError], str]] = {
         BrokerRefused,
         "holds something else",
     ),
+    "CROSSSLOT Keys in request don't hash to the same slot": (BrokerRefused, "in several slots"),
     "ERR something that nobody has heard of": (BrokerRefused, "see its log"),
     "": (BrokerRefused, "refused a command"),
 }

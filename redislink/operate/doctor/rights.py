@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from redislink.broker.error_map import UNKNOWN_COMMAND
 from redislink.errors import (
     BrokerBusy,
     BrokerPermissionError,
@@ -86,11 +87,15 @@ def commands(exam: Examination) -> Verdict:
         return passed(f"{', '.join(names)} are allowed where a session needs them")
     said = "; ".join(f"{tried.name} on {tried.where} ({why(reply)})" for tried, reply in missing)
     forbidden = [tried for tried, reply in missing if isinstance(reply, BrokerPermissionError)]
-    if len(forbidden) < len(missing):
-        return failed(
-            f"refused to user {exam.user}: {said}",
-            "take a broker, or a plan of the service, that has these commands",
+    others = [reply for _, reply in missing if not isinstance(reply, BrokerPermissionError)]
+    if others:
+        known = [reply for reply in others if not _is_unknown(reply)]
+        remedy = (
+            failed_with(known[0], Blame.BROKER).remedy
+            if known
+            else "take a broker, or a plan of the service, that has these commands"
         )
+        return failed(f"refused to user {exam.user}: {said}", remedy)
     return _refused(exam, said, [tried.rule for tried in forbidden])
 
 
@@ -156,10 +161,16 @@ def _allowed(reply: Any, complaint: str = "") -> bool:
 
 
 def why(reply: Any) -> str:
-    """What an error reply says is missing."""
-    if not isinstance(reply, BrokerPermissionError):
+    """What an error reply says is missing, or wrong."""
+    if _is_unknown(reply):
         return "this broker does not have it"
+    if not isinstance(reply, BrokerPermissionError):
+        return str(reply.refusal)
     return f"permission missing for the {'command' if _FOR_COMMAND(str(reply)) else 'key'}"
+
+
+def _is_unknown(reply: Any) -> bool:
+    return bool(reply.refusal == UNKNOWN_COMMAND.called)
 
 
 def own_lists(exam: Examination) -> Verdict:
