@@ -42,6 +42,7 @@ from redislink.forking import Dead, dies_in_child, let_go, used_after_fork
 from redislink.text import one_line
 
 _FAILURES: Final = (redis.RedisError, OSError, ValueError)
+_POPPING: Final = "waiting for a message"
 _FAREWELL: Final = 0.05
 """Seconds to read replies for after a server hung up, to learn why: any have already arrived."""
 
@@ -204,7 +205,7 @@ class BrokerConnection:
         try:
             reply = self._wire.pop(name, timeout, timeout + margin)
         except BaseException as error:
-            raise self._broken(error, "waiting for a message") from None
+            raise self._broken(error, _POPPING) from None
         if type(reply) is ErrorReply:
             raise self._refused(reply.text)
         return reply
@@ -214,7 +215,7 @@ class BrokerConnection:
         try:
             reply = self._wire.read_popped(name, timeout)
         except BaseException as error:
-            raise self._broken(error, "waiting for a message") from None
+            raise self._broken(error, _POPPING) from None
         if type(reply) is ErrorReply:
             raise self._refused(reply.text)
         return reply
@@ -270,6 +271,11 @@ class BrokerConnection:
             return self._wire.readable()
         except BaseException as error:
             raise self._broken(error, "reading") from None
+
+    @property
+    def bytes_received(self) -> int | None:
+        """The bytes that have come from the server so far; None if nobody counts them."""
+        return self._wire.bytes_received
 
     def wait_readable(self, seconds: float) -> bool:
         """Like `readable`, but wait for at most ``seconds``."""
@@ -332,10 +338,12 @@ class BrokerConnection:
                 f"({text}): check that it is a Redis or Valkey server, and what stands between it "
                 "and this party"
             )
-        return BrokerUnreachable(
+        unreachable = BrokerUnreachable(
             f"broker {self._label}: no connection while {doing} ({text}): check that it runs, and "
             "that host, port, TLS and firewall let this party dial out to it"
         )
+        unreachable.is_silent = doing == _POPPING and isinstance(error, TimeoutError)
+        return unreachable
 
     def _farewell(self) -> str | None:
         """Return the error reply with which the server explained why it hung up, if it did."""

@@ -50,6 +50,7 @@ class Wait:
     __slots__ = (
         "_broker",
         "_bytes_ahead",
+        "_came",
         "_connection",
         "_interrupted",
         "_posted",
@@ -71,6 +72,7 @@ class Wait:
         self._connection: BrokerConnection | None = None
         self._interrupted = False
         self._posted = 0
+        self._came: int | None = None
         self._bytes_ahead = _BYTES_AHEAD
         self.purpose: tuple[str, str, float] | None = None
         self.give_up = 0.0
@@ -233,6 +235,16 @@ class Wait:
         connection = self._connection
         if connection is not None:
             connection.interrupt()
+
+    def has_moved(self) -> bool:
+        """Return whether anything came on the connection since the last call.
+
+        Any thread may call it. Where nobody counts what comes, it is False.
+        """
+        connection = self._connection
+        came = None if connection is None else connection.bytes_received
+        came, self._came = self._came, came
+        return came != self._came
 
     def connect(self) -> None:
         """Open the connection now instead of at the first pop.

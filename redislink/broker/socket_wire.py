@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from redislink.broker import tcp
 from redislink.broker.nested_tls import NestedTls
 from redislink.broker.wire import (
     BLPOP,
@@ -75,6 +76,7 @@ class SocketWire:
         self._connection = connection  # owns the socket
         opened = connection._get_socket()
         self._socket: socket.socket = opened
+        self._below: socket.socket = opened.outer if isinstance(opened, NestedTls) else opened
         self._secured = opened if isinstance(opened, ssl.SSLSocket | NestedTls) else None
         self._tls = self._secured is not None
         self._timeout = 0.0
@@ -246,11 +248,14 @@ class SocketWire:
             return True
         return _poll(self._socket, seconds)
 
+    @property
+    def bytes_received(self) -> int | None:
+        return tcp.bytes_received(self._below)
+
     def interrupt(self) -> None:
         # Below the TLS layer, as an SSL object must not be used from two threads.
-        below = self._secured.outer if isinstance(self._secured, NestedTls) else self._socket
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(below, socket.SHUT_RDWR)
+            socket.socket.shutdown(self._below, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -163,6 +163,14 @@ class Wire(Protocol):
         """True if a reply has begun to arrive within so many seconds, or the connection ended."""
         ...
 
+    @property
+    def bytes_received(self) -> int | None:
+        """The bytes that have come so far, read or not; None if nobody counts them.
+
+        Any thread may ask.
+        """
+        ...
+
     def interrupt(self) -> None:
         """Make a `read` in another thread end with an error, now."""
         ...
@@ -291,6 +299,10 @@ class LibraryWire:
 
     def wait_readable(self, seconds: float) -> bool:
         return bool(self._connection.can_read(seconds))
+
+    @property
+    def bytes_received(self) -> int | None:
+        return None
 
     def interrupt(self) -> None:
         """Cannot be done in process; waits are cut into short slices there."""

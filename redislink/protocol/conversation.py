@@ -24,6 +24,8 @@ class Timing:
         probe_interval: the time between two probes for the same tag.
         resend_after: a frame counts as lost if the broker has had it for so long and the peer
             still asks for it. Doubles each time that the frame is lost, up to 16 times as long.
+        overdue_after: the least time that a message, of which the peer says that the broker has
+            taken it, may still take. After that, our connection counts as lost.
         fin_interval: the time between two FINs.
         refused_pause: the pause after the broker refused a push.
     """
@@ -36,6 +38,7 @@ class Timing:
     ack_delay: float = 0.1
     probe_interval: float = 1.0
     resend_after: float = 0.5
+    overdue_after: float = 0.2
     fin_interval: float = 0.5
     refused_pause: float = 0.1
 

@@ -5,8 +5,9 @@ Sans-IO. The caller passes in all times, as monotonic seconds. The caller
 - passes the application's messages to `send`, and incoming frames to `receive_data` and
   `receive_control`;
 - calls `wait` and `unwait` around a receive that blocks;
-- calls `tick` when `next_timeout` is due, `reconnected` after its own reconnect, `refused` and
-  `confirm` with the broker's replies, `listened` whenever it has looked at the control list;
+- calls `tick` and `overdue` when `next_timeout` is due, `reconnected` after its own reconnect,
+  `refused` and `confirm` with the broker's replies, `listened` whenever it has looked at the
+  control list;
 - after each of these, carries out `pushes` on the broker, in order, each once.
 
 Rules:
@@ -40,6 +41,7 @@ from redislink.protocol.conversation import LONG_AGO, DeliveryStats, Timing
 from redislink.protocol.frame import (
     Abort,
     Ack,
+    Answer,
     Data,
     Encoding,
     Fin,
@@ -264,6 +266,7 @@ class Delivery:
         self._heard(now)
         self._step(Event.TRAFFIC)
         self._sending.take_ack(frame.ack, now)
+        self._sending.move_on(frame.ack.edition, now)
         if isinstance(frame, Fin):
             self._take_fin(frame)
         elif self.state is State.CLOSED:
@@ -278,12 +281,21 @@ class Delivery:
         self._finish_if_done()
 
     def _take_probe(self, probe: Probe, now: float) -> None:
-        if probe.answer:
-            self._receiving.not_sent(probe.tag, now)
-        elif self._sending.keeps(probe.tag):
-            self.often_lost = self._sending.take_probe(probe.tag, now) or self.often_lost
+        tag, sending = probe.tag, self._sending
+        if probe.answer is Answer.NOT_SENT:
+            self._receiving.not_sent(tag, now)
+        elif probe.answer is not Answer.NONE:
+            self._receiving.taken(tag, now)
+            if probe.answer is Answer.RESENT and self._receiving.lost_again(now):
+                self.read_anew(now)
+        elif sending.keeps(tag):
+            was_taken, resent = sending.is_taken(tag), self.stats.frames_resent
+            self.often_lost = sending.take_probe(tag, now) or self.often_lost
+            if was_taken:
+                answer = Answer.TAKEN if self.stats.frames_resent == resent else Answer.RESENT
+                self._push_control(Probe(tag, self._receiving.ack_state(), answer))
         else:
-            self._push_control(Probe(probe.tag, self._receiving.ack_state(), answer=True))
+            self._push_control(Probe(tag, self._receiving.ack_state(), Answer.NOT_SENT))
 
     def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
         """Like `take`, but leave the message there."""
@@ -307,6 +319,37 @@ class Delivery:
     def probe_soon(self, tag: str, now: float) -> None:
         """Probe at once: an element that was popped for this tag may have been lost on its way."""
         self._receiving.probe_soon(tag, now)
+
+    def overdue(self, now: float) -> list[str]:
+        """Return the tags whose messages the broker has taken, but has not given to us.
+
+        Either they were lost, or the connection was on which we wait for them. Each tag is named
+        once for each answer of the peer. If the connection lives, call `came_in_part`, else
+        `read_anew`.
+        """
+        return self._receiving.overdue(now)
+
+    def read_anew(self, now: float) -> None:
+        """Read the next edition of the peer's data lists, and have the peer push onto that.
+
+        Call it after losing a connection of which the broker may not know: its BLPOPs wait on the
+        lists of the present edition, and would swallow what is pushed there. `receive_control` does
+        it too: look at `edition_in` after that.
+        """
+        if self._peer_listens:
+            self._receiving.edition += 1
+            self._receiving.probe_all_soon(now)
+            self._push_ack()
+
+    @property
+    def edition_in(self) -> int:
+        """The edition of the data lists that we read."""
+        return self._receiving.edition
+
+    @property
+    def edition_out(self) -> int:
+        """The edition of the data lists that the peer reads."""
+        return self._sending.edition
 
     def unwait(self, tag: str) -> None:
         """Note that the receive no longer blocks."""

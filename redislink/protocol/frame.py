@@ -29,7 +29,7 @@ import msgpack
 
 from redislink.errors import FrameError
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_HEADER_BYTES: Final = 4096
 MAX_ACK_RANGES: Final = 64
 MAX_PARTS: Final = 1 << 20
@@ -37,6 +37,7 @@ MAX_REASON_CHARS: Final = 500
 MAX_TAG_CHARS: Final = 512
 MAX_GENERATION: Final = 1 << 53
 MAX_BROKERS: Final = 16
+MAX_EDITION: Final = (1 << 31) - 1
 _MAX_NUMBER: Final = (1 << 63) - 1
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
@@ -65,6 +66,19 @@ class FrameKind(enum.IntEnum):
     SEALED = 8
     FRAGMENT = 9
     MOVE = 10
+
+
+class Answer(enum.IntEnum):
+    """What a PROBE says of its tag."""
+
+    NONE = 0
+    """It asks."""
+    NOT_SENT = 1
+    """Nothing of this tag has been sent that was not acked."""
+    TAKEN = 2
+    """The broker has taken the next frame of this tag."""
+    RESENT = 3
+    """The broker took it so long ago that it counts as lost, and it is pushed again."""
 
 
 class Encoding(enum.IntEnum):
@@ -102,16 +116,22 @@ def _flag(value: Any, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AckState:
-    """What a receiver has: every number up to ``cumulative``, and the closed ``ranges``.
+    """What a receiver has, and where it listens.
 
-    Ranges are ascending, do not touch each other, and lie above ``cumulative + 1``.
+    Attributes:
+        cumulative: every number up to this one has come.
+        ranges: the closed ranges of other numbers that have come. They are ascending, do not
+            touch each other, and lie above ``cumulative + 1``.
+        edition: the receiver reads the data lists of this edition; see `list_names`.
     """
 
     cumulative: int
     ranges: tuple[tuple[int, int], ...] = ()
+    edition: int = 0
 
     def __post_init__(self) -> None:
         _number(self.cumulative, "cumulative ack")
+        _number(self.edition, "edition", 0, MAX_EDITION)
         if type(self.ranges) is not tuple or len(self.ranges) > MAX_ACK_RANGES:
             raise FrameError(f"an ack has more than {MAX_ACK_RANGES} ranges")
         floor = self.cumulative
@@ -124,15 +144,15 @@ class AckState:
             floor = last
 
     def to_wire(self) -> list[Any]:
-        return [self.cumulative, [list(span) for span in self.ranges]]
+        return [self.cumulative, [list(span) for span in self.ranges], self.edition]
 
     @classmethod
     def from_wire_untrusted(cls, value: Any) -> AckState:
-        if type(value) is not list or len(value) != 2 or type(value[1]) is not list:
-            raise FrameError("an ack is not a pair of a number and a list")
+        if type(value) is not list or len(value) != 3 or type(value[1]) is not list:
+            raise FrameError("an ack is not a number, a list and a number")
         if any(type(span) is not list for span in value[1]):
             raise FrameError("an ack range is not a pair of numbers")
-        return cls(value[0], tuple(tuple(span) for span in value[1]))
+        return cls(value[0], tuple(tuple(span) for span in value[1]), value[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,20 +242,21 @@ class Probe:
     """From a blocked receiver: "I wait for ``tag``, and have this"; or the answer to one.
 
     Attributes:
-        answer: False asks; True says "not sent yet" (what was sent is resent instead).
+        answer: whether it asks, or what it answers.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.PROBE
     has_body: ClassVar[bool] = False
     tag: str
     ack: AckState
-    answer: bool = False
+    answer: Answer = Answer.NONE
 
     def __post_init__(self) -> None:
         _text(self.tag, "tag", MAX_TAG_CHARS)
         if type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
-        _flag(self.answer, "answer")
+        if type(self.answer) is not Answer:
+            raise FrameError("answer is none of those that a PROBE gives")
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +505,12 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
     return frame, header_end
 
 
+def _answer_untrusted(value: Any) -> Answer:
+    if type(value) is not int or not 0 <= value < len(Answer):
+        raise FrameError("answer is none of those that a PROBE gives")
+    return Answer(value)
+
+
 def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
         raise FrameError("a header that is not an array that begins with a kind")
@@ -496,4 +523,6 @@ def _from_values_untrusted(values: Any) -> Frame:
     arguments = dict(zip(names, values[1:], strict=True))
     if arguments.get("ack") is not None:
         arguments["ack"] = AckState.from_wire_untrusted(arguments["ack"])
+    if cls is Probe:
+        arguments["answer"] = _answer_untrusted(arguments["answer"])
     return cls(**arguments)

@@ -8,6 +8,9 @@ Rules:
   does match ``:`` and ``}``) cannot be tricked by a tag, as it has its ``*`` where a tag may be.
 - Lists that belong to the transport itself have a tag that begins with ``!``, which no
   application tag encodes to.
+- The data lists of a pair have *editions*. Edition 0 has the bare epoch in its names; the others
+  have ``<epoch>.<edition>``. A receiver moves on to the next edition when its broker may still
+  serve BLPOPs of connections that it has lost: nobody pushes onto the lists that those wait for.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ MAX_TAG_BYTES: Final = 512
 """Longest tag, in UTF-8 bytes before encoding. yacl's grow by about 4 per ``spawn``."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
-_EPOCH: Final = re.compile(r"0|[0-9a-f]{16}", re.ASCII)
+_EPOCH: Final = re.compile(r"0|[0-9a-f]{16}(?:\.[1-9][0-9]{0,9})?", re.ASCII)
 _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.ASCII)
 _SAFE: Final = ">,/:"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
@@ -117,6 +120,26 @@ def inbox_prefix(session: str, dst: str, src: str, epoch: str) -> bytes:
     if not _EPOCH.fullmatch(epoch):
         raise UsageError(f"an epoch is 16 hex digits, or {NO_EPOCH!r} for lists without one")
     return sender_prefix(session, dst, src) + f"{epoch}:".encode()
+
+
+def of_edition(prefix: bytes, edition: int) -> bytes:
+    """Return what stands before the tag in an edition's names.
+
+    Args:
+        prefix: the same for edition 0, from `inbox_prefix`.
+        edition: the edition's number.
+    """
+    return b"%b.%d:" % (prefix[:-1], edition) if edition else prefix
+
+
+def in_first_edition(name: bytes, prefix_bytes: int) -> bytes:
+    """Return the name that a list would have in edition 0.
+
+    Args:
+        name: the list's name, in any edition.
+        prefix_bytes: the length of what stands before the tag in edition 0.
+    """
+    return name[: prefix_bytes - 1] + name[name.find(b":", prefix_bytes - 1) :]
 
 
 def inbox_of(name: bytes) -> bytes:

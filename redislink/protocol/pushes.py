@@ -48,9 +48,15 @@ class ControlPush(Push):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A data list to remove: its elements are no longer wanted, or will be pushed again."""
+    """A data list to remove: its elements are no longer wanted, or will be pushed again.
+
+    Attributes:
+        tag: the list's tag.
+        edition: the list's edition.
+    """
 
     tag: str
+    edition: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -65,20 +65,22 @@ class ReceivedNumbers:
             self._ends.insert(place, number)
         return True
 
-    def ack_state(self) -> AckState:
+    def ack_state(self, edition: int = 0) -> AckState:
         """Return the content of an ack.
 
         There may be more ranges than an ack can hold. Any selection is correct, so each call
         returns the next ones in turn, and always the highest, which is the newest.
+
+        Args:
+            edition: the edition of the lists that the receiver reads.
         """
         if not self._starts:
-            return AckState(self.cumulative)
+            return AckState(self.cumulative, (), edition)
         places: Sequence[int] = range(len(self._starts))
         if len(places) > MAX_ACK_RANGES:
             highest = places[-1]
             in_turn = range(self._cursor, self._cursor + MAX_ACK_RANGES - 1)
             places = [*sorted(place % highest for place in in_turn), highest]
             self._cursor = in_turn.stop % highest
-        return AckState(
-            self.cumulative, tuple((self._starts[place], self._ends[place]) for place in places)
-        )
+        ranges = tuple((self._starts[place], self._ends[place]) for place in places)
+        return AckState(self.cumulative, ranges, edition)

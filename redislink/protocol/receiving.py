@@ -31,6 +31,15 @@ class _Wait:
     next_probe: float
     threads: int = 1
     not_sent_at: float = LONG_AGO
+    asked_at: float | None = None
+    """When we asked what the peer has not answered yet."""
+    overdue_at: float | None = None
+    """By then, what the broker has taken should have come."""
+
+    def came(self, next_probe: float) -> None:
+        """Something of this tag has come."""
+        self.next_probe = next_probe
+        self.asked_at = self.overdue_at = None
 
 
 class Receiving:
@@ -47,6 +56,9 @@ class Receiving:
         """Bytes received since the last ack."""
         self.reported = 0
         """We have acked every number up to this one; the peer may not have heard it yet."""
+        self.edition = 0
+        """We read the data lists of this edition."""
+        self._lost_at = LONG_AGO
         self._timing = timing
         self._ack_delay = timing.ack_delay
         self._stats = stats
@@ -93,7 +105,7 @@ class Receiving:
     def _count(self, tag: str, length: int, now: float) -> None:
         self.unreported_bytes += length + _FRAME_OVERHEAD
         if self._waits and (wait := self._waits.get(tag)) is not None:
-            wait.next_probe = now + self._timing.probe_interval
+            wait.came(now + self._timing.probe_interval)
             wait.not_sent_at = LONG_AGO
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
@@ -144,12 +156,44 @@ class Receiving:
     def came_in_part(self, tag: str, now: float) -> None:
         """Note that part of a frame of this tag has come: it is on its way, so do not probe yet."""
         if (wait := self._waits.get(tag)) is not None:
-            wait.next_probe = now + self._timing.probe_interval
+            wait.came(now + self._timing.probe_interval)
 
     def not_sent(self, tag: str, now: float) -> None:
         """Note that the peer says that it has nothing with this tag."""
         if (wait := self._waits.get(tag)) is not None:
             wait.not_sent_at = now
+            wait.asked_at = wait.overdue_at = None
+
+    def taken(self, tag: str, now: float) -> None:
+        """Note that the peer says that the broker has taken what we wait for.
+
+        The broker had it before it had the peer's answer. So it should be here, unless our BLPOP
+        reached the broker late: wait once more for as long as question and answer took.
+        """
+        wait = self._waits.get(tag)
+        if wait is None or wait.overdue_at is not None or wait.asked_at is None:
+            return
+        patience = max(self._timing.overdue_after, now - wait.asked_at)
+        wait.overdue_at = now + patience
+        wait.asked_at = None
+
+    def lost_again(self, now: float) -> bool:
+        """Note that the broker has lost something; return whether it did so lately, too.
+
+        One lost pop costs one message. With a second one soon after, perhaps BLPOPs of a lost
+        connection swallow what comes.
+        """
+        before, self._lost_at = self._lost_at, now
+        return now - before < 10 * self._timing.probe_interval
+
+    def overdue(self, now: float) -> list[str]:
+        """Return the tags whose messages should have come. Each is named once for each answer."""
+        due = []
+        for tag, wait in self._waits.items():
+            if wait.overdue_at is not None and wait.overdue_at <= now:
+                wait.overdue_at = None
+                due.append(tag)
+        return due
 
     def is_not_sent(self, tag: str, now: float) -> bool:
         """Return whether the peer said lately that it has nothing with a tag that we wait for."""
@@ -158,24 +202,29 @@ class Receiving:
 
     def probe_soon(self, tag: str, now: float) -> None:
         """Probe at once: an element that was popped for this tag may have been lost on its way."""
-        self._waits[tag].next_probe = now
+        wait = self._waits[tag]
+        wait.next_probe, wait.asked_at = now, None
 
     def probe_all_soon(self, now: float) -> None:
         """Like `probe_soon`, for every tag that a receive waits for."""
         for wait in self._waits.values():
-            wait.next_probe = now
+            wait.next_probe, wait.asked_at = now, None
 
     def probes_due(self, now: float) -> list[str]:
         """Return the tags to probe for now; each is due again after ``probe_interval``."""
         due = [tag for tag, wait in self._waits.items() if wait.next_probe <= now]
         for tag in due:
-            self._waits[tag].next_probe = now + self._timing.probe_interval
+            wait = self._waits[tag]
+            wait.next_probe = now + self._timing.probe_interval
+            if wait.asked_at is None:
+                wait.asked_at = now
         self._stats.probes_sent += len(due)
         return due
 
     def timeouts(self) -> list[float]:
-        """Return the times at which probes and the ack are due."""
+        """Return the times at which probes, messages and the ack are due."""
         due = [wait.next_probe for wait in self._waits.values()]
+        due += [w.overdue_at for w in self._waits.values() if w.overdue_at is not None]
         if self.ack_due is not None:
             due.append(self.ack_due)
         return due
@@ -217,4 +266,4 @@ class Receiving:
         self.ack_due = None
         self.unreported_bytes = 0
         self.reported = self.received.cumulative
-        return self.received.ack_state()
+        return self.received.ack_state(self.edition)

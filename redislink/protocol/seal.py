@@ -12,7 +12,9 @@ control     number of the SEALED     list name and header
 Rules:
 - A nonce is never used twice for different content: a DATA frame is fixed by its first push,
   so that a resend is the same ciphertext, and every control frame has a new number.
-- The list's name is authenticated: a frame moved to another tag, peer or run does not open.
+- The list's name is authenticated: a frame moved to another tag, peer or run does not open. Its
+  edition is not (`AnyEdition`): a frame is pushed again in the next edition, and a second tag for
+  the same nonce would give the key away.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from redislink.errors import FrameError, SealError
+from redislink.protocol import list_names
 from redislink.protocol.frame import (
     DATA_HEADER_BYTES,
     BytesLike,
@@ -118,6 +121,43 @@ class PlainCodec(Codec):
     def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
         whole = decode_whole_header_untrusted(element)
         return whole and (*whole, bytes(memoryview(element)[DATA_HEADER_BYTES:]))
+
+
+class AnyEdition(Codec):
+    """A codec for lists of any edition: it seals as if all were of the first.
+
+    Most sessions never leave the first edition, and do without this.
+    """
+
+    def __init__(self, codec: Codec, prefix_bytes: int) -> None:
+        """Args:
+        codec: does the work.
+        prefix_bytes: the length of what stands before the tag in edition 0, for either direction.
+        """
+        self._codec = codec
+        self._prefix_bytes = prefix_bytes
+
+    def forget_keys(self, instead: Any) -> None:
+        self._codec.forget_keys(instead)
+
+    def encode_parts(
+        self, name: bytes, frame: Frame, body: bytes | memoryview
+    ) -> tuple[bytes, bytes | memoryview]:
+        return self._codec.encode_parts(self._first(name), frame, body)
+
+    def encode_whole(
+        self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
+    ) -> tuple[bytes, bytes | memoryview]:
+        return self._codec.encode_whole(self._first(name), seq, encoding, acked, body)
+
+    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+        return self._codec.decode_untrusted(self._first(name), element)
+
+    def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
+        return self._codec.decode_whole_untrusted(self._first(name), element)
+
+    def _first(self, name: bytes) -> bytes:
+        return list_names.in_first_edition(name, self._prefix_bytes)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

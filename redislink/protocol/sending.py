@@ -65,6 +65,8 @@ class Sending:
         """The peer knows that we have all numbers up to this: it acked the DATA that said so."""
         self.paused_until = LONG_AGO
         """The broker had no room: push nothing before this time."""
+        self.edition = 0
+        """The peer reads the data lists of this edition."""
         self._ahead = Account()
         self._asked_for = Account()
         self._timing = timing
@@ -284,7 +286,7 @@ class Sending:
             self._to_clear.discard(tag)
         if tag in self._pushed_twice:
             self._pushed_twice.discard(tag)
-            self._unpushed.append(Leftover(tag))
+            self._unpushed.append(Leftover(tag, self.edition))
 
     def stop(self) -> None:
         """Send and keep nothing any more: the conversation is over."""
@@ -292,7 +294,7 @@ class Sending:
             self._chunks_left.setdefault(chunk.message, 1)  # never acked from now on
         for tag, chunks in self._by_tag.items():
             if any(chunk.launched for chunk in chunks.values()):
-                self._unpushed.append(Leftover(tag))
+                self._unpushed.append(Leftover(tag, self.edition))
         self._queue.clear()
         self._unacked.clear()
         self._by_tag.clear()
@@ -344,6 +346,23 @@ class Sending:
         self._to_clear.update(chunk.tag for chunk in flying)
         self._resend(flying)
 
+    def move_on(self, edition: int, now: float) -> None:
+        """The peer reads the lists of another edition: push there what is not acked.
+
+        Args:
+            edition: as an ack says; an older one than the present is ignored.
+            now: monotonic seconds.
+        """
+        if edition <= self.edition:
+            return
+        flying = [chunk for chunk in self._unacked.values() if chunk.account is not None]
+        tags = dict.fromkeys([*(chunk.tag for chunk in flying), *sorted(self._pushed_twice)])
+        self._unpushed.extend(Leftover(tag, self.edition) for tag in tags)
+        self.edition = edition
+        self._to_clear.clear()
+        self._resend(flying)
+        self.pump(now)
+
     # -- what the peer waits for -----------------------------------------------------------
 
     def keeps(self, tag: str) -> bool:
@@ -353,6 +372,10 @@ class Sending:
     def unacked_tags(self) -> list[str]:
         """Return the tags of which the peer has not acked everything."""
         return list(self._by_tag)
+
+    def is_taken(self, tag: str) -> bool:
+        """Return whether the broker has taken the tag's next frame, as far as we know."""
+        return next(iter(self._by_tag[tag].values())).confirmed_at is not None
 
     def take_probe(self, tag: str, now: float) -> int:
         """Make sure that the peer gets a tag that it waits for, and that has unacked chunks.
@@ -412,7 +435,7 @@ class Sending:
         flying = [chunk for chunk in self._by_tag[tag].values() if chunk.account is not None]
         for chunk in flying:
             chunk.times_lost += lost
-        self._unpushed.append(Leftover(tag))
+        self._unpushed.append(Leftover(tag, self.edition))
         self._to_clear.discard(tag)
         self._resend(flying)
 

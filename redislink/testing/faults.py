@@ -303,6 +303,11 @@ class FaultyConnection(BrokerConnection):
         """As of the connection behind."""
         self._inner.keep_unsent_low(low)
 
+    @property
+    def bytes_received(self) -> int | None:
+        """As of the connection behind."""
+        return self._inner.bytes_received
+
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         """Wait until there is something to read."""
         if not writes and not self.readable():

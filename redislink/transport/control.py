@@ -143,14 +143,41 @@ class Control:
         busy = busy or core.outbox.has_unread
         pause = UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
         for peer in core.peers.values():
+            overdue: list[str] = []
             with core.talk(peer) as delivery:
                 due = delivery.next_timeout()
                 if due is not None and due <= now:
                     delivery.tick(now)
+                    overdue = delivery.overdue(now)
                     due = delivery.next_timeout()
+            if overdue:
+                self._check_lines(peer, overdue)
             if due is not None:
                 pause = min(pause, due - now)
         return max(_SHORTEST_CONTROL_WAIT, pause)
+
+    def _check_lines(self, peer: Peer, tags: list[str]) -> None:
+        """Leave the connections that brought nothing although the broker had something for them.
+
+        Args:
+            peer: the party that sent it.
+            tags: the tags of messages that are overdue.
+        """
+        core = self._core
+        if core.broker.in_process:
+            return  # nothing can go silent
+        silent = False
+        for wait in core.inbox.waits():
+            purpose = wait.purpose
+            if purpose is None or purpose[0] != peer.name or purpose[1] not in tags:
+                continue
+            if wait.has_moved():
+                with core.talk(peer) as delivery:
+                    delivery.came_in_part(purpose[1], time.monotonic())
+            else:
+                silent = True
+        if silent:
+            self._receiving.read_anew(peer)
 
     def _collect(self) -> bool:
         """Pass the broker's answers to our pushes on to the deliveries.
@@ -187,9 +214,12 @@ class Control:
                 delivery.receive_control(frame, time.monotonic())
             except FrameError as error:
                 illegal = error
+            leaves_lines = peer.follow()
             often_lost, delivery.often_lost = delivery.often_lost, 0
             breaks_at_size = bool(often_lost) and core.element_size.lost(often_lost)
             core.changed.notify_all()
+        if leaves_lines:
+            self._receiving.leave_lines(peer)
         if breaks_at_size:
             core.cut_finer()
         if illegal is not None:

@@ -224,10 +224,10 @@ class Core:
         outbox, large_before, again = self.outbox, False, []
         try:
             for push in pushes:
-                name = peer.out_list(push.tag)
                 if isinstance(push, Leftover):
-                    outbox.delete(name)
+                    outbox.delete(peer.left_list(push))
                     continue
+                name = peer.out_list(push.tag)
                 if push.tag is None and (self.closing or self.failure is not None):
                     self.last_words.append((peer, push))
                 if push.clear and push.tag is not None:

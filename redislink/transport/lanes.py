@@ -178,6 +178,17 @@ class Lanes:
             lane = self._lanes[family.name] = Lane(family, self._prefix, wait)
             self._post(lane)
 
+    def move(self, prefix: bytes) -> None:
+        """Give up all lanes; new ones are for other lists.
+
+        Args:
+            prefix: the part of a list's name that precedes the tag, from now on.
+        """
+        with self._lock:
+            self._prefix = prefix
+            for lane in list(self._lanes.values()):
+                self._drop(lane)
+
     def close(self) -> None:
         """Give up all lanes, and open no more."""
         with self._lock:

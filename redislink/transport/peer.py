@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from redislink.protocol import list_names
-from redislink.protocol.delivery import Delivery
+from redislink.protocol.delivery import Delivery, Leftover
 from redislink.protocol.fragments import Fragments
-from redislink.protocol.seal import Codec
+from redislink.protocol.seal import AnyEdition, Codec
 from redislink.transport.lanes import Lanes
 
 Party = str | int
@@ -27,8 +27,9 @@ class Peer:
             of its wait before it looks, so a message that arrives later interrupts the wait.
         lanes: the BLPOPs for the peer's next messages.
         fragments: collects the fragments of elements that the peer had to split.
-        out_prefix, in_prefix: the prefixes of the names of the lists to and from the peer.
-        control_in: the name of the control list from the peer.
+        out_prefix, in_prefix: the prefixes of the names of the data lists to and from the peer,
+            of the editions that are in use. Only `follow` changes them.
+        control_out, control_in: the names of the control lists to the peer and from it.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Peer:
         """
         self.name = name
         self.codec = codec
-        self.out_prefix, self.in_prefix = prefixes
+        self.out_prefix, self.in_prefix = self._first_prefixes = prefixes
         self.delivery = delivery
         self.kept = delivery.kept
         self.lanes = make_lanes(self.in_prefix)
         self.fragments = Fragments(most_in_fragments)
+        self.control_out = self.out_prefix + _CONTROL
         self.control_in = self.in_prefix + _CONTROL
 
     def in_list(self, tag: str) -> bytes:
@@ -63,4 +65,30 @@ class Peer:
 
     def out_list(self, tag: str | None) -> bytes:
         """Return the name of the list to the peer for this tag; None means the control list."""
-        return self.out_prefix + (_CONTROL if tag is None else list_names.encode_tag(tag))
+        if tag is None:
+            return self.control_out
+        return self.out_prefix + list_names.encode_tag(tag)
+
+    def left_list(self, leftover: Leftover) -> bytes:
+        """Return the name of a list to remove."""
+        prefix = list_names.of_edition(self._first_prefixes[0], leftover.edition)
+        return prefix + list_names.encode_tag(leftover.tag)
+
+    def follow(self) -> bool:
+        """Use the editions of the data lists that the delivery says. Needs the core's lock.
+
+        Returns:
+            Whether we read another edition than before.
+
+        Whoever sends takes a list's name within the lock, and the codec after that. So no name of
+        a later edition ever meets a codec that would authenticate the edition.
+        """
+        first_out, first_in = self._first_prefixes
+        out_prefix = list_names.of_edition(first_out, self.delivery.edition_out)
+        in_prefix = list_names.of_edition(first_in, self.delivery.edition_in)
+        in_before = self.in_prefix
+        if (out_prefix, in_prefix) != (self.out_prefix, in_before):
+            if not isinstance(self.codec, AnyEdition):
+                self.codec = AnyEdition(self.codec, len(first_out))
+            self.out_prefix, self.in_prefix = out_prefix, in_prefix
+        return in_prefix != in_before

@@ -60,6 +60,7 @@ class Receiving:
                 if len(lane.posted) <= lanes.few:
                     lanes.go_on(lane)
                 return foreseen
+            name = peer.in_list(tag)  # the edition may have changed
         slice_, probed = self._first_slice, False
         missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
         wait = core.inbox.acquire()
@@ -90,7 +91,7 @@ class Receiving:
                     self._check_interrupted(peer, tag, wait)
                 except BrokerError as error:
                     pause = core.give_up_or_pause(error, Way.POP)
-                    self._ask_for(peer, tag, wait)
+                    self._ask_for(peer, tag, wait, error)
                     with core.changed:
                         core.changed.wait(min(pause, left))
                         core.check_usable()
@@ -102,6 +103,7 @@ class Receiving:
                 if message is None:
                     now = time.monotonic()
                     left = started + limit - now
+                    name = peer.in_list(tag)
                     with core.talk(peer):
                         if element is None:
                             self.register(wait)
@@ -135,7 +137,6 @@ class Receiving:
         """
         core = self.core
         peer = core.peer(src)
-        name = peer.in_list(tag)
         give_up = time.monotonic() + core.settings.reply_timeout
         while True:
             with core.talk(peer) as delivery:
@@ -143,6 +144,7 @@ class Receiving:
                 message = delivery.peek(tag)
             if message is not None:
                 return message
+            name = peer.in_list(tag)
             wait = core.inbox.acquire()
             try:
                 element = wait.pop_now(name)
@@ -189,9 +191,46 @@ class Receiving:
         delivery = self.core.peers[name].delivery
         delivery.wait(tag, since)
         wait.registered = True
+        wait.has_moved()
         if wait.purpose is not purpose:  # the receive ended, perhaps without seeing `registered`
             wait.registered = False
             delivery.unwait(tag)
+
+    def read_anew(self, peer: Peer) -> None:
+        """Read the next edition of this peer's lists, on other connections.
+
+        The broker may go on to serve the BLPOPs of a connection that is lost. Nobody pushes onto
+        the lists that those wait for any more. Call it without the lock.
+        """
+        with self.core.talk(peer) as delivery:
+            now = time.monotonic()
+            delivery.read_anew(now)
+            delivery.tick(now)
+            leaves_lines = peer.follow()
+        if leaves_lines:
+            self.leave_lines(peer)
+
+    def leave_lines(self, peer: Peer) -> None:
+        """Leave every connection on which messages of this peer are waited for.
+
+        Call it without the lock, after `Peer.follow`.
+        """
+        core = self.core
+        with core.lock:
+            edition = peer.delivery.edition_in
+        for wait in core.inbox.waits():
+            purpose = wait.purpose
+            if purpose is not None and purpose[0] == peer.name:
+                wait.interrupt()
+        peer.lanes.move(peer.in_prefix)
+        core.log.info(
+            "%s: messages of %s are lost on their way from the broker: they come on new lists and "
+            "connections from now on (edition %d)",
+            core.party,
+            peer.name,
+            edition,
+            extra={"peer": peer.name},
+        )
 
     # -- inner workings ----------------------------------------------------------------------
 
@@ -238,7 +277,7 @@ class Receiving:
         except BrokerError as error:
             if not error.retryable:
                 core.give_up_or_pause(error, Way.POP)
-            self._ask_for(peer, tag, wait)  # next, the plain way tries the broker again
+            self._ask_for(peer, tag, wait, error)  # next, the plain way tries the broker again
         finally:
             wait.purpose = None  # before the check: see `register`
             if wait.registered:
@@ -332,8 +371,10 @@ class Receiving:
                 wait.registered = False
                 delivery.unwait(tag)
 
-    def _ask_for(self, peer: Peer, tag: str, wait: Wait) -> None:
+    def _ask_for(self, peer: Peer, tag: str, wait: Wait, error: BrokerError) -> None:
         """Probe for a message at once: a broken connection may have popped it and lost it."""
+        if error.is_silent:
+            self.read_anew(peer)
         now = time.monotonic()
         with self.core.talk(peer) as delivery:
             self.register(wait)

@@ -88,10 +88,10 @@ class Sending:
                     f"{type(data).__name__}, not bytes: encode it first"
                 )
             data = bytes(data)
-        name = peer.out_prefix + list_names.encode_tag(tag)  # checks the tag too
         delivery = peer.delivery
         core.lock.acquire()
         try:
+            name = peer.out_prefix + list_names.encode_tag(tag)  # checks the tag too
             if core.closing or core.failure is not None:
                 core.check_usable()
             chunk = delivery.send_at_once(tag, data, encoding)

@@ -26,11 +26,13 @@ class Pair:
         self.alice = Delivery("bob", timing, 0.0)
         self.bob = Delivery("alice", timing, 0.0)
         self.lists: dict[tuple[Delivery, str], deque[tuple[Frame, bytes]]] = defaultdict(deque)
-        """By receiver and tag."""
+        """By receiver and tag, with the edition before it if that is not the first."""
         self.log: list[tuple[str, Push | Leftover]] = []
         """All that was pushed, with the name of who did."""
         self.loses: Callable[[Push], bool] = lambda push: False
         """Whether the broker loses a push, although it says that it took it."""
+        self.overdue: list[tuple[str, str]] = []
+        """The peer and the tag of what was overdue."""
         self.peak = 0
 
     def settle(self) -> None:
@@ -43,17 +45,18 @@ class Pair:
         for push in pushes:
             self.log.append((dst.peer, push))
             if isinstance(push, Leftover):
-                self.lists.pop((dst, push.tag), None)
+                self.lists.pop((dst, _list(push.tag, push.edition)), None)
                 continue
             src.confirm(push, self.now)
             if push.tag is None:
                 if not self.loses(push):
                     dst.receive_control(push.frame, self.now)
                 continue
+            name = _list(push.tag, src.edition_out)
             if push.clear:
-                self.lists.pop((dst, push.tag), None)
+                self.lists.pop((dst, name), None)
             if not self.loses(push):
-                self.lists[dst, push.tag].append((push.frame, bytes(push.body)))
+                self.lists[dst, name].append((push.frame, bytes(push.body)))
         held = sum(len(body) + 128 for name in self.lists.values() for _, body in name)
         self.peak = max(self.peak, held)
         return bool(pushes)
@@ -61,10 +64,11 @@ class Pair:
     def pop(self, dst: Delivery, tag: str) -> bool:
         """What a BLPOP does that finds something; False if the list is empty."""
         self.settle()
-        if not self.lists[dst, tag]:
-            del self.lists[dst, tag]
+        name = _list(tag, dst.edition_in)
+        if not self.lists[dst, name]:
+            del self.lists[dst, name]
             return False
-        frame, body = self.lists[dst, tag].popleft()
+        frame, body = self.lists[dst, name].popleft()
         dst.receive_data(tag, frame, body, self.now)
         self.settle()
         return True
@@ -103,6 +107,7 @@ class Pair:
             self.now = max(self.now, due)
             for delivery in (self.alice, self.bob):
                 delivery.tick(self.now)
+                self.overdue += [(delivery.peer, tag) for tag in delivery.overdue(self.now)]
                 assert (delivery.next_timeout() or self.now + 1) > self.now, "it spins"
                 if listening:
                     delivery.listened(self.now)
@@ -120,6 +125,10 @@ class Pair:
             for name, push in self.log
             if name == who and isinstance(push if isinstance(push, Leftover) else push.frame, kind)
         ]
+
+
+def _list(tag: str, edition: int) -> str:
+    return f"{edition}:{tag}" if edition else tag
 
 
 def acked(cumulative: int, *ranges: tuple[int, int]) -> Ack:

@@ -45,6 +45,7 @@ from redislink.protocol.states import State
 
 _OVER: Final = (State.CLOSED, State.FAILED)
 _BLPOP_SECONDS: Final = 5.0
+_BLPOP_MARGIN: Final = 5.0
 _CONTROL_WAIT: Final = 1.0
 _MOST_CONTROL_LOSSES: Final = 3
 _ELEMENT_OVERHEAD: Final = 100
@@ -55,8 +56,10 @@ _LIST_TTL: Final = 3600.0
 _LONGEST_RUN: Final = 20_000.0
 _COUNTED: Final = ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent")
 
-ListKey = tuple[str, str, str | None]
-"""(dst, src, tag); the tag of a control list is None."""
+DataList = tuple[str, int]
+"""(tag, edition)."""
+ListKey = tuple[str, str, DataList | None]
+"""(dst, src, data list); None stands for the control list."""
 
 
 class SimulationError(AssertionError):
@@ -87,6 +90,8 @@ class Faults:
     delayed: float = 0.0
     refused: float = 0.0
     pop_lost: float = 0.0
+    half_open: float = 0.0
+    """Of a connection on which a receive waits, for each BLPOP."""
     cuts_per_second: float = 0.0
     flushes: int = 0
     restarts: int = 0
@@ -136,6 +141,8 @@ class Thread:
     steps: deque[Step]
     attempt: int = 0
     waits: bool = False
+    is_deaf: bool = False
+    """The connection on which it waits is half-open."""
 
 
 @dataclass(slots=True)
@@ -167,6 +174,8 @@ class SimulatedBroker:
         self.peak: dict[tuple[str, str], int] = defaultdict(int)
         self.pair_bytes: dict[tuple[str, str], int] = defaultdict(int)
         self.waiters: dict[ListKey, tuple[Thread, int]] = {}
+        self.ghosts: dict[ListKey, int] = defaultdict(int)
+        """BLPOPs of connections that went half-open: each swallows one element."""
         self.maybe_uncleaned: set[ListKey] = set()
         """Data lists of which a fault ate the clean-up."""
 
@@ -446,6 +455,7 @@ class World:
         worst = rng.choice([0.02, 0.2, 0.4])
         faults.dropped, faults.doubled = maybe(worst), maybe(worst)
         faults.delayed, faults.pop_lost = maybe(worst), maybe(worst)
+        faults.half_open = maybe(worst)
         faults.refused = maybe(worst)
         if self.kind == "freeze":  # an announcement that is lost or taken back does not help
             faults.delayed = faults.doubled = 0.0
@@ -581,10 +591,50 @@ class World:
             thread.waits = True
             self._arm(party, step.peer)
         thread.attempt += 1
-        key = (party.name, step.peer, step.tag)
+        thread.is_deaf = False
+        key = (party.name, step.peer, (step.tag, delivery.edition_in))
+        if self._strikes(self.faults.half_open):
+            self._go_half_open(key, thread)
+            return
         self.broker.waiters[key] = (thread, thread.attempt)
         self._at(self.now + _BLPOP_SECONDS, party, self._blpop_ends, key, thread, thread.attempt)
         self._serve(key)
+
+    def _go_half_open(self, key: ListKey, thread: Thread) -> None:
+        """The broker serves this BLPOP, and perhaps those for the next tags; nobody hears it."""
+        self._log("half-open: %s", key)
+        dst, src, _ = key
+        thread.is_deaf = True
+        self.broker.ghosts[key] += 1
+        later = [s.tag for s in thread.steps if not s.is_send and s.peer == src][1:]
+        for tag in later[: self.rng.choice([0, 0, 3, 32])]:
+            self.broker.ghosts[dst, src, (tag, thread.party.deliveries[src].edition_in)] += 1
+        seconds = _BLPOP_SECONDS + _BLPOP_MARGIN
+        self._at(self.now + seconds, thread.party, self._goes_silent, thread, thread.attempt)
+        self._serve(key)
+
+    def _goes_silent(self, thread: Thread, attempt: int) -> None:
+        """The reply of a BLPOP is so late that its connection counts as lost."""
+        if thread.is_deaf and thread.attempt == attempt and thread.steps:
+            self._read_anew(thread.party, thread.steps[0].peer)
+
+    def _read_anew(self, party: Party, peer: str) -> None:
+        party.deliveries[peer].read_anew(self.now)
+        party.deliveries[peer].tick(self.now)
+        self._settle(party, peer)
+        self._leave_lines(party, peer)
+
+    def _leave_lines(self, party: Party, peer: str) -> None:
+        """Leave all connections on which messages of a peer are waited for."""
+        self._log("%s leaves its lines for messages of %s", party.name, peer)
+        for thread in party.threads:
+            if thread.waits and thread.steps and thread.steps[0].peer == peer:
+                left = {k for k, waiter in self.broker.waiters.items() if waiter[0] is thread}
+                for key in left:
+                    del self.broker.waiters[key]
+                    self.broker.ghosts[key] += self.rng.random() < 0.1
+                if left or thread.is_deaf:  # else its reply is under way
+                    self._advance(thread)
 
     def _received(self, thread: Thread, body: bytes) -> None:
         """The first step of a program, a receive, has its message."""
@@ -604,6 +654,10 @@ class World:
 
     def _serve(self, key: ListKey) -> None:
         """Let a blocked BLPOP have the first element of a data list, if there are both."""
+        while self.broker.ghosts.get(key) and key in self.broker.lists:
+            self._log("swallowed: %s", key)
+            self.broker.ghosts[key] -= 1
+            self.broker.pop(key)
         if key not in self.broker.waiters or key not in self.broker.lists:
             return
         if self.refuses(everything=True):
@@ -620,8 +674,9 @@ class World:
         self._at(self.now + delay, thread.party, self._popped, key, thread, element)
 
     def _popped(self, key: ListKey, thread: Thread, element: Element | None) -> None:
-        _, peer, tag = key
-        assert tag is not None
+        _, peer, data_list = key
+        assert data_list is not None
+        tag, _ = data_list
         party = thread.party
         if party.is_closing:
             return
@@ -669,8 +724,12 @@ class World:
         else:
             self._control_losses[peer, party.name] = 0
             self._log("%s hears from %s: %s", party.name, peer, element.frame)
-            party.deliveries[peer].receive_control(element.frame, self.now)
+            delivery = party.deliveries[peer]
+            edition = delivery.edition_in
+            delivery.receive_control(element.frame, self.now)
             self._settle(party, peer)
+            if delivery.edition_in != edition:
+                self._leave_lines(party, peer)
         self.wake(key)
 
     def wake(self, key: ListKey) -> None:
@@ -784,13 +843,28 @@ class World:
         now_due = delivery.next_timeout()
         if now_due is not None and now_due <= self.now:
             delivery.tick(self.now)
+            for tag in delivery.overdue(self.now):
+                self._look_at_lines(party, peer, tag)
             after = delivery.next_timeout()
             self._check(after is None or after > self.now, "a tick that is due again at once")
         self._settle(party, peer)
 
+    def _look_at_lines(self, party: Party, peer: str, tag: str) -> None:
+        """Something is overdue: the line is dead, or the broker has lost it."""
+        waiting = [t for t in party.threads if t.waits and t.steps and t.steps[0].tag == tag]
+        if any(thread.is_deaf for thread in waiting) or self.rng.random() < 0.5:
+            self._read_anew(party, peer)
+        else:  # something else came on it
+            party.deliveries[peer].came_in_part(tag, self.now)
+
     def _push(self, party: Party, peer: str, push: Push | Leftover) -> None:
         """Send it down the connection of this party, on which things stay in order."""
-        key = (peer, party.name, push.tag)
+        key: ListKey = (peer, party.name, None)
+        if push.tag is not None:
+            edition = party.deliveries[peer].edition_out
+            if isinstance(push, Leftover):
+                edition = push.edition
+            key = (peer, party.name, (push.tag, edition))
         write = Write(key, True, None)
         if isinstance(push, Push):
             element = Element(push.frame, bytes(push.body))

@@ -20,7 +20,17 @@ from hypothesis.stateful import (
 
 from redislink.errors import PeerError, RedisLinkError
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
-from redislink.protocol.frame import Abort, Ack, AckState, Data, Encoding, Fin, Heartbeat, Probe
+from redislink.protocol.frame import (
+    Abort,
+    Ack,
+    AckState,
+    Answer,
+    Data,
+    Encoding,
+    Fin,
+    Heartbeat,
+    Probe,
+)
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, State
 from tests.protocol.simulation import kept_internally
@@ -43,7 +53,7 @@ def ack_states(draw) -> AckState:
     numbers = ReceivedNumbers()
     for number in draw(st.lists(st.integers(1, 30), max_size=8)):
         numbers.add(number)
-    ack = numbers.ack_state()
+    ack = numbers.ack_state(draw(st.sampled_from([0, 0, 0, 1, 2])))
     if draw(st.integers(0, 9)) == 0:
         return AckState(draw(NUMBERS))
     return ack
@@ -61,7 +71,7 @@ def data_frames(draw) -> Data:
 
 CONTROL_FRAMES = st.one_of(
     st.builds(Ack, ack_states(), st.booleans()),
-    st.builds(Probe, TAGS, ack_states(), st.booleans()),
+    st.builds(Probe, TAGS, ack_states(), st.sampled_from(Answer)),
     st.builds(Heartbeat, ack_states(), st.sampled_from([0, 1, 60_000, 86_400_000])),
     st.builds(Fin, NUMBERS, ack_states(), st.booleans()),
 )
@@ -213,6 +223,10 @@ class OneDelivery(RuleBasedStateMachine):
     def reconnected(self):
         self.delivery.reconnected(self.now)
 
+    @rule()
+    def read_anew(self):
+        self.delivery.read_anew(self.now)
+
     # -- time ------------------------------------------------------------------------------
 
     @rule(seconds=SECONDS)
@@ -223,6 +237,7 @@ class OneDelivery(RuleBasedStateMachine):
     def tick(self, seconds):
         self.now += seconds
         self.delivery.tick(self.now)
+        assert set(self.delivery.overdue(self.now)) <= set(self.waits)
         due = self.delivery.next_timeout()
         assert due is None or due > self.now
 

@@ -11,7 +11,7 @@ from redislink.errors import FrameError
 from redislink.protocol import frame as f
 
 NO_ACK = f.AckState(0)
-SOME_ACK = f.AckState(5, ((7, 9), (11, 11)))
+SOME_ACK = f.AckState(5, ((7, 9), (11, 11)), 2)
 TOP = (1 << 63) - 1
 VERSION = bytes([f.PROTOCOL_VERSION])
 DIGEST, INSTANCE = bytes(range(32)), b"instance"
@@ -29,7 +29,7 @@ FRAMES = {
     "last chunk of a value": (f.Data(12, 2, 3, 4, f.Encoding.VALUE, 5), b"\0" * 1000),
     "ack": (f.Ack(SOME_ACK), b""),
     "probe": (f.Probe("root:P2P-7:0->1", SOME_ACK), b""),
-    "probe answered": (f.Probe("t", NO_ACK, answer=True), b""),
+    "probe answered": (f.Probe("t", NO_ACK, f.Answer.NOT_SENT), b""),
     "heartbeat": (f.Heartbeat(SOME_ACK, silence_ms=60_000), b""),
     "abort": (f.Abort("ValueError: no such column: 'age'"), b""),
     "fin": (f.Fin(12, SOME_ACK), b""),
@@ -120,13 +120,19 @@ def _decode_or_frame_error(element):
         2,
         [3, None, False],
         [3, [1], False],
-        [3, [-1, []], False],
-        [3, [True, []], False],
-        [3, [1, [[2, 3]]], False],
-        [3, [1, [[4, 3]]], False],
-        [3, [1, [[3, 4], [5, 6]]], False],
-        [3, [1, [[3, 4, 5]]], False],
-        [3, [1, []], 0],
+        [3, [-1, [], 0], False],
+        [3, [True, [], 0], False],
+        [3, [1, [[2, 3]], 0], False],
+        [3, [1, [[4, 3]], 0], False],
+        [3, [1, [[3, 4], [5, 6]], 0], False],
+        [3, [1, [[3, 4, 5]], 0], False],
+        [3, [1, []], False],
+        [3, [1, [], 0], 0],
+        [3, [1, [], -1], False],
+        [3, [1, [], 1 << 31], False],
+        [3, [1, [], True], False],
+        [4, "t", [1, [], 0], 4],
+        [4, "t", [1, [], 0], False],
         [6, "x" * 501],
         [6, b"bytes"],
         [1, b"short", INSTANCE, b"", False, 0],
@@ -170,6 +176,9 @@ def test_illegal_frames_cannot_be_made():
         lambda: f.Data(1, part=1, parts=1),
         lambda: f.Abort("x" * 501),
         lambda: f.AckState(5, ((6, 7),)),
+        lambda: f.AckState(5, (), -1),
+        lambda: f.AckState(5, (), 1 << 31),
+        lambda: f.Probe("t", NO_ACK, True),
         lambda: f.AckState(0, tuple((2 * i + 2, 2 * i + 2) for i in range(65))),
         lambda: f.Hello(DIGEST, INSTANCE, step=4),
         lambda: f.Hello(DIGEST, INSTANCE, sealed=1),

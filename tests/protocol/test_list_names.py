@@ -10,7 +10,7 @@ from redislink.errors import ConfigError, FrameError, UsageError
 from redislink.protocol import list_names
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
-epochs = st.just("0") | st.from_regex(r"[0-9a-f]{16}", fullmatch=True)
+epochs = st.just("0") | st.from_regex(r"[0-9a-f]{16}(\.[1-9][0-9]{0,9})?", fullmatch=True)
 tags = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100)
 paths = st.tuples(names, names, names, epochs, tags)
 
@@ -179,7 +179,38 @@ def test_names_on_the_broker_do_not_change(make, name, parsed):
     assert name.startswith(list_names.inbox_prefix("s", "bob", *parsed[2:4]))
 
 
-@pytest.mark.parametrize("epoch", ["", "1", "00", EPOCH[1:], EPOCH + "0", EPOCH.upper(), "0\n"])
+@pytest.mark.parametrize("edition", [1, 9, 10, (1 << 31) - 1])
+@pytest.mark.parametrize("tag", ["t", "root:P2P-7:0->1", ":", "a.1:b"])
+def test_editions_have_lists_of_their_own(edition, tag):
+    prefix = list_names.inbox_prefix("s", "bob", "alice", EPOCH)
+    assert list_names.of_edition(prefix, 0) == prefix
+    first = prefix + list_names.encode_tag(tag)
+    name = list_names.of_edition(prefix, edition) + list_names.encode_tag(tag)
+    epoch = f"{EPOCH}.{edition}"
+    assert list_names.parse_list_untrusted(name) == ("s", "bob", "alice", epoch, tag)
+    assert list_names.inbox_of(name) == list_names.inbox_of(first), "one Cluster slot"
+    assert name.startswith(list_names.sender_prefix("s", "bob", "alice")), "what users may push to"
+    for any_edition in (first, name):
+        assert list_names.in_first_edition(any_edition, len(prefix)) == first
+
+
+@pytest.mark.parametrize(
+    "epoch",
+    [
+        "",
+        "1",
+        "00",
+        EPOCH[1:],
+        EPOCH + "0",
+        EPOCH.upper(),
+        "0\n",
+        "0.1",
+        EPOCH + ".",
+        EPOCH + ".0",
+        EPOCH + ".01",
+        EPOCH + ".x",
+    ],
+)
 def test_epochs_are_checked_at_the_door(epoch):
     with pytest.raises(UsageError, match="16 hex digits, or '0'"):
         list_names.data_list("s", "bob", "alice", epoch, "t")

@@ -12,6 +12,7 @@ from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
+    Answer,
     Data,
     Encoding,
     Hello,
@@ -281,7 +282,7 @@ def test_after_a_broken_pop_the_probe_goes_out_at_once(alone):
 def test_not_sent_yet(pair):
     pair.bob.wait("t", 0.0)
     pair.advance(2.5)
-    assert pair.pushed("alice", Probe)[-1].frame == Probe("t", AckState(0), answer=True)
+    assert pair.pushed("alice", Probe)[-1].frame == Probe("t", AckState(0), Answer.NOT_SENT)
     assert pair.bob.describe_wait("t", pair.now) == (
         "alice was last heard 0.5 s ago and says that it has not sent it yet"
     )
@@ -303,7 +304,7 @@ def test_an_answer_does_not_hold_when_some_of_it_came(pair):
 
 
 def test_an_answer_for_what_nobody_waits_for(alone):
-    alone.receive_control(Probe("t", AckState(0), answer=True), 1.0)
+    alone.receive_control(Probe("t", AckState(0), Answer.NOT_SENT), 1.0)
     assert alone.describe_wait("t", 3.0) == "bob was last heard 2.0 s ago"
 
 

@@ -16,6 +16,7 @@ from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover, Timing
 from redislink.protocol.seal import (
     SEAL_BYTES,
+    AnyEdition,
     PlainCodec,
     ReplayWindow,
     SealedCodec,
@@ -135,6 +136,26 @@ def test_an_element_that_was_moved_to_another_list_is_refused(other):
     if other != CONTROL:
         with pytest.raises(SealError):
             bob.decode_untrusted(other, alice.encode(CONTROL, CONTROLS[0], b""))
+
+
+def test_a_frame_is_sealed_alike_for_every_edition_of_its_list():
+    """Two tags for one nonce would give the key of the authentication away."""
+    prefix = list_names.inbox_prefix("s", "bob", "alice", "0123456789abcdef")
+    names = [list_names.of_edition(prefix, edition) + b"t" for edition in (0, 1, 12)]
+    assert names[0] == NAME
+    alice, bob = pair()
+    whole = f.encode_whole_header(9, f.Encoding.RAW, 3)
+    first = alice.encode(NAME, DATA, b"x")
+    first_whole = b"".join(alice.encode_whole(NAME, 9, f.Encoding.RAW, 3, b"y"))
+    assert first_whole.startswith(whole)
+    sender, receiver = (AnyEdition(codec, len(prefix)) for codec in (alice, bob))
+    for name in names:
+        assert sender.encode(name, DATA, b"x") == first
+        assert b"".join(sender.encode_whole(name, 9, f.Encoding.RAW, 3, b"y")) == first_whole
+        assert receiver.decode_untrusted(name, first) == (DATA, b"x")
+        assert receiver.decode_whole_untrusted(name, first_whole) == (9, f.Encoding.RAW, 3, b"y")
+    ack = sender.encode(CONTROL, CONTROLS[0], b"")
+    assert receiver.decode_untrusted(CONTROL, ack) == (CONTROLS[0], b"")
 
 
 def test_a_reflected_element_is_refused():

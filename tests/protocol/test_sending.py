@@ -12,6 +12,7 @@ from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
+    Answer,
     Data,
     Fin,
     Heartbeat,
@@ -281,7 +282,10 @@ def test_a_lost_pop_costs_one_list(alone):
     alone.send("b", b"", 0.0)
     take_pushes(alone, 0.0)
     alone.receive_control(Probe("a", AckState(0)), 1.0)
-    assert [push.tag for push in alone.pushes()] == ["a", "a"]  # the list is removed first
+    removal, push, answer = alone.pushes()
+    assert removal == Leftover("a")
+    assert (push.tag, push.frame.seq) == ("a", 1)
+    assert answer.frame == Probe("a", AckState(0), Answer.RESENT)
     assert alone.stats.frames_resent == 1
 
 
@@ -292,7 +296,7 @@ def test_a_frame_that_the_broker_has_only_just_got_is_not_lost(alone):
     assert alone.pushes() == []  # the broker has not answered yet
     alone.confirm(push, 1.0)
     alone.receive_control(Probe("t", AckState(0)), 1.4)
-    assert alone.pushes() == []
+    assert [push.frame for push in alone.pushes()] == [Probe("t", AckState(0), Answer.TAKEN)]
     alone.receive_control(Probe("t", AckState(0)), 1.5)
     assert numbers(alone.pushes()) == [1]
 
