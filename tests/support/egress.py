@@ -57,6 +57,7 @@ class EgressProxy:
         idle: seconds after which it cuts a tunnel on which nothing moves; tinyproxy alone.
         address: where it listens.
         hosts: a file that it reads instead of ``/etc/hosts``; needs root.
+        port_options: of the port where squid listens.
         extra: further lines of its configuration.
     """
 
@@ -67,6 +68,7 @@ class EgressProxy:
     idle: int = 600
     address: str = HOST
     hosts: Path | None = None
+    port_options: str = ""
     extra: str = ""
     port: int = field(default_factory=free_port)
 
@@ -169,9 +171,9 @@ class EgressProxy:
         return [
             *("-N", "-f"),
             self._write(
-                f"http_port {self.address}:{self.port} {self.extra}\npid_filename none\n"
+                f"http_port {self.address}:{self.port} {self.port_options}\npid_filename none\n"
                 "cache deny all\naccess_log none\ncache_log /dev/stderr\nshutdown_lifetime 0\n"
                 f"pinger_enable off\nacl allowed port {ports}\nhttp_access allow CONNECT allowed\n"
-                "http_access deny all\n"
+                f"http_access deny all\n{self.extra}"
             ),
         ]
