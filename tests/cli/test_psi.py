@@ -61,7 +61,8 @@ class Party:
                 self.child, self.path = psutil.Process(int(number)), Path(path)
             if line == "inside\n":
                 break
-        assert told.count("begun\n") == 1 and told[-1] == "inside\n", told
+        assert told.count("begun\n") == 1, told
+        assert told[-1] == "inside\n", told
 
     def ended(self) -> tuple[int, str]:
         """Exit code and what it said last; its child and its directory are gone."""
