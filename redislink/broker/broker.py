@@ -17,6 +17,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -106,8 +107,9 @@ class Broker:
             check_name=self._url.checks_name,
         )
         self._topology: Topology[Any] | None = None
-        self._place: bytes | Address | None = None
-        """The list or the server to which `open` connects; None means any server."""
+        self._pick_server: Callable[[], Address]
+        """Says to which of several servers `open` connects: any that has keys, unless `at` or `on`
+        made this broker. A broker with one server has none."""
         self._options: dict[str, Any] = {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
@@ -122,6 +124,8 @@ class Broker:
             self._topology = SentinelTopology(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
             self._topology = ClusterTopology(self._url, self._ask_slots)
+        if self._topology is not None:
+            self._pick_server = self._topology.any_master
 
     @classmethod
     def from_settings(
@@ -195,7 +199,7 @@ class Broker:
 
     def at(self, name: bytes) -> Self:
         """Return the broker for the Cluster slot of this list; without a Cluster, itself."""
-        return self._for(name) if self.is_cluster else self
+        return self._with(partial(self.address, name)) if self.is_cluster else self
 
     def address(self, name: bytes) -> Address:
         """Return host and port of the server that has this list now: a Cluster node or the master.
@@ -208,7 +212,7 @@ class Broker:
 
     def on(self, address: Address) -> Self:
         """Return this broker, restricted to the server at ``address``."""
-        return self._for(address)
+        return self._with(lambda: address)
 
     def addresses(self) -> list[Address]:
         """Return the address of every server that is up, replicas too; [] for a single server.
@@ -241,8 +245,7 @@ class Broker:
         topology = self._topology
         if topology is None:
             return self._connect(None, self.label)
-        place = self._place
-        address = place if isinstance(place, tuple) else topology.address(place)
+        address = self._pick_server()
         try:
             return self._connect(
                 address,
@@ -384,9 +387,9 @@ class Broker:
             )
         return None
 
-    def _for(self, place: bytes | Address) -> Self:
+    def _with(self, pick_server: Callable[[], Address]) -> Self:
         other = copy.copy(self)
-        other._place = place
+        other._pick_server = pick_server
         return other
 
     def _ask_sentinel(self, address: Address, *command: bytes | int | str) -> Any:

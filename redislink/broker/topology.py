@@ -51,11 +51,18 @@ class Topology(abc.ABC, Generic[_Answer]):
         self._asking = threading.Lock()
 
     @abc.abstractmethod
-    def address(self, name: bytes | None, /) -> Address:
-        """Of the server that has the list of this name; None for any list.
+    def address(self, name: bytes, /) -> Address:
+        """Return the address of the server that has this list.
 
         Raises:
             BrokerError: nobody says so just now.
+        """
+
+    @abc.abstractmethod
+    def any_master(self) -> Address:
+        """Return the address of a server that has keys of its own.
+
+        Raises: as `address`.
         """
 
     @abc.abstractmethod
@@ -70,7 +77,7 @@ class Topology(abc.ABC, Generic[_Answer]):
 
         Raises: as `address`.
         """
-        return [self.address(None)]
+        return [self.any_master()]
 
     def forget(self) -> None:
         """A connection failed: ask anew."""
@@ -115,7 +122,10 @@ class SentinelTopology(Topology[Address]):
         self._sentinels = list(url.addresses)
         """In the order in which they are asked."""
 
-    def address(self, _: bytes | None) -> Address:
+    def address(self, _: bytes) -> Address:
+        return self._current()
+
+    def any_master(self) -> Address:
         return self._current()
 
     def every(self) -> list[Address]:
@@ -224,12 +234,12 @@ class _SlotMap:
         self._ranges = list(ranges)
         self._moved: dict[int, Address] = {}
 
-    def master(self, slot: int | None) -> Address | None:
-        """Of the slot; None takes any slot."""
+    def master(self, slot: int) -> Address | None:
+        """Return who serves this slot; None if nobody does."""
         if slot in self._moved:
             return self._moved[slot]
         for first, last, servers in self._ranges:
-            if slot is None or first <= slot <= last:
+            if first <= slot <= last:
                 return servers[0]
         return None
 
@@ -261,8 +271,8 @@ class ClusterTopology(Topology[_SlotMap]):
         self._told: dict[int, Address] = {}
         """By slot, what MOVED said since the map was read: other nodes may not know it yet."""
 
-    def address(self, name: bytes | None) -> Address:
-        slot = None if name is None else key_slot(name)
+    def address(self, name: bytes) -> Address:
+        slot = key_slot(name)
         address = self._current().master(slot)
         if address is None:
             self.forget()
@@ -271,6 +281,16 @@ class ClusterTopology(Topology[_SlotMap]):
                 "wait for a failover to end, or see CLUSTER INFO"
             )
         return address
+
+    def any_master(self) -> Address:
+        masters = self._current().masters()
+        if not masters:
+            self.forget()
+            raise BrokerBusy(
+                f"broker {self._url.label}: no node serves any slot: "
+                "wait for a failover to end, or see CLUSTER INFO"
+            )
+        return masters[0]
 
     def every(self) -> list[Address]:
         return self._current().servers()

@@ -141,13 +141,14 @@ class TestCluster:
         broker = Broker(cluster.url, timeout=5)
         name = list_names.claim_key("moved", "alice")
         right = broker.address(name)
-        wrong = broker.on(("127.0.0.1", next(p for p in cluster.masters if p != right[1])))
+        port = next(p for p in cluster.masters if p != right[1])
+        wrong = broker.on(("127.0.0.1", port))
         connection = wrong.open()
         with pytest.raises(BrokerUnreachable, match="MOVED"):
             connection.execute(b"RPUSH", name, b"x", timeout=5)
         assert not connection.usable
         assert broker.address(name) == right
-        plain = f"redis://:{cluster.password}@{wrong._place[0]}:{wrong._place[1]}"
+        plain = f"redis://:{cluster.password}@127.0.0.1:{port}"
         with pytest.raises(BrokerRefused, match="write redis\\+cluster://"):
             execute(Broker(plain, timeout=5), b"RPUSH", name, b"x")
 
@@ -214,7 +215,12 @@ class TestSlotMap:
         nodes = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: SLOTS[:1])
         with pytest.raises(BrokerBusy, match="no node serves slot 16287"):
             nodes.address(b"x")  # its slot
-        assert nodes.address(None) == ("h", 1)
+        assert nodes.any_master() == ("h", 1)
+
+    def test_nobody_serves_any_slot(self):
+        nodes = ClusterTopology(parse_url("redis+cluster://h:1"), lambda _: [])
+        with pytest.raises(BrokerBusy, match="no node serves any slot"):
+            nodes.any_master()
 
     @pytest.mark.parametrize(
         ("text", "moved"),
