@@ -198,4 +198,4 @@ def make_outbox(broker: Broker, ttl: int, inboxes: Iterable[bytes], mark: bytes)
     """What fits the broker; see `Outbox` and `ClusterOutbox`."""
     if broker.is_cluster:
         return ClusterOutbox(broker, ttl, inboxes)
-    return Outbox(broker, ttl, mark)
+    return Outbox.with_mark(broker, ttl, mark)

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, cast
+from typing import Final, Self, cast
 
 from redislink.broker.backlog import URGENT, Backlog, QueuedWrite, lasting
 from redislink.broker.broker import Broker
@@ -35,7 +35,14 @@ from redislink.broker.replies import (
     knows_quiet,
     pack_mark,
 )
-from redislink.broker.wire import Buffer, pack, pack_push
+from redislink.broker.wire import (
+    CLEARING_REPLIES,
+    PUSH_REPLIES,
+    Buffer,
+    pack,
+    pack_clearing_push,
+    pack_push,
+)
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
@@ -58,17 +65,17 @@ _logger = logging.getLogger("redislink")
 class Outbox:
     """Sends everything that one party sends, on one connection."""
 
-    def __init__(self, broker: Broker, ttl: int, mark: bytes | None = None) -> None:
-        """Args:
-        broker: the broker that has the lists.
-        ttl: seconds that a list lives after the last push onto it.
-        mark: a list of our own, for pushes that test whether the broker still takes any; None
-            makes the broker answer every push.
+    def __init__(self, broker: Broker, ttl: int) -> None:
+        """Make an outbox to which the broker answers every push; `with_mark` makes the other kind.
+
+        Args:
+            broker: the broker that has the lists.
+            ttl: seconds that a list lives after the last push onto it.
         """
         self._broker = broker
         self._ttl_ms = ttl * 1000
-        self._mark = b"" if mark is None else pack_mark(mark, self._ttl_ms)
-        self._may_be_quiet = mark is not None and broker.may_be_quiet
+        self._mark = b""
+        self._may_be_quiet = False
         self._replies = Replies()
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
@@ -82,6 +89,19 @@ class Outbox:
         )
         self._closed = False
         dies_in_child(self)
+
+    @classmethod
+    def with_mark(cls, broker: Broker, ttl: int, mark: bytes) -> Self:
+        """Make an outbox to which the broker answers only marks, if it can; see `replies`.
+
+        Args:
+            broker, ttl: as for `Outbox`.
+            mark: a list of our own, for pushes that test whether the broker still takes any.
+        """
+        outbox = cls(broker, ttl)
+        outbox._mark = pack_mark(mark, outbox._ttl_ms)
+        outbox._may_be_quiet = broker.may_be_quiet
+        return outbox
 
     @property
     def error(self) -> BrokerError | None:
@@ -134,8 +154,10 @@ class Outbox:
             EndpointClosed: after `close`.
         """
         ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
-        replies = 3 if clear else 2
-        pieces = pack_push(name, element, ttl_ms, clear)
+        if clear:
+            pieces, replies = pack_clearing_push(name, element, ttl_ms), CLEARING_REPLIES
+        else:
+            pieces, replies = pack_push(name, element, ttl_ms), PUSH_REPLIES
         self._write(pieces, replies, token, URGENT if urgent else name, size)
 
     def push_later(
@@ -160,10 +182,9 @@ class Outbox:
         if self._broker.in_process:
             self.push(name, encode(), token, clear=clear)
             return
-        replies = 3 if clear else 2
-        write = QueuedWrite(
-            lambda: pack_push(name, encode(), self._ttl_ms, clear), replies, token, size
-        )
+        pack_it = pack_clearing_push if clear else pack_push
+        replies = CLEARING_REPLIES if clear else PUSH_REPLIES
+        write = QueuedWrite(lambda: pack_it(name, encode(), self._ttl_ms), replies, token, size)
         with self._lock:
             connection = self._connection
             if connection is None:
@@ -393,7 +414,7 @@ class Outbox:
 
     def _start_writer(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Backlog:
         backlog = Backlog(rest)
-        connection.keep_unsent_low(True)
+        connection.limit_unsent(on=True)
         writer = threading.Thread(
             target=self._run_writer,
             args=(connection, backlog),
@@ -442,7 +463,7 @@ class Outbox:
                     return
                 taken = None if rest else backlog.take()
                 if not rest and taken is None:
-                    connection.keep_unsent_low(False)
+                    connection.limit_unsent(on=False)
                     self._backlog = None
                 self._moved.notify_all()
             if rest:

@@ -114,7 +114,7 @@ class SocketWire:
 
     def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
         if self._tls:
-            return self._write_some_tls(pieces, wait)
+            return self._write_some_tls(pieces, wait=wait)
         flags = 0 if wait else socket.MSG_DONTWAIT  # at 0 the kernel waits for SO_SNDTIMEO
         try:
             if len(pieces) == 1:
@@ -124,7 +124,7 @@ class SocketWire:
         except BlockingIOError:
             return pieces
 
-    def _write_some_tls(self, pieces: Sequence[Buffer], wait: bool) -> Sequence[Buffer]:
+    def _write_some_tls(self, pieces: Sequence[Buffer], *, wait: bool) -> Sequence[Buffer]:
         give_up = time.monotonic() + self._patience
         self._set_timeout(self._patience if wait else 0.0)
         left = deque(_joined(pieces))
@@ -148,9 +148,9 @@ class SocketWire:
         if not self._tls:
             self._set_kernel_timeout(socket.SO_SNDTIMEO, seconds)
 
-    def keep_unsent_low(self, low: bool) -> None:
+    def limit_unsent(self, *, on: bool) -> None:
         with contextlib.suppress(OSError):  # not TCP
-            self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if low else 0)
+            self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if on else 0)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         if not (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):

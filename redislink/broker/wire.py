@@ -105,9 +105,9 @@ class Wire(Protocol):
         """How long `write_some` may wait; `write` is not to be used from now on."""
         ...
 
-    def keep_unsent_low(self, low: bool) -> None:
-        """Whether the kernel shall take little more than it can send: what is written later
-        than that comes first then.
+    def limit_unsent(self, *, on: bool) -> None:
+        """While it is on, the kernel takes little more than it can send, so that an urgent write
+        does not wait behind what the kernel holds.
         """
         ...
 
@@ -177,21 +177,31 @@ def pack(command: Sequence[bytes | int | str]) -> bytes:
     return b"".join(packed)
 
 
-def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, clear: bool) -> list[Buffer]:
-    """RPUSH of an element given in two parts, and PEXPIRE; before them DEL if ``clear``.
+PUSH_REPLIES: Final = 2
+"""How many replies the broker owes for a `pack_push`."""
+CLEARING_REPLIES: Final = 3
+"""How many replies the broker owes for a `pack_clearing_push`."""
 
-    Owes two replies, or three. Returns few pieces, so that a large part is not copied.
+
+def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int) -> list[Buffer]:
+    """Pack RPUSH of an element, which comes in two parts, and PEXPIRE.
+
+    Returns few pieces, so that a large part is not copied.
     """
     head, body = element
     key = length_line(len(name)) + name + CRLF
     size = len(head) + len(body)
     ttl = _pack_int(ttl_ms)
-    if size < LARGE and not clear:  # nearly always
+    if size < LARGE:  # nearly always
         return [b"".join((_RPUSH, key, length_line(size), head, body, _PEXPIRE, key, ttl))]
-    cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
-    first = b"%b%b%b$%d\r\n%b" % (cleared, _RPUSH, key, size, head)
-    last = b"%b%b%b" % (_PEXPIRE, key, ttl)
-    return [b"".join((first, body, last))] if size < LARGE else [first, body, last]
+    first = b"%b%b$%d\r\n%b" % (_RPUSH, key, size, head)
+    return [first, body, b"%b%b%b" % (_PEXPIRE, key, ttl)]
+
+
+def pack_clearing_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int) -> list[Buffer]:
+    """Pack a DEL of the list before the `pack_push`."""
+    first, *rest = pack_push(name, element, ttl_ms)
+    return [pack((b"DEL", name)) + first, *rest]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -252,7 +262,7 @@ class LibraryWire:
     def be_patient(self, seconds: float) -> None:
         """Nothing waits in process."""
 
-    def keep_unsent_low(self, low: bool) -> None:
+    def limit_unsent(self, *, on: bool) -> None:
         """No kernel takes part."""
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:

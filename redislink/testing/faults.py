@@ -299,9 +299,9 @@ class FaultyConnection(BrokerConnection):
     def be_patient(self, seconds: float) -> None:
         """Ignored: writes are whole, and wait."""
 
-    def keep_unsent_low(self, low: bool) -> None:
+    def limit_unsent(self, *, on: bool) -> None:
         """As of the connection behind."""
-        self._inner.keep_unsent_low(low)
+        self._inner.limit_unsent(on=on)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         """Wait until there is something to read."""

@@ -70,7 +70,7 @@ class QuietLine(Line):
 
 
 def connected(line: QuietLine) -> Outbox:
-    outbox = Outbox(line, 60, MARK)  # type: ignore[arg-type]
+    outbox = Outbox.with_mark(line, 60, MARK)  # type: ignore[arg-type]
     outbox.reconnect()
     return outbox
 
@@ -248,7 +248,7 @@ def test_a_broker_that_cannot_be_quiet_answers_everything(answer: bytes) -> None
 
 def test_a_proxy_that_swallows_the_question_is_asked_once() -> None:
     line = QuietLine(timeout=0.1, answer=b"")
-    outbox = Outbox(line, 60, MARK)  # type: ignore[arg-type]
+    outbox = Outbox.with_mark(line, 60, MARK)  # type: ignore[arg-type]
     with pytest.raises(BrokerUnreachable):
         outbox.reconnect()
     outbox.reconnect()
@@ -264,7 +264,7 @@ def test_a_proxy_that_swallows_the_question_is_asked_once() -> None:
 
 @pytest.fixture
 def real(valkey: EmbeddedBroker) -> Iterator[Outbox]:
-    outbox = Outbox(Broker(valkey.url), 60, MARK)
+    outbox = Outbox.with_mark(Broker(valkey.url), 60, MARK)
     outbox.reconnect()
     outbox.collect()
     yield outbox
@@ -295,7 +295,7 @@ def test_all_arrives_in_order(valkey: EmbeddedBroker, real: Outbox, sizes: tuple
 
 def test_without_memory_small_pushes_are_lost_and_that_is_noticed() -> None:
     with EmbeddedBroker() as server:
-        outbox = Outbox(Broker(server.url), 60, MARK)
+        outbox = Outbox.with_mark(Broker(server.url), 60, MARK)
         outbox.reconnect()
         outbox.collect()
         admin = Broker(server.url).open()
@@ -327,7 +327,7 @@ def test_a_user_of_a_party_may_be_quiet_and_needs_not(
     admin = Broker(real_server.url).open()
     command = ["ACL", "SETUSER", user.name, "on", acl.hash_rule(password), *rules]
     admin.execute(*command, timeout=5)
-    outbox = Outbox(Broker(acl.party_url(real_server.url, user.name, password)), 60, MARK)
+    outbox = Outbox.with_mark(Broker(acl.party_url(real_server.url, user.name, password)), 60, MARK)
     outbox.reconnect()
     assert outbox.collect() == []
     assert (outbox._replies.quiet is not None) is allowed
@@ -342,7 +342,7 @@ def test_a_user_of_a_party_may_be_quiet_and_needs_not(
 
 def test_a_push_without_permission_is_told_at_once(real_server: EmbeddedBroker) -> None:
     """Before anything is quiet: a party says hello to every peer first."""
-    outbox = Outbox(Broker(real_server.url), 60, MARK)
+    outbox = Outbox.with_mark(Broker(real_server.url), 60, MARK)
     outbox.reconnect()
     admin = Broker(real_server.url).open()
     admin.execute(b"SET", LIST, b"not a list", timeout=5)
