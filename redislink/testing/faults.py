@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -17,7 +18,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -178,7 +179,11 @@ class FaultyBroker(Broker):
     def flush_session(self, name: bytes) -> None:
         """Delete all keys of the session to which a list belongs."""
         session = list_names.parse_list_untrusted(name)[0]
-        self._on_own_connection([[b"KEYS", f"{list_names.PREFIX}:{{{session}:*"]], then_delete=True)
+        with self._own_connection() as connection:
+            pattern = f"{list_names.PREFIX}:{{{session}:*"
+            keys = connection.execute(b"KEYS", pattern, timeout=self.timeout, most=LISTING)
+            if keys:
+                connection.execute(b"DEL", *keys, timeout=self.timeout)
 
     def die_in_child(self) -> None:
         """In the child of a fork: the parent pushes what is held."""
@@ -195,20 +200,18 @@ class FaultyBroker(Broker):
                 pause = due - time.monotonic()
                 commands = heapq.heappop(self._held)[3] if pause <= 0 else []
             if commands:
-                self._on_own_connection(commands)
+                with self._own_connection() as connection:
+                    for command in commands:
+                        connection.execute(*command, timeout=self.timeout, most=LISTING)
             else:
                 time.sleep(pause)
 
-    def _on_own_connection(self, commands: list[Command], then_delete: bool = False) -> None:
+    @contextlib.contextmanager
+    def _own_connection(self) -> Iterator[BrokerConnection]:
+        """A connection without faults. If the broker is away, the block ends without an error."""
         try:
-            connection = super().open()
-            try:
-                for command in commands:
-                    reply = connection.execute(*command, timeout=self.timeout, most=LISTING)
-                    if then_delete and reply:
-                        connection.execute(b"DEL", *reply, timeout=self.timeout)
-            finally:
-                connection.close()
+            with contextlib.closing(super().open()) as connection:
+                yield connection
         except BrokerError as error:
             _logger.debug("a held push is lost, because the broker is away: %s", error)
 
