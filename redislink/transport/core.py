@@ -37,10 +37,9 @@ from redislink.errors import (
 from redislink.forking import Dead, used_after_fork
 from redislink.logs import PartyLogger, is_power_of_two
 from redislink.protocol import list_names
-from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
+from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timing
 from redislink.protocol.element_size import LEAST, ElementSize
 from redislink.protocol.fragments import split_element
-from redislink.protocol.frame import Data
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.settings import RedisLinkSettings
 from redislink.transport.lanes import Lanes
@@ -220,13 +219,18 @@ class Core:
         outbox, large_before = self.outbox, False
         try:
             for push in pushes:
-                name = peer.out_list(push.tag)
                 if isinstance(push, Leftover):
-                    outbox.delete(name)
+                    outbox.delete(peer.out_list(push.tag))
                     continue
-                if self.closing and push.tag is None:
-                    self.last_words.append((peer, push))
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
+                if not isinstance(push, DataPush):
+                    if self.closing:
+                        self.last_words.append((peer, push))
+                    name = peer.control_out
+                    element = encode(name, push.frame, push.body)
+                    outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
+                    continue
+                name = peer.out_list(push.tag)
                 size = push.message_bytes or len(push.body)
                 if large_before and len(push.body) >= LARGE and self.element_size.limit is None:
                     # Earlier chunks fill the line: seal and write this one when they are through.
@@ -235,12 +239,10 @@ class Core:
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)
-                limit, frame = self.element_size.limit, push.frame
-                if push.tag is None:
-                    outbox.push(name, element, token, ttl=_CONTROL_TTL, urgent=True)
-                elif limit is not None and isinstance(frame, Data) and len(push.body) > limit:
+                limit = self.element_size.limit
+                if limit is not None and len(push.body) > limit:
                     # Its number is used up: it must not be sealed again in smaller frames.
-                    *first, last = split_element(element, frame.seq, limit)
+                    *first, last = split_element(element, push.frame.seq, limit)
                     for at, fragment in enumerate(first):
                         outbox.push(name, fragment, clear=push.clear and not at, size=size)
                     outbox.push(name, last, token, size=size)

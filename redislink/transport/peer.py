@@ -28,7 +28,7 @@ class Peer:
         lanes: the BLPOPs for the peer's next messages.
         fragments: collects the fragments of elements that the peer had to split.
         out_prefix, in_prefix: the prefixes of the names of the lists to and from the peer.
-        control_in: the name of the control list from the peer.
+        control_out, control_in: the names of the control lists to the peer and from it.
     """
 
     def __init__(
@@ -55,12 +55,13 @@ class Peer:
         self.kept = delivery.kept
         self.lanes = make_lanes(self.in_prefix)
         self.fragments = Fragments(most_in_fragments)
+        self.control_out = self.out_prefix + _CONTROL
         self.control_in = self.in_prefix + _CONTROL
 
     def in_list(self, tag: str) -> bytes:
         """Return the name of the list from the peer for messages with this tag."""
         return self.in_prefix + list_names.encode_tag(tag)
 
-    def out_list(self, tag: str | None) -> bytes:
-        """Return the name of the list to the peer for this tag; None means the control list."""
-        return self.out_prefix + (_CONTROL if tag is None else list_names.encode_tag(tag))
+    def out_list(self, tag: str) -> bytes:
+        """Return the name of the list to the peer for messages with this tag."""
+        return self.out_prefix + list_names.encode_tag(tag)

@@ -34,6 +34,7 @@ from redislink.errors import PeerAborted, PeerClosed, PeerError, PeerLost, PeerR
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import Data, Frame
 from redislink.protocol.states import State
+from tests.protocol.pair import tag_of
 
 _OVER: Final = (State.CLOSED, State.FAILED)
 _BLPOP_SECONDS: Final = 5.0
@@ -723,7 +724,7 @@ class World:
 
     def _push(self, party: Party, peer: str, push: Push | Leftover) -> None:
         """Send it down the connection of this party, on which things stay in order."""
-        key = (peer, party.name, push.tag)
+        key = (peer, party.name, tag_of(push))
         write = Write(key, True, None)
         if isinstance(push, Push):
             element = Element(push.frame, bytes(push.body))

@@ -23,6 +23,7 @@ from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import Abort, Ack, AckState, Data, Encoding, Fin, Heartbeat, Probe
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, State
+from tests.protocol.pair import tag_of
 from tests.protocol.simulation import kept_internally
 
 TIMING = Timing(window_bytes=600, chunk_bytes=40)
@@ -327,7 +328,7 @@ class TwoDeliveries(RuleBasedStateMachine):
         """All that one of them wants pushed."""
         delivery = self.parties[name]
         for push in delivery.pushes():
-            key = (delivery.peer, push.tag)
+            key = (delivery.peer, tag_of(push))
             if isinstance(push, Leftover):
                 self.lists[key].clear()
                 continue
