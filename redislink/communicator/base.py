@@ -14,16 +14,14 @@ Rules:
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Final, Self
 
 from redislink.errors import (
     EndpointClosed,
     UsageError,
     ValueDecodeError,
-    reason_for_peers,
 )
 from redislink.protocol import list_names
 from redislink.protocol.frame import Encoding
@@ -32,6 +30,7 @@ from redislink.transport.peer import Party
 from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats
 from redislink.values import decode_value_untrusted, encode_value
+from redislink.with_block import ClosesOrAborts
 
 DEFAULT_NAMESPACE: Final = "app"
 MAX_NAMESPACE_BYTES: Final = 256
@@ -41,7 +40,7 @@ Message = tuple[bytes, Encoding]
 """A payload, and how it is encoded."""
 
 
-class Communicator(ABC):
+class Communicator(ClosesOrAborts):
     """One party's messages with the others. Usable from several threads at once.
 
     Peers are named by party name or by rank. Messages with different tags do not wait for each
@@ -216,20 +215,6 @@ class Communicator(ABC):
         Args:
             seconds: the longest time that the block may take.
         """
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort(reason_for_peers(error))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.party} (rank {self.rank}), {self.namespace}>"
