@@ -63,7 +63,7 @@ def read_text(path: str | Path, most: int = MOST_READ) -> str:
 
 
 def read_opened(file: BinaryIO, path: str | Path, most: int = MOST_READ) -> str:
-    """As `read_text`, of a file that `open_regular` gave."""
+    """Read a file that `open_regular` opened; see `read_text`."""
     if os.fstat(file.fileno()).st_size > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
     return file.read().decode()

@@ -57,9 +57,9 @@ _ARRAY: Final = 4
 _SCALAR: Final = 5
 
 _ALIGNMENT: Final = 16
-"""As CPython aligns a bytes object's data. Elements of numpy's types are then aligned."""
+"""The alignment of a bytes object in CPython; elements of numpy's types are then aligned."""
 _LEAST_JOINED_IN: Final = 4096
-"""Bytes from which on a bytes object is joined in as it is, not copied into msgpack first."""
+"""A bytes object of this size or more is joined in as it is, not first copied into msgpack."""
 _EMPTY_TUPLE_EXT: Final = bytes([0xC7, 0, _TUPLE])
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
 

@@ -150,7 +150,7 @@ class Broker:
         if not url:
             raise ConfigError(
                 "no broker: set REDISLINK_BROKER_URL, or broker in the cluster file, "
-                "to redis://HOST:PORT"
+                "to redis://HOST:PORT or, with TLS, rediss://HOST:PORT"
             )
         if settings.broker_password_file is not None and settings.broker_url is None:
             raise ConfigError(
@@ -204,7 +204,7 @@ class Broker:
     def address(self, name: bytes) -> Address:
         """Return host and port of the server that has this list now: a Cluster node or the master.
 
-        Raises: as `open`.
+        Raises: see `open`.
         """
         if self._topology is None:
             raise UsageError(f"broker {self.label}: has one server, which is in its URL")
@@ -217,14 +217,14 @@ class Broker:
     def addresses(self) -> list[Address]:
         """Return the address of every server that is up, replicas too; [] for a single server.
 
-        Raises: as `open`.
+        Raises: see `open`.
         """
         return [] if self._topology is None else self._topology.every()
 
     def masters(self) -> list[Address]:
         """Return the addresses of the servers that own keys (a Cluster's masters), for `on`.
 
-        Raises: as `open`.
+        Raises: see `open`.
         """
         if self._topology is None:
             raise UsageError(f"broker {self.label}: has one server, which is in its URL")
@@ -261,7 +261,7 @@ class Broker:
 
         Raises:
             BrokerBusy: the broker is loading or failing over.
-            BrokerError: as `open`.
+            BrokerError: see `open`.
         """
         connection = self.open()
         try:
@@ -408,7 +408,8 @@ class Broker:
                 return connection.execute(b"CLUSTER", b"SLOTS", timeout=self.timeout, most=LISTING)
             except BrokerRefused as error:
                 raise BrokerRefused(
-                    f"{error}: for a server that is not a Redis Cluster node, write redis://…"
+                    f"{error}; for a server that is not a Redis Cluster node, write redis://… or, "
+                    "with TLS, rediss://…"
                 ) from None
 
 

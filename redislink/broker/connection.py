@@ -198,7 +198,7 @@ class BrokerConnection:
             timeout: the BLPOP's timeout, in seconds.
             margin: seconds by which the reply may be late.
 
-        Raises: as `write` and `read`.
+        Raises: see `write` and `read`.
         """
         try:
             reply = self._wire.pop(name, timeout, timeout + margin)
@@ -241,7 +241,7 @@ class BrokerConnection:
         Returns:
             False if it has not arrived whole.
 
-        Raises: as `read`.
+        Raises: see `read`.
         """
         return self._reply(self._wire.read_now) is not NOT_YET
 

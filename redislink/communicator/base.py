@@ -134,7 +134,7 @@ class Communicator(ClosesOrAborts):
 
         Raises:
             SendTimeout: the peer did not receive it in time. It may still do so later.
-            PayloadTypeError, UsageError, PeerError, BrokerError, EndpointClosed: as `send`.
+            PayloadTypeError, UsageError, PeerError, BrokerError, EndpointClosed: see `send`.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
@@ -143,7 +143,7 @@ class Communicator(ClosesOrAborts):
     def has_message(self, src: Party, tag: str) -> bool:
         """Whether `recv` would return a message with this tag at once.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         self._check_open()
         return self._peek(src, self._full_tag(tag)) is not None
@@ -153,7 +153,7 @@ class Communicator(ClosesOrAborts):
 
         A message may itself be None: `has_message` tells the difference.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         self._check_open()
         message = self._peek(src, self._full_tag(tag))

@@ -397,7 +397,7 @@ class Steps:
             parts: as for `step`.
 
         Raises:
-            ProgramDiverged, PeerAborted: as `finish`.
+            ProgramDiverged, PeerAborted: see `finish`.
         """
         deadline = time.monotonic() + timeout
         self.finish(timeout, parts)

@@ -100,7 +100,12 @@ class FaultyBroker(Broker):
     def __init__(
         self, url: str, *, seed: int = 0, faults: Faults | None = None, **options: Any
     ) -> None:
-        """Args: as of `Broker`, and what decides which pushes and pops are harmed."""
+        """Args:
+        url: the broker's URL.
+        seed: decides which pushes and pops the faults hit.
+        faults: which faults to inject, and how often; None for none.
+        **options: passed on to `Broker`.
+        """
         super().__init__(url, **options)
         self.seed = seed
         self.faults = faults or Faults()
@@ -242,7 +247,7 @@ class FaultyConnection(BrokerConnection):
 
     @property
     def usable(self) -> bool:
-        """As of the connection behind."""
+        """True if the real connection is usable."""
         return self._inner.usable
 
     @usable.setter
@@ -295,7 +300,7 @@ class FaultyConnection(BrokerConnection):
         *,
         wait: bool = True,  # noqa: ARG002 - as `BrokerConnection.write_some`
     ) -> Sequence[Buffer]:
-        """As `write`: always everything, because a fault hits a whole command."""
+        """Write everything, because a fault hits a whole command."""
         self.write(pieces)
         return ()
 
@@ -303,7 +308,7 @@ class FaultyConnection(BrokerConnection):
         """Ignored: writes are whole, and wait."""
 
     def limit_unsent(self, *, on: bool) -> None:
-        """As of the connection behind."""
+        """Pass it on to the real connection."""
         self._inner.limit_unsent(on=on)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
@@ -312,7 +317,7 @@ class FaultyConnection(BrokerConnection):
             self._inner.wait_movable(seconds, writes=False)
 
     def read(self, timeout: float, most: Bound = ELEMENT) -> Any:
-        """The next reply: the broker's, or the one that a fault makes."""
+        """Return the next reply: the broker's, or one that a fault makes."""
         if not self._owed:
             return self._inner.read(timeout, most)
         owed = self._owed[0]
@@ -328,25 +333,25 @@ class FaultyConnection(BrokerConnection):
         return owed.reply
 
     def pop(self, name: bytes, timeout: float, margin: float) -> Any:
-        """BLPOP of one list."""
+        """Send BLPOP of one list, and read the reply."""
         self.write((pack_blpop((name,), timeout),))
         return self.read_popped(name, timeout + margin)
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
-        """The reply to a BLPOP of one list that was written before."""
+        """Read the reply to a BLPOP of one list that was sent before."""
         return element_of(self.read(timeout), name)
 
     def read_integers(self) -> int:
-        """None at once: each is read by itself, because faults may hit it."""
+        """Return 0: each reply is read by itself, because faults may hit it."""
         return 0
 
     def read_now(self) -> bool:
-        """As `read`: what has begun to arrive comes."""
+        """Read the next reply, which has begun to arrive."""
         self.read(self._broker.timeout)
         return True
 
     def wait_readable(self, seconds: float) -> bool:
-        """As `readable`, but waits for up to ``seconds``."""
+        """Wait up to ``seconds`` for `readable`, and return it."""
         return self.readable() or self._inner.wait_readable(seconds)
 
     def readable(self) -> bool:
@@ -356,11 +361,11 @@ class FaultyConnection(BrokerConnection):
         return made_up or self._inner.readable()
 
     def interrupt(self) -> None:
-        """As of the connection behind."""
+        """Interrupt the real connection."""
         self._inner.interrupt()
 
     def close(self) -> None:
-        """As of the connection behind."""
+        """Close the real connection."""
         self._inner.close()
 
     def _read_real(self, owed: _Owed, timeout: float, most: Bound = ELEMENT) -> None:

@@ -142,7 +142,7 @@ class Endpoint(ClosesOrAborts):
         Args:
             src, tag: as for `recv`.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         return self.peek_message(src, tag) is not None
 
@@ -152,7 +152,7 @@ class Endpoint(ClosesOrAborts):
         Args:
             src, tag: as for `recv`.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         message = self.parts.receiving.peek(src, tag)
         return None if message is None else message[0]

@@ -177,7 +177,7 @@ class TestCluster:
 
 def test_a_server_that_is_no_cluster(valkey):
     url = f"redis+cluster://127.0.0.1:{valkey.port}"
-    with pytest.raises(BrokerRefused, match="no node of a Redis Cluster"):
+    with pytest.raises(BrokerRefused, match="not a node of a Redis Cluster"):
         Broker(url, timeout=5).open()
 
 
