@@ -164,6 +164,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         return None if last is None else self._sending.request(self._peer, *last)
 
     def _window_has_room(self) -> bool:
+        """Return whether one more message may go. Needs the lock of the core."""
+        self._sending.core.check_locked()
         unconsumed = self._unconsumed
         while unconsumed and unconsumed[0].test():
             unconsumed.popleft()
