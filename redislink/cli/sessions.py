@@ -151,7 +151,7 @@ def purge(
 ) -> None:
     """Remove what a session has left on the broker, after showing it and asking.
 
-    Removes keys that redislink made for this session, and no others. They would also go by
+    Removes keys that redislink made for this session, and no others. They would also expire by
     themselves, REDISLINK_LIST_TTL seconds after the last push.
     """
     if (session is None) == (not expired):
