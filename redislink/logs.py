@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from redislink.text import one_line
 
+__all__ = ["JsonFormatter"]  # the rest is for redislink itself
 NAME: Final = "redislink"
 _FIELDS: Final = ("session", "party", "peer")
 
