@@ -315,7 +315,7 @@ def test_the_doctor_at_a_sound_broker(patient: Patient) -> None:
     )
     assert ("CLUSTER SLOTS" in found["commands"]["text"]) == several
     further = 0 if several else 1
-    assert found["replicas"]["text"].startswith(f"{further} more servers, which may take over")
+    assert found["replicas"]["text"].startswith(f"{further} other servers that may take over")
     assert "cannot push as another party" in found["other parties' lists"]["text"]
     # What stays are the notes for the peers' doctors.
     left = set(content_of(patient.group.url)) - set(before)
@@ -374,7 +374,7 @@ def test_the_doctor_finds_a_node_of_other_settings(spread: Patient) -> None:
             spread.group.ask(port, "CONFIG", "SET", name, value)
     for name, said in (
         ("eviction", "maxmemory-policy is allkeys-lru"),
-        ("memory", "of maxmemory (50 MiB) are free; this session has up to 160 MiB"),
+        ("memory", "of maxmemory (50 MiB) are free; this session stores up to 160 MiB"),
         ("idle cut-off", "timeout is 60"),
     ):
         assert found[name]["level"] == "WARN", name

@@ -397,7 +397,7 @@ def replicas(exam: Examination) -> Verdict | None:
         else:
             knowing += 1
     if not lost:
-        return passed(f"{knowing} more servers, which may take over, know user {exam.user}")
+        return passed(f"{knowing} other servers that may take over know user {exam.user}")
     return warned(
         f"{'; '.join(lost)}: if this server takes over, sessions cannot go on",
         "make sure that all parties reach every server of the broker, and make the users on those "
