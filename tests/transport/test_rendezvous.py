@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,6 +100,24 @@ def test_the_first_to_see_a_mismatch_says_hello_until_the_other_has_surely_seen_
     thread.join(20)
     assert isinstance(outcome[0], ClusterMismatch)
     connection.close()
+
+
+def test_a_peer_that_goes_on_saying_hello_is_answered_again(monkeypatch):
+    """The broker lost our hello; but a peer that has it is not flooded."""
+    now, answers = [0.0], []
+    hello = Hello(b"d" * 32, b"i" * INSTANCE_BYTES)
+    monkeypatch.setattr(rendezvous, "_HELLO_INTERVAL", 1.0)
+    monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    handshake = SimpleNamespace(
+        receive_untrusted=lambda *_: None, hello_for=lambda peer: (hello, b"")
+    )
+    outbox = SimpleNamespace(push=lambda *_, **__: answers.append(now[0]), error=None)
+    meeting = rendezvous.Rendezvous(
+        make_cluster("fakeredis://x", 2), "alice", handshake, outbox, None
+    )
+    for now[0] in (10.0, 10.5, 10.8, 11.0, 11.5, 12.0):
+        meeting.receive("bob", encode(hello))
+    assert answers == [10.0, 11.0, 12.0]
 
 
 HELLOS = 10_000
