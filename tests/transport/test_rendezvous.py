@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,17 @@ def test_the_first_to_see_a_mismatch_says_hello_until_the_other_has_surely_seen_
     thread.join(20)
     assert isinstance(outcome[0], ClusterMismatch)
     connection.close()
+
+
+AS_WRITTEN = rendezvous._HELLO_INTERVAL, rendezvous._LINGER  # tests may hasten them
+
+
+def test_how_often_and_how_long_hellos_are_said_is_what_the_page_says():
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert "HELLO to every peer, and repeats it every second" in text
+    assert "goes on saying hello for 2 s" in text
+    assert AS_WRITTEN == (1.0, 2.0)
 
 
 def test_a_peer_that_goes_on_saying_hello_is_answered_again(monkeypatch):
