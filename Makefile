@@ -53,7 +53,7 @@ example-kmeans: $(STAMP)  ## groups of patients by the measurements of two hospi
 	$(THREE) examples/kmeans.py
 
 test: $(STAMP)  ## the whole test suite
-	$(PY) -m pytest --durations=10 -n $(WORKERS) $(PYTEST_ARGS)
+	$(PY) -m pytest --durations=10 -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 .PHONY: coverage
 coverage: $(STAMP)  ## how much of redislink/ the quick tests run; fails below the floor in pyproject.toml

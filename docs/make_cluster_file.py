@@ -39,7 +39,7 @@ HEAD: Final = """\
 
 Which fields does a cluster file have? Every party has the same file; `redislink fingerprint --cluster
 FILE` shows its digest, which covers everything except `broker`. The file is YAML. A field that is not
-listed here, or stands there twice, is refused with an error that names the line. SPU's documentation
+listed here, or occurs twice, is refused with an error that names the line. SPU's documentation
 says how the fields of `config.runtime` affect numbers and speed.
 
 <!-- Written by docs/make_cluster_file.py from the code. Do not edit: run it again. -->

@@ -16,6 +16,7 @@ MODULES: Final = (
     "redislink.cluster.runtime",
     "redislink.spu",
     "redislink.broker",
+    "redislink.logs",
     "redislink.testing",
     "redislink.testing.fixtures",
 )

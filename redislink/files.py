@@ -1,11 +1,11 @@
-"""How redislink opens files: only regular ones to read, and never another's to write.
+"""How redislink opens files: it reads only regular files, and never writes into an existing one.
 
 Rules:
-- Reading never waits: what is no regular file (FIFO, device, directory) is an `OSError` whose
-  ``strerror`` says so. Links are followed, as that is how Kubernetes mounts secrets.
-- Writing makes a new file, with mode 0600 unless the caller gives more to others, and never
-  writes through a symbolic link, a FIFO or a device. A link that stands in the place of a file
-  that is replaced goes away; what it leads to stays as it is.
+- Reading never waits: anything but a regular file (FIFO, device, directory) is an `OSError` whose
+  ``strerror`` says so. Links are followed, because Kubernetes mounts secrets as links.
+- Writing makes a new file, with mode 0600 unless the caller allows more, and never writes through a
+  symbolic link, a FIFO or a device. If a link has the name of a file that is to be replaced, the
+  link is replaced; its target stays as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import BinaryIO, Final, TextIO
 OWNER_ONLY: Final = 0o600
 EVERYBODY_READS: Final = 0o644
 MOST_READ: Final = 16 << 20
-"""Bytes; no file that is read whole comes near it."""
+"""In bytes, far more than any file that redislink reads whole."""
 
 _KINDS: Final = (
     (stat.S_ISDIR, "is a directory, not a file"),
@@ -34,10 +34,10 @@ _KINDS: Final = (
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file to read; never waits for a writer at the other end of a FIFO.
+    """Open a regular file for reading, without waiting for a writer of a FIFO.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be opened, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
@@ -49,13 +49,14 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_text(path: str | Path, most: int = MOST_READ) -> str:
-    """The text of a regular file in UTF-8.
+    """Return the text of a regular file in UTF-8.
 
     Args:
-        most: bytes that it may have.
+        path: the file.
+        most: the most bytes that it may have.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger.
+        OSError: it cannot be read, is not a regular file, or is larger.
         UnicodeDecodeError: it is not UTF-8.
     """
     with open_regular(path) as file:
@@ -63,20 +64,21 @@ def read_text(path: str | Path, most: int = MOST_READ) -> str:
 
 
 def read_opened(file: BinaryIO, path: str | Path, most: int = MOST_READ) -> str:
-    """As `read_text`, of a file that `open_regular` gave."""
+    """Read a file that `open_regular` opened; see `read_text`."""
     if os.fstat(file.fileno()).st_size > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
     return file.read().decode()
 
 
 def open_new(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
-    """Make a file to write UTF-8 text to; there may be nothing of that name, not even a link.
+    """Make a new file for UTF-8 text.
 
     Args:
-        mode: for the new file; the process's umask takes away from it.
+        path: the file; nothing may have this name yet, not even a link.
+        mode: mode of the new file, before the process's umask.
 
     Raises:
-        FileExistsError: something of that name is there.
+        FileExistsError: something has this name already.
         OSError: the file cannot be made.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -84,10 +86,10 @@ def open_new(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
 
 
 def open_in_place_of(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
-    """Make a file to write UTF-8 text to, at once in place of a file or link of that name.
+    """Make a new file for UTF-8 text, which replaces a file or link of that name at once.
 
-    For files that grow, and that somebody may read meanwhile. Whoever still writes to the old
-    file goes on writing there.
+    Use it for files that grow while others read them. A process that still writes to the old file
+    goes on writing there.
 
     Raises:
         OSError: the file cannot be made, or a FIFO, device or directory has its name.
@@ -104,9 +106,9 @@ def open_in_place_of(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
 
 @contextlib.contextmanager
 def replacing(path: str | Path, mode: int = OWNER_ONLY) -> Iterator[TextIO]:
-    """A file to write UTF-8 text to, that takes its name when the block ends.
+    """Make a new file for UTF-8 text, which takes its name when the ``with`` block ends.
 
-    Readers see the old file or the whole new one. If the block raises, the old one stays.
+    Readers see the old file or the complete new one. If the block raises, the old file stays.
 
     Raises:
         OSError: the file cannot be written, or a FIFO, device or directory has its name.
@@ -122,7 +124,7 @@ def replacing(path: str | Path, mode: int = OWNER_ONLY) -> Iterator[TextIO]:
 
 
 def _open_beside(path: str | Path, mode: int) -> tuple[TextIO, Path]:
-    """A new file with a name of its own in the same directory, so that it can be renamed."""
+    """Make a file with a temporary name in the same directory, to be renamed."""
     _refuse_to_replace(path)
     passing = Path(path).parent / f".redislink-{secrets.token_hex(8)}"
     return open_new(passing, mode), passing
@@ -134,7 +136,7 @@ def _take_place(passing: Path, path: str | Path) -> None:
 
 
 def _refuse_to_replace(path: str | Path) -> None:
-    """Root could rename over /dev/null, or over /dev/stdout, which is a link."""
+    """Refuse to replace special files: root could replace /dev/null, or the link /dev/stdout."""
     with contextlib.suppress(FileNotFoundError):
         _refuse_special(Path(path).stat().st_mode, path)
 

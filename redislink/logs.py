@@ -1,4 +1,4 @@
-"""Who a log record is of: `PartyLogger`; and records as JSON, for log collectors: `JsonFormatter`.
+"""`PartyLogger`, which says whose a log record is, and `JsonFormatter`, for log collectors.
 
 Rules: a record of this package has the attributes ``session``, ``party`` and ``peer``, None
 where there is none; it never holds a payload, a key or a password; and what it quotes is safe to
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from redislink.text import one_line
 
+__all__ = ["JsonFormatter"]  # the rest is for redislink itself
 NAME: Final = "redislink"
 _FIELDS: Final = ("session", "party", "peer")
 
@@ -23,7 +24,11 @@ class PartyLogger(logging.LoggerAdapter[logging.Logger]):
     """The package's logger, for one party: ``log.info("…", extra={"peer": name})``."""
 
     def __init__(self, session: str | None, party: str | None, name: str = NAME) -> None:
-        """Args: whose records; which logger they go to."""
+        """Args:
+        session: the session's name; None if unknown.
+        party: this party's name; None if unknown.
+        name: the logger that the records go to.
+        """
         super().__init__(
             logging.getLogger(name), {"session": session, "party": party, "peer": None}
         )
@@ -31,12 +36,12 @@ class PartyLogger(logging.LoggerAdapter[logging.Logger]):
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add who it is; what the call gives as ``extra`` wins."""
+        """Add session and party; ``extra`` of the call takes precedence."""
         kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
         return msg, kwargs
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """As of any logger; what is quoted becomes one line that is safe to print."""
+        """Log like any logger, with each argument made one line that is safe to print."""
         if not self.isEnabledFor(level):
             return
         shown = (
@@ -47,7 +52,7 @@ class PartyLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def is_power_of_two(count: int) -> bool:
-    """Whether to log the ``count``-th (from 1) of what others can cause any number of."""
+    """Return whether to log the ``count``-th event, from 1, of a kind that others cause at will."""
     return not count & (count - 1)
 
 
@@ -61,7 +66,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without a newline."""
         time = datetime.fromtimestamp(record.created, UTC)
         entry: dict[str, Any] = {
             "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),

@@ -1,8 +1,8 @@
-"""Text that somebody else wrote, made safe to show.
+"""Makes text that somebody else wrote safe to show.
 
-Rule: what a server, another party or a file says goes through `one_line` before it becomes part
-of a line of output. Errors (`RedisLinkError`), log records (`PartyLogger`), what the doctor finds
-(`Verdict`) and the lines of the command ``redislink`` do so by themselves.
+Rule: text from a server, another party or a file goes through `one_line` before it becomes part of
+a line of output. Errors (`RedisLinkError`), log records (`PartyLogger`), the doctor's verdicts
+(`Verdict`) and the lines of the command ``redislink`` do this by themselves.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ MOST_IN_LINE: Final = 10_000
 
 
 def one_line(text: str, limit: int = MOST_SHOWN) -> str:
-    """``text`` as one line that a terminal takes for nothing but text.
+    """Return ``text`` as one line that a terminal shows as plain text.
 
-    Runs of white space become one space. What is not printable becomes U+FFFD: control
-    characters and with them every terminal escape, characters that reverse or hide text (bidi,
-    zero width), lone surrogates, private and unassigned ones.
+    Runs of white space become one space. Characters that are not printable become U+FFFD: control
+    characters, and so every terminal escape; characters that reverse or hide text (bidi, zero
+    width); lone surrogates; private and unassigned characters.
 
     Args:
-        limit: characters to return at most; of longer text the last one is an ellipsis.
+        text: any text.
+        limit: the most characters to return; longer text is cut and ends with an ellipsis.
     """
     line = " ".join(text.split())
     if len(line) > limit:
@@ -32,7 +33,7 @@ def one_line(text: str, limit: int = MOST_SHOWN) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """``text`` with each character that is not printable, and not in ``keep``, as U+FFFD."""
+    """Return ``text`` with U+FFFD for each character not printable, except those in ``keep``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""Values as bytes: what a communicator sends that is not raw bytes.
+"""Encodes the values that a communicator sends, other than raw bytes.
 
 ::
 
@@ -14,11 +14,11 @@
 
 Rules:
 - What is received is data. No class is looked up by a name that was not registered here, and
-  nothing is pickled.
+  nothing is unpickled.
 - `decode_value_untrusted` raises `ValueDecodeError` and nothing else, whatever the bytes.
-- Lengths are claims until the bytes are there: nothing is allocated by a claimed length, and
-  the bounds below hold for what is encoded too, so that what one side sends the other takes.
-- No error text holds a value.
+- Lengths are claims until the bytes are there: no memory is allocated for a claimed length. The
+  limits below apply to encoding too, so the receiver accepts whatever a sender may send.
+- No error text contains a value.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from redislink.forking import renew_in_child
 from redislink.text import one_line
 
 MAX_DEPTH: Final = 64
-"""Containers within containers; the outermost is 1."""
+"""Levels of nested containers; the outermost is level 1."""
 MAX_CONTAINERS: Final = 1 << 20
-"""Lists, tuples, dicts, dataclasses and arrays in one value. An empty one is a byte or two on
-the wire and about a hundred in memory, so this bounds what a hostile message can cost."""
+"""Lists, tuples, dicts, dataclasses and arrays in one value. An empty one takes a byte or two on
+the wire and about a hundred in memory, so this limits what a hostile message can cost."""
 MAX_INT_BYTES: Final = 1 << 16
 """An int is from -2**(8 * MAX_INT_BYTES - 1) to 2**(8 * MAX_INT_BYTES - 1) - 1."""
 MAX_NDIM: Final = 32
@@ -57,9 +57,9 @@ _ARRAY: Final = 4
 _SCALAR: Final = 5
 
 _ALIGNMENT: Final = 16
-"""As CPython aligns a bytes object's data. Elements of numpy's types are then aligned."""
+"""The alignment of a bytes object in CPython; elements of numpy's types are then aligned."""
 _LEAST_JOINED_IN: Final = 4096
-"""Bytes from which on a bytes object is joined in as it is, not copied into msgpack first."""
+"""A bytes object of this size or more is joined in as it is, not first copied into msgpack."""
 _EMPTY_TUPLE_EXT: Final = bytes([0xC7, 0, _TUPLE])
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
 
@@ -100,23 +100,23 @@ _by_class: dict[type, _Registered] = {}
 
 
 def register_dataclass(cls: _Class, name: str | None = None) -> _Class:
-    """Let instances of a dataclass travel, and be rebuilt here; usable as a decorator.
+    """Allow instances of a dataclass to be sent and received. Usable as a decorator.
 
-    Sender and receiver must both register a class with this name and these fields. An
-    instance is rebuilt by calling the class with its fields, so ``__post_init__`` runs, on
-    what a peer sent: let it check them.
+    Sender and receiver must both register a class with this name and these fields. The receiver
+    rebuilds an instance by calling the class with its fields, so ``__post_init__`` runs there: let
+    it check what the peer sent.
 
     Args:
-        cls: a dataclass all of whose fields are parameters of ``__init__``.
-        name: the same at every party, at most ``MAX_NAME_BYTES``; None takes the class's
-            qualified name, without its module.
+        cls: a dataclass whose fields are all parameters of ``__init__``.
+        name: its name, the same at every party, at most ``MAX_NAME_BYTES`` long; None uses the
+            class's qualified name, without its module.
 
     Returns:
         ``cls``.
 
     Raises:
-        UsageError: not such a class, or another class has this name. A class that is defined
-            anew in the same place, as in a notebook, takes the place of the old.
+        UsageError: ``cls`` is not such a class, or another class has this name. A class that is
+            defined again in the same place, as in a notebook, replaces the old one.
     """
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
         raise UsageError(f"register_dataclass takes a dataclass, not {cls!r:.80}")
@@ -161,16 +161,16 @@ def _utf8_or_empty(text: str) -> bytes:
 
 
 def encode_value(value: object) -> bytes:
-    """A value as bytes, for `decode_value_untrusted`.
+    """Encode a value for `decode_value_untrusted`.
 
-    What is taken: None, bool, int, float, str, bytes; list, tuple, dict (keys: str, or int of
-    64 bits); numpy arrays and scalars of bool, int8 to int64, uint8 to uint64, float16 to
-    float64; anything else that has ``__array__`` (a JAX array), which arrives as a numpy
-    array; registered dataclasses. Subclasses (a namedtuple, an IntEnum) are not taken, as
-    they would not arrive as what they are. Elements are copied once.
+    Accepts None, bool, int, float, str, bytes; list, tuple, dict (keys: str, or int of 64 bits);
+    numpy arrays and scalars of bool, int8 to int64, uint8 to uint64, float16 to float64; anything
+    else that has ``__array__`` (a JAX array), which arrives as a numpy array; and registered
+    dataclasses. Subclasses (a namedtuple, an IntEnum) are refused, because they would arrive as
+    something else. Elements are copied once.
 
     Raises:
-        PayloadTypeError: something in ``value`` is none of these, or past a bound of this
+        PayloadTypeError: something in ``value`` is none of these, or exceeds a limit of this
             module; the message says what and where.
     """
     encoder = _Encoder()
@@ -189,7 +189,7 @@ class _NotEncodable(Exception):
 
 
 class _Encoder:
-    """The parts of one encoded value, in order."""
+    """Collects the parts of one encoded value, in order."""
 
     def __init__(self) -> None:
         self.parts: list[bytes | memoryview] = []
@@ -361,7 +361,7 @@ def _ext_header(code: int, length: int) -> bytes:
 
 
 def _has_other_bytes(array: _DataArray) -> bool:
-    """True if a bool array holds bytes that are neither 0 nor 1, as a view may."""
+    """Return True if a bool array contains bytes other than 0 and 1, as a view may."""
     return bool(array.size) and int(array.view(np.uint8).max()) > 1
 
 
@@ -397,17 +397,16 @@ def _remedy(kind: type) -> str:
 
 
 def decode_value_untrusted(data: bytes) -> Any:
-    """The value that `encode_value` made ``data`` of, of the same types, dtypes and shapes.
+    """Return the value that `encode_value` encoded, with the same types, dtypes and shapes.
 
-    Arrays are read-only views into ``data``, which they keep alive: copy what is to be
-    changed, or kept of a large message.
+    Arrays are read-only views into ``data``, which they keep alive. Copy an array to change it, or
+    to keep a small part of a large message.
 
-    Memory: arrays cost about 200 bytes each besides ``data``; other values up to some 20 times
-    their bytes, and containers some 100 bytes each, of which there are ``MAX_CONTAINERS`` at
-    most.
+    Memory: arrays take about 200 bytes each in addition to ``data``; other values take up to some
+    20 times their bytes; and containers, at most ``MAX_CONTAINERS``, take some 100 bytes each.
 
     Raises:
-        ValueDecodeError: `encode_value` never gives these bytes, or a dataclass in it is not
+        ValueDecodeError: `encode_value` never returns these bytes, or a dataclass in them is not
             registered here, or has other fields.
     """
     decoder = _Decoder(data)
@@ -441,7 +440,7 @@ _CONSTANTS: Final = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 class _Decoder:
-    """Reads one value off ``data``; ``at`` is where the next byte is."""
+    """Reads one value from ``data``; ``at`` is the offset of the next byte."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -526,7 +525,7 @@ class _Decoder:
         return [self.value(depth + 1) for _ in range(length)]
 
     def _marker(self) -> int:
-        """Code of the ext that begins here if it says what its array is, and step over it."""
+        """Return the code of an ext that says what its array is, or 0; skip a tuple's ext."""
         start = self.at
         first = self._data[start]
         if first == 0xC7:

@@ -327,6 +327,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("reference")  # one process makes the pages
 def test_the_reference_shows_the_names_that_users_call(pages: dict[str, str]) -> None:
     reference = _reference()
     for name, page in pages.items():
@@ -346,6 +347,7 @@ def test_the_reference_shows_the_names_that_users_call(pages: dict[str, str]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("reference")
 def test_every_type_in_a_signature_stands_in_the_reference(pages: dict[str, str]) -> None:
     linked = re.compile(r"<a href=.*?</a>", re.DOTALL)
     for name, page in pages.items():

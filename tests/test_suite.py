@@ -1,10 +1,32 @@
-"""What lets the tests run in several processes at once."""
+"""Where the tests are, and what lets them run in several processes at once."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import execnet
 import pytest
 from hypothesis import settings
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "redislink"
+_OF_SEVERAL_PACKAGES = {
+    "benchmarks", "broker_real", "deploy", "examples", "mutation", "security", "support",
+}  # fmt: skip
+
+
+def test_they_mirror_the_package() -> None:
+    """A file that is named for a module stands where the module does."""
+    homes: dict[str, set[str]] = {}
+    for module in PACKAGE.rglob("*.py"):
+        homes.setdefault(module.stem, set()).add(module.parent.relative_to(PACKAGE).as_posix())
+    for file in TESTS.rglob("test_*.py"):
+        folder = file.parent.relative_to(TESTS)
+        if folder.parts[:1] and folder.parts[0] in _OF_SEVERAL_PACKAGES:
+            continue
+        assert (PACKAGE / folder).is_dir(), f"{folder} is no package of redislink"
+        home = homes.get(file.stem.removeprefix("test_"))
+        assert home is None or folder.as_posix() in home, f"{file.name} belongs in {home}"
 
 
 @pytest.mark.parametrize("place", ["logged", "raised"])

@@ -57,6 +57,21 @@ def test_every_lock_is_listed_with_its_module() -> None:
         assert any(re.search(rf"[`.]{name}`", row) for row in here), (module, name)
 
 
+def test_every_lock_that_is_listed_is_there() -> None:
+    table = _section().split("| lock |", 1)[1].split("\n\n", 1)[0]
+    named = 0
+    for row in table.splitlines()[2:]:
+        for entry in row.split("|")[1].split(";"):
+            module, *names = re.findall(r"`([^`]+)`", entry)
+            source = (PACKAGE / module).read_text()
+            for name in names:
+                owner, _, attribute = name.rpartition(".")
+                assert re.search(rf"\b{attribute}\b", source), (module, name)
+                assert not owner or f"class {owner}" in source, (module, name)
+                named += 1
+    assert named > 20
+
+
 def test_every_thread_is_listed_with_its_module() -> None:
     rows = [line for line in _section().splitlines() if line.startswith("|")]
     found = set(_thread_names())

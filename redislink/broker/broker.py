@@ -19,6 +19,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -119,8 +120,9 @@ class Broker:
             check_name=self._url.checks_name,
         )
         self._topology: Topology[Any] | None = None
-        self._place: bytes | Address | None = None
-        """The list or the server to which `open` connects; None means any server."""
+        self._pick_server: Callable[[], Address]
+        """Says to which of several servers `open` connects: any that has keys, unless `at` or `on`
+        made this broker. A broker with one server has none."""
         self._options: dict[str, Any] = {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
@@ -135,6 +137,8 @@ class Broker:
             self._topology = SentinelTopology(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
             self._topology = ClusterTopology(self._url, self._ask_slots)
+        if self._topology is not None:
+            self._pick_server = self._topology.any_master
 
     @classmethod
     def from_settings(
@@ -184,7 +188,7 @@ class Broker:
         if not text or not text.strip():
             raise ConfigError(
                 "no broker: set REDISLINK_BROKER_URL, or broker in the cluster file, "
-                "to redis://HOST:PORT"
+                "to redis://HOST:PORT or, with TLS, rediss://HOST:PORT"
             )
         if settings.broker_password_file is not None and settings.broker_url is None:
             raise ConfigError(
@@ -244,12 +248,12 @@ class Broker:
 
     def at(self, name: bytes) -> Self:
         """Return the broker for the Cluster slot of this list; without a Cluster, itself."""
-        return self._for(name) if self.is_cluster else self
+        return self._with(partial(self.address, name)) if self.is_cluster else self
 
     def address(self, name: bytes) -> Address:
         """Return host and port of the server that has this list now: a Cluster node or the master.
 
-        Raises: as `open`.
+        Raises: see `open`.
         """
         if self._topology is None:
             raise UsageError(f"broker {self.label}: has one server, which is in its URL")
@@ -257,19 +261,19 @@ class Broker:
 
     def on(self, address: Address) -> Self:
         """Return this broker, restricted to the server at ``address``."""
-        return self._for(address)
+        return self._with(lambda: address)
 
     def addresses(self) -> list[Address]:
         """Return the address of every server that is up, replicas too; [] for a single server.
 
-        Raises: as `open`.
+        Raises: see `open`.
         """
         return [] if self._topology is None else self._topology.every()
 
     def masters(self) -> list[Address]:
         """Return the addresses of the servers that own keys (a Cluster's masters), for `on`.
 
-        Raises: as `open`.
+        Raises: see `open`.
         """
         if self._topology is None:
             raise UsageError(f"broker {self.label}: has one server, which is in its URL")
@@ -290,8 +294,7 @@ class Broker:
         topology = self._topology
         if topology is None:
             return self._connect(None, self.label)
-        place = self._place
-        address = place if isinstance(place, tuple) else topology.address(place)
+        address = self._pick_server()
         try:
             return self._connect(
                 address,
@@ -307,7 +310,7 @@ class Broker:
 
         Raises:
             BrokerBusy: the broker is loading or failing over.
-            BrokerError: as `open`.
+            BrokerError: see `open`.
         """
         connection = self.open()
         try:
@@ -499,9 +502,9 @@ class Broker:
             )
         return None
 
-    def _for(self, place: bytes | Address) -> Self:
+    def _with(self, pick_server: Callable[[], Address]) -> Self:
         other = copy.copy(self)
-        other._place = place
+        other._pick_server = pick_server
         return other
 
     def _ask_sentinel(self, address: Address, *command: bytes | int | str) -> Any:
@@ -520,7 +523,8 @@ class Broker:
                 return connection.execute(b"CLUSTER", b"SLOTS", timeout=self.timeout, most=LISTING)
             except BrokerRefused as error:
                 raise BrokerRefused(
-                    f"{error}: for a server that is not a Redis Cluster node, write redis://…"
+                    f"{error}; for a server that is not a Redis Cluster node, write redis://… or, "
+                    "with TLS, rediss://…"
                 ) from None
 
 

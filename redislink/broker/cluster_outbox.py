@@ -1,11 +1,11 @@
-"""`ClusterOutbox`: one `Outbox` for each node of a Redis Cluster that lists go to.
+"""`ClusterOutbox`: one `Outbox` for each node of a Redis Cluster that has an inbox of a peer.
 
 Rules:
-- It is used as an `Outbox` is, and is as good as its worst connection: it has an error as long as
-  one of them has. `reconnect` finds out anew where every inbox is, and mends what is broken.
-- Which `Outbox` an inbox has is changed in one assignment, so pushes take no lock here. A push
-  that meets an `Outbox` that was just given up is dropped, as one on a broken connection is:
-  whoever reconnects has everything sent again that the peers have not acknowledged.
+- It is used like an `Outbox`, and is only as good as its worst connection: it has an error while
+  one of them has. `reconnect` looks up every inbox again, and replaces broken connections.
+- One assignment changes which `Outbox` serves an inbox, so pushes take no lock here. A push to an
+  `Outbox` that was just closed is dropped, like a push on a broken connection: after a reconnect,
+  the endpoint resends everything that the peers have not acknowledged.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from redislink.protocol import list_names
 
 
 class ClusterOutbox:
-    """All that one party sends, on one connection for each node."""
+    """Everything that one party sends, on one connection for each node."""
 
     def __init__(
-        self, broker: Broker, ttl: int, inboxes: Iterable[bytes], marks: Sequence[bytes]
+        self, broker: Broker, ttl: int, inboxes: Iterable[bytes], marks: Sequence[bytes] = ()
     ) -> None:
         """Args:
-        broker: the Cluster.
-        ttl: seconds that a list lives after the last push.
-        inboxes: the name of one list of each inbox.
-        marks: as for `Outbox.use_marks`.
+        broker: the broker, a Redis Cluster.
+        ttl: seconds until a list expires after the last push.
+        inboxes: the name of one list from each inbox.
+        marks: see `Outbox.use_marks`.
         """
         self._broker = broker
         self.use_marks(marks)
@@ -46,7 +46,7 @@ class ClusterOutbox:
         self._nodes: dict[Address, Outbox] = {}
         self._of_inbox: dict[bytes, Outbox] = {}
         self._answered: list[tuple[object, bool]] = []
-        """By nodes that were given up."""
+        """Answers from the nodes whose outbox was closed."""
         self._unconnected: BrokerError | None = BrokerUnreachable(
             f"broker {broker.label}: the outbox has not connected yet"
         )
@@ -59,7 +59,7 @@ class ClusterOutbox:
 
     @property
     def error(self) -> BrokerError | None:
-        """Why there is no connection to one of the nodes; None while there are all."""
+        """Why a node is not connected; None while all are."""
         found = self._unconnected
         for outbox in self._nodes.values():
             error = outbox.error
@@ -69,7 +69,7 @@ class ClusterOutbox:
 
     @property
     def refusal(self) -> BrokerBusy | None:
-        """As `Outbox.refusal`, of a node that refuses pushes."""
+        """See `Outbox.refusal`, of a node that refuses pushes; None if none does."""
         refusals = (outbox.refusal for outbox in tuple(self._nodes.values()))
         return next((refusal for refusal in refusals if refusal is not None), None)
 
@@ -85,7 +85,7 @@ class ClusterOutbox:
 
     @property
     def moved_at(self) -> float:
-        """The latest of the nodes' `Outbox.moved_at`."""
+        """The latest `Outbox.moved_at` of all nodes."""
         return max((outbox.moved_at for outbox in tuple(self._nodes.values())), default=0.0)
 
     def push(
@@ -99,7 +99,7 @@ class ClusterOutbox:
         ttl: int | None = None,
         urgent: bool = False,
     ) -> None:
-        """As `Outbox.push`."""
+        """Do what `Outbox.push` does."""
         push = methodcaller(
             "push", name, element, token, clear=clear, size=size, ttl=ttl, urgent=urgent
         )
@@ -114,14 +114,14 @@ class ClusterOutbox:
         *,
         clear: bool = False,
     ) -> None:
-        """As `Outbox.push_later`."""
+        """Do what `Outbox.push_later` does."""
         self._route(
             list_names.inbox_of(name),
             lambda outbox: outbox.push_later(name, encode, size, token, clear=clear),
         )
 
     def delete(self, *names: bytes) -> None:
-        """As `Outbox.delete`; the lists may be in several inboxes."""
+        """Do what `Outbox.delete` does; the lists may be in several inboxes."""
         by_inbox: dict[bytes, list[bytes]] = defaultdict(list)
         for name in names:
             by_inbox[list_names.inbox_of(name)].append(name)
@@ -129,14 +129,14 @@ class ClusterOutbox:
             self._route(inbox, methodcaller("delete", *lists))
 
     def collect(self) -> list[tuple[object, bool]]:
-        """As `Outbox.collect`."""
+        """Do what `Outbox.collect` does, for all nodes."""
         answered, self._answered = self._answered, []
         for outbox in tuple(self._nodes.values()):
             answered += outbox.collect()
         return answered
 
     def flush(self, timeout: float | None = None) -> bool:
-        """As `Outbox.flush`, of all nodes: False if the connection to one of them broke."""
+        """Flush all nodes like `Outbox.flush`; return False if a connection broke."""
         deadline = None if timeout is None else time.monotonic() + timeout
         whole = self._unconnected is None
         for outbox in tuple(self._nodes.values()):
@@ -145,10 +145,10 @@ class ClusterOutbox:
         return whole
 
     def reconnect(self) -> None:
-        """Find out where the inboxes are, and open the connections that are missing or broken.
+        """Look up the inboxes, and open the connections that are missing or broken.
 
         Raises:
-            BrokerError: not all, just now.
+            BrokerError: at least one of them cannot be opened now.
         """
         with self._reconnecting:
             addresses = {inbox: self._broker.address(name) for inbox, name in self._inboxes.items()}
@@ -180,20 +180,20 @@ class ClusterOutbox:
         self._close_all()
 
     def die_in_child(self) -> None:
-        """As `Outbox.die_in_child`; those of the nodes do so themselves."""
+        """Do what `Outbox.die_in_child` does; the nodes' outboxes do so themselves."""
         self._reconnecting = threading.Lock()
         self._closed = True
         self._broker = cast("Broker", Dead(used_after_fork("the outbox")))
 
     def _route(self, inbox: bytes, write: Callable[[Outbox], None]) -> None:
-        """Write by the outbox that this inbox has just now; drop it where there is none."""
+        """Write through the inbox's present outbox; do nothing if it has none."""
         outbox = self._of_inbox.get(inbox)
         if outbox is None:  # not connected yet
             self._check_open()
             return
         try:
             write(outbox)
-        except EndpointClosed:  # given up just now
+        except EndpointClosed:  # a reconnect has just closed this outbox
             self._check_open()
 
     def _close_all(self) -> None:
@@ -211,7 +211,7 @@ AnyOutbox = Outbox | ClusterOutbox
 def make_outbox(
     broker: Broker, ttl: int, inboxes: Iterable[bytes], marks: Sequence[bytes]
 ) -> AnyOutbox:
-    """What fits the broker; see `Outbox` and `ClusterOutbox`."""
+    """Return the kind of outbox that fits the broker: `Outbox` or `ClusterOutbox`."""
     if broker.is_cluster:
         return ClusterOutbox(broker, ttl, inboxes, marks)
     return Outbox(broker, ttl, marks)

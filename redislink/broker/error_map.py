@@ -87,8 +87,8 @@ SERVER_ERRORS: Final = (
     ServerError(
         ("ERR AUTH <PASSWORD> CALLED WITHOUT", "ERR CLIENT SENT AUTH, BUT NO PASSWORD"),
         BrokerAuthError,
-        "it has no password, and got one",
-        "set one on the server, or take it out of REDISLINK_BROKER_URL",
+        "it has no password, but was given one",
+        "set one on the server, or remove it from REDISLINK_BROKER_URL",
     ),
     ServerError(
         ("WRONGPASS", "ERR INVALID PASSWORD", "ERR INVALID USERNAME-PASSWORD PAIR"),
@@ -99,7 +99,7 @@ SERVER_ERRORS: Final = (
     ServerError(
         ("NOAUTH", "ERR OPERATION NOT PERMITTED", "AUTHENTICATION REQUIRED"),
         BrokerAuthError,
-        "user or password not accepted, as none was given",
+        "user or password not accepted, because none was given",
         _CHECK_LOGIN,
     ),
     ServerError(
@@ -112,7 +112,7 @@ SERVER_ERRORS: Final = (
         ("DENIED",),
         BrokerRefused,
         "it is in protected mode, which lets nobody in from outside",
-        "set a password on the server, and write it into REDISLINK_BROKER_URL",
+        "set a password on the server, and add it to REDISLINK_BROKER_URL",
     ),
     # -- what is retryable -----------------------------------------------------------------------
     ServerError(
@@ -139,8 +139,8 @@ SERVER_ERRORS: Final = (
     ServerError(
         ("MISCONF",),
         BrokerBusy,
-        "it takes no writes, as it cannot save to its disk",
-        'see its log, and set save "", as nothing on it needs saving',
+        "it takes no writes, because it cannot save to its disk",
+        'see its log, and set save "", because nothing on it needs saving',
     ),
     ServerError(
         ("NOREPLICAS",),
@@ -170,21 +170,21 @@ SERVER_ERRORS: Final = (
     ServerError(
         ("IOERR", "NO UPSTREAM HOST", "UPSTREAM FAILURE"),
         BrokerBusy,
-        "what stands before it does not reach it",
-        "wait, or see the log of the proxy",
+        "a proxy in front of it does not reach it",
+        "wait, or see the proxy's log",
     ),
     ServerError(
         ("ERR PROTOCOL ERROR",),
         BrokerUnreachable,
-        "it ended the connection at what was pushed",
-        "see its log, and its proto-max-bulk-len",
+        "it ended the connection because of what was pushed",
+        "see its log, and check its proto-max-bulk-len",
     ),
     # -- elsewhere -------------------------------------------------------------------------------
     ServerError(
         ("MOVED",),
         BrokerRefused,
         "another node of its Redis Cluster has this list",
-        "write redis+cluster://HOST:PORT,HOST:PORT",
+        "write redis+cluster://HOST:PORT,HOST:PORT, or rediss+cluster://… with TLS",
         is_elsewhere=True,
     ),
     ServerError(
@@ -204,14 +204,14 @@ SERVER_ERRORS: Final = (
     ServerError(
         ("ERR THIS INSTANCE HAS CLUSTER SUPPORT DISABLED",),
         BrokerRefused,
-        "it is no node of a Redis Cluster",
-        "write redis://HOST:PORT",
+        "it is not a node of a Redis Cluster",
+        "check the URL",
     ),
     ServerError(
         ("CROSSSLOT",),
         BrokerRefused,
         "it is a node of a Redis Cluster, and the lists are in several slots",
-        "write redis+cluster://HOST:PORT,HOST:PORT",
+        "write redis+cluster://HOST:PORT,HOST:PORT, or rediss+cluster://… with TLS",
     ),
     UNKNOWN_COMMAND,
     WRONG_TYPE,

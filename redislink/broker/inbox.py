@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.wire import CONTROL, ELEMENT, Buffer, pack_blpop, pack_blpops
-from redislink.errors import BrokerError, BrokerRefused, EndpointClosed
+from redislink.errors import BrokerError, BrokerRefused, BrokerUnreachable, EndpointClosed
 from redislink.forking import Dead, dies_in_child, used_after_fork
 
 _LONGEST_MARGIN: Final = 5.0
@@ -165,31 +165,38 @@ class Wait:
                 self._bytes_ahead = max(_LEAST_BYTES_AHEAD, self._bytes_ahead // 4)
             raise self._ended(error) from None
 
-    def read_posted(
-        self, name: bytes, blpop_timeout: float | None, patience: float
-    ) -> Buffer | None:
+    def wait_posted(self, patience: float) -> bool:
+        """Wait until the reply to the earliest posted BLPOP begins to arrive.
+
+        Args:
+            patience: seconds.
+
+        Returns:
+            False if nothing came in time; the connection is unchanged. If the connection has
+            ended, True: `read_posted` says so.
+        """
+        connection = self._connection
+        return connection is None or connection.wait_readable(patience)
+
+    def read_posted(self, name: bytes, timeout: float) -> Buffer | None:
         """Return the reply to the earliest posted BLPOP that has not been read yet.
 
         Args:
             name: the BLPOP's list.
-            blpop_timeout: the BLPOP's timeout; None waits for only ``patience`` seconds.
-            patience: seconds.
+            timeout: the BLPOP's timeout, in seconds.
 
         Returns:
             The element, or None if the BLPOP ended without one.
 
         Raises:
-            TimeoutError: nothing came within ``patience``; the connection is unchanged.
             Interrupted: another thread interrupted this; the connection is closed.
             BrokerError: the broker failed; the connection is closed.
         """
         connection = self._connection
         if self._interrupted or connection is None:
             raise self._ended(Interrupted())
-        if blpop_timeout is None and not connection.wait_readable(patience):
-            raise TimeoutError
         try:
-            element = connection.read_popped(name, (blpop_timeout or 0.0) + self.margin)
+            element = connection.read_popped(name, timeout + self.margin)
             if type(element) is bytes:  # nearly always
                 return element
             return _element_untrusted(element, self._broker.label)
@@ -204,10 +211,14 @@ class Wait:
     def post(self, names: Sequence[bytes], timeout: float) -> None:
         """Send a BLPOP for each of these lists in advance. Call `read_posted` once for each.
 
+        Call `connect` before: this opens no connection, because its caller holds a lock.
+
         Raises:
             BrokerError: the broker failed; the connection is closed.
         """
-        connection = self._connection or self._open()
+        connection = self._connection
+        if connection is None:
+            raise BrokerUnreachable(f"broker {self._broker.label}: this connection has ended")
         connection.write((pack_blpops(names, timeout),))
 
     def pop_now(self, name: bytes) -> Buffer | None:

@@ -90,7 +90,7 @@ class NestedTls:
         """Return how many bytes have come and not been read; some of them may be TLS's own."""
         return self._tls.pending() + self._came.pending + self.outer.pending()
 
-    def getpeercert(self, binary_form: bool = False) -> Any:
+    def getpeercert(self, *, binary_form: bool = False) -> Any:
         """As of an `ssl.SSLSocket`."""
         return self._tls.getpeercert(binary_form)
 

@@ -39,7 +39,14 @@ from redislink.broker.replies import (
     knows_quiet,
     pack_mark,
 )
-from redislink.broker.wire import Buffer, pack, pack_push
+from redislink.broker.wire import (
+    CLEARING_REPLIES,
+    PUSH_REPLIES,
+    Buffer,
+    pack,
+    pack_clearing_push,
+    pack_push,
+)
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
@@ -58,7 +65,6 @@ _IDLE_SECONDS: Final = 0.05
 _ASK_INTERVAL: Final = 1.0
 """Seconds between two marks that ask whether the broker accepts pushes again."""
 _JOIN_SECONDS: Final = 5.0
-_PUSH_REPLIES: Final = 2
 _logger = logging.getLogger("redislink")
 
 
@@ -74,8 +80,8 @@ def push_afresh(
     """
     with contextlib.suppress(BrokerError), contextlib.closing(broker.open()) as connection:
         for name, element in elements:
-            connection.write(pack_push(name, element, ttl * 1000, clear=False))
-            for _ in range(_PUSH_REPLIES):
+            connection.write(pack_push(name, element, ttl * 1000))
+            for _ in range(PUSH_REPLIES):
                 try:
                     connection.read(broker.timeout)
                 except BrokerError:  # it may accept the next one, to another peer
@@ -90,7 +96,7 @@ class Outbox:
         """Args:
         broker: the broker that has the lists.
         ttl: seconds that a list lives after the last push onto it.
-        marks: as for `use_marks`; without any, the broker answers every push.
+        marks: see `use_marks`; without any, the broker answers every push.
         """
         self._broker = broker
         self._ttl_ms = ttl * 1000
@@ -171,8 +177,10 @@ class Outbox:
             EndpointClosed: after `close`.
         """
         ttl_ms = self._ttl_ms if ttl is None else ttl * 1000
-        replies = 3 if clear else 2
-        pieces = pack_push(name, element, ttl_ms, clear)
+        if clear:
+            pieces, replies = pack_clearing_push(name, element, ttl_ms), CLEARING_REPLIES
+        else:
+            pieces, replies = pack_push(name, element, ttl_ms), PUSH_REPLIES
         self._write(pieces, replies, token, URGENT if urgent else name, size)
 
     def push_later(
@@ -197,10 +205,9 @@ class Outbox:
         if self._broker.in_process:
             self.push(name, encode(), token, clear=clear)
             return
-        replies = 3 if clear else 2
-        write = QueuedWrite(
-            lambda: pack_push(name, encode(), self._ttl_ms, clear), replies, token, size
-        )
+        pack_it = pack_clearing_push if clear else pack_push
+        replies = CLEARING_REPLIES if clear else PUSH_REPLIES
+        write = QueuedWrite(lambda: pack_it(name, encode(), self._ttl_ms), replies, token, size)
         with self._lock:
             connection = self._connection
             if connection is None:
@@ -481,7 +488,7 @@ class Outbox:
 
     def _start_writer(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Backlog:
         backlog = Backlog(rest)
-        connection.keep_unsent_low(True)
+        connection.limit_unsent(on=True)
         writer = threading.Thread(
             target=self._run_writer,
             args=(connection, backlog),
@@ -530,7 +537,7 @@ class Outbox:
                     return
                 taken = None if rest else backlog.take()
                 if not rest and taken is None:
-                    connection.keep_unsent_low(False)
+                    connection.limit_unsent(on=False)
                     self._backlog = None
                 self._moved.notify_all()
             if rest:

@@ -139,7 +139,7 @@ def pack_mark(name: bytes, ttl_ms: int) -> bytes:
         name: a list of our own.
         ttl_ms: as for any push, in milliseconds.
     """
-    return b"".join([*pack_push(name, (b"", b""), ttl_ms, clear=False), pack((b"DEL", name))])
+    return b"".join([*pack_push(name, (b"", b""), ttl_ms), pack((b"DEL", name))])
 
 
 def knows_quiet(connection: BrokerConnection, timeout: float) -> bool:

@@ -1,16 +1,16 @@
 """`SocketWire`: RESP2 on a socket that redis-py has opened.
 
-redis-py connects and speaks TLS; from then on its socket is used here, because its parsers copy a
-large bulk several times: a 1 MB round trip took 6.7 ms through hiredis and 1.2 ms through a plain
-``recv_into`` loop.
+redis-py opens the connection and does the TLS handshake. After that, this module uses its socket
+directly, because redis-py's parsers copy a large bulk several times: a 1 MB round trip took 6.7 ms
+through hiredis, and 1.2 ms through a plain ``recv_into`` loop.
 
 Rules:
-- A bulk of `wire.LARGE` bytes and more is read straight into its buffer, which the next one reuses.
-- The server is not trusted: a reply has a deadline as a whole, not only for each read of it; no
-  memory is taken for a size before its bytes come.
-- No TLS object is used from two threads; only `interrupt` comes from another, below TLS.
-- `pop` and `read_popped` first try whether what came is one whole reply, and else do as `read`
-  does; tests/broker/test_socket_wire.py cuts replies everywhere to hold the two ways equal.
+- A bulk of `wire.LARGE` bytes or more is read straight into a buffer, which the next one reuses.
+- The server is not trusted: each reply has a deadline as a whole, not only for each read of it; and
+  no memory is allocated for an announced size before its bytes arrive.
+- No two threads use a TLS object at once; `interrupt`, which another thread calls, works below TLS.
+- `pop` and `read_popped` first check whether one complete reply arrived, and otherwise do what
+  `read` does. tests/broker/test_socket_wire.py cuts replies everywhere to show that both agree.
 """
 
 from __future__ import annotations
@@ -49,30 +49,33 @@ from redislink.broker.wire import (
 )
 
 _BUFFER_BYTES: Final = 72 << 10
-"""A message of 64 KiB, with all that stands around it, is read at once."""
+"""Enough to read a message of 64 KiB, with all that surrounds it, at once."""
 _STEP: Final = 16 << 20
 _LARGEST_KEPT: Final = 4 << 20
 _LEAST_RATE: Final = 16 << 10
-"""Bytes per second at which a large bulk must come: a broker that drips holds nobody up."""
+"""The least rate of a large bulk, in bytes per second, so that a slow broker blocks nobody."""
 _MAX_PIECES: Final = 512
 _TLS_STEP: Final = 64 << 10
-"""Bytes per call where TLS does not say how many of them went out."""
+"""Bytes per write with TLS, which does not say how many it has sent."""
 _UNSENT: Final = 128 << 10
-_TCP_NOTSENT_LOWAT: Final = 25  # of linux/tcp.h; the socket module has no name for it in 3.11
+_TCP_NOTSENT_LOWAT: Final = 25  # from linux/tcp.h; Python 3.11 has no name for it
 _WOULD_BLOCK: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _MAX_DEPTH: Final = 8
-"""No command used here answers with arrays in arrays in arrays."""
+"""Far deeper than the replies to the commands that are used here."""
 _INTEGERS: Final = re.compile(rb"(?::[0-9]+\r\n)+").match
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
 _LINES: Final = b":+-"
-"""Kinds of replies that are one line."""
+"""Kinds of replies that are a single line."""
 
 
 class SocketWire:
-    """RESP2 on a socket; reads bulks of `LARGE` bytes and more straight into their buffer."""
+    """RESP2 on a socket."""
 
     def __init__(self, connection: Any, timeout: float) -> None:
-        """Args: an open redis-py connection; seconds that a write may block."""
+        """Args:
+        connection: an open redis-py connection.
+        timeout: seconds that a write may block.
+        """
         self._connection = connection  # owns the socket
         opened = connection._get_socket()
         self._socket: socket.socket = opened
@@ -84,15 +87,15 @@ class SocketWire:
         self._buffer = bytearray(_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._large = bytearray()
-        """Kept for the next large bulk: fresh pages cost more than what is read into them."""
+        """Kept for the next large bulk: new pages cost more than reading into them."""
         self._start = self._end = 0
         self._elements_left, self._bytes_left = SHORT
-        """Of the reply that is being read."""
+        """What the reply that is being read may still contain."""
         self._give_up = 0.0
-        """When that must be whole; 0 until the first wait for more of it."""
+        """When that reply must be complete; 0 until the first wait for more of it."""
         self._popped_for = -1.0
         self._packed_seconds = b""
-        """``_popped_for`` as the last argument of a BLPOP, but for its ``$``."""
+        """``_popped_for`` as the last argument of a BLPOP, without its ``$``."""
         if self._tls:
             self._socket.settimeout(timeout)
         else:
@@ -120,8 +123,8 @@ class SocketWire:
 
     def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
         if self._tls:
-            return self._write_some_tls(pieces, wait)
-        flags = 0 if wait else socket.MSG_DONTWAIT  # at 0 the kernel waits for SO_SNDTIMEO
+            return self._write_some_tls(pieces, wait=wait)
+        flags = 0 if wait else socket.MSG_DONTWAIT  # with 0, the kernel waits for SO_SNDTIMEO
         try:
             if len(pieces) == 1:
                 sent = self._socket.send(pieces[0], flags)
@@ -130,14 +133,14 @@ class SocketWire:
         except BlockingIOError:
             return pieces
 
-    def _write_some_tls(self, pieces: Sequence[Buffer], wait: bool) -> Sequence[Buffer]:
+    def _write_some_tls(self, pieces: Sequence[Buffer], *, wait: bool) -> Sequence[Buffer]:
         give_up = time.monotonic() + self._patience
         self._set_timeout(self._patience if wait else 0.0)
         left = deque(_joined(pieces))
         while left:
             step = memoryview(left[0])[:_TLS_STEP]
             try:
-                # All of it or nothing; then the same bytes again, as part of them is on its way.
+                # Sends all or nothing; after nothing, the same bytes must follow.
                 self._socket.send(step)
             except _WOULD_BLOCK:
                 return list(left)
@@ -154,9 +157,9 @@ class SocketWire:
         if not self._tls:
             self._set_kernel_timeout(socket.SO_SNDTIMEO, seconds)
 
-    def keep_unsent_low(self, low: bool) -> None:
+    def limit_unsent(self, *, on: bool) -> None:
         with contextlib.suppress(OSError):  # not TCP
-            self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if low else 0)
+            self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if on else 0)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         if self._secured is None or not self._secured.pending():
@@ -189,7 +192,7 @@ class SocketWire:
                 came = self._socket.recv(_BUFFER_BYTES)
             except BlockingIOError:
                 raise _timed_out() from None
-            # Nearly always this is the reply, whole, and nothing else: then no more is needed.
+            # Nearly always, this is the complete reply and nothing else.
             head = b"*2\r\n" + key
             if came.startswith(head):
                 begin = len(head)
@@ -219,7 +222,7 @@ class SocketWire:
             if self._buffer.find(CRLF, self._start, self._end) < 0:
                 return NOT_YET
         if self._buffer[self._start] not in _LINES:
-            raise UnaskedError("the broker answered a push with something else than a number")
+            raise UnaskedError("the broker's reply to a push is not a number")
         return self._parse()
 
     def readable(self) -> bool:
@@ -228,7 +231,7 @@ class SocketWire:
         return self._start < self._end
 
     def _receive_now(self, view: memoryview) -> int:
-        """How many bytes were there to be read; 0 if none are yet."""
+        """Read what has arrived, and return its size; 0 if nothing has."""
         try:
             if self._tls:
                 self._set_timeout(0.0)
@@ -253,7 +256,7 @@ class SocketWire:
         return tcp.bytes_received(self._below)
 
     def interrupt(self) -> None:
-        # Below the TLS layer, as an SSL object must not be used from two threads.
+        # Below the TLS layer, because two threads must not use one SSL object.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._below, socket.SHUT_RDWR)
 
@@ -286,12 +289,12 @@ class SocketWire:
         if kind == _ARRAY:
             count = _length(rest)
             if depth >= _MAX_DEPTH:
-                raise NotRespError("the broker sent arrays within arrays without end")
+                raise NotRespError("the broker sent arrays that are nested too deeply")
             if count < 0:
                 return None
             self._elements_left -= count
             if self._elements_left < 0:
-                raise UnaskedError("the broker sent more elements than an answer to this can have")
+                raise UnaskedError("the broker sent more elements than a reply to this can have")
             return [self._parse(depth + 1) for _ in range(count)]
         if kind == _STATUS:
             return bytes(rest)
@@ -306,14 +309,14 @@ class SocketWire:
             return None
         self._bytes_left -= size
         if self._bytes_left < 0:
-            raise UnaskedError("the broker sent more bytes than an answer to this can have")
+            raise UnaskedError("the broker sent more bytes than a reply to this can have")
         if size < LARGE - 2:
             while self._end - self._start < size + 2:
                 self._fill()
             bulk = bytes(self._view[self._start : self._start + size])
             self._start += size + 2
             return bulk
-        # Never more at once than what is likely: the size is the broker's word.
+        # Do not trust the broker's word for the size: allocate a likely amount at first.
         whole = self._large if size + 2 <= len(self._large) else bytearray(min(size + 2, _STEP))
         if len(whole) <= _LARGEST_KEPT:
             self._large = whole
@@ -331,7 +334,7 @@ class SocketWire:
         return memoryview(whole)[:size]
 
     def _fill(self) -> None:
-        """More bytes into the buffer, which holds less than a line or a small bulk."""
+        """Read more into the buffer, which has less than a whole line or small bulk."""
         self._check_pace()
         if self._start == self._end:
             self._start, self._end = 0, self._receive_into(self._view)
@@ -340,12 +343,12 @@ class SocketWire:
         self._end += self._receive_into(self._view[self._end :])
 
     def _check_pace(self) -> None:
-        """More of a reply has to be waited for: that must not go on for ever."""
+        """Limit the time for a reply; call it before each wait for more of it."""
         now = time.monotonic()
         if not self._give_up:
             self._give_up = now + self._timeout
         elif now > self._give_up:
-            raise TimeoutError("a reply that comes too slowly")
+            raise TimeoutError("a reply that arrives too slowly")
 
     def _make_room(self) -> None:
         if self._start and self._end > _BUFFER_BYTES // 2:
@@ -366,12 +369,12 @@ class SocketWire:
 
 
 def _key_of_popped(name: bytes) -> bytes:
-    """A list's name, and the beginning of what follows it both in BLPOP and in its reply."""
+    """Return what BLPOP and its reply have in common: the list's name, and what follows it."""
     return length_line(len(name)) + name + b"\r\n$"
 
 
 def _timed_out() -> TimeoutError:
-    """For the BlockingIOError in which a kernel timeout shows."""
+    """Return the error to raise for the BlockingIOError of a kernel timeout."""
     return TimeoutError("timed out")
 
 
@@ -386,7 +389,7 @@ def _poll(which: socket.socket, seconds: float, events: int = select.POLLIN) -> 
 
 
 def _after(pieces: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
-    """What is left of them when so many bytes are gone."""
+    """Return what is left of the pieces after ``sent`` bytes."""
     for place, piece in enumerate(pieces):
         if sent < len(piece):
             rest = memoryview(piece)[sent:] if sent else piece
@@ -403,7 +406,7 @@ def _length(text: bytearray) -> int:
 
 
 def _joined(pieces: Sequence[Buffer]) -> Iterable[Buffer]:
-    """The same bytes in as few pieces as makes sense: a TLS record each is dear."""
+    """Yield the same bytes in fewer pieces: each piece costs at least one TLS record."""
     small = bytearray()
     for piece in pieces:
         if len(piece) < LARGE:

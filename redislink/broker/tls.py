@@ -1,10 +1,10 @@
 """TLS to the broker: this party's own files, and what a failed handshake means.
 
 Rules:
-- What is wrong with a file of this party's is a `ConfigError` that names the file and its setting:
-  it is found here, on this machine, and no network can mend it.
+- A fault in one of this party's files is a `ConfigError` that names the file and its setting. It is
+  on this machine, so retrying cannot help.
 - Nothing here asks at the terminal for a pass phrase.
-- What is sent to find out what a port speaks is a TLS hello, or PING: no credentials.
+- To find out what a port speaks, this module sends a TLS hello or PING, and no credentials.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _PLAIN: Final = b"PING\r\n"
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files, each None for none.
+    """PEM files, and what to check; None stands for no file.
 
     Attributes:
-        ca: of the CA that signed the broker's certificate; None takes the system's.
-        certificate: this party's.
-        key: its private key; None looks for it in the certificate's file.
-        password_file: its first line is the key's pass phrase.
-        check_certificate: False takes any certificate of the broker's.
-        check_name: False takes a certificate for another host.
+        ca: the CA that signed the broker's certificate; None uses the system's CAs.
+        certificate: this party's certificate.
+        key: its private key; None looks for the key in the certificate's file.
+        password_file: a file whose first line is the key's pass phrase.
+        check_certificate: False accepts any certificate from the broker.
+        check_name: False accepts a certificate for another host.
         ca_setting: the setting that names the CA, for messages.
     """
 
@@ -60,18 +60,18 @@ class TlsFiles:
     ca_setting: str = CA_SETTING
 
     def pass_phrase(self) -> str:
-        """Of the key; empty if it has none.
+        """Return the key's pass phrase; empty if it has none.
 
         Raises:
-            ConfigError: its file cannot be read.
+            ConfigError: the pass phrase's file cannot be read.
         """
         return "" if self.password_file is None else read_password(self.password_file)
 
     def context(self) -> ssl.SSLContext:
-        """What connections use, made of these files.
+        """Return an SSL context made from these files.
 
         Raises:
-            ConfigError: one of them cannot be used; names it.
+            ConfigError: a file cannot be used; the message names it.
         """
         context = ssl.create_default_context()
         context.check_hostname = self.check_certificate and self.check_name
@@ -83,12 +83,12 @@ class TlsFiles:
                 context.load_verify_locations(cafile=str(self.ca))
             except (OSError, ValueError):
                 raise ConfigError(
-                    f"{self.ca_setting} {self.ca}: holds no certificate in PEM form: set it to the "
-                    "PEM file of the CA that signed the server's certificate"
+                    f"{self.ca_setting} {self.ca}: contains no certificate in PEM form: set it to "
+                    "the PEM file of the CA that signed the server's certificate"
                 ) from None
         if self.certificate is None and self.key is not None:
             raise ConfigError(
-                f"REDISLINK_BROKER_TLS_KEY {self.key}: has no certificate with it: set "
+                f"REDISLINK_BROKER_TLS_KEY {self.key}: set without a certificate: set "
                 "REDISLINK_BROKER_TLS_CERT too"
             )
         if self.certificate is not None:
@@ -120,13 +120,13 @@ class TlsFiles:
         if "KEY_VALUES_MISMATCH" in reason:
             return (
                 f"REDISLINK_BROKER_TLS_CERT {certificate} and REDISLINK_BROKER_TLS_KEY {key}: do "
-                "not fit: set both to PEM files that belong together"
+                "not match: set both to PEM files that belong together"
             )
         if encrypted and self.password_file is None:
             return (
                 f"REDISLINK_BROKER_TLS_KEY {key}: has a pass phrase: set "
-                "REDISLINK_BROKER_TLS_KEY_PASSWORD_FILE to a file with it, or take it away with "
-                "openssl pkey"
+                "REDISLINK_BROKER_TLS_KEY_PASSWORD_FILE to a file that contains it, or remove it "
+                "with openssl pkey"
             )
         if encrypted:
             return (
@@ -135,12 +135,12 @@ class TlsFiles:
             )
         if not _has_certificate(certificate):
             return (
-                f"REDISLINK_BROKER_TLS_CERT {certificate}: holds no certificate in PEM form: set "
-                "it to this party's"
+                f"REDISLINK_BROKER_TLS_CERT {certificate}: contains no certificate in PEM form: "
+                "set it to this party's certificate"
             )
         return (
-            f"REDISLINK_BROKER_TLS_KEY {key}: holds no private key in PEM form: set it to that of "
-            "this party's certificate"
+            f"REDISLINK_BROKER_TLS_KEY {key}: contains no private key in PEM form: set it to the "
+            "key of this party's certificate"
         )
 
 
@@ -182,7 +182,7 @@ def secure(dialled: socket.socket, context: ssl.SSLContext, host: str) -> Secure
 
 
 def verification_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    """Why the server's certificate was not taken, from an error or one that it came from."""
+    """Return why the server's certificate was not accepted, from an error or its causes."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error
@@ -191,7 +191,7 @@ def verification_error(error: BaseException | None) -> ssl.SSLCertVerificationEr
 
 
 def about_our_certificate(error: BaseException | None) -> bool:
-    """True for the alerts of a server that has no certificate of ours, or does not trust it."""
+    """Return True for alerts of a server that got no certificate of ours, or distrusts it."""
     while error is not None:
         reason = str(getattr(error, "reason", None) or "").upper()
         if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
@@ -201,37 +201,37 @@ def about_our_certificate(error: BaseException | None) -> bool:
 
 
 def why_not_trusted(error: ssl.SSLCertVerificationError, ca_setting: str = CA_SETTING) -> str:
-    """What is wrong with a server's certificate, and what to do."""
+    """Return what is wrong with a server's certificate, and what to do."""
     why = one_line(error.verify_message, 200)
     if error.verify_code == EXPIRED:
         return (
-            f"its certificate is out of date ({why}): have a new one put onto the server, and "
-            "check the clock of this machine"
+            f"its certificate has expired ({why}): have it renewed on the server, or check the "
+            "clock of this machine"
         )
     if error.verify_code == NOT_YET_VALID:
         return (
-            f"its certificate is not valid yet ({why}): check the clock of this machine, and when "
-            "the certificate begins"
+            f"its certificate is not valid yet ({why}): check the clock of this machine, and the "
+            "certificate's start date"
         )
     if error.verify_code in WRONG_NAME:
         return (
-            f"its certificate is for another host ({why}): write the host in the URL as it stands "
-            "in the certificate, or have one made for this host"
+            f"its certificate is for another host ({why}): use the certificate's host name in the "
+            "URL, or have a certificate made for this host"
         )
     return (
         f"its certificate is not trusted ({why}): set {ca_setting} to the PEM file of the CA that "
-        "signed it; if it is set, that file is of another CA, or this is another server"
+        "signed it; if it is set, the file is another CA's, or this is another server"
     )
 
 
 def never_connected(error: BaseException) -> bool:
-    """True if there was no TCP connection at all, as far as that can be told."""
+    """Return True if the error shows that there was no TCP connection at all."""
     first = error.__cause__ or error.__context__
     return isinstance(first, socket.gaierror | ConnectionRefusedError)
 
 
 def speaks_tls(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
-    """True if a TLS handshake begins there, whatever certificate is shown."""
+    """Return True if the server begins a TLS handshake, whatever its certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -242,11 +242,11 @@ def speaks_tls(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) ->
         ):
             return True
     except (OSError, ValueError, BrokerError) as error:
-        return about_our_certificate(error)  # then it has spoken TLS
+        return about_our_certificate(error)  # such an alert is TLS
 
 
 def speaks_plain(dial: Dial, address: Address, seconds: float = _SNIFF_SECONDS) -> bool:
-    """True if a Redis server answers there without TLS."""
+    """Return True if a Redis server answers there without TLS."""
     with contextlib.suppress(OSError, BrokerError), dial(address, seconds) as dialled:
         dialled.sendall(_PLAIN)
         return dialled.recv(1) in (b"+", b"-")

@@ -1,15 +1,15 @@
-"""Where a broker of several servers has its lists just now: sentinels, or a Cluster's slot map.
+"""Which server of a broker has a list now, as the sentinels or a Cluster's slot map say.
 
 Rules:
-- What was told is used for a second at most, and never after a failure: `forget` is called for
-  each connection that could not be opened, or whose server said that it is not the one.
-- One thread asks at a time; the others take its answer, or its error.
-- What the servers say is untrusted: a reply of another shape, or with a host that is none, is a
-  `BrokerRefused`. Hosts and ports go on as they are, and never become part of a URL.
+- An answer is used for at most a second, and never after a failure: `forget` is called for each
+  connection that cannot be opened, or whose server says that it does not have the list.
+- One thread asks at a time; the others use its answer, or its error.
+- What the servers say is untrusted: a reply of another shape, or with an invalid host, is a
+  `BrokerRefused`. Hosts and ports are passed on as they are, and never become part of a URL.
 
-redis-py's `Sentinel` and `NodesManager` are not used: they take hosts unchecked and replies
-without a limit, make one exception of a wrong password and of a node out of reach, and the latter
-forgets the nodes that the URL names.
+redis-py's `Sentinel` and `NodesManager` are not used: they accept any host and replies of any
+size, and raise the same exception for a wrong password as for an unreachable node; `NodesManager`
+also forgets the nodes that the URL names.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from redislink.forking import dies_in_child
 from redislink.text import one_line
 
 _GOOD_FOR: Final = 1.0
-"""Seconds for which an answer is used: connections are opened several at a time."""
+"""Seconds for which an answer is used, as several connections are opened at a time."""
 _SLOTS: Final = 16384
 _Answer = TypeVar("_Answer")
 
 
 class Topology(abc.ABC, Generic[_Answer]):
-    """Says which server has a list. Thread-safe."""
+    """Knows which server has a list. Thread-safe."""
 
     def __init__(self) -> None:
         self._asking = threading.Lock()
@@ -47,38 +47,45 @@ class Topology(abc.ABC, Generic[_Answer]):
         dies_in_child(self)
 
     def die_in_child(self) -> None:
-        """It may be used on: it has no connection, and perhaps a thread of the parent's asks."""
+        """Replace the lock, which a thread of the parent may hold; the rest stays usable."""
         self._asking = threading.Lock()
 
     @abc.abstractmethod
-    def address(self, name: bytes | None, /) -> Address:
-        """Of the server that has the list of this name; None for any list.
+    def address(self, name: bytes, /) -> Address:
+        """Return the address of the server that has this list.
 
         Raises:
-            BrokerError: nobody says so just now.
+            BrokerError: no server can tell now.
+        """
+
+    @abc.abstractmethod
+    def any_master(self) -> Address:
+        """Return the address of a server that has keys of its own.
+
+        Raises: see `address`.
         """
 
     @abc.abstractmethod
     def every(self) -> list[Address]:
-        """All servers of the broker that are up, replicas too.
+        """Return the addresses of all servers that are up, including replicas.
 
-        Raises: as `address`.
+        Raises: see `address`.
         """
 
     def masters(self) -> list[Address]:
-        """The servers that have keys of their own: of a Cluster each node but the replicas.
+        """Return the servers that have keys of their own: in a Cluster, all nodes but the replicas.
 
-        Raises: as `address`.
+        Raises: see `address`.
         """
-        return [self.address(None)]
+        return [self.any_master()]
 
     def forget(self) -> None:
-        """A connection failed: ask anew."""
+        """Ask again next time, because a connection failed."""
         self._stale = True
 
     @abc.abstractmethod
     def moved(self, told_by: Address, error_reply: str, /) -> None:
-        """A server said that it does not have the list that it was asked for, or is a replica."""
+        """Note that a server does not have the list that it was asked for, or is a replica."""
 
     @abc.abstractmethod
     def _ask(self) -> _Answer: ...
@@ -101,21 +108,24 @@ class Topology(abc.ABC, Generic[_Answer]):
 
 
 class SentinelTopology(Topology[Address]):
-    """The master, as the first sentinel has it that knows one that is up."""
+    """Asks the sentinels in turn for a master that is up."""
 
     def __init__(self, url: BrokerUrl, ask: Callable[..., Any]) -> None:
         """Args:
-        url: the broker's.
-        ask: ``ask(address, *command)`` gives a sentinel's reply, or raises a BrokerError.
+        url: the broker's URL.
+        ask: ``ask(address, *command)`` returns a sentinel's reply, or raises a BrokerError.
         """
         super().__init__()
         self._url = url
         self._ask_sentinel = ask
         self._behind = False
         self._sentinels = list(url.addresses)
-        """In the order in which they are asked."""
+        """The sentinels, in the order in which they are asked."""
 
-    def address(self, _: bytes | None) -> Address:
+    def address(self, _: bytes) -> Address:
+        return self._current()
+
+    def any_master(self) -> Address:
         return self._current()
 
     def every(self) -> list[Address]:
@@ -132,7 +142,7 @@ class SentinelTopology(Topology[Address]):
     def _ask(self) -> Address:
         failure: BrokerError | None = None
         answered = False
-        if self._behind:  # the one that named the last master: ask another one first
+        if self._behind:  # the sentinel that named the last master: ask another one first
             self._behind = False
             self._sentinels.append(self._sentinels.pop(0))
         for place, sentinel in enumerate(self._sentinels):
@@ -158,7 +168,7 @@ class SentinelTopology(Topology[Address]):
         )
 
     def _replicas(self) -> list[_ServerState]:
-        """Of the master, as the first sentinel has them that answers."""
+        """Return the master's replicas, from the first sentinel that answers."""
         *others, last = self._sentinels
         for sentinel in others:
             with contextlib.suppress(BrokerError):
@@ -174,21 +184,21 @@ class SentinelTopology(Topology[Address]):
 
     def _nonsense(self, sentinel: Address) -> BrokerRefused:
         return BrokerRefused(
-            f"broker {self._url.label_of_sentinel(sentinel)}: answered SENTINEL with something "
-            "else than servers, each with a host and a port: check that it is a sentinel, and what "
-            "the servers announce (replica-announce-ip, sentinel announce-ip)"
+            f"broker {self._url.label_of_sentinel(sentinel)}: its reply to SENTINEL is not a list "
+            "of servers, each with a host and a port: check that it is a sentinel, and what the "
+            "servers announce (replica-announce-ip, sentinel announce-ip)"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _ServerState:
-    """What a sentinel says of a server.
+    """What a sentinel says about a server.
 
     Attributes:
-        name: of the master.
-        address: None if what it says is none.
-        is_master: it is one.
-        up: neither this sentinel nor several of them take it for down.
+        name: the master's name.
+        address: the server's address; None if the sentinel names no valid one.
+        is_master: True if it is a master.
+        up: True if neither this sentinel nor a quorum of them considers it down.
     """
 
     name: str
@@ -198,7 +208,7 @@ class _ServerState:
 
 
 def _state_untrusted(entry: Any) -> _ServerState:
-    """An entry of a reply to ``SENTINEL MASTERS``; ValueError or TypeError if it is none."""
+    """Parse an entry of a reply to ``SENTINEL MASTERS``; raise ValueError or TypeError."""
     if not isinstance(entry, list) or not all(isinstance(text, bytes) for text in entry):
         raise TypeError
     said = dict(zip(entry[::2], entry[1::2], strict=True))
@@ -207,7 +217,7 @@ def _state_untrusted(entry: Any) -> _ServerState:
     try:
         host = check_host(said.get(b"ip", b"").decode())
         address = host, check_port(int(said.get(b"port", b"")))
-    except ValueError:  # UnicodeDecodeError too
+    except ValueError:  # including UnicodeDecodeError
         address = None
     return _ServerState(
         said.get(b"name", b"").decode(errors="replace"),
@@ -218,51 +228,54 @@ def _state_untrusted(entry: Any) -> _ServerState:
 
 
 class _SlotMap:
-    """Who serves which slots: master first, then its replicas."""
+    """Which servers have which slots; for each range the master first, then its replicas."""
 
     def __init__(self, ranges: Iterable[tuple[int, int, list[Address]]]) -> None:
         self._ranges = list(ranges)
         self._moved: dict[int, Address] = {}
 
-    def master(self, slot: int | None) -> Address | None:
-        """Of the slot; None takes any slot."""
+    def master(self, slot: int) -> Address | None:
+        """Return the master of this slot; None if it has none."""
         if slot in self._moved:
             return self._moved[slot]
         for first, last, servers in self._ranges:
-            if slot is None or first <= slot <= last:
+            if first <= slot <= last:
                 return servers[0]
         return None
 
     def move(self, moved: dict[int, Address]) -> None:
-        """Somebody knows better of some slots."""
+        """Correct the master of some slots."""
         self._moved.update(moved)
 
     def masters(self) -> list[Address]:
-        """All that serve slots, each once."""
+        """Return all masters, each once."""
         first = [servers[0] for _, _, servers in self._ranges]
         return list(dict.fromkeys([*first, *self._moved.values()]))
 
     def servers(self) -> list[Address]:
-        """All, each once."""
+        """Return all servers, each once."""
         every = [server for _, _, servers in self._ranges for server in servers]
         return list(dict.fromkeys([*every, *self._moved.values()]))
 
 
 class ClusterTopology(Topology[_SlotMap]):
-    """The node that serves a list's slot."""
+    """Asks the nodes of a Cluster which of them serves a list's slot."""
 
     def __init__(self, url: BrokerUrl, ask: Callable[[Address], Any]) -> None:
-        """Args: the broker's; the reply of a node to CLUSTER SLOTS."""
+        """Args:
+        url: the broker's URL.
+        ask: ``ask(address)`` returns a node's reply to CLUSTER SLOTS, or raises a BrokerError.
+        """
         super().__init__()
         self._url = url
         self._ask_node = ask
         self._known: list[Address] = []
-        """In the order in which they are asked."""
+        """The nodes, in the order in which they are asked."""
         self._told: dict[int, Address] = {}
-        """By slot, what MOVED said since the map was read: other nodes may not know it yet."""
+        """By slot: what MOVED has said since the map was read; other nodes may not know it yet."""
 
-    def address(self, name: bytes | None) -> Address:
-        slot = None if name is None else key_slot(name)
+    def address(self, name: bytes) -> Address:
+        slot = key_slot(name)
         address = self._current().master(slot)
         if address is None:
             self.forget()
@@ -271,6 +284,16 @@ class ClusterTopology(Topology[_SlotMap]):
                 "wait for a failover to end, or see CLUSTER INFO"
             )
         return address
+
+    def any_master(self) -> Address:
+        masters = self._current().masters()
+        if not masters:
+            self.forget()
+            raise BrokerBusy(
+                f"broker {self._url.label}: no node serves any slot: "
+                "wait for a failover to end, or see CLUSTER INFO"
+            )
+        return masters[0]
 
     def every(self) -> list[Address]:
         return self._current().servers()
@@ -295,8 +318,8 @@ class ClusterTopology(Topology[_SlotMap]):
                 slot_map = _SlotMap(_slots_untrusted(reply, address[0]))
             except (ValueError, TypeError, IndexError):
                 raise BrokerRefused(
-                    f"broker {self._url.label_at(address)}: answered CLUSTER SLOTS with something "
-                    "else than slots, each with a host and a port: check that it is a node of a "
+                    f"broker {self._url.label_at(address)}: its reply to CLUSTER SLOTS is not a "
+                    "list of slots, each with a host and a port: check that it is a node of a "
                     "Redis Cluster, and what the nodes announce (cluster-announce-ip, "
                     "cluster-announce-hostname)"
                 ) from None
@@ -311,7 +334,7 @@ class ClusterTopology(Topology[_SlotMap]):
 
 
 def _slots_untrusted(reply: Any, asked_host: str) -> Iterator[tuple[int, int, list[Address]]]:
-    """The ranges in a reply to CLUSTER SLOTS; ValueError, TypeError, IndexError if it is none."""
+    """Parse a reply to CLUSTER SLOTS; raise ValueError, TypeError or IndexError."""
     if not isinstance(reply, list):
         raise TypeError
     for first, last, *servers in reply:
@@ -322,23 +345,23 @@ def _slots_untrusted(reply: Any, asked_host: str) -> Iterator[tuple[int, int, li
 
 def _server_untrusted(server: Any, asked_host: str) -> Address:
     host, port = server[0], server[1]
-    # Where a node knows no host of its own, it is the one under which it was asked.
+    # A node that does not know its own host has the one at which we asked it.
     if not isinstance(host, bytes | None):
         raise TypeError
     return _host_untrusted((host or b"").decode(), asked_host), check_port(port)
 
 
 def _host_untrusted(text: str, asked_host: str) -> str:
-    """What a node calls itself, or another; ValueError if that is no host.
+    """Return the host that a node names, or ``asked_host``; raise ValueError if it is not valid.
 
-    A node that knows no host of its own says nothing, or ``?`` where it is to announce a name and
-    has none; then it is the host under which it was asked.
+    A node that does not know its own host names none, or ``?`` if it is to announce a host name
+    and has none; its host is then the one at which we asked it.
     """
     return asked_host if text in ("", "?") else check_host(text)
 
 
 def _moved_untrusted(text: str, asked_host: str) -> dict[int, Address]:
-    """Slot and address of ``MOVED slot host:port``; empty if it is something else."""
+    """Parse ``MOVED slot host:port`` into {slot: address}; empty if it is something else."""
     try:
         verb, slot, place = text.split()[:3]
         host, _, port = place.rpartition(":")

@@ -1,14 +1,13 @@
-"""RESP2: commands as bytes, what a reply may have at most, and the `Wire` that carries both.
+"""RESP2: packs commands, limits replies, and defines `Wire`, the connection that carries both.
 
 There are two wires: `SocketWire` (in `socket_wire`) for servers, and `LibraryWire` for fakeredis,
-which has no socket and keeps redis-py's own reading and writing.
+which has no socket and uses redis-py's own reading and writing.
 
 Rules:
-- Replies come in the order of the commands; a wire on which anything but an error reply went
-  wrong is out of step, and its owner closes it.
-- The server is not trusted: a reply has no more elements and bytes than a `Bound` allows that fits
-  what was asked.
-- A command is packed in as few pieces as can be, and no large body is copied.
+- Replies arrive in the order of the commands. After any fault but an error reply, a wire is out of
+  step, and its owner closes it.
+- The server is not trusted: each command has a `Bound` on the elements and bytes of its reply.
+- A command is packed in as few pieces as possible, and no large body is copied.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ import redis
 
 Buffer = bytes | bytearray | memoryview
 Reply = Any
-"""bytes, memoryview (large bulk), int, None, `ErrorReply` or a list of these."""
+"""bytes, memoryview (a large bulk), int, None, `ErrorReply`, or a list of these."""
 
 LARGE: Final = 64 << 10
-"""Bytes from which on a body is neither joined to what is sent nor copied on arrival."""
+"""A body of this many bytes or more is neither joined with other pieces nor copied on arrival."""
 
 MAX_BULK: Final = 512 << 20
 
 
 class Bound(NamedTuple):
-    """What a reply may have at most.
+    """The most that a reply may contain.
 
     Attributes:
-        elements: of all its arrays together.
-        bytes: of all its bulk strings together.
+        elements: elements of all its arrays together.
+        bytes: bytes of all its bulk strings together.
     """
 
     elements: int
@@ -44,29 +43,29 @@ class Bound(NamedTuple):
 
 
 SHORT: Final = Bound(1024, 2 * LARGE)
-"""Nearly every command's reply."""
+"""For nearly every command."""
 LISTING: Final = Bound(1 << 18, 32 << 20)
-"""Replies as long as what they list: SCAN, CLUSTER SLOTS, SENTINEL MASTERS."""
+"""For replies that list many things: SCAN, CLUSTER SLOTS, SENTINEL MASTERS."""
 CONTROL: Final = Bound(2, LARGE)
-"""A popped hello or control frame, and the name of its list."""
+"""For a popped hello or control frame, and the name of its list."""
 ELEMENT: Final = Bound(2, MAX_BULK + (4 << 10))
-"""An element of any list, and perhaps the list's name."""
+"""For an element of any list, and perhaps the list's name."""
 _IN_PROCESS_WAIT: Final = 0.001
 _WHOLE_SOON: Final = 1.0
-"""Seconds in which a reply that has begun is there, in process."""
+"""Seconds within which a reply that has begun is complete, in process."""
 CRLF: Final = b"\r\n"
 _RPUSH: Final = b"*3\r\n$5\r\nRPUSH\r\n"
 BLPOP: Final = b"*3\r\n$5\r\nBLPOP\r\n"
 _PEXPIRE: Final = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n"
-"""Begins with the end of the element before it."""
+"""Begins with the CRLF that ends the element before it."""
 
 
 class WireError(OSError):
-    """The connection broke, or what came is not RESP."""
+    """The connection broke, or the server sent something unexpected."""
 
 
 class NotRespError(WireError):
-    """What came is not RESP."""
+    """What the server sent is not RESP."""
 
 
 class HttpError(NotRespError):
@@ -74,11 +73,11 @@ class HttpError(NotRespError):
 
 
 class UnaskedError(WireError):
-    """What came is RESP, and no answer to what was asked."""
+    """What the server sent is RESP, but cannot answer the command."""
 
 
 class ErrorReply:
-    """The server's ``-CODE text``: an answer as good as any other, as far as the wire goes."""
+    """The server's ``-CODE text``; to the wire, a reply like any other."""
 
     __slots__ = ("text",)
 
@@ -87,80 +86,90 @@ class ErrorReply:
 
 
 NOT_YET: Final = object()
-"""What stands for a reply that has not arrived whole."""
+"""Returned in place of a reply that has not arrived completely."""
 
 
 class Wire(Protocol):
-    """What a `BrokerConnection` needs of a connection."""
+    """What a `BrokerConnection` needs from a connection."""
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Send these bytes."""
         ...
 
     def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
-        """Send of these bytes what the connection takes, waiting for room if it may, not for long.
+        """Send as many of these bytes as the connection takes.
+
+        Args:
+            pieces: the bytes.
+            wait: True waits for room, for as long as `be_patient` says.
 
         Returns:
-            The rest, to be sent before anything else; as good for as long as ``pieces`` are.
+            The rest, to be sent before anything else; valid for as long as ``pieces`` are.
         """
         ...
 
     def be_patient(self, seconds: float) -> None:
-        """How long `write_some` may wait; `write` is not to be used from now on."""
+        """Set how long `write_some` may wait. Do not use `write` afterwards."""
         ...
 
-    def keep_unsent_low(self, low: bool) -> None:
-        """Whether the kernel shall take little more than it can send: what is written later
-        than that comes first then.
+    def limit_unsent(self, *, on: bool) -> None:
+        """Set whether the kernel's buffer of unsent bytes stays small.
+
+        A small buffer lets a later, more urgent write overtake bytes that still wait here.
         """
         ...
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
-        """Until a reply begins to arrive or, if ``writes``, there is room; or so many seconds."""
+        """Wait until a reply begins to arrive or, if ``writes``, there is room to write."""
         ...
 
     def read(self, timeout: float, most: Bound = SHORT) -> Reply:
-        """The next reply, beginning within ``timeout`` seconds, and whole soon after.
-
-        A large bulk is a view that is good until the next read.
+        """Return the next reply. A large bulk is a view that is valid until the next read.
 
         Args:
-            most: what it may have; a reply that has more is an error.
+            timeout: seconds until the reply must begin; it must be complete soon after.
+            most: the bound; a reply that exceeds it is an error.
         """
         ...
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
-        """BLPOP of one list, waiting ``seconds``, and `read`: the element alone, if it is one.
+        """Send BLPOP for one list and read the reply: return the element without the list's name.
 
-        Any other reply is given as `read` gives it, but in a list where that is bytes.
+        Any other reply is returned as `read` returns it, except that bytes are put into a list.
+
+        Args:
+            name: the list's name.
+            seconds: how long the server waits for an element.
+            timeout: as for `read`.
         """
         ...
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
-        """The second half of `pop`, for a BLPOP that was sent before."""
+        """Do the second half of `pop`, for a BLPOP that was sent before."""
         ...
 
     def read_integers(self) -> int:
-        """Take the integer replies that have arrived whole, up to one of another kind.
+        """Consume the complete integer replies that have arrived, up to one of another kind.
 
         Returns:
-            How many they were.
+            The number of replies consumed.
         """
         ...
 
     def read_now(self) -> Reply:
-        """The next reply, a line, if all of it is here; else `NOT_YET`. `readable` was True.
+        """Return the next reply if it is complete, else `NOT_YET`. Never waits.
 
-        Never waits: a reply of another kind is an error.
+        Call it after `readable` returned True. The reply must be a single line; any other kind is
+        an error.
         """
         ...
 
     def readable(self) -> bool:
-        """True if a reply has begun to arrive, or the connection has ended."""
+        """Return True if a reply has begun to arrive, or the connection has ended."""
         ...
 
     def wait_readable(self, seconds: float) -> bool:
-        """True if a reply has begun to arrive within so many seconds, or the connection ended."""
+        """Wait up to ``seconds`` for `readable`, and return it."""
         ...
 
     @property
@@ -172,7 +181,7 @@ class Wire(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Make a `read` in another thread end with an error, now."""
+        """Make a `read` in another thread end with an error at once."""
         ...
 
     def close(self) -> None:
@@ -181,7 +190,7 @@ class Wire(Protocol):
 
 
 def pack(command: Sequence[bytes | int | str]) -> bytes:
-    """A command as RESP."""
+    """Return a command as RESP."""
     packed = [b"*%d\r\n" % len(command)]
     for argument in command:
         raw = argument if isinstance(argument, bytes) else str(argument).encode()
@@ -189,21 +198,31 @@ def pack(command: Sequence[bytes | int | str]) -> bytes:
     return b"".join(packed)
 
 
-def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int, clear: bool) -> list[Buffer]:
-    """RPUSH of an element given in two parts, and PEXPIRE; before them DEL if ``clear``.
+PUSH_REPLIES: Final = 2
+"""How many replies the broker owes for a `pack_push`."""
+CLEARING_REPLIES: Final = 3
+"""How many replies the broker owes for a `pack_clearing_push`."""
 
-    Owes two replies, or three. Returns few pieces, so that a large part is not copied.
+
+def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int) -> list[Buffer]:
+    """Pack RPUSH of an element, which comes in two parts, and PEXPIRE.
+
+    Returns few pieces, so that a large part is not copied.
     """
     head, body = element
     key = length_line(len(name)) + name + CRLF
     size = len(head) + len(body)
     ttl = _pack_int(ttl_ms)
-    if size < LARGE and not clear:  # nearly always
+    if size < LARGE:  # nearly always
         return [b"".join((_RPUSH, key, length_line(size), head, body, _PEXPIRE, key, ttl))]
-    cleared = b"*2\r\n$3\r\nDEL\r\n%b" % key if clear else b""
-    first = b"%b%b%b$%d\r\n%b" % (cleared, _RPUSH, key, size, head)
-    last = b"%b%b%b" % (_PEXPIRE, key, ttl)
-    return [b"".join((first, body, last))] if size < LARGE else [first, body, last]
+    first = b"%b%b$%d\r\n%b" % (_RPUSH, key, size, head)
+    return [first, body, b"%b%b%b" % (_PEXPIRE, key, ttl)]
+
+
+def pack_clearing_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int) -> list[Buffer]:
+    """Pack a DEL of the list before the `pack_push`."""
+    first, *rest = pack_push(name, element, ttl_ms)
+    return [pack((b"DEL", name)) + first, *rest]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -218,18 +237,18 @@ def _pack_int(number: int) -> bytes:
 
 
 def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
-    """One BLPOP of all these lists; owes one reply."""
+    """Pack one BLPOP of all these lists; the server owes one reply."""
     return pack([b"BLPOP", *names, b"%.3f" % seconds])
 
 
 def pack_blpops(names: Sequence[bytes], seconds: float) -> bytes:
-    """A BLPOP for each of these lists; each owes one reply."""
+    """Pack a BLPOP for each of these lists; the server owes a reply for each."""
     timeout = b"%.3f" % seconds
     tail = b"\r\n$%d\r\n%b\r\n" % (len(timeout), timeout)
     return b"".join([b"%b%b%b%b" % (BLPOP, length_line(len(n)), n, tail) for n in names])
 
 
-# How redis-py's classes of error replies began on the wire, where they strip that.
+# The error codes that redis-py strips from replies, by the class that it makes of them.
 _CODES: Final = {
     redis.exceptions.NoPermissionError: "NOPERM",
     redis.exceptions.OutOfMemoryError: "OOM",
@@ -239,7 +258,7 @@ _CODES: Final = {
 
 
 def error_text(error: redis.ResponseError) -> str:
-    """The server's error reply as it was before redis-py made an exception of it."""
+    """Return the server's error reply as it was before redis-py made it an exception."""
     return f"{_CODES.get(type(error), '')} {error}".strip()
 
 
@@ -256,25 +275,25 @@ class LibraryWire:
         self,
         pieces: Sequence[Buffer],
         *,
-        wait: bool = True,  # noqa: ARG002 - nothing is full in process
+        wait: bool = True,  # noqa: ARG002 - there is always room in process
     ) -> Sequence[Buffer]:
         self.write(pieces)
         return ()
 
     def be_patient(self, seconds: float) -> None:
-        """Nothing waits in process."""
+        """Do nothing: there is always room in process."""
 
-    def keep_unsent_low(self, low: bool) -> None:
-        """No kernel takes part."""
+    def limit_unsent(self, *, on: bool) -> None:
+        """Do nothing: there is no kernel buffer in process."""
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
-        if not writes:  # not `can_read`, which opens the connection again if it was closed
+        if not writes:  # not `can_read`: it reopens a closed connection
             time.sleep(min(seconds, _IN_PROCESS_WAIT))
 
     def read(
         self,
         timeout: float,
-        most: Bound = SHORT,  # noqa: ARG002 - nobody strange answers in process
+        most: Bound = SHORT,  # noqa: ARG002 - in process, the server is trusted
     ) -> Reply:
         try:
             return self._connection.read_response(disable_decoding=True, timeout=timeout)
@@ -289,7 +308,7 @@ class LibraryWire:
         return element_of(self.read(timeout), name)
 
     def read_integers(self) -> int:
-        return 0  # it does not say what it has read
+        return 0  # redis-py does not say what it has read
 
     def read_now(self) -> Reply:
         return self.read(_WHOLE_SOON)
@@ -305,7 +324,7 @@ class LibraryWire:
         return None
 
     def interrupt(self) -> None:
-        """Cannot be done in process; waits are cut into short slices there."""
+        """Do nothing: it is impossible in process, where waits are cut into short slices."""
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -17,7 +17,8 @@ _MOST_BYTES = 64 << 10
 
 def broker(
     port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Loopback port; 0 takes a free one.")
+        int,
+        typer.Option(metavar="N", min=0, max=65535, help="Loopback port; 0 chooses a free one."),
     ] = _DEFAULT_PORT,
     password: Annotated[
         str | None,

@@ -151,7 +151,7 @@ def purge(
 ) -> None:
     """Remove what a session has left on the broker, after showing it and asking.
 
-    Removes keys that redislink made for this session, and no others. They would also go by
+    Removes keys that redislink made for this session, and no others. They would also expire by
     themselves, REDISLINK_LIST_TTL seconds after the last push.
     """
     if (session is None) == (not expired):
@@ -167,13 +167,14 @@ def purge(
         if not views:
             say(f"broker {survey.label}: nothing to remove")
             return
-        _refuse_live(views, force)
+        if not force:
+            _refuse_live(views)
         _show_sessions(views, f"to remove from {survey.label}")
         if not yes and not _confirmed(views):
             say("nothing removed")
             raise typer.Abort
         for view in views:
-            _remove(survey, view.name, force)
+            _remove(survey, view.name, force=force)
     finally:
         survey.close()
 
@@ -190,9 +191,9 @@ def _removable(survey: Survey, session: str | None) -> list[Key]:
     return [key for key in found if key.is_ours]
 
 
-def _refuse_live(views: Iterable[SessionView], force: bool) -> None:
+def _refuse_live(views: Iterable[SessionView]) -> None:
     for view in views:
-        if view.up and not force:
+        if view.up:
             raise PartyTaken(
                 f"session {view.name!r} is run by {', '.join(view.up)}: end them first, or let it "
                 "fail with --force"
@@ -205,10 +206,11 @@ def _confirmed(views: Sequence[SessionView]) -> bool:
     return typer.confirm(f"Remove all of {keys_and}?", default=False, err=True)
 
 
-def _remove(survey: Survey, session: str, force: bool) -> None:
+def _remove(survey: Survey, session: str, *, force: bool) -> None:
     """Remove what is there now: a party may have joined since the question."""
     found = _removable(survey, session)
-    _refuse_live(sessions_of(found), force)
+    if not force:
+        _refuse_live(sessions_of(found))
     removed = survey.remove(session, found)
     say(f"session {session}: removed {removed} keys")
 

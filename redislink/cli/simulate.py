@@ -74,7 +74,7 @@ def simulate(
         typer.Option(
             "--for",
             metavar="'PARTY ARGS'",
-            help="More arguments for one party, in one word; you may repeat this option.",
+            help="More arguments for one party, quoted as one; you may repeat this option.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def simulate(
             metavar="SECONDS",
             min=1,
             callback=check_finite,
-            help="When to end parties that still run.",
+            help="Seconds after which parties that still run are ended.",
         ),
     ] = 600.0,
     verbose: Verbose = False,
@@ -92,7 +92,7 @@ def simulate(
     """Run PROGRAM as all parties at once on this machine, and merge their output.
 
     The program is the one for `redislink run`, unchanged. Keys and an embedded broker are made for
-    this run; you need to set up nothing.
+    this run; there is nothing to set up.
 
         redislink simulate --for "alice --wealth 3" --for "bob --wealth 5" millionaire.py
     """

@@ -72,7 +72,7 @@ def top(
     try:
         reading = watch.read()  # the first error ends the command; later ones may pass
         if as_json:
-            _print_json(watch, reading, once, every)
+            _print_json(watch, reading, every, once=once)
         elif once or not console.is_terminal:
             console.print(screen(reading))
         else:
@@ -83,7 +83,7 @@ def top(
         survey.close()
 
 
-def _print_json(watch: Watch, reading: Reading, once: bool, every: float) -> None:
+def _print_json(watch: Watch, reading: Reading, every: float, *, once: bool) -> None:
     while True:
         typer.echo(json.dumps(asdict(reading)))
         if once:

@@ -219,7 +219,7 @@ class ClusterSpec(BaseModel):
             source: its name in errors, usually the path of the file.
 
         Raises:
-            ConfigError: as `parse`.
+            ConfigError: see `parse`.
         """
         written = YamlText(text, source)
         return cls._parse(written.content, source, written)

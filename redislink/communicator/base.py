@@ -14,16 +14,14 @@ Rules:
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Final, Self
 
 from redislink.errors import (
     EndpointClosed,
     UsageError,
     ValueDecodeError,
-    reason_for_peers,
 )
 from redislink.protocol import list_names
 from redislink.protocol.frame import Encoding
@@ -32,6 +30,7 @@ from redislink.transport.peer import Party
 from redislink.transport.request import Request
 from redislink.transport.stats import EndpointStats
 from redislink.values import decode_value_untrusted, encode_value
+from redislink.with_block import ClosesOrAborts
 
 DEFAULT_NAMESPACE: Final = "app"
 MAX_NAMESPACE_BYTES: Final = 256
@@ -41,7 +40,7 @@ Message = tuple[bytes, Encoding]
 """A payload, and how it is encoded."""
 
 
-class Communicator(ABC):
+class Communicator(ClosesOrAborts):
     """One party's messages with the others. Usable from several threads at once.
 
     Peers are named by party name or by rank. Messages with different tags do not wait for each
@@ -135,7 +134,7 @@ class Communicator(ABC):
 
         Raises:
             SendTimeout: the peer did not receive it in time. It may still do so later.
-            PayloadTypeError, UsageError, PeerError, BrokerError, EndpointClosed: as `send`.
+            PayloadTypeError, UsageError, PeerError, BrokerError, EndpointClosed: see `send`.
         """
         if timeout is not None:
             timeout = check_seconds("timeout", timeout)
@@ -144,7 +143,7 @@ class Communicator(ABC):
     def has_message(self, src: Party, tag: str) -> bool:
         """Whether `recv` would return a message with this tag at once.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         self._check_open()
         return self._peek(src, self._full_tag(tag)) is not None
@@ -154,7 +153,7 @@ class Communicator(ABC):
 
         A message may itself be None: `has_message` tells the difference.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         self._check_open()
         message = self._peek(src, self._full_tag(tag))
@@ -216,20 +215,6 @@ class Communicator(ABC):
         Args:
             seconds: the longest time that the block may take.
         """
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort(reason_for_peers(error))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.party} (rank {self.rank}), {self.namespace}>"

@@ -262,7 +262,7 @@ def _acl_lines(users: Iterable[PartyUser], passwords: Mapping[str, str]) -> dict
 def party_url(url: str, user: str, password: str) -> str:
     """Return ``url`` with this user and password instead of its own.
 
-    Raises: as `database`.
+    Raises: see `database`.
     """
     parse_url(url)  # if this raises nothing, it is safe to put the URL together again
     scheme, _, rest = url.partition("://")
@@ -283,7 +283,7 @@ def database(url: str) -> int:
 def is_cluster(url: str) -> bool:
     """Return whether this is the URL of a Redis Cluster.
 
-    Raises: as `database`.
+    Raises: see `database`.
     """
     return bool(url) and parse_url(url).kind == "cluster"
 
@@ -314,7 +314,7 @@ def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[s
 def remove_users(broker: Broker, users: Iterable[PartyUser]) -> None:
     """Remove the users, and close their connections.
 
-    Raises: as `apply_users`.
+    Raises: see `apply_users`.
     """
     _run_acl(broker, [("ACL", "DELUSER", *(user.name for user in users))])
 
@@ -322,7 +322,7 @@ def remove_users(broker: Broker, users: Iterable[PartyUser]) -> None:
 def default_user_is_on(broker: Broker) -> bool:
     """Return whether the ``default`` user may log in; then the parties' users protect little.
 
-    Raises: as `apply_users`.
+    Raises: see `apply_users`.
     """
     (reply,) = _run_acl(broker, [("ACL", "GETUSER", "default")])
     # RESP2: name, value, name, value, …

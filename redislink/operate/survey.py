@@ -156,7 +156,7 @@ class Survey:
     def sessions(self) -> list[str]:
         """Return the names of all sessions that have a key, sorted. Asks only for key names.
 
-        Raises: as `keys`.
+        Raises: see `keys`.
         """
         names = set()
         for connection in self._nodes.all():
@@ -172,7 +172,7 @@ class Survey:
             names: the names of the keys.
 
         Raises:
-            BrokerError: as `keys`.
+            BrokerError: see `keys`.
         """
         found = []
         for name in names:
@@ -189,7 +189,7 @@ class Survey:
 
         Raises:
             BrokerPermissionError: this user may not read elements.
-            BrokerError: as `keys`.
+            BrokerError: see `keys`.
         """
         connection = self._nodes.of(key.name)
         for index in range(most):
@@ -215,7 +215,7 @@ class Survey:
         Raises:
             UsageError: a key belongs to another session, or is not ours.
             BrokerPermissionError: this user may run neither UNLINK nor DEL on them.
-            BrokerError: as `keys`.
+            BrokerError: see `keys`.
         """
         prefix = list_names.session_prefix(session)
         by_inbox: dict[str, list[bytes]] = defaultdict(list)

@@ -144,7 +144,7 @@ class Watch:
         return Reading(
             self._session,
             self._survey.label,
-            tuple(_party_view(name, up[name], status) for name in names),
+            tuple(_party_view(name, status, up=up[name]) for name in names),
             tuple(
                 self._pair_view(src, dst, found, status)
                 for src in names
@@ -311,7 +311,7 @@ def _status_untrusted(document: bytes | None, claim: bytes | None) -> PartyStatu
     return status if claim is None or claim == status.instance.encode() else None
 
 
-def _party_view(name: str, up: bool | None, every: dict[str, PartyStatus | None]) -> PartyView:
+def _party_view(name: str, every: dict[str, PartyStatus | None], *, up: bool | None) -> PartyView:
     status = every[name]
     of_peers = {
         other: peer

@@ -1,13 +1,13 @@
-"""Messages as chunks, and chunks as messages again.
+"""Splits messages into chunks, and reassembles them.
 
 Rules:
-- The chunks of one message have consecutive frame numbers, so that (first number, parts)
-  names the message and one lost chunk can be resent alone.
-- Messages of one tag are handed out in the order in which they were sent, although their
-  chunks may come in any order: each names the message before it on its tag while that may
+- The chunks of one message have consecutive frame numbers. So (first number, parts) identifies
+  the message, and one lost chunk can be resent alone.
+- `Reassembly` hands out the messages of a tag in the order in which they were sent, although their
+  chunks may arrive in any order: each message names the one before it on its tag while that may
   still be under way (`Data.previous`).
-- Chunks that contradict each other, or of which no legal message can be made, are the peer's
-  (or the broker's) fault: `FrameError`.
+- Chunks that contradict each other, or that form no legal message, are the fault of the peer or of
+  the broker: `FrameError`.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from redislink.protocol.received import ReceivedNumbers
 
 MAX_MESSAGE_BYTES: Final = 4 << 30
 OVERHEAD: Final = 128
-"""What a chunk counts besides its bytes, so that many small ones fill a limit too."""
+"""Counted for each chunk on top of its bytes, so that many small chunks fill a limit too."""
 _ENOUGH: Final = 64
-"""Chunks of which the last, on the way from the broker alone, hardly counts any more."""
+"""With so many chunks, the time that the last one takes from the broker hardly matters."""
 _TOO_FEW: Final = 8
-"""Least chunks of which cutting finer is not worth it: see `choose`."""
+"""A message of fewer chunks of the least size is not worth cutting: see `choose`."""
 
 
 def choose(size: int, least: int, most: int) -> int:
-    """How large the chunks of a message should be (bytes).
+    """Return the chunk size for a message, in bytes.
 
-    The receiver's line brings a chunk when all of it has gone over the sender's, so what the
-    relay adds to a message's time on the line is the time of one chunk. But the receiver knows
-    of the others only when the first has come, and asking the broker for them takes a round
-    trip, which costs a short message more than it gains.
+    The receiver gets a chunk only after the sender has pushed all of it, so the relay delays a
+    message by the time that one chunk takes. But the receiver learns of the other chunks only when
+    the first arrives, and asking the broker for them takes a round trip, which costs a short
+    message more than it gains.
 
     Args:
-        size: of the message.
-        least: bytes below which a chunk is not worth the work that it makes. A message of less
-            than eight times that is not cut unless it has to be.
-        most: bytes that a chunk may have.
+        size: the message's size in bytes.
+        least: the smallest chunk that is worth its cost, in bytes. A message of less than eight
+            times this size is cut only if it is larger than ``most``.
+        most: the largest chunk that is allowed, in bytes.
     """
     if size < _TOO_FEW * least:
         return most
@@ -51,12 +51,12 @@ def choose(size: int, least: int, most: int) -> int:
 
 
 def most_uncut(least: int, most: int) -> int:
-    """The size (bytes) up to which `choose` leaves a message whole."""
+    """Return the size in bytes up to which `choose` leaves a message whole."""
     return min(most, _TOO_FEW * least - 1)
 
 
 def split(body: bytes, chunk_bytes: int) -> Iterator[bytes | memoryview]:
-    """The chunks of a message, without copying it; an empty message has one, empty.
+    """Yield the chunks of a message without copying it; an empty message has one empty chunk.
 
     Raises:
         UsageError: the message is larger than 4 GiB, or has too many chunks.
@@ -74,20 +74,20 @@ def split(body: bytes, chunk_bytes: int) -> Iterator[bytes | memoryview]:
 
 
 def count_parts(size: int, chunk_bytes: int) -> int:
-    """How many chunks a message of ``size`` bytes has."""
+    """Return how many chunks a message of ``size`` bytes has."""
     return max(1, -(-size // chunk_bytes))
 
 
 @dataclass(slots=True)
 class _Partial:
-    """A message of which not all chunks have come, or that waits for one before it."""
+    """A message that lacks chunks, or that waits for an earlier message of its tag."""
 
     parts: int
     previous: int
     encoding: Encoding
     chunks: dict[int, bytes] = field(default_factory=dict)
     size: int | None = None
-    """Bytes of each chunk but the last, once one of these has come."""
+    """Size of each chunk but the last, in bytes; None until one of these has arrived."""
 
     def agrees_with(self, frame: Data) -> bool:
         return (self.parts, self.previous, self.encoding) == (
@@ -99,11 +99,11 @@ class _Partial:
 
 @dataclass(slots=True)
 class _Tag:
-    """What came for one tag; messages are named by the number of their first chunk."""
+    """What has arrived for one tag. A message is identified by the number of its first chunk."""
 
     partial: dict[int, _Partial] = field(default_factory=dict)
     followers: dict[int, list[int]] = field(default_factory=dict)
-    """Which partial messages wait for the one before them, by that."""
+    """For each message that is under way: the partial messages that wait for it."""
     ready: deque[tuple[bytes, Encoding]] = field(default_factory=deque)
 
     def is_under_way(self, message: int, received: ReceivedNumbers) -> bool:
@@ -111,35 +111,35 @@ class _Tag:
 
 
 def _check_size(frame: Data, size: int, partial: _Partial | None) -> None:
-    """All chunks but the last are of one size, and no message is over its limit.
+    """Check that all chunks but the last have one size, and that the message is within the limit.
 
     Raises:
-        FrameError: of a chunk that is otherwise.
+        FrameError: this chunk breaks one of these rules.
     """
     last = frame.part == frame.parts - 1
     whole = 0 if last else (frame.parts - 1) * size
     if not size or whole >= MAX_MESSAGE_BYTES:
-        raise FrameError(f"a chunk of {size} bytes, one of {frame.parts}, of a message")
+        raise FrameError(f"a chunk of {size} bytes in a message of {frame.parts} chunks")
     agreed = None if partial is None else partial.size
     if agreed is not None and (size > agreed or (size < agreed and not last)):
-        raise FrameError("chunks of one message that are not of one size")
+        raise FrameError("chunks of one message that differ in size")
 
 
 class Reassembly:
-    """What has come from one peer and was not taken yet, by tag."""
+    """What has arrived from one peer and was not yet taken, by tag. Not thread-safe."""
 
     def __init__(self) -> None:
         self.tags: dict[str, _Tag] = {}
-        """Those of which something is kept: whole messages, or chunks."""
+        """The tags for which a message or a chunk is kept."""
         self.bytes = 0
-        """Of all that is kept; a chunk, or a whole message, counts `OVERHEAD` besides."""
+        """Size of all that is kept, with `OVERHEAD` added for each chunk or whole message."""
 
     def add(self, tag: str, frame: Data, body: bytes, received: ReceivedNumbers) -> None:
-        """Take in a chunk whose number is not in ``received`` yet, and note it there.
+        """Keep a chunk whose number is not yet in ``received``, and add the number there.
 
         Raises:
-            FrameError: it contradicts an earlier chunk of the same message, or is of none that
-                can be; nothing has changed.
+            FrameError: the chunk contradicts an earlier one of the same message, or cannot belong
+                to any legal message; nothing has changed.
         """
         entry = self.tags.get(tag) or _Tag()
         first = frame.seq - frame.part
@@ -151,7 +151,7 @@ class Reassembly:
         received.add(frame.seq)
         self.bytes += len(body) + OVERHEAD
         self.tags[tag] = entry
-        # Nearly always: a whole message, none before it is under way, none waits for it.
+        # Nearly always: a whole message; none before it is under way, and none waits for it.
         if frame.parts == 1 and not frame.previous and not entry.followers:
             entry.ready.append((body, frame.encoding))
             return
@@ -166,7 +166,7 @@ class Reassembly:
         self._hand_out(entry, first, received)
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
-        """The next message of a tag, which is no longer kept then; None if there is none."""
+        """Remove and return the next message of a tag; None if none is ready."""
         entry = self.tags.get(tag)
         if entry is None or not entry.ready:
             return None
@@ -177,19 +177,19 @@ class Reassembly:
         return message
 
     def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
-        """As `take`, but the message stays."""
+        """Return what `take` would return, and keep the message."""
         entry = self.tags.get(tag)
         return entry.ready[0] if entry is not None and entry.ready else None
 
     def clear(self) -> None:
-        """Keep nothing any more."""
+        """Drop everything that is kept."""
         self.tags.clear()
         self.bytes = 0
 
     def missing(self, tag: str) -> tuple[int, int]:
-        """Of the first message of a tag that began to come: (chunks to come, bytes of each).
+        """Return, for the oldest partial message of a tag, (missing chunks, bytes of each).
 
-        Both are 0 if there is none. The last chunk may have fewer bytes.
+        Both are 0 if there is no partial message. The last chunk may be smaller.
         """
         entry = self.tags.get(tag)
         if entry is None or not entry.partial:
@@ -198,7 +198,7 @@ class Reassembly:
         return partial.parts - len(partial.chunks), max(map(len, partial.chunks.values()))
 
     def _hand_out(self, entry: _Tag, first: int, received: ReceivedNumbers) -> None:
-        """Make a message ready if it can be, and then those that waited for it, in order."""
+        """Make a message ready if nothing is missing, then those that waited for it, in order."""
         candidates = [first]
         while candidates:
             first = heapq.heappop(candidates)

@@ -50,12 +50,12 @@ from redislink.protocol.frame import (
     Probe,
     Whole,
 )
-from redislink.protocol.pushes import Chunk, Clearing, ControlPush, Leftover, Push
+from redislink.protocol.pushes import ControlPush, DataPush, Leftover, Push
 from redislink.protocol.receiving import Receiving
 from redislink.protocol.sending import Sending
 from redislink.protocol.states import TABLE, Event, State
 
-__all__ = ["Delivery", "DeliveryStats", "Leftover", "Push", "Timing"]
+__all__ = ["DataPush", "Delivery", "DeliveryStats", "Leftover", "Push", "Timing"]
 
 _LONGEST_SILENCE: Final = 86_400.0
 _OPEN, _CLOSING, _CLOSED, _FAILED = State.OPEN, State.CLOSING, State.CLOSED, State.FAILED
@@ -166,7 +166,7 @@ class Delivery:
     def refused(self, push: Push, now: float) -> None:
         """Note that the broker had no room for this push; it is sent again after a pause."""
         self._sending.refused(push, now)
-        if not isinstance(push, Chunk | Clearing):  # it may have carried an ack
+        if not isinstance(push, DataPush):  # it may have carried an ack
             self._receiving.ack_by(self._sending.paused_until)
 
     def ask_ack(self) -> None:

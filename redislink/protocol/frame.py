@@ -5,17 +5,17 @@
     offset  size  field
     0       1     version (PROTOCOL_VERSION)
     1       2     header length H, little endian, at most MAX_HEADER_BYTES
-    3       H     header: of DATA in a fixed layout, see `_DATA`; of every other kind a msgpack
+    3       H     header: for DATA a fixed layout, see `_DATA`; for every other kind a msgpack
                   array, [kind, field, ...], see the classes below
     3+H     rest  body: raw bytes, only in the kinds that have one
 
-The body stands outside the header, so that a large one is never copied into it and back. DATA has
-a layout of its own because it is every message's: msgpack costs three times as much.
+The body is outside the header, so a large one is never copied into the header and out again. DATA
+has a layout of its own because every message uses it, and msgpack costs three times as much.
 
 Rules:
-- Frames are validated on construction, so that what this party sends is always legal.
-- `decode_untrusted` raises `FrameError` and nothing else, whatever the bytes; what it returns
-  encodes to a frame that is equal, and no frame that it accepts has bytes left over.
+- Frames are validated on construction, so this party always sends legal ones.
+- `decode_untrusted` raises `FrameError` and nothing else, whatever the bytes. What it returns
+  encodes to an equal frame, and it accepts no frame with bytes left over.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _MAX_NUMBER: Final = (1 << 63) - 1
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
 _PREFIX_BYTES: Final = 3
-# Version, H, kind, encoding, part, parts, seq, previous, acked: little endian, without gaps.
+# Version, H, kind, encoding, part, parts, seq, previous, acked: little endian, no padding.
 _DATA: Final = struct.Struct("<BHBBIIqqq")
 _PACK_DATA: Final = _DATA.pack
 _UNPACK_DATA: Final = _DATA.unpack_from
 DATA_HEADER_BYTES: Final = _DATA.size
-"""Where the body of a DATA frame begins."""
+"""Offset of the body in a DATA frame."""
 _DATA_H: Final = DATA_HEADER_BYTES - _PREFIX_BYTES
 
 BytesLike = bytes | bytearray | memoryview
@@ -82,7 +82,7 @@ class Answer(enum.IntEnum):
 
 
 class Encoding(enum.IntEnum):
-    """What the body of a DATA frame is, told by a flag and never by its tag."""
+    """What the body of a DATA frame contains: a field of the header says it, never the tag."""
 
     RAW = 0
     """The caller's bytes, unchanged."""
@@ -119,8 +119,8 @@ class AckState:
     """What a receiver has, and where it listens.
 
     Attributes:
-        cumulative: every number up to this one has come.
-        ranges: the closed ranges of other numbers that have come. They are ascending, do not
+        cumulative: every number up to this one has arrived.
+        ranges: the closed ranges of other numbers that have arrived. They are ascending, do not
             touch each other, and lie above ``cumulative + 1``.
         edition: the receiver reads the data lists of this edition; see `list_names`.
     """
@@ -157,15 +157,15 @@ class AckState:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Says who is there; in a sealed session the body carries the key exchange.
+    """Announces a party to a peer; in a sealed session the body carries the key exchange.
 
-    What stands in the header is not authenticated: it only helps to say what is wrong.
+    The header is not authenticated: it only helps to explain what is wrong.
 
     Attributes:
-        digest: 32 bytes, of the cluster file's content; the peers' must be equal.
+        digest: digest of the cluster file, 32 bytes; it must be the same at every party.
         instance: 8 random bytes, new in every run.
-        echo: the peer's ``instance`` as last heard, empty while nothing was heard.
-        sealed: whether the sender wants a sealed session.
+        echo: the peer's ``instance`` as last heard; empty until one is heard.
+        sealed: True if the sender wants a sealed session.
         step: 0 has no body; 1, 2 and 3 are the messages of the key exchange.
     """
 
@@ -192,11 +192,11 @@ class Data:
     Attributes:
         seq: number of this frame among all DATA frames from this sender to this receiver,
             from 1. The chunks of one message have consecutive numbers.
-        part, parts: which chunk of how many this is, from 0.
+        part, parts: index of this chunk, from 0, and the number of chunks in the message.
         previous: ``seq`` of the first chunk of the message before this one on the same tag,
-            while that is not acked; 0 otherwise. Keeps a tag's messages in order.
-        encoding: what the message is.
-        acked: every number up to this one has come from the peer; 0 says nothing.
+            while that is not acked; 0 otherwise. It keeps a tag's messages in order.
+        encoding: what the message contains.
+        acked: the sender has received every number up to this one from the peer; 0 acks nothing.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.DATA
@@ -220,10 +220,11 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """An acknowledgement on its own, when there is no DATA to carry it.
+    """An acknowledgement on its own, for when no DATA carries it.
 
     Attributes:
-        wanted: the sender waits for the peer's acks, and asks it not to delay the next ones.
+        ack: what the sender has received.
+        wanted: True if the sender waits for the peer's acks, and asks it not to delay the next.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.ACK
@@ -239,9 +240,11 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """From a blocked receiver: "I wait for ``tag``, and have this"; or the answer to one.
+    """Asks a peer for the message that a blocked receiver waits for, or answers such a question.
 
     Attributes:
+        tag: the tag of that message.
+        ack: what the sender of this frame has received.
         answer: whether it asks, or what it answers.
     """
 
@@ -261,11 +264,12 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Sign of life.
+    """A sign of life.
 
     Attributes:
-        silence_ms: how long this party expects to be silent from now (it compiles, or makes
-            shares, with the GIL held); 0 when no silence is planned.
+        ack: what the sender has received.
+        silence_ms: how long the sender expects to be silent from now on, because it compiles or
+            makes shares with the GIL held; 0 if it expects no silence.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.HEARTBEAT
@@ -281,7 +285,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """The sender's run has failed; ``reason`` is one line for a person."""
+    """Says that the sender's run has failed; ``reason`` is one line for people."""
 
     kind: ClassVar[FrameKind] = FrameKind.ABORT
     has_body: ClassVar[bool] = False
@@ -293,10 +297,12 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Fin:
-    """The sender sends nothing after frame number ``last``, and has received ``ack``.
+    """Says that the sender sends nothing after frame number ``last``.
 
     Attributes:
-        answer: True only acknowledges the peer's FIN; its sender goes on.
+        last: number of the sender's last DATA frame.
+        ack: what the sender has received.
+        answer: True if this only acknowledges the peer's FIN, and the sender goes on.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.FIN
@@ -317,7 +323,8 @@ class Sealed:
     """A control frame in a sealed session; the body is the whole frame, encrypted.
 
     Attributes:
-        number: counts such frames from this sender to this receiver, from 1; the nonce.
+        number: number of this frame among all sealed control frames from this sender to this
+            receiver, from 1; also the nonce.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.SEALED
@@ -330,11 +337,11 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Some of the bytes of an element that is too large for the broker; the body is these.
+    """A part of an element that is too large for the broker; the body is that part.
 
     Attributes:
-        number: of the DATA frame in the element, for all of its fragments alike.
-        part, parts: which of how many this is, from 0.
+        number: number of the DATA frame in the element, the same in all of its fragments.
+        part, parts: index of this fragment, from 0, and the number of fragments.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.FRAGMENT
@@ -375,7 +382,7 @@ class Move:
 
 
 Whole = tuple[int, Encoding, int, bytes]
-"""(seq, encoding, acked, body) of a `Data` that is a whole message, ``parts`` 1, ``previous`` 0."""
+"""(seq, encoding, acked, body) of a `Data` with ``parts`` 1 and ``previous`` 0."""
 Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed | Fragment | Move
 _FrameT = TypeVar("_FrameT", bound=Frame)
 
@@ -389,7 +396,7 @@ _FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.va
 
 
 def encode_header(frame: Frame) -> bytes:
-    """All of the frame's bytes but its body, which is to follow them unchanged."""
+    """Return the frame's bytes without its body; append the body unchanged."""
     if type(frame) is Data:
         return _PACK_DATA(
             PROTOCOL_VERSION,
@@ -414,15 +421,18 @@ def encode_header(frame: Frame) -> bytes:
 
 
 def encode_whole_header(seq: int, encoding: Encoding, acked: int) -> bytes:
-    """``encode_header(Data(seq, encoding=encoding, acked=acked))``, from legal values."""
+    """Return ``encode_header(Data(seq, encoding=encoding, acked=acked))`` without validation."""
     return _PACK_DATA(PROTOCOL_VERSION, _DATA_H, _DATA_KIND, encoding, 0, 1, seq, 0, acked)
 
 
 def decode_whole_header_untrusted(element: BytesLike) -> tuple[int, Encoding, int] | None:
-    """What `encode_whole_header` was given; None if that has not made this header.
+    """Return the arguments from which `encode_whole_header` made this header.
 
-    Nearly every message is one chunk and follows no other of its tag: this is the short way
-    for those. The body begins at `DATA_HEADER_BYTES`.
+    Nearly every message is one chunk and follows no other of its tag: this is the short way for
+    those. The body begins at `DATA_HEADER_BYTES`.
+
+    Returns:
+        (seq, encoding, acked); None if `encode_whole_header` did not make this header.
     """
     if len(element) < DATA_HEADER_BYTES:
         return None
@@ -441,19 +451,19 @@ def decode_whole_header_untrusted(element: BytesLike) -> tuple[int, Encoding, in
 
 
 _FRAGMENT: Final = bytes([0x90 | 1 + len(_FIELDS[Fragment]), int(FrameKind.FRAGMENT)])
-"""How its header begins: msgpack's array of so many values, and the first of them."""
+"""Beginning of a fragment's header: msgpack's array of so many values, and the first value."""
 
 
 def is_fragment(element: BytesLike) -> bool:
-    """Whether an element can be nothing but a `Fragment`."""
+    """Return True if the element can only be a `Fragment`."""
     return element[_PREFIX_BYTES : _PREFIX_BYTES + 2] == _FRAGMENT
 
 
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:
-    """The whole frame. For large bodies send `encode_header` and the body one after the other.
+    """Return the whole frame. For a large body, send `encode_header` and the body separately.
 
     Raises:
-        FrameError: a body for a kind that has none.
+        FrameError: a frame of this kind has no body, and one was given.
     """
     if body and not frame.has_body:
         raise FrameError(f"a {frame.kind.name} frame has no body")
@@ -461,10 +471,10 @@ def encode(frame: Frame, body: BytesLike = b"") -> bytes:
 
 
 def decode_untrusted(element: BytesLike) -> tuple[Frame, memoryview]:
-    """Take a list element apart.
+    """Parse a list element.
 
     Returns:
-        The frame and its body, a view into ``element`` (empty where the kind has none).
+        The frame, and its body as a view into ``element``; empty if the kind has none.
 
     Raises:
         FrameError: these bytes are not a frame; the message says why, without quoting them.
@@ -474,14 +484,14 @@ def decode_untrusted(element: BytesLike) -> tuple[Frame, memoryview]:
 
 
 def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
-    """As `decode_untrusted`, but instead of the body it gives the offset at which that begins."""
+    """Parse an element like `decode_untrusted`; return the frame and the offset of its body."""
     if len(element) < _PREFIX_BYTES:
-        raise FrameError(f"{len(element)} bytes are too few for a frame")
+        raise FrameError(f"a frame of only {len(element)} bytes")
     version, header_bytes = _UNPACK_PREFIX(element)
     if version != PROTOCOL_VERSION:
         raise FrameError(
-            f"frame of protocol version {version}, this redislink speaks {PROTOCOL_VERSION}: "
-            "run the same redislink at every party"
+            f"a frame of protocol version {version}, but this redislink speaks version "
+            f"{PROTOCOL_VERSION}: run the same redislink version at every party"
         )
     if header_bytes > MAX_HEADER_BYTES:
         raise FrameError(f"a header over {MAX_HEADER_BYTES} bytes")
@@ -513,7 +523,7 @@ def _answer_untrusted(value: Any) -> Answer:
 
 def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
-        raise FrameError("a header that is not an array that begins with a kind")
+        raise FrameError("a header that does not begin with a frame kind")
     cls = _CLASSES.get(values[0])
     if cls is None or cls is Data:
         raise FrameError(f"unknown frame kind {values[0]}")

@@ -1,8 +1,8 @@
-"""Who is there: every pair of parties says hello, and learns that the other is alive.
+"""How two parties meet: each says hello, and learns that the other is alive.
 
-`PlainHandshake` finds out which run the other is, `SealedHandshake` also proves who it is and
-agrees on keys. Both are sans-IO: hellos may be lost, doubled, stale or forged; they are sent
-again until answered. What the sealed one agrees on, no hello that is not genuine changes.
+`PlainHandshake` learns which run the peer is. `SealedHandshake` also authenticates the peer and
+agrees on keys. Neither does any I/O. Hellos may be lost, doubled, stale or forged, so they are sent
+again until answered. A forged hello cannot change what a sealed handshake has agreed on.
 """
 
 from __future__ import annotations
@@ -21,60 +21,63 @@ Message = tuple[Hello, bytes]
 
 
 class Handshake(Protocol):
-    """The hellos of one party with all its peers. Not thread-safe."""
+    """One party's handshakes with all its peers. Not thread-safe."""
 
     @property
     def missing(self) -> list[str]:
-        """Peers that are not done, in rank order."""
+        """The peers with which the handshake is not complete, in rank order."""
         ...
 
     @property
     def not_opened(self) -> int:
-        """Hellos that were sealed and did not open, so far, of all peers."""
+        """How many sealed hellos have not opened so far, for all peers together."""
         ...
 
     def settle(self) -> None:
-        """Nobody is missing, and the session begins: from now on, what was agreed holds."""
+        """Fix what was agreed. Call it when no peer is missing and the session begins."""
         ...
 
     def hello_for(self, peer: str) -> Message:
-        """What to push for ``peer`` now; push it again until the peer is no longer missing."""
+        """Return the hello to push now; push it again until the peer is no longer missing."""
         ...
 
     def receive_untrusted(self, peer: str, frame: Frame, body: bytes, now: float) -> Message | None:
-        """Take in what came from ``peer``; returns a hello to push at once, or None.
+        """Process what arrived from ``peer``.
 
-        Call it for later hellos too, also after `settle`: a peer may still need an answer.
+        Call it for every hello, even after `settle`: the peer may still need an answer.
+
+        Returns:
+            A hello to push at once, or None.
 
         Raises:
-            ClusterMismatch: the peer runs with another cluster file, or security.
-            FrameError: not a hello of the peer's.
+            ClusterMismatch: the peer runs with another cluster file, or other security.
+            FrameError: this is not a hello from the peer.
         """
         ...
 
     def has_restarted(self, peer: str) -> bool:
-        """True once it is certain that a peer with which we settled is another run now."""
+        """Return True once it is certain that the peer, after `settle`, is another run."""
         ...
 
     def epoch(self, peer: str) -> str:
-        """Of the lists between this party and ``peer``, once settled: 16 hex digits."""
+        """Return the epoch of the lists to and from ``peer``, 16 hex digits, after `settle`."""
         ...
 
     def codec(self, peer: str) -> Codec:
-        """How frames to and from ``peer`` stand on the broker, once settled."""
+        """Return the codec for frames to and from ``peer``. Call it after `settle`."""
         ...
 
     def trouble(self, peer: str) -> str:
-        """What is wrong with a missing peer's hellos, for an error; empty if nothing is known."""
+        """Return what is wrong with a missing peer's hellos, for an error; empty if unknown."""
         ...
 
 
 class MismatchGrace:
-    """Whether what a peer's headers say agrees with ours, and from when on that is an error.
+    """Compares a peer's headers with ours, and decides when a mismatch becomes an error.
 
-    It is once they have disagreed for `SECONDS`, always alike, and none between agreed: so one
-    stale or forged hello ends nothing, neither do any number of randomly damaged ones, and the
-    peer hears us long enough to see the mismatch too.
+    It does so once the headers have disagreed in the same way for `SECONDS` and none between
+    agreed. So a stale or forged hello ends nothing, nor does any number of randomly damaged ones,
+    and the peer hears us long enough to see the mismatch too.
     """
 
     SECONDS: Final = 1.5
@@ -86,13 +89,13 @@ class MismatchGrace:
         self._since: float | None = None
         self._seen = (b"", False)
         self.text = ""
-        """What is wrong now; empty while nothing is."""
+        """The mismatch at present; empty if there is none."""
 
     def check(self, theirs: Hello, ours: Hello, now: float) -> None:
         """Compare two headers.
 
         Raises:
-            ClusterMismatch, SecurityMismatch: they disagree, and have for long.
+            ClusterMismatch, SecurityMismatch: they have disagreed for `SECONDS`.
             FrameError: they disagree; ignore this hello.
         """
         mismatch = self._compare(theirs, ours)
@@ -126,13 +129,22 @@ class MismatchGrace:
 
 
 class PlainHandshake:
-    """Without keys. Each HELLO names the sender's instance and echoes the peer's. A pair is
-    done when a HELLO comes that echoes this run: among honest ones, only a living peer's does."""
+    """A handshake without keys.
+
+    Each HELLO contains the sender's instance and echoes the peer's. A handshake is complete when a
+    HELLO arrives that echoes this run: unless somebody forges it, only a living peer sends it.
+    """
 
     def __init__(
         self, session: str, party: str, peers: Iterable[str], digest: bytes, instance: bytes
     ) -> None:
-        """Args: digest of the cluster file (32 bytes), instance of this run (8 bytes)."""
+        """Args:
+        session: the session's name.
+        party: this party's name.
+        peers: the other parties' names, in rank order.
+        digest: digest of the cluster file, 32 bytes.
+        instance: this run, 8 random bytes.
+        """
         peers = list(peers)
         self._session = session
         self._party = party
@@ -173,7 +185,7 @@ class PlainHandshake:
             self._done.discard(peer)
         if frame.echo == self._instance:
             self._done.add(peer)
-        # A peer that goes on saying hello has not had our answer: the broker lost it.
+        # A peer that keeps saying hello has not received our answer: the broker lost it.
         unanswered = now - self._answered_at[peer] > _ANSWER_AGAIN
         if not (news or unanswered or frame.echo != self._instance):
             return None
@@ -196,11 +208,11 @@ class PlainHandshake:
 
 
 def derive_epoch(session: str, runs: Iterable[tuple[str, bytes]]) -> str:
-    """The epoch of a pair without keys, which both sides derive from both instances.
+    """Return the epoch of two parties without keys; both derive the same from both instances.
 
     Args:
         session: the session's name.
-        runs: (party name, instance) of both, in any order.
+        runs: (party name, instance) of both parties, in any order.
     """
     digest = hashlib.sha256(b"redislink epoch 1\0" + session.encode())
     for name, instance in sorted(runs):

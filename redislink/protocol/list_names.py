@@ -1,13 +1,12 @@
 """Names of the Redis lists: ``rl:{<session>:<dst>}:<src>:<epoch>:<tag>``.
 
 Rules:
-- The hash tag ``{session:dst}`` keeps one party's whole inbox in one Cluster slot (so that a
-  BLPOP over several lists is legal) and spreads the parties over the nodes.
-- No encoded part holds any of ``{ } * ? [ ] \\`` or ``!``, and only the tag, which comes last,
-  holds ``:``. So no two (session, src, dst, epoch, tag) share a list; and an ACL glob (where ``*``
-  does match ``:`` and ``}``) cannot be tricked by a tag, as it has its ``*`` where a tag may be.
-- Lists that belong to the transport itself have a tag that begins with ``!``, which no
-  application tag encodes to.
+- The hash tag ``{session:dst}`` keeps one party's whole inbox in one Cluster slot, so that a BLPOP
+  of several lists is legal, and spreads the parties over the nodes.
+- No encoded part contains any of ``{ } * ? [ ] \\`` or ``!``, and only the tag, which comes last,
+  contains ``:``. So no two (session, src, dst, epoch, tag) share a list. Nor can a tag trick an
+  ACL glob, whose ``*`` matches ``:`` and ``}`` too: its only ``*`` is at the end.
+- The transport's own lists have a tag that begins with ``!``; no application tag encodes to that.
 - The data lists of a pair have *editions*. Edition 0 has the bare epoch in its names; the others
   have ``<epoch>.<edition>``. A receiver moves on to the next edition when its broker may still
   serve BLPOPs of connections that it has lost: nobody pushes onto the lists that those wait for.
@@ -31,10 +30,10 @@ STATUS_TAG: Final = "!status"
 MARK_TAG: Final = "!mark"
 MOVE_TAG: Final = "!move"
 NO_EPOCH: Final = "0"
-"""Stands where the epoch stands in keys that have none: hello, claim and status."""
+"""Takes the place of the epoch in names that have none, such as those of hellos and claims."""
 
 MAX_TAG_BYTES: Final = 512
-"""Longest tag, in UTF-8 bytes before encoding. yacl's grow by about 4 per ``spawn``."""
+"""Longest tag, in UTF-8 bytes before encoding. yacl's grow by about 4 bytes per ``spawn``."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _EPOCH: Final = re.compile(r"0|[0-9a-f]{16}(?:\.[1-9][0-9]{0,9})?", re.ASCII)
@@ -53,32 +52,32 @@ def check_name(name: str, what: str) -> str:
     a directory (``..``) or a hidden file (``.env``).
 
     Raises:
-        ConfigError: it has other characters than ``A-Z a-z 0-9 _ . -``, not 1 to 64 of them, or
-            does not begin with a letter or digit.
+        ConfigError: it is not 1 to 64 characters of ``A-Z a-z 0-9 _ . -``, or does not begin with a
+            letter or digit.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(
             f"{what} name {name!r:.80} is not valid: use 1 to 64 characters of A-Z a-z 0-9 _ . -, "
-            "of which the first is a letter or digit"
+            "and begin with a letter or digit"
         )
     return name
 
 
 def encode_tag(tag: str) -> bytes:
-    """The tag as it stands in a list's name: percent-encoded UTF-8.
+    """Return the tag as a list's name contains it: percent-encoded UTF-8.
 
     Raises:
-        UsageError: empty, longer than ``MAX_TAG_BYTES``, or not encodable as UTF-8.
+        UsageError: it is empty, longer than ``MAX_TAG_BYTES``, or not encodable as UTF-8.
     """
     if not isinstance(tag, str):
         raise UsageError(f"a tag must be a str, not {type(tag).__name__}: pass tag=str(...)")
     try:
         raw = tag.encode()
     except UnicodeEncodeError:
-        raise UsageError("a tag must be valid Unicode: it holds a lone surrogate") from None
+        raise UsageError("a tag must be valid Unicode: it contains a lone surrogate") from None
     if not 1 <= len(raw) <= MAX_TAG_BYTES:
-        raise UsageError(f"a tag must have 1 to {MAX_TAG_BYTES} bytes, this one has {len(raw)}")
-    if not raw.translate(None, _PLAIN):  # nothing is left but the safe: so are all of yacl's
+        raise UsageError(f"a tag must have 1 to {MAX_TAG_BYTES} bytes; this one has {len(raw)}")
+    if not raw.translate(None, _PLAIN):  # only safe characters, as in all of yacl's tags
         return raw
     return quote(raw, safe=_SAFE).encode()
 
@@ -87,36 +86,36 @@ def decode_tag_untrusted(encoded: str) -> str:
     """The inverse of `encode_tag`.
 
     Raises:
-        FrameError: `encode_tag` never gives this text.
+        FrameError: `encode_tag` never returns this text.
     """
     if not _ENCODED_TAG.fullmatch(encoded):
-        raise FrameError("a list name holds a tag that is not encoded as ours")
+        raise FrameError("a list name with a tag that redislink does not encode so")
     try:
         tag = unquote_to_bytes(encoded).decode()
         if encode_tag(tag).decode() != encoded:
-            raise FrameError("a list name holds a tag in a non-canonical encoding")
+            raise FrameError("a list name with a tag in a non-canonical encoding")
     except (UnicodeDecodeError, UsageError):
-        raise FrameError("a list name holds a tag that does not decode") from None
+        raise FrameError("a list name with a tag that does not decode") from None
     return tag
 
 
 def session_prefix(session: str) -> bytes:
-    """All that stands before the receiver in the names of a session's keys, and of no other's."""
+    """Return the part before the receiver, which is the same in all names of a session's keys."""
     return f"{PREFIX}:{{{check_name(session, 'session')}:".encode()
 
 
 def party_prefix(session: str, dst: str) -> bytes:
-    """All that stands before the sender in the names of ``dst``'s lists: its whole inbox."""
+    """Return the part before the sender, which is the same in all lists of ``dst``'s inbox."""
     return session_prefix(session) + f"{check_name(dst, 'party')}}}:".encode()
 
 
 def sender_prefix(session: str, dst: str, src: str) -> bytes:
-    """All that stands before the epoch in the names of the lists from ``src`` to ``dst``."""
+    """Return the part before the epoch in the names of the lists from ``src`` to ``dst``."""
     return party_prefix(session, dst) + f"{check_name(src, 'party')}:".encode()
 
 
 def inbox_prefix(session: str, dst: str, src: str, epoch: str) -> bytes:
-    """All that stands before the tag in the names of the lists from ``src`` to ``dst``."""
+    """Return the part before the tag in the names of the lists from ``src`` to ``dst``."""
     if not _EPOCH.fullmatch(epoch):
         raise UsageError(f"an epoch is 16 hex digits, or {NO_EPOCH!r} for lists without one")
     return sender_prefix(session, dst, src) + f"{epoch}:".encode()
@@ -143,17 +142,17 @@ def in_first_edition(name: bytes, prefix_bytes: int) -> bytes:
 
 
 def inbox_of(name: bytes) -> bytes:
-    """The beginning of a list's name that all lists of its inbox share, and no others."""
+    """Return the beginning that the names of all lists of an inbox share, and no others."""
     return name[: name.find(b"}") + 1]
 
 
 def data_list(session: str, dst: str, src: str, epoch: str, tag: str) -> bytes:
-    """Name of the list on which ``src`` pushes its messages with ``tag`` for ``dst``."""
+    """Return the name of the list of messages with ``tag`` from ``src`` to ``dst``."""
     return inbox_prefix(session, dst, src, epoch) + encode_tag(tag)
 
 
 def control_list(session: str, dst: str, src: str, epoch: str) -> bytes:
-    """Name of the list for acknowledgements, probes, heartbeats and aborts of a run."""
+    """Return the name of the list for control frames: acks, probes, heartbeats and aborts."""
     return inbox_prefix(session, dst, src, epoch) + CONTROL_TAG.encode()
 
 
@@ -163,37 +162,37 @@ def move_list(session: str, dst: str, src: str, epoch: str) -> bytes:
 
 
 def hello_list(session: str, dst: str, src: str) -> bytes:
-    """Name of the list on which ``src`` says hello to ``dst``: the same in every run."""
+    """Return the name of the list for hellos from ``src`` to ``dst``, the same in every run."""
     return inbox_prefix(session, dst, src, NO_EPOCH) + HELLO_TAG.encode()
 
 
 def claim_key(session: str, party: str) -> bytes:
-    """Name of the string key with which one process claims to be ``party``."""
+    """Return the name of the string key with which one process claims to be ``party``."""
     return inbox_prefix(session, party, party, NO_EPOCH) + CLAIM_TAG.encode()
 
 
 def doctor_list(session: str, dst: str, src: str, epoch: str = NO_EPOCH) -> bytes:
-    """Name of a list that ``redislink doctor`` of ``src`` tries things on, or leaves a note in."""
+    """Return the name of a list that ``redislink doctor`` of ``src`` uses for tests and notes."""
     return inbox_prefix(session, dst, src, epoch) + DOCTOR_TAG.encode()
 
 
 def mark_list(session: str, dst: str, src: str) -> bytes:
-    """Name of a list that ``src`` pushes onto and removes, to hear that pushes are taken."""
+    """Return the name of the list that ``src`` pushes to and deletes, to test that pushes work."""
     return inbox_prefix(session, dst, src, NO_EPOCH) + MARK_TAG.encode()
 
 
 def status_key(session: str, party: str) -> bytes:
-    """Name of the string key with which ``party`` says how it is doing, see `protocol.status`."""
+    """Return the name of the string key with ``party``'s status document (`protocol.status`)."""
     return inbox_prefix(session, party, party, NO_EPOCH) + STATUS_TAG.encode()
 
 
 def parse_list_untrusted(name: bytes) -> tuple[str, str, str, str, str]:
-    """Take a key's name apart: (session, dst, src, epoch, tag).
+    """Parse a key's name into (session, dst, src, epoch, tag).
 
-    Tags of the transport's own lists come back with their ``!``.
+    The tags of the transport's own lists keep their ``!``.
 
     Raises:
-        FrameError: no function above gives this name.
+        FrameError: no function above returns this name.
     """
     try:
         text = name.decode("ascii")
@@ -204,8 +203,8 @@ def parse_list_untrusted(name: bytes) -> tuple[str, str, str, str, str]:
         raise FrameError("a list name does not have the form rl:{session:dst}:src:epoch:tag")
     session, dst, src, epoch, encoded = match.groups()
     if not all(_NAME.fullmatch(part) for part in (session, dst, src)):
-        raise FrameError("a list name holds a session or party name that is not valid")
+        raise FrameError("a list name with a session or party name that is not valid")
     if not _EPOCH.fullmatch(epoch):
-        raise FrameError("a list name holds an epoch that is not valid")
+        raise FrameError("a list name with an epoch that is not valid")
     tag = encoded if encoded in _CONTROL_TAGS else decode_tag_untrusted(encoded)
     return session, dst, src, epoch, tag

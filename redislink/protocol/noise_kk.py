@@ -1,13 +1,15 @@
 """The Noise KK key exchange (https://noiseprotocol.org/noise.html, 7.5), through ``noiseprotocol``.
 
-KK: both sides know each other's static X25519 key before. Two messages authenticate both and
-give forward-secret keys; with a pre-shared key (KKpsk0) also against who learns both statics.
+In KK, both sides know each other's static X25519 public key beforehand. Two messages authenticate
+both and yield forward-secret keys. A pre-shared key (KKpsk0) protects them even from somebody who
+learns both static private keys.
 
 Rules:
-- An attempt to read a message changes the library's state even where it fails, so a state here
-  lives for one attempt: the initiator keeps its ephemeral key and rebuilds.
-- An ephemeral key seals one payload alone: another payload needs another `KkInitiator`.
-- The library checks no lengths, and raises what it likes: both is done here.
+- Reading a message changes the library's state even if it fails. So a state lives for one attempt:
+  the initiator keeps its ephemeral key, and builds a new state for each.
+- An ephemeral key seals one payload only: another payload needs another `KkInitiator`.
+- The library checks no lengths and raises errors of many types. This module checks the lengths, and
+  raises `SealError` alone.
 """
 
 from __future__ import annotations
@@ -29,13 +31,19 @@ from redislink.protocol.seal import SealKeys
 _NAME: Final = b"Noise_KK_25519_AESGCM_SHA256"
 _NAME_PSK: Final = b"Noise_KKpsk0_25519_AESGCM_SHA256"
 _SHORTEST: Final = 32 + 16
-"""A message has at least an ephemeral public key and the tag of its payload."""
+"""The least size of a message in bytes: an ephemeral public key, and the payload's tag."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class KkConfig:
-    """What one side brings: static private key, peer's static public key (32 bytes each),
-    prologue that both must have alike, optional pre-shared key (32 bytes)."""
+    """What one side brings.
+
+    Attributes:
+        private_key: its static private key, 32 bytes.
+        peer_public_key: the peer's static public key, 32 bytes.
+        prologue: bytes that must be the same on both sides.
+        psk: a pre-shared key of 32 bytes; None for no such key.
+    """
 
     private_key: bytes
     peer_public_key: bytes
@@ -45,12 +53,12 @@ class KkConfig:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class KkSecrets:
-    """What both sides have after the two messages.
+    """What the two messages yield.
 
     Attributes:
-        handshake_hash: 32 bytes that name this exchange; not secret.
-        keys: of this side.
-        confirm_key: AES-256, with which the initiator proves that it has finished too.
+        handshake_hash: 32 bytes that identify this exchange; not secret.
+        keys: this side's keys.
+        confirm_key: the AES-256 key with which the initiator proves that it has finished.
     """
 
     handshake_hash: bytes
@@ -62,20 +70,25 @@ class KkInitiator:
     """The initiator's side of one exchange."""
 
     def __init__(self, config: KkConfig, ephemeral: bytes, payload: bytes) -> None:
-        """Args: 32 fresh random bytes; payload of the first message (sealed, replayable)."""
+        """Args:
+        config: what this side brings.
+        ephemeral: 32 fresh random bytes.
+        payload: the payload of the first message; sealed, but somebody may replay it.
+        """
         self._config = config
         self._ephemeral = ephemeral
         self._payload = payload
         self.first = self._begin()[1]
-        """The first message, to be sent until answered."""
+        """The first message; send it until it is answered."""
         self.name = sha256(self.first).digest()[:16]
-        """Names this exchange in answers to it."""
+        """Identifies this exchange in the answers to it."""
 
     def finish_untrusted(self, second: bytes) -> tuple[bytes, KkSecrets]:
-        """Read the responder's message: its payload, and the secrets.
+        """Read the responder's message, and return its payload and the secrets.
 
         Raises:
-            SealError: it is not an answer to `first` by who has the peer's key; try the next.
+            SealError: it is not an answer to `first` by the owner of the peer's key. Call again
+                with the next message.
         """
         noise, _ = self._begin()
         payload = _read_untrusted(noise, second)
@@ -87,21 +100,24 @@ class KkInitiator:
 
 
 class KkResponder:
-    """The responder's side of one exchange; made from the initiator's first message."""
+    """The responder's side of one exchange."""
 
     def __init__(self, config: KkConfig, ephemeral: bytes, first: bytes) -> None:
-        """Args: 32 fresh random bytes; the initiator's message.
+        """Args:
+            config: what this side brings.
+            ephemeral: 32 fresh random bytes.
+            first: the initiator's message.
 
         Raises:
-            SealError: not a first message by who has the peer's key.
+            SealError: it is not a first message by the owner of the peer's key.
         """
         self._noise = _start(config, ephemeral, initiator=False)
         self.payload = _read_untrusted(self._noise, first)
-        """The initiator's; it may be a replay until the initiator has confirmed."""
+        """The initiator's payload; it may be a replay until the initiator confirms."""
         self.name = sha256(first).digest()[:16]
 
     def answer(self, payload: bytes) -> tuple[bytes, KkSecrets]:
-        """The second message, and the secrets. Call once."""
+        """Return the second message and the secrets. Call once."""
         second = bytes(self._noise.write_message(payload))
         return second, _secrets(self._noise, initiator=False)
 
@@ -119,14 +135,14 @@ def _start(config: KkConfig, ephemeral: bytes, *, initiator: bool) -> Any:
     noise.set_prologue(config.prologue)
     noise.start_handshake()
     protocol = noise.noise_protocol
-    # Set here and not before the start: there the library warns, as only tests fix it.
+    # Set it after the start: before that, the library warns that only tests should do so.
     protocol.handshake_state.e = protocol.keypair_class.from_private_bytes(ephemeral)
     return noise
 
 
 def _read_untrusted(noise: Any, message: bytes) -> bytes:
     if not _SHORTEST <= len(message) <= MAX_MESSAGE_LEN:
-        raise SealError("a key exchange message that is too short or too long to be one")
+        raise SealError("a key exchange message of an impossible size")
     try:
         return bytes(noise.read_message(message))
     except (NoiseInvalidMessage, NoiseValueError, InvalidTag, ValueError):

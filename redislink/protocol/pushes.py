@@ -17,13 +17,11 @@ class Push:
     """One frame to append to a list.
 
     Attributes:
-        tag: the data list's tag; None means the control list.
         body: the bytes after the frame's header.
         clear: True empties the list first, because everything on it is sent again.
         message_bytes: the size of the whole message, if the body is only a part of it; else 0.
     """
 
-    tag: str | None = None
     body: bytes | memoryview = b""
     clear: bool = False
     message_bytes: int = 0
@@ -44,6 +42,20 @@ class ControlPush(Push):
     @property
     def frame(self) -> Frame:
         return self._frame
+
+
+class DataPush(Push):
+    """A DATA frame for a data list.
+
+    Attributes:
+        tag: the list's tag.
+    """
+
+    tag: str
+
+    @property
+    def frame(self) -> Data:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ class Account:
         return not self.bytes or self.bytes + size <= window
 
 
-class Chunk(Push):
+class Chunk(DataPush):
     """A DATA frame, from the call that sends it until it is acked.
 
     Attributes:
@@ -85,7 +97,6 @@ class Chunk(Push):
     """
 
     # Defaults on the class: most chunks never need another value, and every message makes one.
-    tag: str
     seq: int
     part: int = 0
     parts: int = 1
@@ -114,7 +125,7 @@ class Chunk(Push):
         return self.seq - self.part + self.parts - 1
 
 
-class Clearing(Push):
+class Clearing(DataPush):
     """A chunk to push onto its list after emptying the list.
 
     A separate object, because a push must not change after it was handed out: the chunk may be

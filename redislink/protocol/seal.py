@@ -1,6 +1,7 @@
-"""What stands on the broker for a frame: as it is, or sealed so that only the peer opens it.
+"""How a frame is stored on the broker: in the clear, or sealed so that only the peer can open it.
 
-Sealing is AES-256-GCM (``cryptography``), with keys from the handshake, per direction and kind:
+Sealing is AES-256-GCM (``cryptography``). The handshake yields a key for each direction, one for
+DATA and one for control frames:
 
 ==========  =======================  ==========================================
 frame       nonce                    authenticated besides the ciphertext
@@ -10,8 +11,8 @@ control     number of the SEALED     list name and header
 ==========  =======================  ==========================================
 
 Rules:
-- A nonce is never used twice for different content: a DATA frame is fixed by its first push,
-  so that a resend is the same ciphertext, and every control frame has a new number.
+- No nonce is used for two different contents: the first push fixes a DATA frame, so a resend is
+  the same ciphertext; and every control frame has a new number.
 - The list's name is authenticated: a frame moved to another tag, peer or run does not open. Its
   edition is not (`AnyEdition`): a frame is pushed again in the next edition, and a second tag for
   the same nonce would give the key away.
@@ -48,11 +49,11 @@ from redislink.protocol.frame import (
 
 _LEAST_IN_SCRATCH: Final = 64 << 10
 _MOST_IN_SCRATCH: Final = 4 << 20
-"""Bodies of these sizes, and between them, are sealed into memory that is kept."""
+"""Bodies from the least to the most of these sizes are sealed into memory that is reused."""
 _SMALL: Final = 16 << 10
 """Bytes below which a copy costs less than a view."""
 SEAL_BYTES: Final = 16
-"""By how much sealing lengthens a body."""
+"""How many bytes sealing adds to a body."""
 
 
 class Codec(Protocol):
@@ -61,39 +62,42 @@ class Codec(Protocol):
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview
     ) -> tuple[bytes, bytes | memoryview]:
-        """The element to push onto list ``name``, in two parts: a large body is not copied.
+        """Return the element to push onto list ``name``, in two parts: a large body is not copied.
 
-        The second part is good until this thread calls this again.
+        The second part is valid until this thread calls this method again.
         """
         ...
 
     def encode_whole(
         self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
     ) -> tuple[bytes, bytes | memoryview]:
-        """`encode_parts` of ``Data(seq, encoding=encoding, acked=acked)``: the short way."""
+        """Return `encode_parts` of ``Data(seq, encoding=encoding, acked=acked)``: the short way."""
         ...
 
     def forget_keys(self, instead: Any) -> None:
-        """Never seal or open again: whatever is asked from now on is asked of ``instead``."""
+        """Never seal or open again: from now on, ``instead`` stands for every key."""
         ...
 
     def encode(self, name: bytes, frame: Frame, body: bytes | memoryview) -> bytes:
-        """The element as one."""
+        """Return the element in one piece."""
         return b"".join(self.encode_parts(name, frame, body))
 
     def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
-        """The frame and body of an element popped off list ``name``.
+        """Return the frame and body of an element popped from list ``name``.
 
         Raises:
-            FrameError: it is not a frame of the peer's.
+            FrameError: it is not a frame from the peer.
         """
         ...
 
     def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
-        """What `encode_whole` was given to make this element; None if it was not made so.
+        """Return the arguments from which `encode_whole` made this element.
+
+        Returns:
+            (seq, encoding, acked, body); None if `encode_whole` did not make this element.
 
         Raises:
-            FrameError: as `decode_untrusted`.
+            FrameError: see `decode_untrusted`.
         """
         ...
 
@@ -102,7 +106,7 @@ class PlainCodec(Codec):
     """Elements in the clear: the broker can read and change everything."""
 
     def forget_keys(self, instead: Any) -> None:
-        """There are none."""
+        """Do nothing: there are no keys."""
 
     def encode_parts(
         self, name: bytes, frame: Frame, body: bytes | memoryview
@@ -162,7 +166,7 @@ class AnyEdition(Codec):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SealKeys:
-    """Four AES-256 keys of one side of a pair; the peer has the same, crosswise."""
+    """One side's four AES-256 keys; the peer has the same, with out and in exchanged."""
 
     data_out: bytes
     data_in: bytes
@@ -171,7 +175,7 @@ class SealKeys:
 
 
 class SealedCodec(Codec):
-    """Elements that only the peer opens, and that only the peer can have made."""
+    """Sealed elements: only the peer can open them, and only the peer can have made them."""
 
     def __init__(self, keys: SealKeys) -> None:
         self._data_out = AESGCM(keys.data_out)
@@ -216,20 +220,20 @@ class SealedCodec(Codec):
         return header, self._data_out.encrypt(nonce, body, name + header)
 
     def _scratch_of(self, size: int) -> memoryview:
-        """Memory of this thread's own: fresh pages for each large body cost more than sealing."""
+        """Return memory that this thread reuses: new pages for each body cost more than sealing."""
         scratch = getattr(self._thread, "scratch", b"")
         if len(scratch) < size:
             scratch = self._thread.scratch = bytearray(size)
         return memoryview(scratch)[:size]
 
     def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
-        """As `Codec.decode_untrusted`.
+        """Implement `Codec.decode_untrusted`.
 
         Raises:
-            SealError: nobody who has the key sent this, here, in this run.
-            StaleError: a control frame that came before, or is older than very many.
-            IllegalFrameError: the peer itself sealed what is no frame.
-            FrameError: not a frame at all.
+            SealError: nobody with the key sent this on this list in this run.
+            StaleError: a control frame that arrived before, or is far older than the newest.
+            IllegalFrameError: the peer itself sealed something that is not a frame.
+            FrameError: this is not a frame at all.
         """
         frame, body_at = decode_header_untrusted(element)
         header = element[:body_at]
@@ -242,7 +246,7 @@ class SealedCodec(Codec):
         with self._admitting:
             is_new = self._control_window.admit(frame.number)
         if not is_new:
-            raise StaleError("a control frame that came before")
+            raise StaleError("a control frame that arrived before")
         try:
             frame, body = decode_untrusted(inner)
         except FrameError as error:
@@ -250,10 +254,10 @@ class SealedCodec(Codec):
         return frame, bytes(body)
 
     def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
-        """As `Codec.decode_whole_untrusted`.
+        """Implement `Codec.decode_whole_untrusted`.
 
         Raises:
-            SealError: as `decode_untrusted`.
+            SealError: see `decode_untrusted`.
         """
         whole = decode_whole_header_untrusted(element)
         if whole is None:
@@ -262,7 +266,7 @@ class SealedCodec(Codec):
         header = element[:DATA_HEADER_BYTES]
         small = len(element) < _SMALL
         body = element[DATA_HEADER_BYTES:] if small else memoryview(element)[DATA_HEADER_BYTES:]
-        try:  # as `_open`, which every message would call
+        try:  # what `_open` does, without a call for every message
             opened = self._data_in.decrypt(_nonce(0, seq), body, name + header)
         except InvalidTag:
             raise _does_not_open() from None
@@ -270,17 +274,18 @@ class SealedCodec(Codec):
 
 
 class IllegalFrameError(FrameError):
-    """What opened and is no frame: the peer sent it so, and nobody else."""
+    """What opened is not a frame: the peer itself sent it, and nobody else."""
 
 
 class StaleError(FrameError):
-    """A genuine control frame that was doubled or held back: ignore it."""
+    """A genuine control frame that was duplicated or held back: ignore it."""
 
 
 class ReplayWindow:
-    """Admits each number once; those far below the highest are not admitted at all.
+    """Admits each number once, and no number far below the highest.
 
-    The scheme of RFC 4303 (3.4.3), as frames of several threads overtake each other.
+    This is the scheme of RFC 4303 (3.4.3). It allows for frames of several threads that overtake
+    each other.
     """
 
     def __init__(self, size: int = 1024) -> None:
@@ -289,10 +294,10 @@ class ReplayWindow:
         self._seen = 0
 
     def admit(self, number: int) -> bool:
-        """True if this number is to be taken, the first time that it comes."""
+        """Return True if this number is to be accepted: the first time that it arrives."""
         behind = self._highest - number
         if behind < 0:
-            # The step is cut, as the peer chooses it: shifting by it could take all memory.
+            # The peer chooses the step, so limit it: a huge shift could take all memory.
             step = min(-behind, self._size)
             self._seen = ((self._seen << step) | 1) & ((1 << self._size) - 1)
             self._highest = number

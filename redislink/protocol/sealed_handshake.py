@@ -1,28 +1,28 @@
-"""`SealedHandshake`: every pair proves who it is, and agrees on keys, over a hostile broker.
+"""`SealedHandshake`: two parties authenticate each other and agree on keys over a hostile broker.
 
-The lower rank of a pair initiates. Steps, as HELLO frames:
+The party of lower rank initiates. The steps, each a HELLO frame:
 
-0. either: "this run of mine is here, and has heard that of yours"; proves nothing
+0. either party: "this run of mine is here, and has heard that run of yours"; proves nothing
 1. initiator: first KK message; its sealed payload names both runs
 2. responder: second KK message; its sealed payload says whether it is free for a session
-3. initiator: confirms with a key that only this exchange gives
+3. initiator: confirmation, with a key that only this exchange yields
 
-The initiator is done by step 2, the responder by step 3: before it, step 1 might be from a dead
-run of the initiator. Steps 0 to 2 are sent again until answered; 3 answers all that shows that
-the responder is not done.
+The handshake is complete for the initiator at step 2, and for the responder at step 3: until then,
+step 1 might come from a dead run of the initiator. Steps 0 to 2 are sent again until answered. The
+initiator sends step 3 again whenever the responder shows that it lacks it.
 
 Rules:
-- What does not open changes nothing; neither does what a dead run, or the broker, replays:
-  step 1 holds for one run of the responder only, steps 2 and 3 for one exchange only.
-- A header is a hint. A mismatch in it becomes an error only once `MismatchGrace` has passed.
-- Hellos that agree in all that and do not open, again and again for `_UNOPENED_SECONDS` in which
-  nothing opens, are an error at both sides: so it looks if the pre-shared keys differ. The
-  initiator sees that the peer hears this run and yet does not answer. A pause of
-  `_UNOPENED_GAP` begins the count anew: an outage of the broker looks like that too.
-- Of two exchanges with runs of one peer, the one begun later wins, as the other run is dead.
-  So finishing one forgets all that were begun before.
-- Until `settle`, a peer that comes as another run is simply met again; afterwards it counts as
-  restarted. That takes an exchange which it has finished as another run: no hint suffices.
+- A message that does not open changes nothing. Nor does one that a dead run or the broker replays:
+  step 1 is valid for one run of the responder only, steps 2 and 3 for one exchange only.
+- A header is a hint. A mismatch in it becomes an error only after `MismatchGrace`.
+- If the headers agree, but for `_UNOPENED_SECONDS` messages keep failing to open and none opens,
+  both parties raise an error: that is how different pre-shared keys show. The initiator notices
+  that the peer hears this run and does not answer. A pause of `_UNOPENED_GAP` restarts the count,
+  as an outage of the broker looks the same.
+- Of two exchanges with runs of one peer, the one begun later wins, because the other run is dead.
+  So finishing an exchange forgets all that began before it.
+- Until `settle`, a new run of a peer simply replaces the old one; afterwards the peer counts as
+  restarted. Only an exchange that the new run has finished proves this, never a hint.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _ENGAGED: Final = b"\1"
 
 
 def prologue(session: str, initiator: str, responder: str, digest: bytes) -> bytes:
-    """What both sides must have alike, or nothing opens."""
+    """Return what must be the same at both parties; otherwise nothing opens."""
     packed: bytes = msgpack.packb(
         ["redislink", PROTOCOL_VERSION, session, initiator, responder, digest], use_bin_type=True
     )
@@ -62,7 +62,7 @@ def prologue(session: str, initiator: str, responder: str, digest: bytes) -> byt
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Exchange:
-    """What an exchange gave: the initiator has finished it, the responder has answered it."""
+    """The result of an exchange that the initiator has finished, or the responder has answered."""
 
     name: bytes
     peer_instance: bytes
@@ -82,17 +82,17 @@ class _Exchange:
 
 @dataclass(slots=True, repr=False)
 class _Pair:
-    """One peer.
+    """The handshake with one peer.
 
     Attributes:
-        heard: the instance in the header of its last hello; a hint.
+        heard: the instance in the header of the peer's last hello; a hint.
         done: the exchange whose keys are used.
-        begun: by an initiator, by the peer's instance, oldest first.
-        answered: by a responder, by name, oldest first.
-        not_opened: messages that did not open.
-        unanswered: times that the peer has heard us and did not answer step 1.
-        unopened_since: when the first of either came after which nothing opened.
-        unopened_last: when the last of either came.
+        begun: the initiator's exchanges, by the peer's instance, oldest first.
+        answered: the responder's exchanges, by name, oldest first.
+        not_opened: number of messages that did not open.
+        unanswered: how often the peer has heard us and did not answer step 1.
+        unopened_since: time of the first of these failures since something last opened.
+        unopened_last: time of the latest of these failures.
     """
 
     config: KkConfig
@@ -111,7 +111,7 @@ class _Pair:
 
 
 class SealedHandshake:
-    """The hellos of one party with all its peers, sealed. See `Handshake`."""
+    """One party's sealed handshakes with all its peers; see `Handshake`."""
 
     def __init__(
         self,
@@ -128,13 +128,16 @@ class SealedHandshake:
         psks: dict[str, bytes] | None = None,
     ) -> None:
         """Args:
-        digest: of the cluster file, 32 bytes.
-        instance: of this run, 8 random bytes.
-        ranks: of every party.
-        private_key: this party's X25519 key, 32 bytes.
-        public_keys: of every peer, 32 bytes.
-        random_bytes: gives that many fresh random bytes, for ephemeral keys.
-        psks: pre-shared keys by peer, 32 bytes each.
+        session: the session's name.
+        party: this party's name.
+        peers: the other parties' names, in rank order.
+        digest: digest of the cluster file, 32 bytes.
+        instance: this run, 8 random bytes.
+        ranks: the rank of every party, by name.
+        private_key: this party's X25519 private key, 32 bytes.
+        public_keys: the peers' public keys by name, 32 bytes each.
+        random_bytes: returns the given number of fresh random bytes, for ephemeral keys.
+        psks: pre-shared keys by peer, 32 bytes each; None for no such keys.
         """
         self._party = party
         self._digest = digest
@@ -179,10 +182,10 @@ class SealedHandshake:
         if not isinstance(frame, Hello):
             raise FrameError(f"a {frame.kind.name} frame where a HELLO belongs")
         if frame.instance == self._instance:
-            raise FrameError("a hello of our own that came back")
+            raise FrameError("a hello that this party sent itself")
         pair = self._pairs[peer]
         if pair.restarted:
-            return None  # this run of ours ends: the peer is to meet the next
+            return None  # this run is ending: the peer is to meet our next one
         if pair.done is None:
             pair.mismatch.check(frame, self._hello(pair, 0)[0], now)
         pair.heard = frame.instance
@@ -198,7 +201,7 @@ class SealedHandshake:
             self._take_confirmation(pair, body)
             return None
         if not hears_us:
-            return self._hello(pair, 0)  # step 1 must name this run, so tell it
+            return self._hello(pair, 0)  # step 1 must name this run, so announce it
         if frame.step != 1:
             return None
         failures = pair.not_opened
@@ -220,7 +223,7 @@ class SealedHandshake:
     def codec(self, peer: str) -> Codec:
         pair = self._pairs[peer]
         if pair.codec is None:
-            # One alone, for ever: a second with the same keys would use its nonces again.
+            # Only ever one: a second codec with the same keys would reuse its nonces.
             pair.codec = SealedCodec(self._done(peer).secrets.keys)
         return pair.codec
 
@@ -230,19 +233,16 @@ class SealedHandshake:
             return pair.mismatch.text
         has = "none" if pair.config.psk is None else "one"
         remedy = (
-            "check both key files (redislink fingerprint), and that both have the same pre-shared "
-            f"key for each other, or neither any (this party has {has} for {peer})"
+            "check both key files (redislink fingerprint), and that both parties have the same "
+            f"pre-shared key for each other, or none (this party has {has} for {peer})"
         )
         if pair.not_opened:
-            return (
-                f"{peer}'s hellos do not open with the public key that the cluster file has for "
-                f"it: {remedy}"
-            )
+            return f"{peer}'s hellos do not open with its public key in the cluster file: {remedy}"
         if pair.unanswered >= _UNANSWERED:
-            return f"{peer} is there and does not answer the key exchange: {remedy}"
+            return f"{peer} is running but does not answer the key exchange: {remedy}"
         return ""
 
-    # -- inner workings --------------------------------------------------------------------
+    # -- internals -------------------------------------------------------------------------
 
     def _done(self, peer: str) -> _Exchange:
         exchange = self._pairs[peer].done
@@ -251,7 +251,7 @@ class SealedHandshake:
         return exchange
 
     def _check_opens(self, peer: str, pair: _Pair, now: float) -> None:
-        """Something did not open, here or at the peer; raise if nothing has for long."""
+        """Note that a message did not open, here or at the peer; raise after too long a time."""
         if pair.done is not None or pair.answered:
             return
         if pair.unopened_since is None or now - pair.unopened_last > _UNOPENED_GAP:
@@ -264,14 +264,14 @@ class SealedHandshake:
         return Hello(self._digest, self._instance, pair.heard, sealed=True, step=step), body
 
     def _initiate(self, pair: _Pair) -> Message:
-        """What an initiator says to the run of the responder that it last heard of."""
+        """Return what an initiator sends to the responder's run that it last heard of."""
         if pair.done is not None and pair.heard == pair.done.peer_instance:
             return self._confirm(pair, pair.done)
         if not pair.heard:
             return self._hello(pair, 0)
         begun = pair.begun.get(pair.heard)
         if begun is None:
-            # Each payload has its own ephemeral key, or one key would seal two payloads.
+            # A new ephemeral key for each payload, so that no key seals two payloads.
             payload = self._instance + pair.heard
             begun = KkInitiator(pair.config, self._random_bytes(32), payload)
             _add(pair.begun, pair.heard, begun)
@@ -286,7 +286,7 @@ class SealedHandshake:
             return self._confirm(pair, pair.done)
         begun = next((item for item in pair.begun.items() if item[1].name == name), None)
         if begun is None:
-            return self._initiate(pair)  # it answers a dead run, or what we have forgotten
+            return self._initiate(pair)  # it answers a dead run, or an exchange that we forgot
         instance, attempt = begun
         try:
             payload, secrets = attempt.finish_untrusted(body[_NAME_BYTES:])
@@ -303,9 +303,9 @@ class SealedHandshake:
         elif payload == _FREE:
             pair.done = exchange
         if payload == _FREE and self._settled:
-            return None  # unconfirmed, it goes on waiting for our next run
-        # Also where the peer is still in a session with an earlier run of this party: that
-        # proves to it that this run is new, so that it ends that session.
+            return None  # without our confirmation, it keeps waiting for our next run
+        # Confirm even if the peer is still in a session with an earlier run of this party: it
+        # proves to the peer that this run is new, so it ends that session.
         return self._confirm(pair, exchange)
 
     def _answer_first(self, pair: _Pair, first: bytes) -> Message | None:
@@ -322,7 +322,7 @@ class SealedHandshake:
             size = len(self._instance)
             instance, echo = responder.payload[:size], responder.payload[size:]
             if echo != self._instance or len(instance) != size:
-                raise SealError("a first message that is meant for another run of this party")
+                raise SealError("a first message for another run of this party")
             engaged = (
                 self._settled and pair.done is not None and pair.done.peer_instance != instance
             )
@@ -350,14 +350,14 @@ class SealedHandshake:
 
 
 def _add(under_way: dict[bytes, Any], key: bytes, value: object) -> None:
-    """Bounded: the broker can make a party begin any number of exchanges."""
+    """Add an exchange; the number is limited, as the broker can make a party begin any number."""
     while len(under_way) >= _MOST_UNDER_WAY:
         del under_way[next(iter(under_way))]
     under_way[key] = value
 
 
 def _forget_until(under_way: dict[bytes, Any], key: bytes) -> None:
-    """Forget this exchange, and all that were begun before it."""
+    """Forget this exchange, and all that began before it."""
     for older in list(under_way):
         del under_way[older]
         if older == key:

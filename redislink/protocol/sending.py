@@ -416,7 +416,7 @@ class Sending:
                 return chunk.confirmed_at is not None and chunk.confirmed_at + patience <= now
         return False
 
-    def _take_back_idle(self, now: float, only_asked_for: bool = False) -> None:
+    def _take_back_idle(self, now: float, *, only_asked_for: bool = False) -> None:
         """Take tags back from the broker for which the peer has not waited lately.
 
         This makes room for a chunk that must be pushed, when others fill the broker's memory or
@@ -430,7 +430,7 @@ class Sending:
                     self._waited_for.pop(tag, None)
                     self._take_back(tag)
 
-    def _take_back(self, tag: str, lost: bool = False) -> None:
+    def _take_back(self, tag: str, *, lost: bool = False) -> None:
         """Remove a tag's list from the broker, and queue its chunks again."""
         flying = [chunk for chunk in self._by_tag[tag].values() if chunk.account is not None]
         for chunk in flying:

@@ -1,6 +1,6 @@
-"""The states of the conversation with one peer, as data.
+"""The states of the conversation with one peer, as a table.
 
-`docs/protocol.md` holds the picture that `docs/draw_states.py` draws from this table.
+`docs/draw_states.py` draws the picture in `docs/protocol.md` from it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class State(enum.Enum):
     OPEN = "open"
     """Both sides may send."""
     CLOSING = "closing"
-    """We said FIN, and wait for everything to be acked and for the peer's answer."""
+    """We sent FIN, and wait until everything is acked and the peer has answered."""
     PEER_CLOSED = "peer closed"
-    """The peer said FIN: it sends nothing more, and we send it nothing more."""
+    """The peer sent FIN: neither side sends anything more."""
     CLOSED = "closed"
     """Both sides are done. Final."""
     FAILED = "failed"
@@ -71,4 +71,4 @@ TABLE: Final[dict[State, dict[Event, State]]] = {
     State.CLOSED: dict.fromkeys(Event, State.CLOSED),
     State.FAILED: dict.fromkeys(Event, State.FAILED),
 }
-"""``TABLE[state][event]`` is the next state; every pair stands there."""
+"""``TABLE[state][event]`` is the next state. Every pair has an entry."""

@@ -1,12 +1,13 @@
-"""What a party says of itself for whoever watches the session: the document under `!status`.
+"""The status document that a party publishes under `!status`, for people who watch the session.
 
-A msgpack map with the version under ``"v"`` and the fields of `PartyStatus` under their names.
+The document is a msgpack map: the version under ``"v"``, and the fields of `PartyStatus` under
+their names.
 
 Rules:
-- It holds names, tags, counts and times, and nothing of what is computed.
-- Times are lengths on the party's own clock: nobody's clocks need to agree.
+- It contains names, tags, counts and times, but nothing of what is computed.
+- Times are durations on the party's own clock, so no clocks need to agree.
 - It is validated on construction; `decode_status_untrusted` raises `FrameError` and nothing else.
-- The broker can write what it likes here. Nothing that a party does depends on it.
+- The broker can write anything here, so no party acts on it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from redislink.protocol.states import State
 STATUS_VERSION: Final = 3
 MAX_STATUS_BYTES: Final = 64 << 10
 MAX_WAITS: Final = 32
-"""Receives that a document names; the longest, where there are more."""
+"""The most receives that a document names: those that have waited longest."""
 JOINING: Final = "joining"
 MISSING: Final = "missing"
 PARTY_STATES: Final = frozenset({JOINING, "open", "closing", "failed"})
@@ -39,12 +40,12 @@ _MOST_IN_BROKER: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A receive that waits.
+    """A receive that is waiting.
 
     Attributes:
-        peer: for whom.
-        tag: for which message.
-        seconds: for how long it has.
+        peer: the party that is to send the message.
+        tag: the message's tag.
+        seconds: how long the receive has waited.
     """
 
     peer: str
@@ -62,12 +63,12 @@ class PeerStatus:
     """A party's half of the conversation with one peer.
 
     Attributes:
-        state: one of `PEER_STATES`; ``missing`` has not joined yet.
-        messages_sent, bytes_sent, messages_received, bytes_received: bytes are of payloads.
-        frames_resent, duplicates_dropped, probes_sent, frames_refused: as in `EndpointStats`.
-        in_flight_bytes: sent, and perhaps still on the broker.
-        last_heard_seconds: how long ago the peer was heard.
-        is_silent: that is longer than it should be.
+        state: one of `PEER_STATES`; ``missing`` means that the peer has not joined yet.
+        messages_sent, bytes_sent, messages_received, bytes_received: totals; bytes count payloads.
+        frames_resent, duplicates_dropped, probes_sent, frames_refused: see `EndpointStats`.
+        in_flight_bytes: bytes sent and not acknowledged; they may still be on the broker.
+        last_heard_seconds: time since the peer was last heard.
+        is_silent: True if that is longer than expected.
     """
 
     state: str
@@ -100,16 +101,16 @@ class PartyStatus:
     """A party's whole document.
 
     Attributes:
-        instance: of its run, 16 hex digits, as in its claim.
+        instance: identifies the party's run: 16 hex digits, the same as in its claim.
         state: one of `PARTY_STATES`.
-        running_seconds: since it has claimed its name.
-        round_trip_seconds: to the broker and back, when last measured.
-        reconnects: times that the connection for sending was opened anew.
-        peers: by name.
-        waits: the receives that wait now, the longest first.
-        broker_away_seconds: for how long it has not reached the broker, or a node of it; 0 while
-            it does. Where it reaches nothing, this document lapses with its claim.
-        broker: of several brokers, the URL of the one that it uses now, without user and
+        running_seconds: time since the party claimed its name.
+        round_trip_seconds: to the broker and back, as last measured.
+        reconnects: how often the connection for sending was reopened.
+        peers: the status for each peer, by name.
+        waits: the receives that are waiting now, the longest first.
+        broker_away_seconds: how long the party has not reached the broker, or one of its nodes; 0
+            while it reaches all. If it reaches none, this document expires with the claim.
+        broker: of several brokers, the URL of the one that the party uses now, without user and
             password; empty if it has only one.
     """
 
@@ -128,7 +129,7 @@ class PartyStatus:
         if type(text) is not str or len(text) != 16 or set(text) - set("0123456789abcdef"):
             raise FrameError("a status whose instance is not 16 hex digits")
         _check_state(self.state, PARTY_STATES)
-        _check_seconds(self.running_seconds, "the time that a party runs")
+        _check_seconds(self.running_seconds, "the time that a party has run")
         _check_seconds(self.round_trip_seconds, "a round trip")
         _check_count(self.reconnects, "reconnects")
         _check_seconds(self.broker_away_seconds, "the time that the broker is away")
@@ -144,7 +145,7 @@ _FIELDS: Final = frozenset({"v", *(f.name for f in fields(PartyStatus))})
 
 
 def encode_status(status: PartyStatus) -> bytes:
-    """The document, at most `MAX_STATUS_BYTES`."""
+    """Return the document, at most `MAX_STATUS_BYTES` long."""
     return bytes(msgpack.packb({"v": STATUS_VERSION} | asdict(status)))
 
 
@@ -152,7 +153,7 @@ def decode_status_untrusted(document: bytes) -> PartyStatus:
     """The inverse of `encode_status`.
 
     Raises:
-        FrameError: `encode_status` of this version never gives these bytes.
+        FrameError: `encode_status` of this version never returns these bytes.
     """
     if len(document) > MAX_STATUS_BYTES:
         raise FrameError(f"a status over {MAX_STATUS_BYTES} bytes")
@@ -164,15 +165,15 @@ def decode_status_untrusted(document: bytes) -> PartyStatus:
         raise FrameError("a status that is not a map with a version")
     if content["v"] != STATUS_VERSION:
         raise FrameError(
-            f"a status of version {content['v']}, this redislink reads {STATUS_VERSION}: "
-            "run the same redislink everywhere"
+            f"a status of version {content['v']}, but this redislink reads version "
+            f"{STATUS_VERSION}: run the same redislink version everywhere"
         )
     if set(content) != _FIELDS:
-        raise FrameError("a status with other fields than it has")
+        raise FrameError("a status with missing or unknown fields")
     del content["v"]
     peers, waits = content["peers"], content["waits"]
     if type(peers) is not dict or type(waits) is not list:
-        raise FrameError("a status whose peers are no map, or whose receives are no list")
+        raise FrameError("a status whose peers are not a map, or whose receives are not a list")
     content["peers"] = {name: _make(PeerStatus, peer) for name, peer in peers.items()}
     content["waits"] = tuple(_make(Waiting, wait) for wait in waits)
     return PartyStatus(**content)
@@ -180,7 +181,7 @@ def decode_status_untrusted(document: bytes) -> PartyStatus:
 
 def _make(kind: Any, content: Any) -> Any:
     if type(content) is not dict or set(content) != {f.name for f in fields(kind)}:
-        raise FrameError("a status with other fields than it has")
+        raise FrameError("a status with missing or unknown fields")
     return kind(**content)
 
 
@@ -203,7 +204,7 @@ def _check_tag(tag: Any) -> None:
 
 def _check_state(state: Any, known: frozenset[str]) -> None:
     if type(state) is not str or state not in known:
-        raise FrameError("a status with a state that is none")
+        raise FrameError("a status with an unknown state")
 
 
 def _check_count(value: Any, what: str) -> None:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from redislink.broker import Broker
 from redislink.broker.credentials import CredentialsCallable
@@ -26,7 +25,6 @@ from redislink.errors import (
     EndpointClosed,
     RedisLinkError,
     UsageError,
-    reason_for_peers,
 )
 from redislink.forking import dies_in_child, renew_in_child
 from redislink.identity.keypair import Identity
@@ -37,6 +35,7 @@ from redislink.settings import RedisLinkSettings
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.rendezvous import Progress
 from redislink.transport.stats import EndpointStats
+from redislink.with_block import ClosesOrAborts
 
 if TYPE_CHECKING:
     from redislink.spu.device import SpuDevice
@@ -53,7 +52,7 @@ _open_lock = threading.Lock()
 renew_in_child(_open_lock)
 
 
-class Session:
+class Session(ClosesOrAborts):
     """This party's part in a session. `Session.join` makes it; use it as a context manager.
 
     Call it from one thread at a time; to compute in several threads, see `SpuDevice.spawn`. Only
@@ -325,20 +324,6 @@ class Session:
                     self._communicator.close()
                 finally:
                     self._left = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort(reason_for_peers(error))
 
     def die_in_child(self) -> None:
         """In the child of a fork: every call raises `UsedAfterFork`, and leaving does nothing."""

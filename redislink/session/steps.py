@@ -397,7 +397,7 @@ class Steps:
             parts: as for `step`.
 
         Raises:
-            ProgramDiverged, PeerAborted: as `finish`.
+            ProgramDiverged, PeerAborted: see `finish`.
         """
         deadline = time.monotonic() + timeout
         self.finish(timeout, parts)
@@ -489,7 +489,7 @@ class Steps:
                 what = f"called {own.text} ({own.place}), {peer} called {other.text}"
             else:
                 known = number > common.start or number <= self._agreed[peer] + 1
-                hint = _what_differs(own, other, labels[number - oldest], known)
+                hint = _what_differs(own, other, labels[number - oldest], known=known)
                 what = f"({own.place}) and {peer} called {own.text}"
             if versions != _versions():
                 what = f"has {_versions()}, {peer} has {versions}; {self._me} {what}"
@@ -584,7 +584,7 @@ class Steps:
         )
 
 
-def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], known: bool) -> str:
+def _what_differs(own: _Entry, other: _Entry, labels: Sequence[str], *, known: bool) -> str:
     """What differs between two calls that look alike.
 
     Args:

@@ -83,8 +83,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
                 self._wait_for_window()
             self.SendAsync(key, value)
             with self._sending.core.changed:
-                if self._throttle_window and (handle := self._last_handle()) is not None:
-                    self._unconsumed.append(handle)
+                if self._throttle_window and (request := self._last_request()) is not None:
+                    self._unconsumed.append(request)
 
     def Recv(self, key: str) -> bytes:
         """Wait for the message with this key, and return it.
@@ -113,9 +113,9 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
 
         Waits for at most ``close_timeout``, and leaves what is undelivered then to the endpoint.
         """
-        if not self._aborted and (handle := self._last_handle()) is not None:
+        if not self._aborted and (request := self._last_request()) is not None:
             with contextlib.suppress(SendTimeout, PeerClosed):
-                handle.wait(self._endpoint.settings.close_timeout)
+                request.wait(self._endpoint.settings.close_timeout)
 
     def Abort(self) -> None:
         """End blocked receives with RecvCancelled. Afterwards nothing is sent or received."""
@@ -159,16 +159,18 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
                 f"{self._endpoint.party}: the link to {self._peer} was aborted: make a new one"
             )
 
-    def _last_handle(self) -> Request | None:
+    def _last_request(self) -> Request | None:
         last = self._last_sent
         return None if last is None else self._sending.request(self._peer, *last)
 
     def _window_has_room(self) -> bool:
+        """Return whether one more message may go. Needs the lock of the core."""
+        self._sending.core.check_locked()
         unconsumed = self._unconsumed
         while unconsumed and unconsumed[0].test():
             unconsumed.popleft()
         if len(unconsumed) >= self._throttle_window:  # later ones may have been taken
-            self._unconsumed = deque(handle for handle in unconsumed if not handle.test())
+            self._unconsumed = deque(request for request in unconsumed if not request.test())
         window = self._throttle_window
         return self._aborted or not window or len(self._unconsumed) < window
 

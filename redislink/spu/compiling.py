@@ -37,7 +37,7 @@ _Kept = TypeVar("_Kept")
 
 _MOST_KEPT: Final = 256
 _MOST_BYTES: Final = 128 << 20
-"""Of what one cache keeps: codes, and the constants of the functions that they are of."""
+"""Limit of what one cache keeps: codes, and the constants of their functions."""
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 

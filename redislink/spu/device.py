@@ -276,7 +276,7 @@ class SpuDevice:
             if owner != self._me:
                 return self._receive_private(owner, call)
             try:
-                loaded = self._load(load, wrap_ok)
+                loaded = self._load(load, wrap_ok=wrap_ok)
             except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
                 failed = error
                 self._steps.tell_failure(self._others(), ["failed", type(error).__name__], error)
@@ -314,7 +314,7 @@ class SpuDevice:
         static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
 
         def compute(*arguments: Any, **named: Any) -> Any:
-            return self._compute(function, static, arguments, named, wrap_ok)
+            return self._compute(function, static, arguments, named, wrap_ok=wrap_ok)
 
         compute.__name__ = compute.__qualname__ = f"{self.name}.run({name_of(function)})"
         return compute
@@ -458,11 +458,13 @@ class SpuDevice:
 
     # -- private -----------------------------------------------------------------------------
 
-    def _load(self, load: Any, wrap_ok: bool) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
+    def _load(
+        self, load: Any, *, wrap_ok: bool
+    ) -> tuple[Any, list[Array], list[list[libspu.Share]]]:
         """The containers, the leaves, and for each leaf the shares of all members."""
 
         def hold(leaf: Any, place: str) -> Array:
-            return self._hold(leaf, lambda: f"value{place}", wrap_ok)
+            return self._hold(leaf, lambda: f"value{place}", wrap_ok=wrap_ok)
 
         value = load() if callable(load) else load
         try:
@@ -471,11 +473,11 @@ class SpuDevice:
             raise UsageError(f"{self._me}: {self.name}.private: {error}") from None
         return tree, leaves, [self._make_shares(x, libspu.Visibility.VIS_SECRET) for x in leaves]
 
-    def _hold(self, leaf: Any, where: Callable[[], str], wrap_ok: bool) -> Array:
+    def _hold(self, leaf: Any, where: Callable[[], str], *, wrap_ok: bool) -> Array:
         """A leaf as an array that this device can hold; UsageError if it cannot."""
         try:
             array = as_array(leaf)
-            self._ranges.check(array, columns_of(leaf), wrap_ok)
+            self._ranges.check(array, columns_of(leaf), wrap_ok=wrap_ok)
         except UsageError as error:
             raise UsageError(f"{where()} {error}") from None
         return array
@@ -564,6 +566,7 @@ class SpuDevice:
         static: tuple[int, ...],
         arguments: tuple[Any, ...],
         named: dict[str, Any],
+        *,
         wrap_ok: bool,
     ) -> Any:
         places = {place + len(arguments) if place < 0 else place for place in static}
@@ -582,7 +585,7 @@ class SpuDevice:
             return f"{self._me}: {self.name}.run({name_of(function)}): {what}"
 
         leaves = [
-            self._argument(leaf, partial(label, number), wrap_ok)
+            self._argument(leaf, partial(label, number), wrap_ok=wrap_ok)
             for number, leaf in enumerate(given)
         ]
         shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in leaves)
@@ -626,13 +629,13 @@ class SpuDevice:
             ) from None
         return leaves, tree
 
-    def _argument(self, leaf: Any, where: Callable[[], str], wrap_ok: bool) -> SpuArray | Array:
+    def _argument(self, leaf: Any, where: Callable[[], str], *, wrap_ok: bool) -> SpuArray | Array:
         if isinstance(leaf, SpuArray):
             self._check_handle(leaf, "run")
             return leaf
         if isinstance(leaf, Withheld):
             raise NotRevealed(f"{self._me}: an argument of {self.name}.run: {leaf._why()}")
-        return self._hold(leaf, where, wrap_ok)
+        return self._hold(leaf, where, wrap_ok=wrap_ok)
 
     def _compile(
         self,

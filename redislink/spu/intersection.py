@@ -145,7 +145,7 @@ def intersect(
     Returns:
         The positions of the common ones, from 0.
 
-    Raises: as `PsiRelay.run`.
+    Raises: see `PsiRelay.run`.
     """
     return PsiRelay(communicator, peer).run(rank, protocol, own)
 

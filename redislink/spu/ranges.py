@@ -83,7 +83,7 @@ class Ranges:
         """L: whole numbers n can be compared if -L <= n < L."""
         return 1 << (self.ring_bits - 2)
 
-    def check(self, array: Array, columns: Sequence[object] = (), wrap_ok: bool = False) -> None:
+    def check(self, array: Array, columns: Sequence[object] = (), *, wrap_ok: bool = False) -> None:
         """Refuse an array that the device cannot hold.
 
         Args:
@@ -98,7 +98,7 @@ class Ranges:
         if array.dtype.kind == "f":
             self._check_fractions(array, columns)
         elif array.dtype.kind in "iu":
-            self._check_whole(array, columns, wrap_ok)
+            self._check_whole(array, columns, wrap_ok=wrap_ok)
 
     def _check_fractions(self, array: Array, columns: Sequence[object]) -> None:
         limit = self.fraction_limit
@@ -120,7 +120,7 @@ class Ranges:
             "; ".join(_REMEDIES[kind] for kind, found in bad if found.any()),
         )
 
-    def _check_whole(self, array: Array, columns: Sequence[object], wrap_ok: bool) -> None:
+    def _check_whole(self, array: Array, columns: Sequence[object], *, wrap_ok: bool) -> None:
         if array.dtype.itemsize * 8 > self.ring_bits:
             narrow = f"{'u' * (array.dtype.kind == 'u')}int{self.ring_bits}"
             raise UsageError(

@@ -80,11 +80,11 @@ class _Rewriting:
         values |= zip(jaxpr.invars, arguments, strict=True)
         for equation, is_needed in zip(jaxpr.eqns, _needed_to_draw(jaxpr), strict=True):
             given = [_value(values, place) for place in equation.invars]
-            results = self._apply(equation, given, is_needed)
+            results = self._apply(equation, given, is_needed=is_needed)
             values |= zip(equation.outvars, results, strict=True)
         return [_value(values, place) for place in jaxpr.outvars]
 
-    def _apply(self, equation: Any, given: list[Any], is_needed: bool) -> list[Any]:
+    def _apply(self, equation: Any, given: list[Any], *, is_needed: bool) -> list[Any]:
         name = equation.primitive.name
         known = not any(isinstance(value, jax.core.Tracer) for value in given)
         if is_needed and known:

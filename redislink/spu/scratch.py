@@ -25,7 +25,7 @@ from typing import Final
 from redislink.forking import dies_in_child, let_go
 
 PREFIX: Final = "redislink-scratch-"
-"""Of no directory that is not locked: version 0.1 had others, which it did not lock."""
+"""Prefix of locked directories only: version 0.1 had others, which it did not lock."""
 _ATTEMPTS: Final = 100
 _PAUSE: Final = 0.02
 """Seconds between attempts to remove a directory that something still writes to."""

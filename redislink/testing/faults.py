@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -17,7 +18,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -99,7 +100,12 @@ class FaultyBroker(Broker):
     def __init__(
         self, url: str, *, seed: int = 0, faults: Faults | None = None, **options: Any
     ) -> None:
-        """Args: as of `Broker`, and what decides which pushes and pops are harmed."""
+        """Args:
+        url: the broker's URL.
+        seed: decides which pushes and pops the faults hit.
+        faults: which faults to inject, and how often; None for none.
+        **options: passed on to `Broker`.
+        """
         super().__init__(url, **options)
         self.seed = seed
         self.faults = faults or Faults()
@@ -178,7 +184,11 @@ class FaultyBroker(Broker):
     def flush_session(self, name: bytes) -> None:
         """Delete all keys of the session to which a list belongs."""
         session = list_names.parse_list_untrusted(name)[0]
-        self._on_own_connection([[b"KEYS", f"{list_names.PREFIX}:{{{session}:*"]], then_delete=True)
+        with self._own_connection() as connection:
+            pattern = f"{list_names.PREFIX}:{{{session}:*"
+            keys = connection.execute(b"KEYS", pattern, timeout=self.timeout, most=LISTING)
+            if keys:
+                connection.execute(b"DEL", *keys, timeout=self.timeout)
 
     def die_in_child(self) -> None:
         """In the child of a fork: the parent pushes what is held."""
@@ -195,20 +205,18 @@ class FaultyBroker(Broker):
                 pause = due - time.monotonic()
                 commands = heapq.heappop(self._held)[3] if pause <= 0 else []
             if commands:
-                self._on_own_connection(commands)
+                with self._own_connection() as connection:
+                    for command in commands:
+                        connection.execute(*command, timeout=self.timeout, most=LISTING)
             else:
                 time.sleep(pause)
 
-    def _on_own_connection(self, commands: list[Command], then_delete: bool = False) -> None:
+    @contextlib.contextmanager
+    def _own_connection(self) -> Iterator[BrokerConnection]:
+        """A connection without faults. If the broker is away, the block ends without an error."""
         try:
-            connection = super().open()
-            try:
-                for command in commands:
-                    reply = connection.execute(*command, timeout=self.timeout, most=LISTING)
-                    if then_delete and reply:
-                        connection.execute(b"DEL", *reply, timeout=self.timeout)
-            finally:
-                connection.close()
+            with contextlib.closing(super().open()) as connection:
+                yield connection
         except BrokerError as error:
             _logger.debug("a held push is lost, because the broker is away: %s", error)
 
@@ -239,7 +247,7 @@ class FaultyConnection(BrokerConnection):
 
     @property
     def usable(self) -> bool:
-        """As of the connection behind."""
+        """True if the real connection is usable."""
         return self._inner.usable
 
     @usable.setter
@@ -292,16 +300,16 @@ class FaultyConnection(BrokerConnection):
         *,
         wait: bool = True,  # noqa: ARG002 - as `BrokerConnection.write_some`
     ) -> Sequence[Buffer]:
-        """As `write`: always everything, because a fault hits a whole command."""
+        """Write everything, because a fault hits a whole command."""
         self.write(pieces)
         return ()
 
     def be_patient(self, seconds: float) -> None:
         """Ignored: writes are whole, and wait."""
 
-    def keep_unsent_low(self, low: bool) -> None:
-        """As of the connection behind."""
-        self._inner.keep_unsent_low(low)
+    def limit_unsent(self, *, on: bool) -> None:
+        """Pass it on to the real connection."""
+        self._inner.limit_unsent(on=on)
 
     @property
     def bytes_received(self) -> int | None:
@@ -314,7 +322,7 @@ class FaultyConnection(BrokerConnection):
             self._inner.wait_movable(seconds, writes=False)
 
     def read(self, timeout: float, most: Bound = ELEMENT) -> Any:
-        """The next reply: the broker's, or the one that a fault makes."""
+        """Return the next reply: the broker's, or one that a fault makes."""
         if not self._owed:
             return self._inner.read(timeout, most)
         owed = self._owed[0]
@@ -330,25 +338,25 @@ class FaultyConnection(BrokerConnection):
         return owed.reply
 
     def pop(self, name: bytes, timeout: float, margin: float) -> Any:
-        """BLPOP of one list."""
+        """Send BLPOP of one list, and read the reply."""
         self.write((pack_blpop((name,), timeout),))
         return self.read_popped(name, timeout + margin)
 
     def read_popped(self, name: bytes, timeout: float) -> Any:
-        """The reply to a BLPOP of one list that was written before."""
+        """Read the reply to a BLPOP of one list that was sent before."""
         return element_of(self.read(timeout), name)
 
     def read_integers(self) -> int:
-        """None at once: each is read by itself, because faults may hit it."""
+        """Return 0: each reply is read by itself, because faults may hit it."""
         return 0
 
     def read_now(self) -> bool:
-        """As `read`: what has begun to arrive comes."""
+        """Read the next reply, which has begun to arrive."""
         self.read(self._broker.timeout)
         return True
 
     def wait_readable(self, seconds: float) -> bool:
-        """As `readable`, but waits for up to ``seconds``."""
+        """Wait up to ``seconds`` for `readable`, and return it."""
         return self.readable() or self._inner.wait_readable(seconds)
 
     def readable(self) -> bool:
@@ -358,11 +366,11 @@ class FaultyConnection(BrokerConnection):
         return made_up or self._inner.readable()
 
     def interrupt(self) -> None:
-        """As of the connection behind."""
+        """Interrupt the real connection."""
         self._inner.interrupt()
 
     def close(self) -> None:
-        """As of the connection behind."""
+        """Close the real connection."""
         self._inner.close()
 
     def _read_real(self, owed: _Owed, timeout: float, most: Bound = ELEMENT) -> None:

@@ -130,7 +130,7 @@ class ProxiedConnection:
     ) -> None:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_UNDER_WAY)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._write(under_way, target, up))
+            tasks.create_task(self._write(under_way, target, up=up))
             while True:
                 data = await source.read(_CHUNK)
                 await self._flows.wait()
@@ -147,6 +147,7 @@ class ProxiedConnection:
         self,
         under_way: asyncio.Queue[tuple[float, bytes]],
         target: asyncio.StreamWriter,
+        *,
         up: bool,
     ) -> None:
         loop = asyncio.get_running_loop()

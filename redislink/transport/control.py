@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, cast
 
 from redislink.broker.inbox import Interrupted
@@ -85,10 +86,11 @@ class Control:
 
     def _serve(self) -> None:
         core = self._core
-        sources: dict[bytes, tuple[Peer, bool]] = {
-            peer.control_in: (peer, True) for peer in core.peers.values()
+        sources: dict[bytes, tuple[Peer, Callable[[Peer, Buffer], None]]] = {
+            peer.control_in: (peer, self._take_control) for peer in core.peers.values()
         }
-        sources |= {name: (core.peers[p], False) for name, p in core.rendezvous.lists.items()}
+        for name, party in core.rendezvous.lists.items():
+            sources[name] = core.peers[party], self.take_hello
         names = list(sources)
         while not core.stopped.is_set() and not isinstance(core.failure, BrokerError):
             try:
@@ -113,12 +115,8 @@ class Control:
                     peer.delivery.listened(now)
             self._report_silence(now)
             if popped is not None:
-                peer, is_control = sources[popped[0]]
-                if is_control:
-                    self._collect()  # so that no probe finds unconfirmed what the broker has
-                    self._take_control(peer, popped[1])
-                else:
-                    self.take_hello(peer, popped[1])
+                peer, take = sources[popped[0]]
+                take(peer, popped[1])
             core.check_peers()
 
     def _serve_timers(self) -> float:
@@ -203,6 +201,7 @@ class Control:
 
     def _take_control(self, peer: Peer, element: Buffer) -> None:
         core = self._core
+        self._collect()  # so that no probe finds unconfirmed what the broker has
         try:
             frame, _ = peer.codec.decode_untrusted(peer.control_in, element)
         except FrameError as error:

@@ -40,10 +40,10 @@ from redislink.errors import (
 from redislink.forking import Dead, used_after_fork
 from redislink.logs import PartyLogger, is_power_of_two
 from redislink.protocol import list_names
-from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
+from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timing
 from redislink.protocol.element_size import LEAST, ElementSize
 from redislink.protocol.fragments import split_element
-from redislink.protocol.frame import Abort, Data
+from redislink.protocol.frame import Abort
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.settings import RedisLinkSettings
 from redislink.transport.lanes import Lanes
@@ -227,12 +227,19 @@ class Core:
                 if isinstance(push, Leftover):
                     outbox.delete(peer.left_list(push))
                     continue
-                name = peer.out_list(push.tag)
-                if push.tag is None and (self.closing or self.failure is not None):
-                    self.last_words.append((peer, push))
-                if push.clear and push.tag is not None:
-                    again.append(push.tag)
                 token, encode = (peer.delivery, push), peer.codec.encode_parts
+                if not isinstance(push, DataPush):
+                    if self.closing or self.failure is not None:
+                        self.last_words.append((peer, push))
+                    name = peer.control_out
+                    element = encode(name, push.frame, push.body)
+                    # A peer that is suspended may come back for its ABORT much later.
+                    ttl = None if type(push.frame) is Abort else _CONTROL_TTL
+                    outbox.push(name, element, token, clear=push.clear, ttl=ttl, urgent=True)
+                    continue
+                name = peer.out_list(push.tag)
+                if push.clear:
+                    again.append(push.tag)
                 size = push.message_bytes or len(push.body)
                 if large_before and len(push.body) >= LARGE and self.element_size.limit is None:
                     # Earlier chunks fill the line: seal and write this one when they are through.
@@ -241,14 +248,10 @@ class Core:
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)
-                limit, frame = self.element_size.limit, push.frame
-                if push.tag is None:
-                    # A peer that is suspended may come back for its ABORT much later.
-                    ttl = None if type(frame) is Abort else _CONTROL_TTL
-                    outbox.push(name, element, token, clear=push.clear, ttl=ttl, urgent=True)
-                elif limit is not None and isinstance(frame, Data) and len(push.body) > limit:
+                limit = self.element_size.limit
+                if limit is not None and len(push.body) > limit:
                     # Its number is used up: it must not be sealed again in smaller frames.
-                    *first, last = split_element(element, frame.seq, limit)
+                    *first, last = split_element(element, push.frame.seq, limit)
                     for at, fragment in enumerate(first):
                         outbox.push(name, fragment, clear=push.clear and not at, size=size)
                     outbox.push(name, last, token, size=size)
@@ -357,7 +360,7 @@ class Core:
             return
         by_node: dict[bytes, list[tuple[bytes, tuple[bytes, Buffer]]]] = defaultdict(list)
         for peer, push in tuple(self.last_words):
-            name = peer.out_list(None)
+            name = peer.control_out
             node = list_names.inbox_of(name) if self.broker.is_cluster else b""
             by_node[node].append((name, peer.codec.encode_parts(name, push.frame, push.body)))
         for elements in by_node.values():

@@ -15,9 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 
-from redislink.errors import reason_for_peers
 from redislink.forking import dies_in_child
 from redislink.protocol.frame import BytesLike
 from redislink.settings import LONGEST_SECONDS, check_seconds
@@ -31,6 +29,7 @@ from redislink.transport.request import Request
 from redislink.transport.sending import Sending
 from redislink.transport.several import AnyClaim
 from redislink.transport.stats import EndpointStats, PeerStats
+from redislink.with_block import ClosesOrAborts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +43,7 @@ class EndpointParts:
     closing: Closing
 
 
-class Endpoint:
+class Endpoint(ClosesOrAborts):
     """This party's end of a session. `connect` makes it; several threads may use it at once.
 
     Name a peer by its party name or its rank. Send any bytes-like object; `recv` returns
@@ -143,7 +142,7 @@ class Endpoint:
         Args:
             src, tag: as for `recv`.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         return self.peek_message(src, tag) is not None
 
@@ -153,7 +152,7 @@ class Endpoint:
         Args:
             src, tag: as for `recv`.
 
-        Raises: as `recv`, but never a timeout.
+        Raises: see `recv`, but never a timeout.
         """
         message = self.parts.receiving.peek(src, tag)
         return None if message is None else message[0]
@@ -231,20 +230,6 @@ class Endpoint:
         twice.
         """
         self.parts.closing.close()
-
-    def __enter__(self) -> Endpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort(reason_for_peers(error))
 
     def die_in_child(self) -> None:
         """In a forked child: every call raises `UsedAfterFork`, and leaving does nothing."""

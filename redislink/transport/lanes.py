@@ -124,13 +124,11 @@ class Lanes:
             self._end(lane)
             return None
         try:
-            element = lane.wait.read_posted(
-                name, self._seconds if head == tag else None, self._patience
-            )
-        except TimeoutError:
-            self._distrust(lane)
-            self._abandon_mine(lane)
-            return None
+            if head != tag and not lane.wait.wait_posted(self._patience):
+                self._distrust(lane)
+                self._abandon_mine(lane)
+                return None
+            element = lane.wait.read_posted(name, self._seconds)
         except BaseException:
             self._abandon_mine(lane)
             raise

@@ -63,10 +63,8 @@ class Peer:
         """Return the name of the list from the peer for messages with this tag."""
         return self.in_prefix + list_names.encode_tag(tag)
 
-    def out_list(self, tag: str | None) -> bytes:
-        """Return the name of the list to the peer for this tag; None means the control list."""
-        if tag is None:
-            return self.control_out
+    def out_list(self, tag: str) -> bytes:
+        """Return the name of the list to the peer for messages with this tag."""
         return self.out_prefix + list_names.encode_tag(tag)
 
     def left_list(self, leftover: Leftover) -> bytes:

@@ -358,7 +358,8 @@ class Receiving:
             return joined
 
     def _wake_another(self, peer: Peer, tag: str, mine: Wait | None) -> None:
-        """A message with this tag is here: make another receive that waits for it look."""
+        """Make another receive look for a message with this tag, which is here. Needs the lock."""
+        self.core.check_locked()
         for wait in self.core.inbox.waits():
             purpose = wait.purpose
             if wait is not mine and purpose is not None and purpose[:2] == (peer.name, tag):

@@ -50,7 +50,8 @@ class _SendRequest:
             )
 
     def _is_decided(self) -> bool:
-        """Call it with the lock."""
+        """Return whether a wait for this message may end. Needs the lock."""
+        self._sending.core.check_locked()
         delivery = self._peer.delivery
         return delivery.is_acked(self._seq) or delivery.state is State.PEER_CLOSED
 

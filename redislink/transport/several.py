@@ -523,9 +523,10 @@ def _lists_under_way(core: Core) -> set[bytes]:
         names = {
             peer.out_list(tag)
             for peer in core.peers.values()
-            for tag in (None, *peer.delivery.unacked_tags())
+            for tag in peer.delivery.unacked_tags()
         }
-    names |= {peer.control_in for peer in core.peers.values()}
+    for peer in core.peers.values():
+        names |= {peer.control_out, peer.control_in}
     return set(list(names)[:_MOST_LEFT])
 
 

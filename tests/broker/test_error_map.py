@@ -33,7 +33,10 @@ REPLIES: dict[str, tuple[type[BrokerError], str]] = {
     "WRONGPASS invalid username-password pair or user is disabled.": (BrokerAuthError, "check the"),
     "ERR invalid password": (BrokerAuthError, "check the user and password"),
     "ERR AUTH <password> called without any password configured for the default user. Are you "
-    "sure your configuration is correct?": (BrokerAuthError, "it has no password, and got one"),
+    "sure your configuration is correct?": (
+        BrokerAuthError,
+        "it has no password, but was given one",
+    ),
     "ERR Client sent AUTH, but no password is set": (BrokerAuthError, "it has no password"),
     "ERR wrong number of arguments for 'auth' command": (BrokerAuthError, "check the user"),
     "DENIED Redis is running in protected mode because": (BrokerRefused, "protected mode"),
@@ -60,7 +63,10 @@ REPLIES: dict[str, tuple[type[BrokerError], str]] = {
     "ERR DB index is out of range": (BrokerRefused, "no database of this number"),
     "ERR invalid DB index": (BrokerRefused, "no database of this number"),
     "ERR SELECT is not allowed in cluster mode": (BrokerRefused, "no database of this number"),
-    "ERR This instance has cluster support disabled": (BrokerRefused, "no node of a Redis Cluster"),
+    "ERR This instance has cluster support disabled": (
+        BrokerRefused,
+        "not a node of a Redis Cluster",
+    ),
     "ERR unknown command 'BLPOP', with args beginning with: 'x' '5'": (BrokerRefused, "a service"),
     "WRONGTYPE Operation against a key holding the wrong kind of value": (
         BrokerRefused,

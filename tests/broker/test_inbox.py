@@ -39,7 +39,7 @@ WAYS: dict[str, Way] = {
     "pop_one": Way(bool, lambda wait: wait.pop_one(NAME, 10)),
     "pop_of_many": Way(bool, lambda wait: wait.pop_of_many(NAME, 10, 1, 10)),
     "read_posted": Way(
-        lambda wait: wait.post((NAME,), 10), lambda wait: wait.read_posted(NAME, 10, 10)
+        lambda wait: wait.post((NAME,), 10), lambda wait: wait.read_posted(NAME, 10)
     ),
 }
 

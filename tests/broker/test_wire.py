@@ -9,13 +9,16 @@ import pytest
 
 from redislink.broker.socket_wire import SocketWire
 from redislink.broker.wire import (
+    CLEARING_REPLIES,
     LARGE,
+    PUSH_REPLIES,
     LibraryWire,
     Wire,
     element_of,
     pack,
     pack_blpop,
     pack_blpops,
+    pack_clearing_push,
     pack_push,
 )
 
@@ -36,20 +39,24 @@ def test_the_short_way_to_pack_a_push_gives_what_the_plain_one_does(size: int, c
     body = b"b" * size
     plain = [(b"DEL", NAME)] if clear else []
     plain += [(b"RPUSH", NAME, b"head" + body), (b"PEXPIRE", NAME, b"5000")]
-    pieces = pack_push(NAME, (b"head", body), 5000, clear)
+    pack_it, replies = (
+        (pack_clearing_push, CLEARING_REPLIES) if clear else (pack_push, PUSH_REPLIES)
+    )
+    assert replies == len(plain)
+    pieces = pack_it(NAME, (b"head", body), 5000)
     assert b"".join(pieces) == b"".join(map(pack, plain))
     assert len(pieces) == 1 or any(piece is body for piece in pieces), "a large body is not copied"
 
 
 def test_a_push_is_one_write_with_its_expiry() -> None:
-    small = pack_push(NAME, (b"head", b"body"), 5000, clear=True)
+    small = pack_clearing_push(NAME, (b"head", b"body"), 5000)
     assert small == [
         b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (len(NAME), NAME)
         + b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$8\r\nheadbody\r\n" % (len(NAME), NAME)
         + b"*3\r\n$7\r\nPEXPIRE\r\n$%d\r\n%b\r\n$4\r\n5000\r\n" % (len(NAME), NAME)
     ]
     large = bytes(100_000)
-    pieces = pack_push(NAME, (b"head", large), 5000, clear=False)
+    pieces = pack_push(NAME, (b"head", large), 5000)
     assert pieces[1] is large
 
 

@@ -262,7 +262,7 @@ def test_names_that_mean_something_to_a_shell(
 ) -> None:
     code, out, err = call(*words)
     assert (code, out) == (2, "")
-    assert "of which the first is a letter or digit" in err
+    assert "begin with a letter or digit" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -302,7 +302,7 @@ core._CONTROL_TTL = rendezvous._HELLO_TTL = 1
 claim._LEASE_MS, claim._RENEW_SECONDS = 1000, 0.2
 from redislink.broker import outbox
 _init = outbox.Outbox.__init__
-outbox.Outbox.__init__ = lambda self, broker, ttl, mark: _init(self, broker, 1, mark)
+outbox.Outbox.__init__ = lambda self, broker, ttl: _init(self, broker, 1)
 
 cluster = make_cluster(sys.argv[1], 2, session="dying")
 alice, bob = join(cluster)

@@ -315,7 +315,7 @@ def test_the_doctor_at_a_sound_broker(patient: Patient) -> None:
     )
     assert ("CLUSTER SLOTS" in found["commands"]["text"]) == several
     further = 0 if several else 1
-    assert found["replicas"]["text"].startswith(f"{further} further servers know user")
+    assert found["replicas"]["text"].startswith(f"{further} other servers that may take over")
     assert "cannot push as another party" in found["other parties' lists"]["text"]
     # What stays are the notes for the peers' doctors.
     left = set(content_of(patient.group.url)) - set(before)
@@ -374,7 +374,7 @@ def test_the_doctor_finds_a_node_of_other_settings(spread: Patient) -> None:
             spread.group.ask(port, "CONFIG", "SET", name, value)
     for name, said in (
         ("eviction", "maxmemory-policy is allkeys-lru"),
-        ("memory", "of maxmemory (50 MiB) are free; this session has up to 160 MiB"),
+        ("memory", "of maxmemory (50 MiB) are free; this session stores up to 160 MiB"),
         ("idle cut-off", "timeout is 60"),
     ):
         assert found[name]["level"] == "WARN", name
@@ -395,7 +395,7 @@ def test_the_doctor_and_sessions_name_a_node_that_is_away(spread: Patient, call:
         code, out, err = call("sessions", "--broker", group.url)
     assert told["level"] == "FAIL"
     assert f"127.0.0.1:{port} (node of redis+cluster://" in told["text"]
-    assert "which need not be one of the URL's" in told["remedy"]
+    assert "which need not be in the URL" in told["remedy"]
     assert (code, out) == (3, "")
     assert f"127.0.0.1:{port} (node of redis+cluster://" in err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redislink import Endpoint
 from tests.cli.conftest import Call, Run, Write
-from tests.observe.trace.test_timeline import record
+from tests.observe.test_timeline import record
 
 
 def swap(me: Endpoint) -> None:

@@ -83,7 +83,7 @@ def test_pre_shared_keys_that_differ(together: Together, tmp_path: Path, at_both
             write_secret(tmp_path / name / f"{peer}.psk", name.encode().ljust(32), "", "it")
     settings = ({"psk_dir": name, "cluster": in_session(f"psk-{at_both}")} for name in NAMES)
     alice, bob = together(*settings, connect_timeout="4")
-    check_one_line(alice, 4, "alice: ", "bob is there and does not answer", "(this party has one")
+    check_one_line(alice, 4, "alice: ", "bob is running but does not answer", "(this party has one")
     has = "one" if at_both else "none"
     check_one_line(bob, 4, "bob: ", "alice's hellos do not open", f"(this party has {has}")
 

@@ -226,11 +226,11 @@ class TestMessages:
     def test_a_silence_can_be_announced(self, pair: list[Any]) -> None:
         alice, bob = pair
         announced = contextlib.ExitStack()
-        announced.enter_context(alice.announce_silence(5))
+        announced.enter_context(alice.announce_silence(500))
         if isinstance(bob, RedisCommunicator):  # threads are not watched
             allowed = lambda: bob.endpoint.parts.core.peers["alice"].delivery._allowed_silence  # noqa: E731
             usual = bob.endpoint.settings.peer_timeout
-            wait_until(lambda: usual + 4 < allowed() <= usual + 5)
+            wait_until(lambda: usual + 490 < allowed() <= usual + 500)
             announced.close()
             wait_until(lambda: allowed() == usual)
         announced.close()

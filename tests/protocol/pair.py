@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable
 
-from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
+from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import Ack, AckState, Frame
 from redislink.protocol.states import State
 
@@ -48,7 +48,7 @@ class Pair:
                 self.lists.pop((dst, _list(push.tag, push.edition)), None)
                 continue
             src.confirm(push, self.now)
-            if push.tag is None:
+            if not isinstance(push, DataPush):
                 if not self.loses(push):
                     dst.receive_control(push.frame, self.now)
                 continue
@@ -136,7 +136,12 @@ def acked(cumulative: int, *ranges: tuple[int, int]) -> Ack:
 
 
 def numbers(pushes) -> list[int]:
-    return [push.frame.seq for push in pushes if isinstance(push, Push) and push.tag is not None]
+    return [push.frame.seq for push in pushes if isinstance(push, DataPush)]
+
+
+def tag_of(push: Push | Leftover) -> str | None:
+    """The tag of the data list that it is for; None if it is for the control list."""
+    return push.tag if isinstance(push, DataPush | Leftover) else None
 
 
 def control(pushes, kind):

@@ -42,6 +42,7 @@ from redislink.errors import (
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import Data, Frame
 from redislink.protocol.states import State
+from tests.protocol.pair import tag_of
 
 _OVER: Final = (State.CLOSED, State.FAILED)
 _BLPOP_SECONDS: Final = 5.0
@@ -859,12 +860,13 @@ class World:
 
     def _push(self, party: Party, peer: str, push: Push | Leftover) -> None:
         """Send it down the connection of this party, on which things stay in order."""
+        tag = tag_of(push)
         key: ListKey = (peer, party.name, None)
-        if push.tag is not None:
+        if tag is not None:
             edition = party.deliveries[peer].edition_out
             if isinstance(push, Leftover):
                 edition = push.edition
-            key = (peer, party.name, (push.tag, edition))
+            key = (peer, party.name, (tag, edition))
         write = Write(key, True, None)
         if isinstance(push, Push):
             element = Element(push.frame, bytes(push.body))

@@ -163,9 +163,9 @@ def test_a_contradiction_changes_nothing(contradiction):
 @pytest.mark.parametrize(
     ("frames", "what"),
     [
-        ([(Data(2, 0, 3), b"ab"), (Data(3, 1, 3), b"abc")], "not of one size"),
-        ([(Data(2, 0, 3), b"ab"), (Data(3, 1, 3), b"a")], "not of one size"),
-        ([(Data(2, 0, 3), b"ab"), (Data(4, 2, 3), b"abc")], "not of one size"),
+        ([(Data(2, 0, 3), b"ab"), (Data(3, 1, 3), b"abc")], "differ in size"),
+        ([(Data(2, 0, 3), b"ab"), (Data(3, 1, 3), b"a")], "differ in size"),
+        ([(Data(2, 0, 3), b"ab"), (Data(4, 2, 3), b"abc")], "differ in size"),
         ([(Data(4, 2, 3), b"abc"), (Data(2, 0, 3), b"")], "a chunk of 0 bytes"),
         ([(Data(4, 2, 3), b"")], "a chunk of 0 bytes"),
         ([(Data(1, 0, MAX_PARTS), bytes(4097))], "a chunk of 4097 bytes"),

@@ -33,6 +33,7 @@ from redislink.protocol.frame import (
 )
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, State
+from tests.protocol.pair import tag_of
 from tests.protocol.simulation import kept_internally
 
 TIMING = Timing(window_bytes=600, chunk_bytes=40)
@@ -342,7 +343,7 @@ class TwoDeliveries(RuleBasedStateMachine):
         """All that one of them wants pushed."""
         delivery = self.parties[name]
         for push in delivery.pushes():
-            key = (delivery.peer, push.tag)
+            key = (delivery.peer, tag_of(push))
             if isinstance(push, Leftover):
                 self.lists[key].clear()
                 continue

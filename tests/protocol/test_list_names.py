@@ -77,7 +77,7 @@ def test_names_are_checked_at_the_door(name, first):
 
 @pytest.mark.parametrize("name", [".", "..", "-rf", "--help", ".env", "_", "__pycache__", "..."])
 def test_names_are_no_directories_options_or_hidden_files(name):
-    with pytest.raises(ConfigError, match="first is a letter or digit"):
+    with pytest.raises(ConfigError, match="begin with a letter or digit"):
         list_names.check_name(name, "session")
     with pytest.raises(FrameError):
         list_names.parse_list_untrusted(f"rl:{{{name}:bob}}:alice:0:!hello".encode())

@@ -23,6 +23,7 @@ from redislink.protocol.seal import (
     SealKeys,
     StaleError,
 )
+from tests.protocol.pair import tag_of
 
 NAME = list_names.data_list("s", "bob", "alice", "0123456789abcdef", "t")
 CONTROL = list_names.control_list("s", "bob", "alice", "0123456789abcdef")
@@ -359,11 +360,12 @@ class Conversation:
             if isinstance(push, Leftover):
                 self.lists.pop((side, push.tag), None)
                 continue
-            name = f"{side}{push.tag}".encode()
+            tag = tag_of(push)
+            name = f"{side}{tag}".encode()
             element = self.codecs[side].encode(name, push.frame, push.body)
             if push.clear:
-                self.lists.pop((side, push.tag), None)
-            self.lists.setdefault((side, push.tag), []).append(element)
+                self.lists.pop((side, tag), None)
+            self.lists.setdefault((side, tag), []).append(element)
             self.pushed[side].append(push)
 
     def send(self, side, tag, size):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from redislink.errors import FrameError
 from redislink.protocol.delivery import Delivery, DeliveryStats, Leftover, Timing
 from redislink.protocol.frame import Ack, AckState, Data, Encoding, Probe
+from tests.protocol.pair import tag_of
 
 TIMING = Timing(window_bytes=2000, chunk_bytes=300, least_chunk_bytes=100)
 CHUNK_FIELDS = (
@@ -55,7 +56,9 @@ class Party:
         except FrameError as error:
             result = str(error)
         pushed = [
-            push if isinstance(push, Leftover) else (push.tag, push.frame, push.body, push.clear)
+            push
+            if isinstance(push, Leftover)
+            else (tag_of(push), push.frame, push.body, push.clear)
             for push in self._push()
         ]
         return result, pushed, picture(self.delivery)

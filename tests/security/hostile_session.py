@@ -26,6 +26,7 @@ from redislink.protocol.frame import decode_untrusted, encode
 from redislink.protocol.seal import Codec, StaleError
 from redislink.protocol.sealed_handshake import SealedHandshake
 from redislink.protocol.states import State
+from tests.protocol.pair import tag_of
 from tests.security.hostile_broker import Attacker
 
 NAMES: Final = ("alice", "bob", "carol")
@@ -278,7 +279,7 @@ class Party:
 
     def _push(self, peer: Peer) -> None:
         for push in peer.delivery.pushes():
-            name = peer.out_list(push.tag)
+            name = peer.out_list(tag_of(push))
             if isinstance(push, Leftover):
                 self._session.lists.delete(name)
                 continue

@@ -188,7 +188,7 @@ class TestPeerThatBreaksTheRules:
     def seal(self, sender, receiver, inner):
         """Push a control frame that holds these bytes."""
         peer = sender.parts.core.peers[receiver]
-        codec, name = peer.codec, peer.out_list(None)
+        codec, name = peer.codec, peer.control_out
         number = next(codec._control_numbers)
         header = encode_header(Sealed(number))
         sealed = codec._control_out.encrypt(number.to_bytes(12, "big"), inner, name + header)
@@ -245,7 +245,7 @@ class TestPeerThatBreaksTheRules:
         """There anybody may have sent it, so nobody is blamed."""
         alice, bob = endpoints = join(make_cluster(valkey.url, 2, security="none"))
         peer = alice.parts.core.peers["bob"]
-        name = peer.out_list(None)
+        name = peer.control_out
         alice.parts.core.outbox.push(
             name, peer.codec.encode_parts(name, Ack(AckState(1 << 60)), b"")
         )

@@ -87,9 +87,17 @@ def test_receiving_from_several_threads(channels):
         assert got == [b"%d" % i]
 
 
-def test_send_returns_when_the_broker_has_it(channels):
+def test_send_returns_when_the_broker_has_it(channels, monkeypatch):
     alice, bob = channels
+    flush, flushed = alice._endpoint.flush, []
+
+    def noted():
+        flushed.append(alice._last_sent[0])
+        flush()
+
+    monkeypatch.setattr(alice._endpoint, "flush", noted)
     alice.Send("k", b"v")
+    assert flushed == ["L/k"]
     assert bob._endpoint.has_message("alice", "L/k")
 
 

@@ -12,7 +12,6 @@ import signal
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from redislink.broker.embedded import _server_binary
 from redislink.errors import BrokerError
 from redislink.protocol import list_names
 from tests.support.servers import Admin, debian_redis
+from tests.support.waiting import wait_until
 
 MASTER = "relay"
 SLOTS = 16384
@@ -34,15 +34,7 @@ _PATIENCE = 30.0
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Return once the condition holds; servers that do not answer yet count as no."""
-    give_up, pause = time.monotonic() + _PATIENCE, threading.Event()
-    while True:
-        try:
-            if condition():
-                return
-        except BrokerError:
-            pass
-        assert time.monotonic() < give_up, f"in {_PATIENCE:g} s: {what} did not come"
-        pause.wait(0.02)
+    wait_until(condition, _PATIENCE, what, passing=(BrokerError,))
 
 
 def free_ports(count: int) -> list[int]:

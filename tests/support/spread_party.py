@@ -50,8 +50,8 @@ def main() -> None:
                 for number in range(5):
                     endpoint.send(other, f"unread {number}", bytes(1000))
             endpoint.flush()
-        report("blocks")
         if options.role.startswith("hold"):
+            report("blocks")
             asked.wait()
             if options.role == "hold-announced":
                 with endpoint.announce_silence():
@@ -64,6 +64,7 @@ def main() -> None:
                 endpoint.send(other, TAG, b"after a silence")
             return
         try:
+            report("blocks")  # the signal may come from here on
             endpoint.recv(others[0], TAG)
         except Exception as error:
             report("raised", type=type(error).__name__, text=str(error))

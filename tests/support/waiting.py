@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -10,16 +11,25 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def wait_until(condition: Callable[[], _T], seconds: float = 10.0) -> _T:
+def wait_until(
+    condition: Callable[[], _T],
+    seconds: float = 10.0,
+    what: str = "what the test waits for",
+    passing: tuple[type[Exception], ...] = (),
+) -> _T:
     """Return what ``condition`` gives, once that is true.
 
     Args:
         condition: cheap; looked at every few milliseconds.
         seconds: many times what it takes; what does not come by then fails the test.
+        what: names the thing, for that failure.
+        passing: exceptions of ``condition`` that mean "not yet".
     """
     deadline = time.monotonic() + seconds
     pause = threading.Event()
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "what the test waits for did not come"
+    while True:
+        with contextlib.suppress(*passing):
+            if result := condition():
+                return result
+        assert time.monotonic() < deadline, f"{what} did not come in {seconds:g} s"
         pause.wait(0.005)
-    return result

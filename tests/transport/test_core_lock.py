@@ -1,4 +1,4 @@
-"""Under the lock of the core nobody connects, and no log handler of a program runs."""
+"""No log handler of a program runs under a lock of ours, and nobody connects under one."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ from collections.abc import Iterator
 
 import pytest
 
-from redislink import Endpoint, PeerError, RedisLinkError
+from redislink import BrokerUnreachable, Endpoint, PeerError, RedisLinkError
+from redislink.broker import Outbox
 from redislink.broker.connection import BrokerConnection
 from tests.conftest import in_thread, join, make_cluster, run_parties
+from tests.support.locks import Locks
 from tests.support.waiting import wait_until
 
 
 class Listener(logging.Handler):
-    """Notes each record that is made while a lock of the endpoints is held."""
+    """Notes each record that a thread makes while it holds a lock of redislink."""
 
-    def __init__(self, endpoints: list[Endpoint]) -> None:
+    def __init__(self, locks: Locks) -> None:
         super().__init__(logging.DEBUG)
-        self.endpoints = endpoints
-        self.heard = 0
-        self.under_lock: list[str] = []
+        self._locks = locks
+        self.heard: list[str] = []
+        self.under_lock: list[tuple[str, list[str]]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard += 1
-        if any(e.parts.core.lock._is_owned() for e in self.endpoints):  # type: ignore[attr-defined]
-            self.under_lock.append(record.getMessage())
+        self.heard.append(record.getMessage())
+        if held := self._locks.held():
+            self.under_lock.append((record.getMessage(), held))
 
 
 @pytest.fixture
-def listened(broker_url: str) -> Iterator[tuple[list[Endpoint], Listener]]:
+def listened(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[list[Endpoint], Listener]]:
     logger = logging.getLogger("redislink")
     level = logger.level
     logger.setLevel(logging.DEBUG)
-    endpoints = join(make_cluster(broker_url, 2), close_timeout=0.2)
-    listener = Listener(endpoints)
+    listener = Listener(Locks(monkeypatch))
     logger.addHandler(listener)
+    endpoints = join(make_cluster(broker_url, 2), close_timeout=0.2)
     yield endpoints, listener
     run_parties(*(lambda e=e: e.abort("the test is over") for e in endpoints))
     logger.removeHandler(listener)
@@ -57,7 +61,32 @@ def test_no_record_is_made_under_it(listened: tuple[list[Endpoint], Listener]) -
     with pytest.raises(PeerError):
         bob.recv("alice", "u")
     wait_until(lambda: core.failure is not None)
-    assert listener.heard > 3
+    assert len(listener.heard) > 3
+    assert listener.under_lock == []
+
+
+def test_nor_while_an_outbox_is_mended(listened: tuple[list[Endpoint], Listener]) -> None:
+    (alice, bob), listener = listened
+    outbox = alice.parts.core.outbox
+    assert isinstance(outbox, Outbox)
+    with outbox._lock:
+        outbox._break(BrokerUnreachable("made up by the test"))
+    alice.send("bob", "t", b"x")
+    assert bob.recv("alice", "t") == b"x"
+    wait_until(lambda: any("reconnected" in message for message in listener.heard))
+    assert listener.under_lock == []
+
+
+def test_one_under_a_lock_would_be_noticed(listened: tuple[list[Endpoint], Listener]) -> None:
+    (alice, _), listener = listened
+    core = alice.parts.core
+    with core.lock, core.changed, core.rendezvous._lock:
+        core.changed.wait(0.001)
+        core.log.info("made under three of them")
+    core.log.info("made under none")
+    (told, held) = listener.under_lock.pop()
+    assert told == "made under three of them"
+    assert len(held) == 3
     assert listener.under_lock == []
 
 
@@ -87,7 +116,12 @@ def test_nobody_connects_with_the_lock_of_the_lanes(
     for number in range(20):
         alice.send("bob", f"t-{number}", b"x")
         assert bob.recv("alice", f"t-{number}") == b"x"
-    assert bob.parts.core.peers["alice"].lanes._lanes
+    lanes = bob.parts.core.peers["alice"].lanes
+    (lane,) = lanes._lanes.values()
+    with lane.lock:  # as a reader that lost the connection, before it gives the lane up
+        lane.wait.disconnect()
+        lanes.go_on(lane)
+    assert lane.abandoned
     assert held
     assert not any(held)
     run_parties(alice.close, bob.close)
@@ -99,6 +133,8 @@ def test_helpers_that_need_it_say_so(listened: tuple[list[Endpoint], Listener]) 
     for helper in (
         alice.parts.core.wake_all,
         alice.parts.closing._unfinished,
+        lambda: alice.parts.receiving._wake_another(alice.parts.core.peer("bob"), "t", None),
+        alice.parts.sending.request("bob", "t", 1)._is_decided,  # type: ignore[attr-defined]
         lambda: alice.parts.receiving.register(wait),
     ):
         with pytest.raises(AssertionError, match="lock"):

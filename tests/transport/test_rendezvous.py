@@ -4,6 +4,8 @@ import contextlib
 import logging
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,9 +55,7 @@ def test_differing_pre_shared_keys_do_not_wait_for_the_timeout(broker_url, tmp_p
     for (_, (error,)), name, has in zip(sides, ("alice", "bob"), ("one", "none"), strict=True):
         assert isinstance(error, SecurityMismatch)
         assert str(error).startswith(f"{name}: ")
-        assert f"same pre-shared key for each other, or neither any (this party has {has}" in str(
-            error
-        )
+        assert f"same pre-shared key for each other, or none (this party has {has}" in str(error)
 
 
 @pytest.mark.slow
@@ -101,6 +101,35 @@ def test_the_first_to_see_a_mismatch_says_hello_until_the_other_has_surely_seen_
     thread.join(20)
     assert isinstance(outcome[0], ClusterMismatch)
     connection.close()
+
+
+AS_WRITTEN = rendezvous._HELLO_INTERVAL, rendezvous._LINGER  # tests may hasten them
+
+
+def test_how_often_and_how_long_hellos_are_said_is_what_the_page_says():
+    page = Path(__file__).parents[2] / "docs" / "architecture.md"
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert "HELLO to every peer, and repeats it every second" in text
+    assert "goes on saying hello for 2 s" in text
+    assert AS_WRITTEN == (1.0, 2.0)
+
+
+def test_a_peer_that_goes_on_saying_hello_is_answered_again(monkeypatch):
+    """The broker lost our hello; but a peer that has it is not flooded."""
+    now, answers = [0.0], []
+    hello = Hello(b"d" * 32, b"i" * INSTANCE_BYTES)
+    monkeypatch.setattr(rendezvous, "_HELLO_INTERVAL", 1.0)
+    monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    handshake = SimpleNamespace(
+        receive_untrusted=lambda *_: None, hello_for=lambda peer: (hello, b"")
+    )
+    outbox = SimpleNamespace(push=lambda *_, **__: answers.append(now[0]), error=None)
+    meeting = rendezvous.Rendezvous(
+        make_cluster("fakeredis://x", 2), "alice", handshake, outbox, None
+    )
+    for now[0] in (10.0, 10.5, 10.8, 11.0, 11.5, 12.0):
+        meeting.receive("bob", encode(hello))
+    assert answers == [10.0, 11.0, 12.0]
 
 
 HELLOS = 10_000

@@ -209,7 +209,7 @@ class Examination:
     def places(self) -> tuple[Place, ...]:
         """Return each server with inboxes of this session, the one with our own inbox first.
 
-        Raises: as `Broker.open`.
+        Raises: see `Broker.open`.
         """
         if not self._places:
             names = (self.case.party, *self.case.peers)
@@ -224,7 +224,7 @@ class Examination:
     def far_ends(self) -> list[tuple[Place, str]]:
         """Return each server to which this party sends, with one peer that has its inbox there.
 
-        Raises: as `places`.
+        Raises: see `places`.
         """
         me = self.case.party
         return [
@@ -273,7 +273,7 @@ class Examination:
     def connection(self, inbox: str) -> BrokerConnection:
         """Return the connection to the server with the inbox of the party ``inbox``.
 
-        Raises: as `Broker.open`.
+        Raises: see `Broker.open`.
         """
         place = inbox if self.broker.is_cluster else ""
         line = self._lines.get(place)

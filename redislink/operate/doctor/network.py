@@ -1,7 +1,7 @@
-"""Checks of the way to the broker: name, TCP, TLS and its certificates, login.
+"""Checks of the way to the broker: name resolution, TCP, TLS, certificates and login.
 
-The sockets here are the doctor's own, as it wants to tell apart what a connection of redislink's
-does in one go. They are set up alike, say nothing but PING, and are closed at once.
+The doctor opens sockets of its own, to check separately the steps that a redislink connection takes
+in one go. It sets them up in the same way, sends nothing but PING, and closes them at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from redislink.settings import PROXY_SETTING, proxy_of_environment
 from redislink.text import one_line
 
 SOON_DAYS: Final = 30
-"""A certificate that ends sooner is worth a warning."""
+"""A certificate that expires in fewer days is worth a warning."""
 _MOST_ADDRESSES: Final = 4
 _SNIFF_SECONDS: Final = 1.0
 _HTTP: Final = b"H"
@@ -52,7 +52,7 @@ _BY_PROXY: Final = ()
 
 
 class _ClosedAfterHandshake(ConnectionError):
-    """How the refusal of our certificate also shows: in TLS 1.3 it comes late, or gets lost."""
+    """The server closed the connection: in TLS 1.3, it may refuse our certificate in this way."""
 
 
 class _HttpInside(ConnectionError):
@@ -89,7 +89,7 @@ def proxy(exam: Examination) -> Verdict | None:
 
 
 def name_resolution(exam: Examination) -> Verdict | None:
-    """Every host in the URL that is dialled from here has an address."""
+    """Check that every host in the URL that is dialled from here has an address."""
     direct = [address for address in exam.addresses if exam.proxy_to(address) is None]
     if not direct:
         return None
@@ -105,7 +105,7 @@ def name_resolution(exam: Examination) -> Verdict | None:
     )
     lost = "; ".join(f"{address.host}: {one_line(why)}" for address, why in missing.items())
     remedy = (
-        "check the host's spelling in the URL, and the name servers of this machine "
+        "check the spelling of the host in the URL, and this machine's name servers "
         f"(/etc/resolv.conf, a VPN){_or_a_proxy()}"
     )
     if not exam.seen.resolved:
@@ -114,10 +114,10 @@ def name_resolution(exam: Examination) -> Verdict | None:
 
 
 def _resolve(address: Address, seconds: float) -> list[tuple[Any, ...]]:
-    """Socket addresses of a host; getaddrinfo alone would take as long as it likes.
+    """Return the socket addresses of a host; getaddrinfo has no timeout of its own.
 
     Raises:
-        OSError, UnicodeError: there is none, or the name servers do not answer.
+        OSError, UnicodeError: it has none, or no name server answers in time.
     """
     outcome: list[Any] = []
 
@@ -139,10 +139,10 @@ def _resolve(address: Address, seconds: float) -> list[tuple[Any, ...]]:
 
 
 def tcp(exam: Examination) -> Verdict | None:
-    """Something listens there, and this machine may dial out to it, or its proxy does.
+    """Check that a server listens there, and that this machine or its proxy can connect to it.
 
     Raises:
-        BrokerError: the proxy does not.
+        BrokerError: the proxy cannot.
     """
     if not exam.addresses:
         return None
@@ -167,9 +167,8 @@ def tcp(exam: Examination) -> Verdict | None:
         if address not in exam.seen.reached
     )
     remedy = (
-        "'no answer' is mostly a firewall, 'refused' a server that does not run or listens on "
-        "another port or address: check host and port, and that this machine may dial out to it"
-        + _or_a_proxy()
+        "'no answer' usually means a firewall, 'refused' a server that is not running or listens "
+        "elsewhere: check host and port, and that this machine may connect to them" + _or_a_proxy()
     )
     found = ", ".join(map(str, exam.seen.reached))
     if not exam.seen.reached:
@@ -214,10 +213,10 @@ def _dial(
 
 
 def client_certificate(exam: Examination) -> Verdict | None:
-    """This party's own certificate, if it has one: it can be read, is valid, fits its key.
+    """Check this party's certificate, if it has one: it is readable, valid, and matches its key.
 
     Raises:
-        ConfigError: it cannot be read, or does not fit.
+        ConfigError: it cannot be read, or does not match its key.
     """
     if not exam.uses_tls:
         return None
@@ -233,10 +232,10 @@ def client_certificate(exam: Examination) -> Verdict | None:
 
 
 def tls(exam: Examination) -> Verdict | None:
-    """The broker speaks TLS, its certificate is trusted, and it takes ours.
+    """Check that the broker speaks TLS, that we trust its certificate, and that it accepts ours.
 
     Raises:
-        ConfigError: a file of this party's cannot be used.
+        ConfigError: one of this party's files cannot be used.
     """
     if exam.scheme == "fakeredis":
         return None
@@ -258,25 +257,25 @@ def tls(exam: Examination) -> Verdict | None:
         return warned(
             f"{', '.join(versions)}; the URL has ssl_cert_reqs, so the broker's certificate is "
             "not checked: anybody on the way can pose as the broker and learn the password",
-            "take ssl_cert_reqs out of the URL, and set REDISLINK_BROKER_TLS_CA",
+            "remove ssl_cert_reqs from the URL, and set REDISLINK_BROKER_TLS_CA",
         )
     return passed(f"{', '.join(versions)}; the certificate is trusted")
 
 
 def without_tls(reached: list[tuple[Any, ...]]) -> Verdict:
-    """Whether it is right that connections to these socket addresses are not TLS."""
+    """Judge connections without TLS to these socket addresses."""
     if all(info != _BY_PROXY and loopback(info) for info in reached):
         return passed("not used, and not needed: the broker is on this machine")
     return warned(
-        "not used: whoever is on the way to the broker can learn its password, and cut "
-        "connections; messages of sealed sessions are secret all the same",
-        "let the broker speak TLS (tls-port, tls-cert-file and tls-key-file in its configuration), "
-        "and write rediss:// in the URL",
+        "not used: anybody on the way to the broker can learn its password and cut connections; "
+        "messages of sealed sessions stay secret",
+        "turn on TLS at the broker (tls-port, tls-cert-file and tls-key-file in its "
+        "configuration), and write rediss:// in the URL",
     )
 
 
 def server_certificate(exam: Examination) -> Verdict | None:
-    """The broker's certificate goes on being valid for a while."""
+    """Check that the broker's certificate stays valid for a while."""
     if not exam.seen.certificates:
         return None
     found = [
@@ -292,17 +291,17 @@ def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) 
     days = (ends - today).total_seconds() / 86400
     if begins > today:
         return failed(
-            f"{whose} is valid from {begins:%Y-%m-%d %H:%M} UTC on, which is yet to come",
-            "set the clock of this machine right (see the check clock), or make a new certificate",
+            f"{whose} is not valid before {begins:%Y-%m-%d %H:%M} UTC",
+            "correct this machine's clock (see the check clock), or make a new certificate",
             blame,
         )
     if days < 0:
         return failed(
-            f"{whose} ended on {ends:%Y-%m-%d}, {-days:.0f} days ago", "make a new one", blame
+            f"{whose} expired on {ends:%Y-%m-%d}, {-days:.0f} days ago", "make a new one", blame
         )
     if days < SOON_DAYS:
         return warned(
-            f"{whose} ends on {ends:%Y-%m-%d}, in {days:.0f} days", "make a new one before that"
+            f"{whose} expires on {ends:%Y-%m-%d}, in {days:.0f} days", "make a new one before that"
         )
     return passed(f"{whose} is valid until {ends:%Y-%m-%d}, for {days:.0f} days")
 
@@ -311,12 +310,12 @@ def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) 
 def _handshake(
     exam: Examination, context: ssl.SSLContext, address: Address, info: tuple[Any, ...]
 ) -> Iterator[tuple[Secured, x509.Certificate]]:
-    """A TLS connection on which the server has answered; and its certificate.
+    """Open a TLS connection, wait for an answer, and yield both it and the server's certificate.
 
-    In TLS 1.3 a server's refusal of our certificate comes only after the handshake.
+    In TLS 1.3, a server refuses our certificate only after the handshake.
 
     Raises:
-        OSError, ValueError: it cannot be had.
+        OSError, ValueError: the connection failed.
     """
     with (
         _dial(exam, address, info, exam.patience()) as dialled,
@@ -338,7 +337,7 @@ def _handshake(
 def _not_trusted(
     exam: Examination, address: Address, info: tuple[Any, ...], error: ssl.SSLCertVerificationError
 ) -> Verdict:
-    """Says whose certificate it is, so that a wrong CA file is told from a wrong server."""
+    """Name the certificate's issuer, to distinguish a wrong CA file from a wrong server."""
     shown = _certificate_shown(exam, address, info)
     name = "" if shown is None else f" of {one_line(shown.issuer.rfc4514_string())}"
     why = one_line(error.verify_message)
@@ -350,11 +349,11 @@ def _not_trusted(
     if error.verify_code in WRONG_NAME:
         return failed(
             f"{address}: its certificate is for another name ({why})",
-            "write the host in the URL as it stands in the certificate, or have one made for it",
+            "use the certificate's host name in the URL, or have a certificate made for this host",
         )
     remedy = (
-        "set REDISLINK_BROKER_TLS_CA to the PEM file of the CA that signed it; if it is set, that "
-        "file is of another CA, or this is another server"
+        "set REDISLINK_BROKER_TLS_CA to the PEM file of the CA that signed it; if it is set, the "
+        "file is another CA's, or this is another server"
     )
     if through is None:
         return failed(f"{address}: its certificate{name} is not trusted ({why})", remedy)
@@ -366,7 +365,7 @@ def _not_trusted(
 
 
 def _wants_http(exam: Examination, address: Address, info: tuple[Any, ...]) -> bool:
-    """Whether HTTP answers inside TLS, whatever certificate is shown."""
+    """Return True if HTTP answers inside TLS, whatever the certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -380,7 +379,7 @@ def _wants_http(exam: Examination, address: Address, info: tuple[Any, ...]) -> b
 
 
 def _opened(exam: Examination, address: Address, how: str = "") -> Verdict:
-    """For HTTP inside TLS."""
+    """Return the verdict on HTTP inside TLS."""
     through = exam.proxy_to(address)
     if through is None:
         return failed(
@@ -396,7 +395,7 @@ def _opened(exam: Examination, address: Address, how: str = "") -> Verdict:
 def _certificate_shown(
     exam: Examination, address: Address, info: tuple[Any, ...]
 ) -> x509.Certificate | None:
-    """Whatever certificate is shown there, trusted or not; nothing is sent to who has it."""
+    """Return the certificate that the server shows, trusted or not; send nothing else there."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -419,14 +418,14 @@ def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
             f"{address}: the broker wants a client certificate, or a different one "
             f"({text or 'it closed the connection after the handshake'})",
             "set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to a certificate that the "
-            "broker's CA signed, and its key",
+            "broker's CA signed, and to its key",
             Blame.OURS,
         )
     if speaks_plain(*_to_sniff(exam, address)):
         text = "a Redis server answers there without TLS"
     return failed(
         f"{address}: no TLS connection ({text})",
-        "check that this is the port where the broker speaks TLS; without TLS, write redis://",
+        "check that the broker speaks TLS on this port; for a port without TLS, write redis://",
     )
 
 
@@ -439,34 +438,34 @@ def _to_sniff(exam: Examination, address: Address) -> tuple[Dial, tuple[str, int
 
 
 def login(exam: Examination) -> Verdict:
-    """A Redis server answers, and takes our user and password: on a Cluster each that we use.
+    """Check that a Redis server accepts our user and password; on a Cluster, each node in use.
 
-    Raises: as `Examination.ask`.
+    Raises: see `Examination.ask`.
     """
     where = ""
     try:
         places = exam.places()
         for place in places:
-            with contextlib.suppress(BrokerPermissionError):  # it knows us
+            with contextlib.suppress(BrokerPermissionError):  # refused, but logged in
                 exam.ask(place.inbox, b"PING")
         if len(places) > 1:
             where = f", on each of {len(places)} nodes: {', '.join(at.label for at in places)}"
     except BrokerPermissionError:
-        pass  # CLUSTER SLOTS: the check commands says what to do
+        pass  # CLUSTER SLOTS: the check of the commands says what to do
     except BrokerAuthError as error:
         return failed_with(error, Blame.BROKER)
     except BrokerUnreachable as error:
         return _no_server(exam, failed_with(error, Blame.BROKER))
     if owner := exam.owner_of_user():
         return warned(
-            f"as user {exam.user}{where}, which is {owner}'s, and this is {exam.case.party}",
-            f"set REDISLINK_BROKER_URL to the one with {exam.case.party}'s user and password",
+            f"as user {exam.user}{where}, which is {owner}'s, but this is {exam.case.party}",
+            f"set REDISLINK_BROKER_URL to the URL with {exam.case.party}'s user and password",
         )
     return passed(f"as user {exam.user}{where}")
 
 
 def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
-    """Adds what the doctor knows of why a connection to the broker broke."""
+    """Add what the doctor knows about why a connection to the broker broke."""
     tls = [at for at in exam.seen.reached if not exam.uses_tls and speaks_tls(*_to_sniff(exam, at))]
     if tls:
         at = tls[0]
@@ -479,21 +478,21 @@ def _no_server(exam: Examination, verdict: Verdict) -> Verdict:
     if exam.has_several:
         return failed(
             verdict.text,
-            "check that this server runs, and that this party reaches it under the address that "
-            "the broker's servers tell, which need not be one of the URL's (cluster-announce-ip, "
+            "check that this server is running, and that this party reaches it at the address that "
+            "the broker's servers announce, which need not be in the URL (cluster-announce-ip, "
             "replica-announce-ip, firewall)",
         )
     return failed(
         verdict.text,
-        "check that a Redis or Valkey server is behind this host and port: something took the "
-        "connection, and did not answer as one",
+        "check that a Redis or Valkey server is behind this host and port: something accepted the "
+        "connection, but did not answer as one",
     )
 
 
 def replicas(exam: Examination) -> Verdict | None:
-    """Servers that may take over would let this party in.
+    """Check that the servers that may take over accept this party's user.
 
-    Raises: as `Broker.addresses`.
+    Raises: see `Broker.addresses`.
     """
     if not exam.has_several:
         return None
@@ -509,15 +508,15 @@ def replicas(exam: Examination) -> Verdict | None:
         try:
             exam.broker.on(address).open_answering().close()
         except BrokerPermissionError:
-            knowing += 1  # its PING is refused, not the user
+            knowing += 1  # it refuses PING, but knows the user
         except BrokerError as error:
             lost.append(failed_with(error, Blame.BROKER).text)
         else:
             knowing += 1
     if not lost:
-        return passed(f"{knowing} further servers know user {exam.user}, should one take over")
+        return passed(f"{knowing} other servers that may take over know user {exam.user}")
     return warned(
-        f"{'; '.join(lost)}: a session that has to go there cannot",
-        "see to it that all parties reach every server of the broker, and make the users on those "
+        f"{'; '.join(lost)}: if this server takes over, sessions cannot go on",
+        "make sure that all parties reach every server of the broker, and make the users on those "
         "that joined later (redislink acl --cluster FILE --apply URL)",
     )

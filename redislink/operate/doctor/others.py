@@ -1,7 +1,8 @@
-"""Checks of the other parties: who is there, and whether all have the same cluster file.
+"""Checks of the other parties: who is running, and whether all have the same cluster file.
 
-What a running session uses is only looked at: claims with PTTL, hellos with LRANGE, each where this
-user may. What the parties' doctors leave for each other may be taken, as nothing else uses it.
+The checks only read what a running session uses: claims with PTTL, hellos with LRANGE, if this user
+may. They remove only the notes that the parties' doctors leave for each other, which nothing else
+uses.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from redislink.protocol.frame import Hello, decode_untrusted
 
 
 def who_is_there(exam: Examination) -> Verdict:
-    """Which parties run just now, as far as this user may see.
+    """Check which parties are running, as far as this user may see.
 
-    Raises: as `Examination.ask_all`.
+    Raises: see `Examination.ask_all`.
     """
     spec, me = exam.case.spec, exam.case.party
     replies = exam.ask_all(
@@ -32,21 +33,21 @@ def who_is_there(exam: Examination) -> Verdict:
     hidden = [name for name, reply in left.items() if not isinstance(reply, int) and name != me]
     said = [f"running: {', '.join(runs) or 'nobody'}"]
     if me in runs:
-        said.append(f"{me} runs already, so another process as {me} would be refused")
+        said.append(f"{me} is already running, so another process as {me} would be refused")
     if hidden:
         said.append(
             f"not allowed to see {', '.join(hidden)} (permission missing: PTTL on their claims), "
-            "as is right for a party's user"
+            "which is right for a party's user"
         )
     if hidden:
-        return skipped("; ".join(said), f"ask {', '.join(hidden)}, or look as an admin")
+        return skipped("; ".join(said), f"ask {', '.join(hidden)}, or check as an admin")
     return passed("; ".join(said))
 
 
 def same_cluster_file(exam: Examination) -> Verdict:
-    """What the peers have said of their cluster file and key agrees with ours; says ours to them.
+    """Compare what the peers say about their cluster file and key with ours; leave notes of ours.
 
-    Raises: as `Examination.ask_all`.
+    Raises: see `Examination.ask_all`.
     """
     peers = exam.case.peers
     notes, hellos = _notes(exam), _hellos(exam)
@@ -60,8 +61,8 @@ def same_cluster_file(exam: Examination) -> Verdict:
     if wrong:
         return failed(
             f"{'; '.join(wrong)}; ours has digest {own}",
-            "give every party the same file; redislink fingerprint --cluster FILE shows what is "
-            "in it",
+            "give every party the same file; redislink fingerprint --cluster FILE shows what it "
+            "contains",
             Blame.PEER,
         )
     said = []
@@ -69,17 +70,17 @@ def same_cluster_file(exam: Examination) -> Verdict:
         _heard(exam, peer, notes.get(peer)) for peer in peers if peer in notes or peer in hellos
     ]
     if heard:
-        said.append(f"the same digest {own} at {', '.join(heard)} (said, not proved)")
+        said.append(f"the same digest {own} at {', '.join(heard)} (as they say; not proved)")
     unheard = ", ".join(peer for peer in peers if peer not in notes and peer not in hellos)
     if unheard:
-        said.append(f"nothing heard of {unheard}")
+        said.append(f"nothing heard from {unheard}")
     if untold:
         said.append(f"could not leave a note for {', '.join(untold)}")
     if unheard:
         return skipped(
             "; ".join(said),
-            f"run redislink doctor at {unheard}, and then here again; or compare the digest {own} "
-            "by telephone",
+            f"run redislink doctor at {unheard}, then here again; or compare the digest {own} by "
+            "telephone",
         )
     return passed("; ".join(said))
 
@@ -99,19 +100,19 @@ def _differs(exam: Examination, peer: str, note: Note | None, hello: Hello | Non
         )
     if note is not None and note.fingerprint not in ("", fingerprints(spec)[peer] or ""):
         return (
-            f"{peer}'s doctor says that its key is {note.fingerprint}, and the cluster file has "
+            f"{peer}'s doctor says that its key is {note.fingerprint}, but the cluster file has "
             f"{fingerprints(spec)[peer]}"
         )
     if note is None and hello is not None and hello.digest.hex() != own:
         return (
-            f"{peer} has said hello within the last minute with a cluster file of digest "
+            f"{peer} said hello within the last minute, with a cluster file that has digest "
             f"{hello.digest.hex()[:DIGEST_DIGITS]}"
         )
     return None
 
 
 def _notes(exam: Examination) -> dict[str, Note]:
-    """What the peers' doctors left for this party."""
+    """Take the notes that the peers' doctors left for this party."""
     session, me, peers = exam.case.spec.session, exam.case.party, exam.case.peers
     replies = exam.ask_all([(me, (b"LPOP", list_names.doctor_list(session, me, p))) for p in peers])
     found = {}
@@ -125,7 +126,7 @@ def _notes(exam: Examination) -> dict[str, Note]:
 
 
 def _hellos(exam: Examination) -> dict[str, Hello]:
-    """What the peers said last, if this party has not taken it yet, and the user may look."""
+    """Return the peers' last hellos that are still on the broker, if this user may read them."""
     session, me, peers = exam.case.spec.session, exam.case.party, exam.case.peers
     replies = exam.ask_all(
         [(me, (b"LRANGE", list_names.hello_list(session, me, peer), -1, -1)) for peer in peers]
@@ -148,7 +149,7 @@ def _hello_untrusted(element: Any) -> Hello | None:
 
 
 def _leave_notes(exam: Examination) -> list[str]:
-    """Leave a note for each peer's doctor; returns for whom that was refused."""
+    """Leave a note for each peer's doctor; return the peers for which that was refused."""
     case = exam.case
     note = Note(case.spec.digest().hex(), case.spec.security, _own_fingerprint(exam), case.clock())
     asks: list[Ask] = []
@@ -170,4 +171,4 @@ def _own_fingerprint(exam: Examination) -> str:
     try:
         return fingerprint(Identity.load(path).public_key)
     except ConfigError:
-        return ""  # the check keys says what is wrong with it
+        return ""  # the check of the keys says what is wrong with it

@@ -1,4 +1,4 @@
-"""Checks of what this party itself has: cluster file, keys, the broker's URL."""
+"""Checks of what this party has: the cluster file, its keys, and the broker's URL."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from redislink.operate.doctor.finding import Verdict, fingerprints, passed, warn
 from redislink.transport.security import make_handshake
 
 DIGEST_DIGITS = 12
-"""How much of a digest is shown, as in the parties' own errors."""
+"""How many digits of a digest are shown; the same as in the parties' own errors."""
 
 
 def cluster_file(case: Case) -> Verdict:
-    """It could be read, or this would not have been called; says what to compare."""
+    """Show what to compare; the cluster file has been read already."""
     spec = case.spec
     return passed(
         f"session {spec.session}, {case.party} of {', '.join(spec.party_names)}; digest "
@@ -21,28 +21,28 @@ def cluster_file(case: Case) -> Verdict:
 
 
 def own_keys(exam: Examination) -> Verdict:
-    """The keys that a session needs, read as it would read them.
+    """Read the keys that a session needs, in the way a session does.
 
     Raises:
-        ConfigError: one is missing, is not this party's, or cannot be read.
+        ConfigError: a key is missing, is not this party's, or cannot be read.
     """
     case = exam.case
     if case.spec.security == "none":
         return warned(
             "the session has security none: the broker can read and change everything",
-            "take security: none out of the cluster file, and give each party a key "
+            "remove security: none from the cluster file, and give each party a key "
             "(redislink keygen)",
         )
     make_handshake(case.spec, case.party, case.settings, None, bytes(8))
     shown = (f"{name} {text}" for name, text in fingerprints(case.spec).items())
     return passed(
-        f"the identity is {case.party}'s; fingerprints, to be read out by their owners: "
+        f"the identity is {case.party}'s; fingerprints, for their owners to read out: "
         + ", ".join(shown)
     )
 
 
 def protocols(exam: Examination) -> Verdict:
-    """On which protocol each device runs, and whom that trusts."""
+    """Check which protocol each device runs, and whom that protocol trusts."""
     spec = exam.case.spec
     weak = warnings(spec)
     if weak:
@@ -52,10 +52,10 @@ def protocols(exam: Examination) -> Verdict:
 
 
 def broker_url(exam: Examination) -> Verdict:
-    """There is one, and it can be used.
+    """Check that there is a usable URL.
 
     Raises:
-        ConfigError: there is none, or it cannot.
+        ConfigError: there is none, or it is not usable.
     """
     label = exam.broker.label
     if exam.case.is_of_broker:
@@ -64,6 +64,6 @@ def broker_url(exam: Examination) -> Verdict:
     if source == "the cluster file" and exam.url.password:
         return warned(
             f"{label}, with a password in the cluster file, which every party has",
-            "take the password out of the cluster file, and set REDISLINK_BROKER_URL instead",
+            "remove the password from the cluster file, and set REDISLINK_BROKER_URL instead",
         )
     return passed(f"{label}, from {source}")

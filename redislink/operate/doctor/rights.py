@@ -1,8 +1,8 @@
 """Checks of what the broker lets this party's user do: what it needs, and no more.
 
-Everything is really tried, on lists of this examination alone, which are removed again. Only the
-claim has one name for all: there, commands are tried with an argument that no server accepts. That
-comes after the check of permissions, and does nothing.
+The checks really run each command, on lists that belong to this examination and are then removed.
+The claim is the exception, because a session uses the same key: there, commands get an argument
+that no server accepts. The server rejects it only after checking permissions, and changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from redislink.protocol import list_names
 
 _BLPOP_SECONDS: Final = b"0.010"
 _FRAME_OVERHEAD: Final = 2048
-"""Bytes by which a frame is longer than its piece of a message, at most: header, tag, seal."""
+"""The most bytes that a frame adds to its chunk of a message: header, tag, seal."""
 _MOST_TRIED: Final = 8 << 20
 _FOR_COMMAND: Final = re.compile(r"\(NOPERM[^)]* command\b").search
 
@@ -43,11 +43,11 @@ class _Try:
     """One command that a session needs.
 
     Attributes:
-        inbox: whose.
-        command: with its arguments.
-        where: the keys on which it is needed, for people.
-        rule: of the ACL, which allows it.
-        complaint: begins the error reply that shows that it is allowed; empty if none does.
+        inbox: the party that owns the inbox with the key.
+        command: the command with its arguments.
+        where: the keys on which a session needs the command, in words.
+        rule: the ACL rule that allows it.
+        complaint: text of the error reply that shows that it is allowed; empty if none does.
     """
 
     inbox: str
@@ -63,18 +63,18 @@ class _Try:
 
 
 def commands(exam: Examination) -> Verdict:
-    """Each command of docs/broker.md, tried on the keys where a session needs it.
+    """Try each command from docs/broker.md on the keys where a session needs it.
 
-    DEL of the claim is not among them: it cannot be tried without doing it, and a claim that is
-    not removed lapses after 6 seconds.
+    DEL of the claim is not among them: trying it would do it, and a claim that is not removed
+    expires after 6 seconds.
 
     Raises:
-        BrokerBusy: the broker is full, or cannot serve just now.
-        BrokerError: as `Examination.ask_all`.
+        BrokerBusy: the broker is full, or cannot serve now.
+        BrokerError: see `Examination.ask_all`.
     """
     try:
         tries = _tries(exam)
-    except BrokerPermissionError as error:  # of all its nodes, for CLUSTER SLOTS
+    except BrokerPermissionError as error:  # all nodes refuse CLUSTER SLOTS
         return _refused(exam, failed_with(error, Blame.BROKER).text, ["+cluster|slots"])
     replies = exam.ask_all([(tried.inbox, tried.command) for tried in tries])
     missing = [
@@ -93,7 +93,7 @@ def commands(exam: Examination) -> Verdict:
         remedy = (
             failed_with(known[0], Blame.BROKER).remedy
             if known
-            else "take a broker, or a plan of the service, that has these commands"
+            else "use a broker, or a plan of the service, that has these commands"
         )
         return failed(f"refused to user {exam.user}: {said}", remedy)
     return _refused(exam, said, [tried.rule for tried in forbidden])
@@ -104,7 +104,7 @@ def _refused(exam: Examination, said: str, rules: Sequence[str]) -> Verdict:
     return failed(
         f"refused to user {exam.user}: {said}",
         f"as an admin{where}, ACL SETUSER {exam.user} {' '.join(dict.fromkeys(rules))}; or make "
-        "all users anew with redislink acl",
+        "all users again with redislink acl",
     )
 
 
@@ -112,7 +112,7 @@ def _tries(exam: Examination) -> list[_Try]:
     session, me = exam.case.spec.session, exam.case.party
     own, claim = exam.key(me, exam.case.peers[0]), list_names.claim_key(session, me)
     pop = f"%RW~{list_names.party_prefix(session, me).decode()}*"
-    inbox, claims = "lists of the own inbox", "the own claim"
+    inbox, claims = "lists of its own inbox", "its own claim"
     tries = [_Try(me, (b"PING",), "no key", "+ping")]
     if exam.broker.is_cluster:
         tries += [
@@ -161,7 +161,7 @@ def _allowed(reply: Any, complaint: str = "") -> bool:
 
 
 def why(reply: Any) -> str:
-    """What an error reply says is missing, or wrong."""
+    """Return what is missing or wrong, as an error reply says."""
     if _is_unknown(reply):
         return "this broker does not have it"
     if not isinstance(reply, BrokerPermissionError):
@@ -174,9 +174,9 @@ def _is_unknown(reply: Any) -> bool:
 
 
 def own_lists(exam: Examination) -> Verdict:
-    """This party can push, as itself, to every peer.
+    """Check that this party can push to every peer as itself.
 
-    Raises: as `commands`.
+    Raises: see `commands`.
     """
     me, peers = exam.case.party, exam.case.peers
     pushed = _push_and_remove(exam, [(peer, me) for peer in peers])
@@ -188,14 +188,14 @@ def own_lists(exam: Examination) -> Verdict:
     return failed(
         f"user {exam.user} cannot push as {me} to {', '.join(refused)}",
         f"as an admin, ACL SETUSER {exam.user} {' '.join(rules)} +rpush +pexpire +del; or, if the "
-        "user is of another party or session, set REDISLINK_BROKER_URL to this party's",
+        "user belongs to another party or session, set REDISLINK_BROKER_URL to this party's",
     )
 
 
 def others_lists(exam: Examination) -> Verdict:
-    """This party cannot push as another, nor pop what lies in another's inbox.
+    """Check that this party can neither push as another nor pop from another's inbox.
 
-    Raises: as `commands`.
+    Raises: see `commands`.
     """
     me, peers, names = exam.case.party, exam.case.peers, exam.case.spec.party_names
     # To each peer as somebody else, a third party if there is one; and to itself as each peer.
@@ -211,18 +211,18 @@ def others_lists(exam: Examination) -> Verdict:
         f"pop {peer}'s inbox" for peer, reply in zip(peers, popped, strict=True) if _allowed(reply)
     ]
     if not can:
-        return passed(f"cannot push as another party, nor pop another's inbox (user {exam.user})")
+        return passed(f"cannot push as another party, or pop another's inbox (user {exam.user})")
     return warned(
         f"user {exam.user} can {', '.join(can[:4])}{' and more' if can[4:] else ''}: the broker "
-        "has no users per party, so one party, or whoever gets its password, can swallow what "
-        "others send each other (in sealed sessions it can neither read nor change it)",
+        "has no users per party, so any party, or anybody with its password, can remove messages "
+        "between others (in sealed sessions it can neither read nor change them)",
         "as an admin, redislink acl --cluster FILE --apply URL; then give each party its own URL, "
         "and turn the default user off",
     )
 
 
 def _push_and_remove(exam: Examination, lists: Sequence[tuple[str, str]]) -> list[bool]:
-    """For each (receiver, sender), whether a push was allowed; nothing stays on the broker."""
+    """Return for each (receiver, sender) if a push was allowed; nothing stays on the broker."""
     asks: list[Ask] = []
     for dst, src in lists:
         key = exam.key(dst, src)
@@ -236,9 +236,9 @@ def _push_and_remove(exam: Examination, lists: Sequence[tuple[str, str]]) -> lis
 
 
 def largest_element(exam: Examination) -> Verdict:
-    """One element as large as a session's largest is taken.
+    """Check that the broker accepts an element as large as a session's largest.
 
-    Raises: as `commands`.
+    Raises: see `commands`.
     """
     chunk = exam.case.settings.chunk_bytes
     size = chunk + _FRAME_OVERHEAD
@@ -253,16 +253,16 @@ def largest_element(exam: Examination) -> Verdict:
     if known and min(known) < size:
         limit = min(known)
         return failed(
-            f"proto-max-bulk-len is {mebibytes(limit)} ({limit} bytes), and with "
-            f"REDISLINK_CHUNK_BYTES={chunk} elements have up to {size} bytes",
+            f"proto-max-bulk-len is {mebibytes(limit)} ({limit} bytes), but with "
+            f"REDISLINK_CHUNK_BYTES={chunk}, elements have up to {size} bytes",
             remedy,
         )
     if size > _MOST_TRIED:
         if limit is not None:
             return passed(f"proto-max-bulk-len is {mebibytes(limit)}; not tried")
         return warned(
-            f"not tried, as {mebibytes(size)} is much, and not allowed to look (permission "
-            "missing: CONFIG GET)",
+            f"not tried, because {mebibytes(size)} is too much for a test, and the limit is hidden "
+            "(permission missing: CONFIG GET)",
             "lower REDISLINK_CHUNK_BYTES: more than 1 MiB makes nothing faster",
         )
     if exam.seen.rate and len(ends) * size / exam.seen.rate > exam.patience() / 2:
@@ -288,4 +288,4 @@ def largest_element(exam: Examination) -> Verdict:
         )
     if not _allowed(pushed):
         return failed(f"an element of {mebibytes(size)} was refused ({why(pushed)})", remedy)
-    return passed(f"{mebibytes(size)}, the most that a session pushes at once, was taken")
+    return passed(f"accepted {mebibytes(size)}, the most that a session pushes at once")

@@ -1,7 +1,7 @@
-"""Checks of the line to the broker: round trip, bandwidth, and how the clocks differ.
+"""Checks of the line to the broker: round trip, bandwidth, and the difference of the clocks.
 
-Only PING is used, which can carry as many bytes as one likes and sends them back: no key, and no
-memory of the broker's. Bytes and seconds are bounded.
+Measurements use only PING, which returns any number of bytes: it needs no key, and none of the
+broker's memory. Both bytes and seconds are limited.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from redislink.operate.doctor.examination import Examination, NotTried, Place
 from redislink.operate.doctor.finding import Verdict, passed, unseen, warned
 
 PINGS: Final = 9
-"""Round trips that are measured, fewer where they are slow."""
+"""How many round trips are measured; fewer if they are slow."""
 SLOW_SECONDS: Final = 0.2
-"""A round trip from which on computations of many rounds take very long."""
+"""With a longer round trip, computations of many rounds take very long."""
 SLOW_RATE: Final = 1e6
-"""Bytes per second below which messages of a real model take very long."""
+"""In bytes per second; below it, the messages of a real model take very long."""
 SKEW_SECONDS: Final = 5.0
 _LEAST_PINGS: Final = 3
 _PINGING_SECONDS: Final = 0.5
 _SIZES: Final = (16 << 10, 128 << 10, 1 << 20)
 _ROUNDS: Final = 5
 _NARROW: Final = (
-    "look for what narrows the line (VPN, firewall, the service's plan); redislink bench measures "
+    "find out what limits the line (VPN, firewall, the service's plan); redislink bench measures "
     "between the parties"
 )
 _QUICK_SECONDS: Final = 0.1
@@ -36,9 +36,9 @@ _MEASURING_SECONDS: Final = 2.0
 
 
 def round_trip(exam: Examination) -> Verdict:
-    """Median of some; on a Cluster to the node that is slowest.
+    """Measure the median round trip; on a Cluster, to the slowest node.
 
-    Raises: as `Examination.ask`.
+    Raises: see `Examination.ask`.
     """
     places = exam.places()
     own, *others = [_ping(exam, place, len(places)) for place in places]
@@ -53,7 +53,7 @@ def round_trip(exam: Examination) -> Verdict:
         return passed(text)
     return warned(
         f"{text}: each round of a computation takes at least that",
-        "take a broker that is nearer to all parties",
+        "use a broker that is nearer to all parties",
     )
 
 
@@ -76,18 +76,18 @@ def _ask(exam: Examination, inbox: str, *command: bytes) -> Any:
 
 
 def bandwidth(exam: Examination) -> Verdict:
-    """Both ways, to where the own inbox is, from echoes.
+    """Measure the rate both ways with echoes, to the server that has this party's inbox.
 
-    The answer begins once all is there, and ends once all is back.
+    The reply begins when the server has everything, and ends when everything is back.
 
-    Raises: as `Examination.ask`.
+    Raises: see `Examination.ask`.
     """
     up = down = 0.0
     ends_at = time.monotonic() + min(_MEASURING_SECONDS, exam.left)
     for size in _SIZES:
         took = 0.0
         best: list[tuple[float, float]] = []
-        # Where it is slow, two rounds say it.
+        # On a slow line, two rounds are enough.
         while len(best) < (_ROUNDS if took < _QUICK_SECONDS else 2) and (
             time.monotonic() + took < ends_at
         ):
@@ -112,13 +112,13 @@ def bandwidth(exam: Examination) -> Verdict:
 
 
 def _echo(exam: Examination, size: int) -> tuple[float, float]:
-    """Seconds that so many bytes take to the broker, and back.
+    """Return the seconds that ``size`` bytes take to the broker, and back from it.
 
     Raises:
-        TimeoutError: too many.
+        TimeoutError: the echo did not begin in time.
     """
     line = exam.connection(exam.case.party)
-    command = pack((b"PING", random_bytes(size)))  # which nothing on the way can compress
+    command = pack((b"PING", random_bytes(size)))  # random: nothing on the way can compress it
     started = time.perf_counter()
     line.write((command,))
     if not line.wait_readable(exam.patience()):
@@ -140,14 +140,16 @@ def _rate(per_second: float) -> str:
 
 
 def _digits(number: float) -> str:
-    """Three of them, without an exponent."""
+    """Format a number with three digits, without an exponent."""
     return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def clock(exam: Examination) -> Verdict:
-    """This machine's and the broker's agree: certificates and logs depend on it, no session does.
+    """Compare this machine's clock with the broker's; certificates and logs depend on clocks.
 
-    Raises: as `Examination.ask`.
+    Sessions do not.
+
+    Raises: see `Examination.ask`.
     """
     before = exam.case.clock()
     try:

@@ -31,7 +31,7 @@ class TestReach:
     @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".invalid"])
     def test_a_name_that_does_not_resolve(self, doctor: Ask, host: str) -> None:
         told = doctor(f"redis://:s3cret@{host}:6379/0")
-        finding = told.check("name resolution", Level.FAIL, host, "check the host's spelling")
+        finding = told.check("name resolution", Level.FAIL, host, "check the spelling of the host")
         assert finding.blame is Blame.BROKER
         assert told.not_tried["TCP"] == "name resolution failed"
         assert told.not_tried["login"] == "name resolution failed"
@@ -120,7 +120,7 @@ class TestTls:
         with TlsTerminator(one_server.port, tmp_path) as tls:
             path.write_text("no certificate")
             told = doctor(tls.url(), broker_tls_ca=path)
-        finding = told.check("TLS", Level.FAIL, f"TLS_CA {path}: holds no certificate")
+        finding = told.check("TLS", Level.FAIL, f"TLS_CA {path}: contains no certificate")
         assert finding.blame is Blame.OURS
 
     def test_a_certificate_that_has_ended(
@@ -129,7 +129,9 @@ class TestTls:
         with TlsTerminator(one_server.port, tmp_path, not_after=in_days(-3.01)) as tls:
             told = doctor(tls.url(), broker_tls_ca=tls.ca_file)
         date = f"{in_days(-3.01):%Y-%m-%d}"
-        told.check("TLS", Level.FAIL, f"certificate ended on {date}, 3 days ago", "make a new one")
+        told.check(
+            "TLS", Level.FAIL, f"certificate expired on {date}, 3 days ago", "make a new one"
+        )
 
     def test_a_certificate_that_ends_soon(
         self, one_server: EmbeddedBroker, doctor: Ask, tmp_path
@@ -141,18 +143,18 @@ class TestTls:
         date = f"{in_days(10.01):%Y-%m-%d}"
         told.check("TLS", Level.PASS)
         told.check(
-            "server certificate", Level.WARN, f"ends on {date}, in 10 days", "make a new one"
+            "server certificate", Level.WARN, f"expires on {date}, in 10 days", "make a new one"
         )
         told.check("login", Level.PASS)
-        later.check("server certificate", Level.FAIL, f"ended on {date}, 1 days ago")
-        before.check("server certificate", Level.FAIL, "yet to come", "set the clock")
+        later.check("server certificate", Level.FAIL, f"expired on {date}, 1 days ago")
+        before.check("server certificate", Level.FAIL, "not valid before", "correct this machine's")
 
     def test_a_certificate_for_another_name(
         self, one_server: EmbeddedBroker, doctor: Ask, tmp_path
     ) -> None:
         with TlsTerminator(one_server.port, tmp_path, names=["broker.example"]) as tls:
             told = doctor(tls.url(), broker_tls_ca=tls.ca_file)
-        told.check("TLS", Level.FAIL, "is for another name", "write the host in the URL as it")
+        told.check("TLS", Level.FAIL, "is for another name", "use the certificate's host name")
 
     def test_a_broker_that_wants_a_certificate(
         self, one_server: EmbeddedBroker, doctor: Ask, tmp_path
@@ -199,8 +201,8 @@ class TestTls:
         (tmp_path / "other").mkdir()
         other = TlsTerminator(1, tmp_path / "other")
         for key, words in (
-            (other.client_key_file, "do not fit"),
-            (tls.ca_file, "holds no private key"),
+            (other.client_key_file, "do not match"),
+            (tls.ca_file, "contains no private key"),
         ):
             told = doctor(
                 "rediss://127.0.0.1:1",
@@ -229,7 +231,7 @@ class TestTls:
     ) -> None:
         with TlsTerminator(one_server.port, tmp_path) as tls:
             told = doctor(f"{tls.url()}?ssl_cert_reqs=none")
-        told.check("TLS", Level.WARN, "is not checked", "take ssl_cert_reqs out of the URL")
+        told.check("TLS", Level.WARN, "is not checked", "remove ssl_cert_reqs from the URL")
         told.check("login", Level.PASS)
 
     def test_no_tls_over_a_network(self) -> None:

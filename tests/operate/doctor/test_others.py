@@ -45,11 +45,11 @@ def test_doctors_compare_their_cluster_files(
     now = time.time()
     first = doctor(urls["alice"], "alice", spec)
     words = f"compare the digest {digest(spec)} by telephone"
-    first.check("same cluster file", Level.SKIP, "nothing heard of bob, carol → run", words)
+    first.check("same cluster file", Level.SKIP, "nothing heard from bob, carol → run", words)
     second = doctor(urls["bob"], "bob", spec, clock=lambda: now + 61)
     second.check(
         *("same cluster file", Level.SKIP, f"the same digest {digest(spec)} at alice (its doctor"),
-        *(" 6", "s ago) (said, not proved); nothing heard of carol"),
+        *(" 6", "s ago) (as they say; not proved); nothing heard from carol"),
     )
     third = doctor(urls["carol"], "carol", other)
     finding = third.check(
@@ -73,7 +73,7 @@ def test_a_note_can_be_read_several_times(one_server: EmbeddedBroker, doctor: As
         told = doctor(one_server.url, "alice", spec)
         told.check("same cluster file", Level.SKIP, "at bob (its doctor")
     told = doctor(one_server.url, "alice", spec)
-    told.check("same cluster file", Level.SKIP, "nothing heard of bob, carol")
+    told.check("same cluster file", Level.SKIP, "nothing heard from bob, carol")
 
 
 def test_a_peer_with_another_key(one_server: EmbeddedBroker, doctor: Ask, key_files) -> None:
@@ -98,7 +98,7 @@ def test_hellos_are_looked_at_and_left(
     if same:
         told.check("same cluster file", Level.SKIP, "at bob (its hello)")
     else:
-        words = "bob has said hello within the last minute with a cluster file of digest"
+        words = "bob said hello within the last minute, with a cluster file that has digest"
         told.check("same cluster file", Level.FAIL, words, digest(theirs))
     assert admin(b"LRANGE", name, 0, -1) == [hello]
 
@@ -110,7 +110,7 @@ def test_what_is_no_note_and_no_hello(server: EmbeddedBroker, doctor: Ask, admin
     admin(b"SET", list_names.doctor_list(spec.session, "alice", "carol"), b"no list")
     admin(b"SET", list_names.hello_list(spec.session, "alice", "carol"), b"no list")
     told = doctor(server.url, "alice", spec)
-    told.check("same cluster file", Level.SKIP, "nothing heard of bob, carol")
+    told.check("same cluster file", Level.SKIP, "nothing heard from bob, carol")
     admin(b"SET", list_names.claim_key(spec.session, "bob"), b"no expiry")
     told = doctor(server.url, "alice", spec)
     told.check("who is there", Level.PASS, "running: nobody")
@@ -168,9 +168,11 @@ def test_who_runs(server: EmbeddedBroker, doctor: Ask, users: Users) -> None:
     )
     try:
         told = doctor(server.url, "alice", spec)
-        told.check("who is there", Level.PASS, "running: alice, bob, carol; alice runs already")
+        told.check(
+            "who is there", Level.PASS, "running: alice, bob, carol; alice is already running"
+        )
         told = doctor(with_users["bob"], "bob", spec)
-        told.check("who is there", Level.SKIP, "running: bob; bob runs already")
+        told.check("who is there", Level.SKIP, "running: bob; bob is already running")
         told.check(
             *("who is there", Level.SKIP, "not allowed to see alice, carol"),
             "permission missing: PTTL on their claims",

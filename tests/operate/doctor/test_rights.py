@@ -35,7 +35,7 @@ def test_a_partys_user_has_what_it_needs_and_no_more(
         told.check("login", Level.PASS, f"as user {spec.session}~{party}")
         told.check("commands", Level.PASS, "PING, RPUSH, PEXPIRE, DEL, BLPOP, LPOP, GET, PTTL, SET")
         told.check("own lists", Level.PASS, f"can push as {party} to ")
-        told.check("other parties' lists", Level.PASS, "cannot push as another party, nor pop")
+        told.check("other parties' lists", Level.PASS, "cannot push as another party, or pop")
         for name, permission in {
             "version": "INFO",
             "eviction": "INFO",
@@ -44,7 +44,7 @@ def test_a_partys_user_has_what_it_needs_and_no_more(
             "clock": "TIME",
         }.items():
             told.check(name, Level.SKIP, f"not allowed to look (permission missing: {permission})")
-        told.check("largest element", Level.PASS, "was taken")
+        told.check("largest element", Level.PASS, "accepted")
         told.check("bandwidth", Level.PASS)
         assert set(told.report.skipped) >= {"version", "eviction", "memory", "clock"}
         assert told.report.counts[Level.SKIP] == len(told.report.skipped)
@@ -59,11 +59,11 @@ COMMANDS = {
     "PING": "on no key",
     "RPUSH": "on lists to peers",
     "PEXPIRE": "on lists to peers",
-    "BLPOP": "on lists of the own inbox",
-    "LPOP": "on lists of the own inbox",
-    "SET": "on the own claim",
-    "GET": "on the own claim",
-    "PTTL": "on the own claim",
+    "BLPOP": "on lists of its own inbox",
+    "LPOP": "on lists of its own inbox",
+    "SET": "on its own claim",
+    "GET": "on its own claim",
+    "PTTL": "on its own claim",
 }
 
 
@@ -127,15 +127,15 @@ def test_a_command_that_the_broker_does_not_have(doctor: Ask) -> None:
     with EmbeddedBroker(options={"rename-command": 'LPOP ""'}) as server:
         told = doctor(server.url)
     told.check(
-        *("commands", Level.FAIL, "LPOP on lists of the own inbox (this broker does not have it)"),
-        "take a broker, or a plan of the service, that has these commands",
+        *("commands", Level.FAIL, "LPOP on lists of its own inbox (this broker does not have it)"),
+        "use a broker, or a plan of the service, that has these commands",
     )
 
 
 def test_the_user_of_another_party(doctor: Ask, users: Users) -> None:
     spec = trio()
     told = doctor(users(spec)["bob"], "alice", spec)
-    told.check("login", Level.WARN, "as user", "~bob, which is bob's, and this is alice")
+    told.check("login", Level.WARN, "as user", "~bob, which is bob's, but this is alice")
     told.check("commands", Level.FAIL, "RPUSH on lists to peers (permission missing for the key)")
     told.check(
         *("own lists", Level.FAIL, "cannot push as alice to bob, carol"),
@@ -168,7 +168,7 @@ def test_the_claim_is_left_as_it_is(
         admin(b"SET", claim, b"0123456789abcdef", b"PX", 6000)
     told = doctor(server.url, spec=spec)
     told.check("commands", Level.PASS)
-    words = ("running: alice", "alice runs already") if held else ("running: nobody",)
+    words = ("running: alice", "alice is already running") if held else ("running: nobody",)
     told.check("who is there", Level.PASS, *words)
     assert admin(b"GET", claim) == (b"0123456789abcdef" if held else None)
     assert admin(b"PTTL", claim) <= 6000

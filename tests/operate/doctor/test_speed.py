@@ -60,7 +60,7 @@ def test_a_narrow_line(one_server: EmbeddedBroker) -> None:
     # The proxy lets 64 KiB through at once, so the answer begins late and ends early.
     assert rate / 4 < up < rate * 1.2
     assert rate / 4 < down < rate * 4
-    assert "what narrows the line" in verdict.remedy
+    assert "what limits the line" in verdict.remedy
 
 
 def test_a_line_that_takes_nothing_large(one_server: EmbeddedBroker) -> None:

@@ -216,7 +216,7 @@ def test_a_namedtuple_that_a_party_does_not_have(
     error = memory.outcomes(program)["bob"]
     assert isinstance(error, UsageError)
     assert (
-        "bob: alice put a namedtuple tests.session.test_numbers:Pair on SP1, and this party has no"
+        "bob: alice put a namedtuple tests.spu.test_numbers:Pair on SP1, and this party has no"
         in str(error)
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from redislink.cluster.protocols import PROTOCOLS
 
-PAGE = Path(__file__).parents[1] / "docs" / "which-protocol.md"
+PAGE = Path(__file__).parents[2] / "docs" / "which-protocol.md"
 
 
 def test_the_page_shows_the_table() -> None:
