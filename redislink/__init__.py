@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from redislink._version import __version__
-from redislink.broker import Broker
+from redislink.broker import Broker, EgressProxy
 from redislink.cluster import (
     ClusterSpec,
     DeviceSpec,
@@ -44,6 +44,7 @@ from redislink.errors import (
     PeerProtocolError,
     PeerRestarted,
     ProgramDiverged,
+    ProxyRefused,
     RecvCancelled,
     RecvTimeout,
     RedisLinkError,
@@ -112,6 +113,7 @@ __all__ = [
     "Communicator",
     "ConfigError",
     "DeviceSpec",
+    "EgressProxy",
     "Endpoint",
     "EndpointClosed",
     "EndpointStats",
@@ -137,6 +139,7 @@ __all__ = [
     "PeerRestarted",
     "PeerStats",
     "ProgramDiverged",
+    "ProxyRefused",
     "RecvCancelled",
     "RecvTimeout",
     "RedisCommunicator",

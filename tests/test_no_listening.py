@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from redislink.broker import Broker, EmbeddedBroker, Proxy
+from redislink.broker import Broker, EgressProxy, EmbeddedBroker
 from redislink.cli.parties import SocketWatch, broker_addresses
 from redislink.cluster.trial import write_trial
 
@@ -182,7 +182,7 @@ def test_addresses_of_a_broker() -> None:
     )
     assert several == {("127.0.0.1", 1), ("::1", 2), ("127.0.0.2", 3)}
     # A server behind a proxy is dialled there, and its own name is not resolved.
-    proxy = Proxy("http://127.0.0.3:3128", no_proxy="127.0.0.0/8", named_by="HTTPS_PROXY")
+    proxy = EgressProxy("http://127.0.0.3:3128", no_proxy="127.0.0.0/8", named_by="HTTPS_PROXY")
     broker = Broker("redis://nobody.invalid", proxy=proxy)
     behind = broker_addresses("redis://nobody.invalid", [("127.0.0.2", 3)], broker.proxy_to)
     assert behind == {("127.0.0.3", 3128), ("127.0.0.2", 3)}

@@ -8,16 +8,16 @@ from redislink.broker.cluster_outbox import AnyOutbox, make_outbox
 from redislink.broker.embedded import EmbeddedBroker
 from redislink.broker.inbox import Inbox
 from redislink.broker.outbox import Outbox
-from redislink.broker.proxy import Proxy
+from redislink.broker.proxy import EgressProxy
 from redislink.broker.several import SeveralBrokers, make_broker
 
 __all__ = [
     "AnyOutbox",
     "Broker",
+    "EgressProxy",
     "EmbeddedBroker",
     "Inbox",
     "Outbox",
-    "Proxy",
     "SeveralBrokers",
     "make_broker",
     "make_outbox",

@@ -30,7 +30,7 @@ from redis.retry import Retry
 from redislink.broker import dial, tls
 from redislink.broker.connection import BrokerConnection, Login, Seen
 from redislink.broker.credentials import Credentials, CredentialsCallable
-from redislink.broker.proxy import Proxy
+from redislink.broker.proxy import EgressProxy
 from redislink.broker.tls import Secured, TlsFiles
 from redislink.broker.topology import ClusterTopology, SentinelTopology, Topology
 from redislink.broker.url import Address, labels, parse_url, split_urls
@@ -76,7 +76,7 @@ class Broker:
         password_file: str | Path | None = None,
         password_line: int | None = None,
         credentials: CredentialsCallable | None = None,
-        proxy: Proxy | None = None,
+        proxy: EgressProxy | None = None,
     ) -> None:
         """Args:
         url: the broker's URL, with user and password unless they come from elsewhere.
@@ -196,7 +196,7 @@ class Broker:
                 f"{labels(text)}, and a password goes only to one that you name: set "
                 "REDISLINK_BROKER_URL, with your user in it"
             )
-        urls, proxy = split_urls(text), Proxy.from_settings(settings)
+        urls, proxy = split_urls(text), EgressProxy.from_settings(settings)
         if credentials is not None and len(urls) > 1:
             raise ConfigError(
                 "credentials for several brokers: one broker would get another one's password: "
@@ -330,7 +330,7 @@ class Broker:
         proxy = self.proxy_to(address)
         return dial.dial(address, seconds) if proxy is None else proxy.dial(address, seconds)
 
-    def proxy_to(self, address: Address) -> Proxy | None:
+    def proxy_to(self, address: Address) -> EgressProxy | None:
         """Return the proxy through which a server is dialled; None for none."""
         proxy = self._proxy
         return proxy if proxy is not None and proxy.serves(address) else None

@@ -1,4 +1,4 @@
-"""`Proxy`: an egress proxy, through which a party dials that can reach nothing else.
+"""`EgressProxy`: an egress proxy, through which a party dials that can reach nothing else.
 
 Rules:
 - The proxy gets the server's name and resolves it; nobody here does.
@@ -40,7 +40,7 @@ _SOCKS_REFUSALS: Final = frozenset({2, 7, 8})
 """Reply codes of RFC 1928: not allowed, or not understood. The others are the network's."""
 
 
-class Proxy:
+class EgressProxy:
     """A proxy that takes CONNECT (``http://``, ``https://``) or SOCKS5 (``socks5h://``).
 
     Thread-safe. Pass it to `Broker`.
@@ -83,7 +83,7 @@ class Proxy:
         """Return the proxy that the settings name; None if they name none.
 
         Raises:
-            ConfigError: as `Proxy`.
+            ConfigError: as `EgressProxy`.
         """
         choice = settings.proxy_choice()
         if choice is None:

@@ -21,7 +21,7 @@ from typing import Self
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.credentials import CredentialsCallable
-from redislink.broker.proxy import Proxy
+from redislink.broker.proxy import EgressProxy
 from redislink.broker.url import Address
 from redislink.errors import BrokerError, BrokerUnreachable, UsageError
 from redislink.forking import dies_in_child
@@ -90,7 +90,7 @@ class SeveralBrokers(Broker):
         """Return what the present broker returns."""
         return self.members[self.index].addresses()
 
-    def proxy_to(self, address: Address) -> Proxy | None:
+    def proxy_to(self, address: Address) -> EgressProxy | None:
         """Return what the present broker returns."""
         return self.members[self.index].proxy_to(address)
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from redislink.broker import Proxy
+from redislink.broker import EgressProxy
 from redislink.broker.url import Address, parse_url
 from redislink.errors import BrokerUnreachable
 
@@ -155,7 +155,7 @@ class PartyProcess:
 def broker_addresses(
     url: str,
     servers: Iterable[Address] = (),
-    proxy_to: Callable[[Address], Proxy | None] = lambda _: None,
+    proxy_to: Callable[[Address], EgressProxy | None] = lambda _: None,
 ) -> set[Address]:
     """The addresses to which connections to a broker may go; none for a unix socket.
 

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from redislink import settings
-from redislink.broker import Broker, EmbeddedBroker, Proxy
+from redislink.broker import Broker, EgressProxy, EmbeddedBroker
 from redislink.broker.nested_tls import NestedTls
 from redislink.broker.tls import secure
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigError, ProxyRefused
@@ -50,7 +50,7 @@ class TestUrl:
     )
     def test_those_that_cannot_be_used(self, url: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message) as caught:
-            Proxy(url, named_by="https_proxy")
+            EgressProxy(url, named_by="https_proxy")
         assert str(caught.value).startswith("https_proxy: ")
         assert "cret" not in str(caught.value)
 
@@ -64,7 +64,7 @@ class TestUrl:
         ],
     )
     def test_the_label_holds_no_secret_and_says_who_resolves(self, url: str, label: str) -> None:
-        proxy = Proxy(url)
+        proxy = EgressProxy(url)
         assert proxy.label == label
         assert "s3cret" not in repr(proxy._url)
 
@@ -78,8 +78,8 @@ class TestSettings:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(settings, "_said", set())
 
-    def proxy(self, setting: str | None) -> Proxy | None:
-        return Proxy.from_settings(RedisLinkSettings(_env_file=None, broker_proxy=setting))
+    def proxy(self, setting: str | None) -> EgressProxy | None:
+        return EgressProxy.from_settings(RedisLinkSettings(_env_file=None, broker_proxy=setting))
 
     @pytest.mark.parametrize("setting", [None, "none", "NONE"])
     def test_without_the_setting_the_environment_counts_for_nothing(
@@ -170,14 +170,14 @@ class TestSettings:
     def test_no_proxy(
         self, no_proxy: str, host: str, direct: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        proxy = Proxy("http://proxy:3128", no_proxy=no_proxy, named_by="HTTPS_PROXY")
+        proxy = EgressProxy("http://proxy:3128", no_proxy=no_proxy, named_by="HTTPS_PROXY")
         assert proxy.serves((host, 6379)) is not direct
         if direct and no_proxy:
             assert "dialled directly, as NO_PROXY covers it" in caplog.text
 
     def test_a_proxy_that_is_named_here_serves_all(self) -> None:
         """A broker of this machine's address may be the one behind a tunnel."""
-        assert Proxy("http://proxy:3128").serves(("127.0.0.1", 6379))
+        assert EgressProxy("http://proxy:3128").serves(("127.0.0.1", 6379))
 
     @pytest.mark.parametrize("name", ["broker_proxy_password_file", "broker_proxy_tls_ca"])
     def test_files_are_looked_for_at_once(self, name: str, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ class TestConnect:
     """The request, and what each answer means."""
 
     def dial(self, proxy: ScriptedProxy, credentials: str = "", seconds: float = 5.0) -> None:
-        Proxy(proxy.url(credentials)).dial(SERVER, seconds).close()
+        EgressProxy(proxy.url(credentials)).dial(SERVER, seconds).close()
 
     @pytest.mark.parametrize(
         ("address", "where"),
@@ -199,7 +199,7 @@ class TestConnect:
         self, address: tuple[str, int], where: bytes
     ) -> None:
         with ScriptedProxy(answering(OK)) as proxy:
-            Proxy(proxy.url("h%C3%B6spital:s%3Acret@")).dial(address, 5).close()
+            EgressProxy(proxy.url("h%C3%B6spital:s%3Acret@")).dial(address, 5).close()
         (head,) = proxy.heads
         login = base64.b64encode("höspital:s:cret".encode())
         assert head.split(b"\r\n") == [
@@ -328,7 +328,9 @@ class TestConnect:
             ScriptedProxy(lambda line: line.sendall(OK + full)) as proxy,
             pytest.raises(BrokerError) as caught,
         ):
-            Broker("redis://broker.invalid", timeout=5, proxy=Proxy(proxy.url())).open_answering()
+            Broker(
+                "redis://broker.invalid", timeout=5, proxy=EgressProxy(proxy.url())
+            ).open_answering()
         assert isinstance(caught.value, BrokerBusy | BrokerUnreachable)
         assert "as many connections as it takes" in str(caught.value)
         assert f"redis://broker.invalid:6379 through proxy {proxy.url()}: " in str(caught.value)
@@ -339,7 +341,7 @@ class TestConnect:
         file.write_text("first\n")
         answers = iter([OK, b"HTTP/1.1 407 No\r\n\r\n"])
         with ScriptedProxy(lambda line: answering(next(answers))(line)) as scripted:
-            proxy = Proxy(scripted.url("hospital@"), password_file=file)
+            proxy = EgressProxy(scripted.url("hospital@"), password_file=file)
             proxy.dial(SERVER, 5).close()
             file.write_text("second\n")
             with pytest.raises(ProxyRefused) as caught:
@@ -354,7 +356,7 @@ class TestConnect:
         """Trying the same password again may lock the user out."""
         answers = iter([OK, b"HTTP/1.1 407 No\r\n\r\n", b"HTTP/1.1 403 No\r\n\r\n"])
         with ScriptedProxy(lambda line: answering(next(answers))(line)) as scripted:
-            proxy = Proxy(scripted.url("hospital:s3cret@"))
+            proxy = EgressProxy(scripted.url("hospital:s3cret@"))
             proxy.dial(SERVER, 5).close()
             for retryable in (False, True):
                 with pytest.raises(ProxyRefused) as caught:
@@ -367,7 +369,7 @@ class TestBroker:
 
     def test_a_broker_without_tls(self, valkey: EmbeddedBroker) -> None:
         with ScriptedProxy(tunnel_to(valkey.port)) as proxy:
-            broker = Broker("redis://broker.invalid", proxy=Proxy(proxy.url()))
+            broker = Broker("redis://broker.invalid", proxy=EgressProxy(proxy.url()))
             broker.open_answering().close()
         assert broker.label == "redis://broker.invalid:6379"
 
@@ -379,7 +381,9 @@ class TestBroker:
             TlsTerminator(valkey.port, tmp_path, names=names) as tls,
             ScriptedProxy(tunnel_to(tls.port)) as proxy,
         ):
-            broker = Broker("rediss://broker.invalid", tls_ca=tls.ca_file, proxy=Proxy(proxy.url()))
+            broker = Broker(
+                "rediss://broker.invalid", tls_ca=tls.ca_file, proxy=EgressProxy(proxy.url())
+            )
             if names == ("broker.invalid",):
                 broker.open_answering().close()
                 return
@@ -391,14 +395,16 @@ class TestBroker:
             ScriptedProxy(lambda line: line.sendall(OK)) as proxy,
             pytest.raises(BrokerUnreachable) as caught,
         ):
-            Broker("redis://broker.invalid", proxy=Proxy(proxy.url())).open_answering()
+            Broker("redis://broker.invalid", proxy=EgressProxy(proxy.url())).open_answering()
         assert (
             f"broker redis://broker.invalid:6379 through proxy {proxy.url()}: no connection"
             in str(caught.value)
         )
 
     def test_a_unix_socket_needs_no_proxy(self, valkey: EmbeddedBroker) -> None:
-        Broker(valkey.unix_url, proxy=Proxy("http://proxy.invalid:1")).open_answering().close()
+        Broker(
+            valkey.unix_url, proxy=EgressProxy("http://proxy.invalid:1")
+        ).open_answering().close()
 
 
 class TestTlsToTheProxy:
@@ -414,7 +420,7 @@ class TestTlsToTheProxy:
             broker = Broker(
                 f"redis{'s' * inside}://broker.invalid",
                 tls_ca=tls.ca_file,
-                proxy=Proxy(f"https://{HOST}:{outer.port}", tls_ca=outer.ca_file),
+                proxy=EgressProxy(f"https://{HOST}:{outer.port}", tls_ca=outer.ca_file),
             )
             connection = broker.open_answering()
             connection.execute(b"SET", b"through-two", content, timeout=10)
@@ -435,7 +441,7 @@ class TestTlsToTheProxy:
     ) -> None:
         with TlsTerminator(valkey.port, tmp_path, names=names) as outer:
             ca = outer.ca_file if trusted else None
-            proxy = Proxy(f"https://u:s3cret@{HOST}:{outer.port}", tls_ca=ca)
+            proxy = EgressProxy(f"https://u:s3cret@{HOST}:{outer.port}", tls_ca=ca)
             with pytest.raises(ProxyRefused, match=words) as caught:
                 proxy.dial(SERVER, 5)
         assert str(caught.value).startswith(f"proxy https://{HOST}:{outer.port}: ")
@@ -453,14 +459,14 @@ class TestTlsToTheProxy:
             thread = threading.Thread(target=answer)
             thread.start()
             with pytest.raises(ProxyRefused, match=r"no TLS connection.*check scheme"):
-                Proxy(f"https://{HOST}:{server.getsockname()[1]}").dial(SERVER, 5)
+                EgressProxy(f"https://{HOST}:{server.getsockname()[1]}").dial(SERVER, 5)
             thread.join()
 
     def test_a_ca_file_that_is_none(self, tmp_path: Path) -> None:
         wrong = tmp_path / "ca.pem"
         wrong.write_text("no certificate")
         with pytest.raises(ConfigError, match=r"REDISLINK_BROKER_PROXY_TLS_CA .*no certificate"):
-            Proxy("https://proxy.invalid:1", tls_ca=wrong).dial(SERVER, 5)
+            EgressProxy("https://proxy.invalid:1", tls_ca=wrong).dial(SERVER, 5)
 
 
 Pair = tuple[NestedTls | ssl.SSLSocket, ssl.SSLSocket | NestedTls]

@@ -11,14 +11,14 @@ import pytest
 import trustme
 
 from redislink import Endpoint
-from redislink.broker import Broker, EmbeddedBroker, Proxy
+from redislink.broker import Broker, EgressProxy, EmbeddedBroker
 from redislink.broker import dial as dialling
 from redislink.broker.url import Address
 from redislink.errors import BrokerUnreachable, ProxyRefused
 from redislink.operate.doctor import Blame, Case, Level, examine
 from redislink.settings import RedisLinkSettings
 from tests.conftest import EVERY_BROKER, in_thread, join, make_cluster, run_parties, url_of
-from tests.support.egress import HOST, KINDS, PASSWORD, USER, EgressProxy, missing
+from tests.support.egress import HOST, KINDS, PASSWORD, USER, RealProxy, missing
 from tests.support.tls_terminator import TlsTerminator
 
 WITH_LOGIN = ("tinyproxy", "microsocks")
@@ -56,11 +56,11 @@ def test_a_proxy_lets_through_what_it_is_to(
     nobody = 1
     with (
         TlsTerminator(valkey.port, tmp_path, names=["localhost"]) as tls,
-        EgressProxy(kind, tmp_path / "p", [valkey.port, tls.port, nobody], login=login) as proxy,
+        RealProxy(kind, tmp_path / "p", [valkey.port, tls.port, nobody], login=login) as proxy,
     ):
 
         def opened(url: str, through: str) -> None:
-            broker = Broker(url, timeout=5, tls_ca=tls.ca_file, proxy=Proxy(through))
+            broker = Broker(url, timeout=5, tls_ca=tls.ca_file, proxy=EgressProxy(through))
             broker.open_answering().close()
 
         opened(valkey.url, proxy.url())
@@ -89,7 +89,7 @@ def test_a_proxy_lets_through_what_it_is_to(
 def test_a_session_outlives_a_proxy_that_dies(
     kind: str, valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
 ) -> None:
-    proxy = EgressProxy(kind, tmp_path / "proxy", [valkey.port], login=True)
+    proxy = RealProxy(kind, tmp_path / "proxy", [valkey.port], login=True)
     with proxy:
         alice, bob = join(make_cluster(valkey.url, 2), broker_proxy=proxy.url())
         for round_number in range(3):
@@ -109,7 +109,7 @@ def test_a_session_outlives_a_proxy_that_dies(
 def test_a_proxy_that_stays_away_is_named_as_the_proxy(
     valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
 ) -> None:
-    with EgressProxy("tinyproxy", tmp_path / "proxy", [valkey.port], login=True) as proxy:
+    with RealProxy("tinyproxy", tmp_path / "proxy", [valkey.port], login=True) as proxy:
         alice, bob = join(
             make_cluster(valkey.url, 2),
             broker_proxy=proxy.url(),
@@ -135,21 +135,21 @@ def test_a_proxy_that_cuts_idle_tunnels(
     Here each time is a tenth of its default, so a proxy that cuts after 30 s would do no harm.
     """
     dials = []
-    dial = Proxy.dial
+    dial = EgressProxy.dial
 
-    def counted(proxy: Proxy, address: Address, seconds: float) -> socket.socket:
+    def counted(proxy: EgressProxy, address: Address, seconds: float) -> socket.socket:
         dials.append(threading.current_thread().name)
         return dial(proxy, address, seconds)
 
-    monkeypatch.setattr(Proxy, "dial", counted)
-    with EgressProxy("tinyproxy", tmp_path / "proxy", [valkey.port], idle=3) as proxy:
+    monkeypatch.setattr(EgressProxy, "dial", counted)
+    with RealProxy("tinyproxy", tmp_path / "proxy", [valkey.port], idle=3) as proxy:
         alice, bob = join(
             make_cluster(valkey.url, 2), broker_proxy=proxy.url(), blpop_timeout=0.5, peer_timeout=3
         )
         alice.send("bob", "t", b"1")
         assert bob.recv("alice", "t") == b"1"
         for _ in range(2):  # the second time, whatever the proxy may cut is cut
-            with Proxy(proxy.url()).dial((HOST, valkey.port), 30) as idle:
+            with EgressProxy(proxy.url()).dial((HOST, valkey.port), 30) as idle:
                 dials.clear()
                 assert idle.recv(1) == b"", "the proxy cuts what is idle"
             assert dials == []
@@ -171,7 +171,7 @@ def test_every_server_of_a_broker_is_dialled_through_it(
     def refuse(address: object, _: float) -> None:
         raise AssertionError(f"{address} was dialled directly")
 
-    with EgressProxy("microsocks", tmp_path / "proxy", login=True) as proxy:
+    with RealProxy("microsocks", tmp_path / "proxy", login=True) as proxy:
         monkeypatch.setattr(dialling, "dial", refuse)
         parties = join(make_cluster(url), broker_proxy=proxy.url())
         for sender in parties:
@@ -193,7 +193,7 @@ def test_a_proxy_that_opens_tls_is_recognised(valkey: EmbeddedBroker, tmp_path: 
     opens = f"ssl-bump cert={shown} generate-host-certificates=off"
     with (
         TlsTerminator(valkey.port, tmp_path) as tls,
-        EgressProxy(
+        RealProxy(
             "squid",
             tmp_path / "proxy",
             [tls.port],

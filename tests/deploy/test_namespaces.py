@@ -1,17 +1,18 @@
 """The promise, as a network sees it: behind firewalls that let nothing in, the demo runs.
 
 Each party is in a network namespace of its own, behind a firewall that drops all that comes in and
-is no answer, and lets nothing out but to the broker; the broker is in another, and a router that
-passes everything is between them. On every party a socket listens, and is dialled before, during
-and after the run: so it is the firewall, and nothing else, that stands in the way.
+is no answer, and lets nothing out but to the broker, or to a proxy; these are in others, and a
+router that passes everything is between them. On every party a socket listens, and is dialled
+before, during and after the run: so it is the firewall, and nothing else, that stands in the way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,12 +21,15 @@ import pytest
 from redislink.broker import EmbeddedBroker
 from redislink.cli.parties import PartyProcess
 from redislink.cluster.trial import trial_devices, write_trial
+from tests.support.egress import RealProxy
+from tests.support.egress import missing as missing_proxies
 from tests.support.namespaces import Host, Internet, dial, listener, missing
 from tests.support.waiting import wait_until
 
 PARTIES: Final = ("alice", "bob", "carol")
 PROGRAM: Final = Path(__file__).parents[2] / "examples" / "logistic_regression.py"
 BROKER_PORT: Final = 6379
+PROXY_PORT: Final = 3128
 PROBE_PORT: Final = 7777
 _DIAL_TIMEOUT: Final = 5.0
 _DROPPED_AFTER: Final = 0.2
@@ -46,7 +50,7 @@ table inet party {{
     }}
     chain outgoing {{
         type filter hook output priority filter; policy drop;
-        ip daddr {broker} tcp dport {broker_port} accept
+        ip daddr {allowed} tcp dport {allowed_port} accept
         counter name strayed drop
     }}
 }}
@@ -61,29 +65,87 @@ def internet() -> Iterator[Internet]:
         pytest.fail(f"the product's promise must be tried in CI: {why}")
     if why:
         pytest.skip(f"NOT TRIED: that parties run behind closed firewalls: {why}")
-    with Internet(["broker", *PARTIES]) as network:
+    with Internet(["broker", "proxy", *PARTIES]) as network:
         yield network
 
 
+@dataclass(frozen=True)
+class Way:
+    """How parties reach the broker.
+
+    Attributes:
+        server: the one host, and
+        port: the one port that their firewalls let them dial.
+        url: the broker's URL.
+        settings: what they need for it.
+    """
+
+    server: Host
+    port: int
+    url: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def directly(internet: Internet, _: Path) -> Iterator[Way]:
+    broker = internet.hosts["broker"]
+    with serving(broker) as url:
+        yield Way(broker, BROKER_PORT, url)
+
+
+@contextlib.contextmanager
+def through_a_proxy(internet: Internet, directory: Path) -> Iterator[Way]:
+    """Only the proxy knows the broker's name."""
+    if why := missing_proxies():
+        pytest.skip(f"NOT TRIED: that parties run behind an egress proxy: {why}")
+    broker, host = internet.hosts["broker"], internet.hosts["proxy"]
+    hosts = directory / "hosts"
+    hosts.write_text(f"{broker.address} broker.example\n")
+    proxy = RealProxy(
+        "tinyproxy",
+        directory / "proxy",
+        [BROKER_PORT],
+        login=True,
+        address=host.address,
+        hosts=hosts,
+        port=PROXY_PORT,
+    )
+    host.namespace.run("ip", "link", "set", "lo", "up")  # its start is watched from there
+    with serving(broker) as url:
+        host.namespace(proxy.start)
+        try:
+            yield Way(
+                host,
+                PROXY_PORT,
+                url.replace(broker.address, "broker.example"),
+                {"REDISLINK_BROKER_PROXY": proxy.url()},
+            )
+        finally:
+            proxy.stop()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("reaching", [directly, through_a_proxy])
 def test_the_demo_runs_behind_firewalls_that_let_nothing_in(
-    internet: Internet, tmp_path: Path
+    internet: Internet,
+    tmp_path: Path,
+    reaching: Callable[[Internet, Path], AbstractContextManager[Way]],
 ) -> None:
     parties = {name: internet.hosts[name] for name in PARTIES}
     broker = internet.hosts["broker"]
     with ExitStack() as stack:
+        way = stack.enter_context(reaching(internet, tmp_path))
         for host in parties.values():
             stack.enter_context(listener(host, PROBE_PORT))
             assert dial(broker.namespace, host.address, PROBE_PORT, _DIAL_TIMEOUT), "no firewall"
             host.namespace.firewall(
                 FIREWALL.format(
-                    probe_port=PROBE_PORT, broker=broker.address, broker_port=BROKER_PORT
+                    probe_port=PROBE_PORT, allowed=way.server.address, allowed_port=way.port
                 )
             )
         check_that_nothing_gets_in(internet, parties)
 
-        url = stack.enter_context(serving(broker))
-        results = train(internet, parties, url, tmp_path)
+        results = train(internet, parties, way, tmp_path)
 
         check_that_nothing_gets_in(internet, parties)
         assert results["alice"]["accuracy"] == pytest.approx(
@@ -95,7 +157,7 @@ def test_the_demo_runs_behind_firewalls_that_let_nothing_in(
             counted = host.namespace.counters()
             assert counted["probes"] >= 6, name  # three times from two places
             assert counted["dialled"] == 0, f"somebody needed to dial {name}"
-            assert counted["strayed"] == 0, f"{name} sent to others than the broker"
+            assert counted["strayed"] == 0, f"{name} sent to others than it is to"
             host.namespace.drop_firewall()
             assert dial(broker.namespace, host.address, PROBE_PORT, _DIAL_TIMEOUT), "no firewall"
 
@@ -108,7 +170,7 @@ def test_a_closed_firewall_is_told_from_a_port_where_nobody_listens(internet: In
 
 
 def train(
-    internet: Internet, parties: dict[str, Host], url: str, directory: Path
+    internet: Internet, parties: dict[str, Host], way: Way, directory: Path
 ) -> dict[str, dict[str, Any]]:
     """The demo's processes, each in its namespace; what each reported at its end, by party."""
     cluster = directory / "cluster.yaml"
@@ -125,7 +187,8 @@ def train(
         processes = {}
         for name, host in parties.items():
             environment = {
-                "REDISLINK_BROKER_URL": url,
+                "REDISLINK_BROKER_URL": way.url,
+                **way.settings,
                 "REDISLINK_LINK_MODE": "channels",
                 "REDISLINK_IDENTITY_FILE": str(keys[name]),
                 "REDISLINK_PSK_DIR": str(keys[name].parent),
@@ -156,7 +219,7 @@ def train(
         output = {name: process.output() for name, process in processes.items()}
         assert seen == set(PARTIES), output
         assert not results, "the run was over before it could be looked at"
-        check_sockets(internet, parties)
+        check_sockets(parties, way)
         check_that_nothing_gets_in(internet, parties)
         wait_until(ended, _RUN_TIMEOUT)
         for process in processes.values():
@@ -173,15 +236,15 @@ def check_that_nothing_gets_in(internet: Internet, parties: dict[str, Host]) -> 
             assert host.namespace.counters()["probes"] > before, f"{source.name}: came nowhere"
 
 
-def check_sockets(internet: Internet, parties: dict[str, Host]) -> None:
-    """In a party's whole namespace only the probe listens, and all connections go to the broker."""
-    broker = f"{internet.hosts['broker'].address}:{BROKER_PORT}"
+def check_sockets(parties: dict[str, Host], way: Way) -> None:
+    """In a party's whole namespace only the probe listens, and all connections go one way."""
+    allowed = f"{way.server.address}:{way.port}"
     for name, host in parties.items():
         assert host.namespace.sockets("-l", "-t", "-u") == [
             (f"0.0.0.0:{PROBE_PORT}", "0.0.0.0:*")
         ], name
         remotes = {remote for _, remote in host.namespace.sockets("-t", "state", "established")}
-        assert remotes == {broker}, name
+        assert remotes == {allowed}, name
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 @dataclass
-class EgressProxy:
+class RealProxy:
     """A proxy of one of `KINDS`. It allows CONNECT to the ports that it is told, and no other.
 
     Attributes:

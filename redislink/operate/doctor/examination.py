@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from cryptography.x509 import Certificate
 
-from redislink.broker import Broker, Proxy
+from redislink.broker import Broker, EgressProxy
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.url import BrokerUrl, join, parse_url
 from redislink.broker.users import owner_of_user
@@ -197,7 +197,7 @@ class Examination:
         """The hosts and ports in the URL; empty for a broker without a network address."""
         return [Address(*address) for address in self.url.addresses]
 
-    def proxy_to(self, address: Address) -> Proxy | None:
+    def proxy_to(self, address: Address) -> EgressProxy | None:
         """Return the proxy through which a server is dialled; None for none."""
         return self.broker.proxy_to((address.host, address.port))
 
