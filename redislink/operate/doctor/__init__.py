@@ -55,6 +55,7 @@ CHECKS: Final = (
     Check("client certificate", network.client_certificate, "broker URL", is_of_broker=True),
     Check("TLS", network.tls, "TCP", 4, is_of_broker=True),
     Check("server certificate", network.server_certificate, "TLS", is_of_broker=True),
+    Check("CA certificate", network.ca_certificate, "TLS", is_of_broker=True),
     Check("login", network.login, "TLS", 4, is_of_broker=True),
     Check("replicas", network.replicas, "login", 4),
     Check("commands", rights.commands, "login"),

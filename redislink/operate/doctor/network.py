@@ -285,7 +285,33 @@ def server_certificate(exam: Examination) -> Verdict | None:
     return next((verdict for verdict in found if verdict.remedy), found[0])
 
 
-def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) -> Verdict:
+def ca_certificate(exam: Examination) -> Verdict | None:
+    """The CA that signed the broker's certificate goes on being valid for a while.
+
+    Only this party's own file is looked at. While a CA is replaced it holds two, of which only the
+    one that signed counts.
+    """
+    files = exam.broker.tls_files
+    if files is None or files.ca is None or not exam.seen.certificates:
+        return None
+    known = x509.load_pem_x509_certificates(Path(files.ca).read_bytes())
+    found = []
+    for address, certificate in exam.seen.certificates.items():
+        signers = [ca for ca in known if ca.subject == certificate.issuer] or known
+        ca = max(signers, key=lambda ca: ca.not_valid_after_utc)
+        who = f"that of {address} ({one_line(ca.subject.rfc4514_string())})"
+        remedy = f"add the next CA's certificate to {files.ca}"
+        found.append(_dates(ca, who, exam.case.clock(), Blame.OURS, remedy))
+    return next((verdict for verdict in found if verdict.remedy), found[0])
+
+
+def _dates(
+    certificate: x509.Certificate,
+    whose: str,
+    now: float,
+    blame: Blame,
+    renew: str = "make a new one",
+) -> Verdict:
     ends, begins = certificate.not_valid_after_utc, certificate.not_valid_before_utc
     today = datetime.datetime.fromtimestamp(now, datetime.UTC)
     days = (ends - today).total_seconds() / 86400
@@ -296,12 +322,10 @@ def _dates(certificate: x509.Certificate, whose: str, now: float, blame: Blame) 
             blame,
         )
     if days < 0:
-        return failed(
-            f"{whose} expired on {ends:%Y-%m-%d}, {-days:.0f} days ago", "make a new one", blame
-        )
+        return failed(f"{whose} expired on {ends:%Y-%m-%d}, {-days:.0f} days ago", renew, blame)
     if days < SOON_DAYS:
         return warned(
-            f"{whose} expires on {ends:%Y-%m-%d}, in {days:.0f} days", "make a new one before that"
+            f"{whose} expires on {ends:%Y-%m-%d}, in {days:.0f} days", f"{renew} before that"
         )
     return passed(f"{whose} is valid until {ends:%Y-%m-%d}, for {days:.0f} days")
 

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import trustme
 
 from redislink import RedisLinkSettings
 from redislink.broker import EmbeddedBroker
@@ -148,6 +149,26 @@ class TestTls:
         told.check("login", Level.PASS)
         later.check("server certificate", Level.FAIL, f"expired on {date}, 1 days ago")
         before.check("server certificate", Level.FAIL, "not valid before", "correct this machine's")
+
+    def test_a_ca_that_ends_soon(
+        self, one_server: EmbeddedBroker, doctor: Ask, tmp_path, monkeypatch
+    ) -> None:
+        ends = datetime.datetime(2037, 6, 1, tzinfo=datetime.UTC)
+        monkeypatch.setattr(trustme, "DEFAULT_EXPIRY", ends)  # of the CA
+        late = ends + datetime.timedelta(days=3650)
+        with TlsTerminator(one_server.port, tmp_path, not_after=late) as tls:
+            for days, level in ((31, Level.PASS), (29, Level.WARN), (-1, Level.FAIL)):
+                clock = (ends - datetime.timedelta(days=days)).timestamp
+                told = doctor(tls.url(), broker_tls_ca=tls.ca_file, clock=clock)
+                finding = told.check("CA certificate", level, f"that of 127.0.0.1:{tls.port} (")
+                assert (str(tls.ca_file) in finding.remedy) == (level is not Level.PASS)
+                told.check("server certificate", Level.PASS)
+            # Its successor is there already, and signs nothing yet.
+            (tmp_path / "next").mkdir()
+            following = TlsTerminator(1, tmp_path / "next").ca_file.read_text()
+            tls.ca_file.write_text(following + tls.ca_file.read_text())
+            told = doctor(tls.url(), broker_tls_ca=tls.ca_file, clock=clock)
+            told.check("CA certificate", Level.FAIL, "1 days ago")
 
     def test_a_certificate_for_another_name(
         self, one_server: EmbeddedBroker, doctor: Ask, tmp_path

@@ -25,7 +25,7 @@ def test_all_is_well(one_server: EmbeddedBroker, doctor: Ask) -> None:
     assert told.report.seconds < 5
     every = [FIRST, *(check.name for check in CHECKS)]
     # For TLS, and for brokers of several servers.
-    for_others = ["client certificate", "server certificate", "replicas"]
+    for_others = ["proxy", "client certificate", "server certificate", "CA certificate", "replicas"]
     assert [f.name for f in told.report.findings] == [n for n in every if n not in for_others]
 
 
