@@ -22,7 +22,7 @@ import redis
 
 import redislink
 from redislink import Endpoint, Session, Simulator, UsageError, UsedAfterFork, forking
-from redislink.broker import Broker, EmbeddedBroker
+from redislink.broker import Broker, EgressProxy, EmbeddedBroker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.topology import SentinelTopology
 from redislink.broker.url import parse_url
@@ -33,6 +33,8 @@ from redislink.testing import Faults, FaultyBroker, Proxy
 from redislink.transport.party_status import status_of
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 from tests.support.children import error_of, in_child
+from tests.support.scripted_proxy import ScriptedProxy, tunnel_to
+from tests.support.tls_terminator import TlsTerminator
 
 FORK = multiprocessing.get_context("fork")
 
@@ -133,6 +135,15 @@ def sockets() -> set[int]:
     return {os.fstat(s.fileno()).st_ino for s in held if s is not None and s.fileno() >= 0}
 
 
+def open_files() -> set[int]:
+    """Inodes of all that this process has open."""
+    held = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.add(path.stat().st_ino)
+    return held
+
+
 def test_the_child_has_no_socket_and_the_broker_sees_none_end(
     pair: list[Endpoint], valkey: EmbeddedBroker
 ) -> None:
@@ -143,16 +154,26 @@ def test_the_child_has_no_socket_and_the_broker_sees_none_end(
     watching = redis.Redis(port=valkey.port)
     before = {client["addr"] for client in watching.client_list()}
 
-    def child() -> set[int]:
-        held = set()
-        for path in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):
-                held.add(path.stat().st_ino)
-        return held
-
-    assert not ours & in_child(child)
+    assert not ours & in_child(open_files)
     assert before <= {client["addr"] for client in watching.client_list()}
     exchange(alice, bob, "after")
+
+
+def test_the_child_has_no_socket_of_a_tunnel(valkey: EmbeddedBroker, tmp_path: Path) -> None:
+    """TLS in TLS is no socket of its own."""
+    (tmp_path / "outer").mkdir()
+    with (
+        TlsTerminator(valkey.port, tmp_path) as tls,
+        ScriptedProxy(tunnel_to(tls.port)) as scripted,
+        TlsTerminator(scripted.port, tmp_path / "outer") as outer,
+    ):
+        proxy = EgressProxy(f"https://127.0.0.1:{outer.port}", tls_ca=outer.ca_file)
+        connection = Broker(tls.url(), tls_ca=tls.ca_file, proxy=proxy).open()
+        held = os.fstat(connection._connection._sock.fileno()).st_ino
+        assert held not in in_child(open_files)
+        assert held in open_files()
+        assert connection.execute(b"PING", timeout=5) == b"PONG"
+        connection.close()
 
 
 @pytest.mark.slow

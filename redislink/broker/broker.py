@@ -30,7 +30,7 @@ from redis.retry import Retry
 from redislink.broker import dial, tls
 from redislink.broker.connection import BrokerConnection, Login, Seen
 from redislink.broker.credentials import Credentials, CredentialsCallable
-from redislink.broker.proxy import EgressProxy
+from redislink.broker.proxy import EgressProxy, or_the_proxy
 from redislink.broker.tls import Secured, TlsFiles
 from redislink.broker.topology import ClusterTopology, SentinelTopology, Topology
 from redislink.broker.url import Address, labels, parse_url, split_urls
@@ -460,18 +460,17 @@ class Broker:
             f"HTTP inside the tunnel: {proxy.remedy(address)}"
         )
 
+    def _or_the_proxy(self, address: Address, does: str) -> str:
+        return or_the_proxy(self.proxy_to(address), does, address)
+
     def _why_no_plain(self, address: Address, error: BaseException) -> str | None:
         never_connected = isinstance(error, redis.RedisError)
         if never_connected or self._seen.answered or not tls.speaks_tls(self.dial, address):
             return None
-        proxy = self.proxy_to(address)
-        why = (
+        return (
             "it speaks TLS on this port: write rediss:// in the URL, and set "
-            "REDISLINK_BROKER_TLS_CA"
+            "REDISLINK_BROKER_TLS_CA" + self._or_the_proxy(address, "wants TLS that it can open")
         )
-        if proxy is None:
-            return why
-        return f"{why}; or the proxy wants TLS that it can open, and then {proxy.remedy(address)}"
 
     def _why_no_tls(self, address: Address, error: BaseException) -> str | None:
         answered = self._seen.answered
@@ -480,19 +479,16 @@ class Broker:
                 f"it wants a client certificate, or a different one ({one_line(str(error))}): set "
                 "REDISLINK_BROKER_TLS_CERT to a certificate that its CA signed, and "
                 "REDISLINK_BROKER_TLS_KEY to the certificate's key"
+                + self._or_the_proxy(address, "opens TLS and ends what is not HTTP")
             )
         if not isinstance(error, redis.RedisError):
             return None  # it broke after the handshake, so TLS is not to blame
         refused = tls.verification_error(error)
         if refused is not None:
             why = tls.why_not_trusted(refused)
-            proxy = self.proxy_to(address)
-            if proxy is None or refused.verify_code in tls.OTHERWISE_TRUSTED:
+            if refused.verify_code in tls.OTHERWISE_TRUSTED:
                 return why
-            return (
-                f"{why}; or the proxy opens TLS and shows a certificate of its own, and then "
-                + (proxy.remedy(address))
-            )
+            return why + self._or_the_proxy(address, "opens TLS with a certificate of its own")
         if answered or tls.never_connected(error):
             return None
         if tls.speaks_plain(self.dial, address):

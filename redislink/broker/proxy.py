@@ -307,6 +307,17 @@ class EgressProxy:
         return one_line(self._credentials.hide(str(said)), _MOST_SHOWN)
 
 
+def or_the_proxy(proxy: EgressProxy | None, does: str, address: Address) -> str:
+    """Return the end of a remedy, for what the proxy may do instead; "" if there is none.
+
+    Args:
+        proxy: the proxy through which the server is dialled.
+        does: what it may do.
+        address: the server's.
+    """
+    return "" if proxy is None else f"; or the proxy {does}, and then {proxy.remedy(address)}"
+
+
 class _Line:
     """A connection to the proxy, for as long as the proxy is spoken to: all has one deadline."""
 

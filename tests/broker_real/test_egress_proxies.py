@@ -208,7 +208,9 @@ def test_a_proxy_that_opens_tls_is_recognised(valkey: EmbeddedBroker, tmp_path: 
             broker_tls_ca=tls.ca_file,
             broker_proxy=proxy.url(),
         )
-        with pytest.raises(BrokerUnreachable, match="or the proxy opens TLS and shows") as caught:
+        with pytest.raises(
+            BrokerUnreachable, match="or the proxy opens TLS with a certificate"
+        ) as caught:
             Broker.from_settings(settings, None).open_answering()
         assert not caught.value.retryable
         report = examine(lambda: Case.of_broker(settings))

@@ -19,6 +19,7 @@ from typing import Any, Final
 from cryptography import x509
 
 from redislink.broker.dial import Dial
+from redislink.broker.proxy import or_the_proxy
 from redislink.broker.tls import (
     EXPIRED,
     NOT_YET_VALID,
@@ -379,13 +380,14 @@ def _not_trusted(
         "set REDISLINK_BROKER_TLS_CA to the PEM file of the CA that signed it; if it is set, the "
         "file is another CA's, or this is another server"
     )
-    if through is None:
-        return failed(f"{address}: its certificate{name} is not trusted ({why})", remedy)
     return failed(
-        f"{address}: its certificate{name} is not trusted ({why}); it may be the proxy's own",
-        f"{remedy}; or the proxy opens TLS, and then "
-        + through.remedy((address.host, address.port)),
+        f"{address}: its certificate{name} is not trusted ({why})",
+        remedy + _or_the_proxy(exam, address, "opens TLS with a certificate of its own"),
     )
+
+
+def _or_the_proxy(exam: Examination, address: Address, does: str) -> str:
+    return or_the_proxy(exam.proxy_to(address), does, (address.host, address.port))
 
 
 def _wants_http(exam: Examination, address: Address, info: tuple[Any, ...]) -> bool:
@@ -442,7 +444,8 @@ def _no_tls(exam: Examination, address: Address, error: Exception) -> Verdict:
             f"{address}: the broker wants a client certificate, or a different one "
             f"({text or 'it closed the connection after the handshake'})",
             "set REDISLINK_BROKER_TLS_CERT and REDISLINK_BROKER_TLS_KEY to a certificate that the "
-            "broker's CA signed, and to its key",
+            "broker's CA signed, and to its key"
+            + _or_the_proxy(exam, address, "opens TLS and ends what is not HTTP"),
             Blame.OURS,
         )
     if speaks_plain(*_to_sniff(exam, address)):

@@ -21,9 +21,10 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 
 class Inspection:
-    """A proxy that opens TLS with a certificate of its own, and speaks HTTP inside."""
+    """A proxy that opens TLS with a certificate of its own, and speaks HTTP inside, or hangs up."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, answers: bool = True) -> None:
+        self._answers = answers
         ca = trustme.CA(organization_name="Corporate TLS inspection")
         self.ca_file = directory / "inspection.pem"
         ca.cert_pem.write_to_path(str(self.ca_file))
@@ -33,7 +34,7 @@ class Inspection:
     def __call__(self, line: socket.socket) -> None:
         line.sendall(OK)
         with self._context.wrap_socket(line, server_side=True) as secured:
-            if secured.recv(1 << 16):
+            if secured.recv(1 << 16) and self._answers:
                 secured.sendall(BAD_REQUEST)
                 secured.recv(1)
 
@@ -49,7 +50,7 @@ def test_a_way_that_is_open(one_server: EmbeddedBroker, doctor: Ask) -> None:
         told = doctor("redis://broker.invalid:6379", broker_proxy=proxy.url("hospital:s3cret@"))
     told.check("proxy", Level.PASS, proxy.url(), "from REDISLINK_BROKER_PROXY", "resolves")
     told.check("TCP", Level.PASS, "broker.invalid:6379 reached")
-    told.check("TLS", Level.WARN, "whoever is on the way")
+    told.check("TLS", Level.WARN, "anybody on the way")
     told.check("login", Level.PASS)
     told.check("largest element", Level.PASS)
     assert "name resolution" not in str(told.report.findings)
@@ -163,3 +164,17 @@ def test_a_proxy_that_wants_http_or_tls_inside(doctor: Ask, tmp_path: Path) -> N
     with ScriptedProxy(Inspection(tmp_path)) as proxy:
         told = doctor(URL, broker_proxy=proxy.url())
     told.check("login", Level.FAIL, "opens TLS, and wants HTTP inside", "through untouched")
+
+
+def test_a_proxy_that_may_be_what_ends_the_connection(doctor: Ask, tmp_path: Path) -> None:
+    """As a server does that wants a client certificate: which of the two cannot be told."""
+    inspection = Inspection(tmp_path, answers=False)
+    with ScriptedProxy(inspection) as proxy:
+        told = doctor(
+            URL.replace("redis:", "rediss:"),
+            broker_proxy=proxy.url(),
+            broker_tls_ca=inspection.ca_file,
+        )
+        other = doctor(URL.replace("redis:", "rediss:"), broker_proxy=proxy.url())
+    told.check("TLS", Level.FAIL, "wants a client certificate", "or the proxy opens TLS and ends")
+    other.check("TLS", Level.FAIL, "is not trusted", "or the proxy opens TLS with a certificate")
