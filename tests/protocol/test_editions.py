@@ -4,7 +4,7 @@ import pytest
 
 from redislink.protocol.delivery import Delivery, Leftover, Timing
 from redislink.protocol.frame import Ack, AckState, Answer, Fin, Heartbeat, Probe
-from tests.protocol.pair import Pair, control, numbers, take_pushes
+from tests.protocol.pair import Pair, control, numbers, tag_of, take_pushes
 
 TIMING = Timing()
 
@@ -147,9 +147,9 @@ def test_ghosts_swallow_nothing_of_the_next_edition():
     swallowed = []
 
     def swallow(push) -> bool:
-        if pair.bob.edition_out == 0 and push.tag in ghosts:
-            ghosts.discard(push.tag)
-            swallowed.append(push.tag)
+        if pair.bob.edition_out == 0 and tag_of(push) in ghosts:
+            ghosts.discard(tag_of(push))
+            swallowed.append(tag_of(push))
             return True
         return False
 
@@ -169,7 +169,7 @@ def test_ghosts_swallow_nothing_of_the_next_edition():
 def test_two_losses_far_apart_are_two_lost_pops():
     pair = Pair(TIMING)
     for tag in ("a", "b"):
-        pair.loses = lambda push, tag=tag: push.tag == tag
+        pair.loses = lambda push, tag=tag: tag_of(push) == tag
         pair.bob.send(tag, b"x", pair.now)
         pair.settle()
         pair.loses = lambda push: False
