@@ -24,6 +24,7 @@ from redislink.protocol.received import ReceivedNumbers
 
 _FRAME_OVERHEAD: Final = chunking.OVERHEAD
 _NEVER_TOLD: Final = sys.maxsize
+_MOST_DOUBLINGS: Final = 6
 
 
 @dataclass(slots=True)
@@ -35,11 +36,14 @@ class _Wait:
     """When we asked what the peer has not answered yet."""
     overdue_at: float | None = None
     """By then, what the broker has taken should have come."""
+    times_overdue: int = 0
+    """How often it had not, since something last came."""
 
     def came(self, next_probe: float) -> None:
         """Something of this tag has come."""
         self.next_probe = next_probe
         self.asked_at = self.overdue_at = None
+        self.times_overdue = 0
 
 
 class Receiving:
@@ -168,13 +172,14 @@ class Receiving:
         """Note that the peer says that the broker has taken what we wait for.
 
         The broker had it before it had the peer's answer. So it should be here, unless our BLPOP
-        reached the broker late: wait once more for as long as question and answer took.
+        reached the broker late: wait once more for as long as question and answer took. After each
+        time that it did not come, this doubles: perhaps it cannot come at all.
         """
         wait = self._waits.get(tag)
         if wait is None or wait.overdue_at is not None or wait.asked_at is None:
             return
         patience = max(self._timing.overdue_after, now - wait.asked_at)
-        wait.overdue_at = now + patience
+        wait.overdue_at = now + patience * 2 ** min(wait.times_overdue, _MOST_DOUBLINGS)
         wait.asked_at = None
 
     def lost_again(self, now: float) -> bool:
@@ -192,6 +197,7 @@ class Receiving:
         for tag, wait in self._waits.items():
             if wait.overdue_at is not None and wait.overdue_at <= now:
                 wait.overdue_at = None
+                wait.times_overdue += 1
                 due.append(tag)
         return due
 

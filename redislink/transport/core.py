@@ -227,17 +227,17 @@ class Core:
                 if isinstance(push, Leftover):
                     outbox.delete(peer.left_list(push))
                     continue
-                token, encode = (peer.delivery, push), peer.codec.encode_parts
+                token = (peer.delivery, push)
                 if not isinstance(push, DataPush):
                     if self.closing or self.failure is not None:
                         self.last_words.append((peer, push))
                     name = peer.control_out
-                    element = encode(name, push.frame, push.body)
+                    element = peer.codec.encode_parts(name, push.frame, push.body)
                     # A peer that is suspended may come back for its ABORT much later.
                     ttl = None if type(push.frame) is Abort else _CONTROL_TTL
                     outbox.push(name, element, token, clear=push.clear, ttl=ttl, urgent=True)
                     continue
-                name = peer.out_list(push.tag)
+                name, encode = peer.to_list(push.tag)
                 if push.clear:
                     again.append(push.tag)
                 size = push.message_bytes or len(push.body)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover
 from redislink.protocol.fragments import Fragments
+from redislink.protocol.frame import Frame
 from redislink.protocol.seal import AnyEdition, Codec
 from redislink.transport.lanes import Lanes
 
+Encode = Callable[[bytes, Frame, bytes | memoryview], tuple[bytes, bytes | memoryview]]
 Party = str | int
 """A party's name or its rank."""
 _CONTROL: bytes = list_names.CONTROL_TAG.encode()
@@ -67,6 +69,14 @@ class Peer:
         """Return the name of the list to the peer for messages with this tag."""
         return self.out_prefix + list_names.encode_tag(tag)
 
+    def to_list(self, tag: str) -> tuple[bytes, Encode]:
+        """Return the name of the list to the peer for this tag, and what encodes frames for it.
+
+        See `follow` for the order of the two.
+        """
+        name = self.out_list(tag)
+        return name, self.codec.encode_parts
+
     def left_list(self, leftover: Leftover) -> bytes:
         """Return the name of a list to remove."""
         prefix = list_names.of_edition(self._first_prefixes[0], leftover.edition)
@@ -75,11 +85,11 @@ class Peer:
     def follow(self) -> bool:
         """Use the editions of the data lists that the delivery says. Needs the core's lock.
 
+        Whoever sends takes the name of a list first, and the codec after that; here the codec
+        changes first. So no name of a later edition meets the codec that would authenticate it.
+
         Returns:
             Whether we read another edition than before.
-
-        Whoever sends takes a list's name within the lock, and the codec after that. So no name of
-        a later edition ever meets a codec that would authenticate the edition.
         """
         first_out, first_in = self._first_prefixes
         out_prefix = list_names.of_edition(first_out, self.delivery.edition_out)

@@ -105,6 +105,7 @@ class Sending:
             core.push(peer, pushes)
             return number
         number = chunk.seq
+        # The codec after the name: see `Peer.follow`.
         element = peer.codec.encode_whole(name, number, encoding, chunk.acked, data)
         outbox = core.outbox
         outbox.push(name, element, (delivery, chunk))

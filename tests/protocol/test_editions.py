@@ -82,6 +82,21 @@ def test_the_peer_says_taken_only_of_what_the_broker_has_confirmed(alone):
     assert [probe.answer for probe in control(alone.pushes(), Probe)] == [Answer.TAKEN]
 
 
+def test_what_comes_never_is_waited_for_longer_each_time(alone):
+    """Else all that is not acked would be pushed again and again, in vain."""
+    now = 1.0
+    ask(alone, "t", now)
+    gaps = []
+    for _ in range(8):
+        answer(alone, "t", Answer.TAKEN, now)
+        gaps.append(alone._receiving._waits["t"].overdue_at - now)
+        now += gaps[-1]
+        assert alone.overdue(now) == ["t"]
+        alone.probe_soon("t", now)
+        alone.tick(now)
+    assert gaps == pytest.approx([0.2 * factor for factor in (1, 2, 4, 8, 16, 32, 64, 64)])
+
+
 # -- the next edition ----------------------------------------------------------------------------
 
 
@@ -116,6 +131,17 @@ def test_every_frame_with_an_ack_announces_the_edition(alone, kind):
     assert alone.edition_out == 3
     if kind != "fin":
         assert numbers(take_pushes(alone)) == [1]
+
+
+def test_a_body_that_gets_lost_in_edition_after_edition_is_told(alone):
+    """The broker has it, and breaks the connection of whoever takes it."""
+    alone.send("t", b"x" * 50, 0.0)
+    for edition in range(1, 4):
+        assert not alone.often_lost
+        take_pushes(alone, edition)
+        alone.receive_control(Probe("t", AckState(0, (), edition - 1)), edition + 0.1)
+        alone.receive_control(Ack(AckState(0, (), edition)), edition + 0.2)
+    assert alone.often_lost == 50
 
 
 def test_an_older_edition_is_a_frame_that_came_late(alone):

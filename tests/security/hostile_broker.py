@@ -19,6 +19,7 @@ from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
+    Answer,
     Data,
     Fin,
     Frame,
@@ -227,9 +228,13 @@ class Attacker:
         return [(self._rng.choice(names), element)] if names else []
 
     def _forge_control(self) -> list[Pushed]:
-        ack = AckState(self._rng.choice([0, 1, 1000]))
+        ack = AckState(self._rng.choice([0, 1, 1000]), (), self._rng.choice([0, 1, 1000]))
         frames: list[Frame] = [Abort("forged"), Fin(0, ack), Fin(0, ack, True), Ack(ack)]
-        frames += [Heartbeat(ack, 80_000_000), Probe("t0", ack), Probe("t0", ack, True)]
+        frames += [
+            Heartbeat(ack, 80_000_000),
+            Probe("t0", ack),
+            Probe("t0", ack, self._rng.choice(list(Answer))),
+        ]
         frame = self._rng.choice(frames)
         return self._onto_control(encode(frame))
 

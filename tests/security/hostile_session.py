@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
 
 from redislink.errors import (
     BrokerTampered,
@@ -26,8 +25,12 @@ from redislink.protocol.frame import decode_untrusted, encode
 from redislink.protocol.seal import Codec, StaleError
 from redislink.protocol.sealed_handshake import SealedHandshake
 from redislink.protocol.states import State
+from redislink.transport import peer as transport
 from tests.protocol.pair import tag_of
 from tests.security.hostile_broker import Attacker
+
+if TYPE_CHECKING:
+    from redislink.transport.lanes import Lanes
 
 NAMES: Final = ("alice", "bob", "carol")
 IDENTITIES: Final = {name: Identity(bytes([7 + rank]) * 32) for rank, name in enumerate(NAMES)}
@@ -86,20 +89,14 @@ class Lists:
         self._lists.setdefault(name, deque()).append(element)
 
 
-@dataclass
-class Peer:
+class Peer(transport.Peer):
     """One side's view of another party, once the handshake is settled."""
 
-    name: str
-    out_prefix: bytes
-    in_prefix: bytes
-    codec: Codec
-    delivery: Delivery
-    to_confirm: list[Push] = field(default_factory=list)
-
-    def out_list(self, tag: str | None) -> bytes:
-        encoded = list_names.CONTROL_TAG.encode() if tag is None else list_names.encode_tag(tag)
-        return self.out_prefix + encoded
+    def __init__(
+        self, name: str, prefixes: tuple[bytes, bytes], codec: Codec, delivery: Delivery
+    ) -> None:
+        super().__init__(name, prefixes, delivery, codec, lambda _: cast("Lanes", None), 1 << 20)
+        self.to_confirm: list[Push] = []
 
 
 class Party:
@@ -190,8 +187,10 @@ class Party:
             epoch = self.handshake.epoch(peer)
             self.peers[peer] = Peer(
                 peer,
-                list_names.inbox_prefix(SESSION, peer, self.name, epoch),
-                list_names.inbox_prefix(SESSION, self.name, peer, epoch),
+                (
+                    list_names.inbox_prefix(SESSION, peer, self.name, epoch),
+                    list_names.inbox_prefix(SESSION, self.name, peer, epoch),
+                ),
                 self.handshake.codec(peer),
                 Delivery(peer, timing, self.now),
             )
@@ -216,24 +215,28 @@ class Party:
             due = peer.delivery.next_timeout()
             if due is not None and due <= self.now:
                 peer.delivery.tick(self.now)
+                if peer.delivery.overdue(self.now):
+                    peer.delivery.read_anew(self.now)
+                    peer.delivery.tick(self.now)
+                    peer.follow()
             self._push(peer)
             if peer.delivery.failure is not None and self._closing_since is None:
                 raise peer.delivery.failure
         self._close_if_done()
 
     def _take_control(self, peer: Peer) -> None:
-        name = peer.in_prefix + list_names.CONTROL_TAG.encode()
         for _ in range(200):
-            element = self._session.lists.pop(name)
+            element = self._session.lists.pop(peer.control_in)
             if element is None:
                 peer.delivery.listened(self.now)
                 return
-            opened = self._open(peer, name, element)
+            opened = self._open(peer, peer.control_in, element)
             if opened is not None:
                 try:
                     peer.delivery.receive_control(opened[0], self.now)
                 except FrameError:
                     self._refuse(peer)
+                peer.follow()
 
     def _take_data(self, peer: Peer, tag: str, messages: deque[bytes]) -> None:
         name = peer.in_prefix + list_names.encode_tag(tag)
@@ -279,10 +282,11 @@ class Party:
 
     def _push(self, peer: Peer) -> None:
         for push in peer.delivery.pushes():
-            name = peer.out_list(tag_of(push))
             if isinstance(push, Leftover):
-                self._session.lists.delete(name)
+                self._session.lists.delete(peer.left_list(push))
                 continue
+            tag = tag_of(push)
+            name = peer.control_out if tag is None else peer.out_list(tag)
             element = peer.codec.encode(name, push.frame, push.body)
             self._session.lists.push(name, element, clear=push.clear)
             peer.to_confirm.append(push)
