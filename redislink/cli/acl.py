@@ -14,7 +14,7 @@ import typer
 
 from redislink.broker import Broker
 from redislink.cli.errors import Verbose, say, show
-from redislink.cli.operator import broker_as, cluster_of
+from redislink.cli.operator import brokers_as, cluster_of
 from redislink.errors import BrokerError, ConfigError
 from redislink.identity.secret_files import update_file, write_private
 from redislink.operate import acl as broker_acl
@@ -33,8 +33,9 @@ def acl(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Make the users on this broker, as the administrator in this URL. Other users of "
-            "this machine can see a password in it: prefer --password-file.",
+            help="Make the users on this broker, as the administrator in this URL; or on each of "
+            "several, with passwords of their own. Other users of this machine can see a password "
+            "in it: prefer --password-file.",
             show_default=False,
         ),
     ] = None,
@@ -42,7 +43,8 @@ def acl(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="File whose first line is the password of --apply's user.",
+            help="File whose first line is the password of --apply's user; with several brokers, "
+            "a line for each.",
             show_default=False,
         ),
     ] = None,
@@ -67,7 +69,8 @@ def acl(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep each party's password in DIR/NAME.password, and reuse existing ones. "
+            help="Keep each party's password in DIR/NAME.password (with several brokers in "
+            "DIR/broker-N/NAME.password), and reuse existing ones. "
             "Otherwise new ones are made, and printed once.",
             show_default=False,
         ),
@@ -110,35 +113,45 @@ def acl(
     if out is not None and update is not None:
         raise ConfigError("give --out for a new file, or --update for an existing one, not both")
     spec = cluster_of(cluster)
-    broker = None if apply is None else broker_as(apply, password_file)
-    number = broker_acl.database(spec.broker or "") if database is None else database
+    brokers = [] if apply is None else brokers_as(apply, password_file)
+    if len(brokers) > 1 and (out is not None or update is not None):
+        raise ConfigError("an ACL file is one broker's: give --apply one URL")
+    in_database = broker_acl.database(spec.broker or "") if database is None else database
     slots = any(broker_acl.is_cluster(url or "") for url in (spec.broker, apply))
-    users = broker_acl.party_users(spec.session, spec.party_names, number, cluster=slots)
+    users = broker_acl.party_users(spec.session, spec.party_names, in_database, cluster=slots)
     if operator is not None:
         users.append(
             broker_acl.operator_user(
-                spec.session, spec.party_names, operator, number, cluster=slots
+                spec.session, spec.party_names, operator, in_database, cluster=slots
             )
         )
     if admin is not None:
         users.append(broker_acl.admin_user(admin, [user.party for user in users]))
-    names = [user.party for user in users]
-    if passwords is None:
-        secrets = {name: broker_acl.make_password() for name in names}
-    else:
-        secrets = broker_acl.keep_passwords(passwords, names)
-    if out is not None:
-        write_private(out, broker_acl.acl_file(users, secrets), "ACL file")
-    if update is not None:
-        _update(update, spec.session, users, secrets)
-    if broker is not None:  # last: from then on the passwords are in force, and must be shown
-        broker_acl.apply_users(broker, users, secrets)
-    for user in users:
-        show(user.party)
-        show(f"  user      {user.name}")
-        show(f"  password  {_told(passwords, user.party, secrets[user.party])}")
-        show(f"  rules     {' '.join(user.rules)}")
-    _say_what_next(broker, out, update, admin)
+    for number, broker in enumerate(brokers or [None], 1):
+        kept = passwords
+        if broker is not None and len(brokers) > 1:
+            # Whoever runs one broker sees its passwords: they must not open another one.
+            kept = None if passwords is None else passwords / f"broker-{number}"
+            show(f"broker {broker.label}")
+        secrets = _passwords(kept, [user.party for user in users])
+        if out is not None:
+            write_private(out, broker_acl.acl_file(users, secrets), "ACL file")
+        if update is not None:
+            _update(update, spec.session, users, secrets)
+        if broker is not None:  # last: from then on the passwords are in force, and must be shown
+            broker_acl.apply_users(broker, users, secrets)
+        for user in users:
+            show(user.party)
+            show(f"  user      {user.name}")
+            show(f"  password  {_told(kept, user.party, secrets[user.party])}")
+            show(f"  rules     {' '.join(user.rules)}")
+        _say_what_next(broker, out, update, admin)
+
+
+def _passwords(directory: Path | None, names: Sequence[str]) -> dict[str, str]:
+    if directory is None:
+        return {name: broker_acl.make_password() for name in names}
+    return broker_acl.keep_passwords(directory, names)
 
 
 def _update(

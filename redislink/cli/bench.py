@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from redislink.broker import Broker
+from redislink.broker import make_broker
 from redislink.cli import who
 from redislink.cli.errors import Verbose, say
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
@@ -47,7 +47,7 @@ def bench(
     """
     settings = RedisLinkSettings.load()
     _, spec, name = who.resolve(settings, cluster, party, identity)
-    broker = Broker.from_settings(settings, spec.broker)
+    broker = make_broker(settings, spec.broker)
     own = None if identity is None else Identity.load(identity)
     with connect(
         spec, name, settings, on_progress=_say_missing, broker=broker, identity=own

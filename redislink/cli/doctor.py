@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
@@ -48,15 +51,17 @@ def doctor(
     ] = None,
     password_file: PasswordFileOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
+        bool,
+        typer.Option("--json", help="Print a JSON object for each broker, not a table."),
     ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Check everything that a session of this party needs, and say what to do about problems.
 
     Checks the cluster file, keys, the way to the broker, this user's permissions, the broker's
-    settings, the line, and what the other parties' doctors found. Takes at most 20 seconds, and may
-    run beside a session. Exits with 0 unless a check fails; warnings do not count.
+    settings, the line, and what the other parties' doctors found; all this for each broker if there
+    are several. Takes at most 20 seconds for each, and may run beside a session. Exits with 0
+    unless a check fails; warnings do not count.
 
         redislink doctor --cluster cluster.yaml --party alice --identity alice.key
 
@@ -75,12 +80,20 @@ def doctor(
         _, spec, name = who.resolve(settings, cluster, party)
         return Case(settings, spec, name)
 
-    report = examine(begin)
-    if as_json:
-        typer.echo(json.dumps(_as_json(report)))
-    else:
-        _show(report)
-    raise SystemExit(int(_CODES[report.blame]))
+    first = examine(begin)
+    others = range(1, first.brokers)
+    reports = [first, *(examine(partial(_at_broker, begin, index)) for index in others)]
+    for report in reports:
+        if as_json:
+            typer.echo(json.dumps(_as_json(report)))
+        else:
+            _show(report)
+    blame = next((report.blame for report in reports if report.blame is not None), None)
+    raise SystemExit(int(_CODES[blame]))
+
+
+def _at_broker(begin: Callable[[], Case], index: int) -> Case:
+    return replace(begin(), broker_index=index)
 
 
 def _as_json(report: Report) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,17 +14,18 @@ from redislink.broker.url import labels
 from redislink.cli import errors
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
-from redislink.errors import ConfigError
+from redislink.errors import BrokerError, ConfigError
 from redislink.operate.survey import Survey
 from redislink.settings import RedisLinkSettings
 
+_T = TypeVar("_T")
 BrokerOption = Annotated[
     str | None,
     typer.Option(
         "--broker",
         metavar="URL",
-        help="The broker, as an operator or administrator; otherwise REDISLINK_BROKER_URL, then "
-        "the cluster file's.",
+        help="The broker, or several, as an operator or administrator; otherwise "
+        "REDISLINK_BROKER_URL, then the cluster file's.",
         show_default=False,
     ),
 ]
@@ -33,8 +34,8 @@ PasswordFileOption = Annotated[
     typer.Option(
         "--password-file",
         metavar="FILE",
-        help="File whose first line is the password of that URL's user. It is sent only to a "
-        "broker that --broker or the environment names.",
+        help="File whose first line is the password of that URL's user; with several brokers, a "
+        "line for each. It is sent only to a broker that --broker or the environment names.",
         show_default=False,
     ),
 ]
@@ -43,21 +44,22 @@ JsonOption = Annotated[
 ]
 
 
-def broker_as(url: str, password_file: Path | None) -> Broker:
-    """The broker that the command line names, with the user in its URL.
+def brokers_as(url: str, password_file: Path | None) -> list[Broker]:
+    """Each of the brokers that the command line names, with the user in its URL.
 
     Args:
-        url: the broker's URL.
-        password_file: a file whose first line is the password; None means the URL's password.
+        url: the broker's URL, or those of several.
+        password_file: a file whose first line is the password, or with a line for each of
+            several; None means the URLs' passwords.
 
     Raises:
-        ConfigError: the URL or the file is wrong.
+        ConfigError: a URL or the file is wrong.
     """
-    return Broker.from_settings(settings_as(url, password_file), None)
+    return Broker.all_from_settings(settings_as(url, password_file), None)
 
 
 def settings_as(url: str, password_file: Path | None) -> RedisLinkSettings:
-    """The settings of the broker that `broker_as` returns."""
+    """The settings of the brokers that `brokers_as` returns."""
     errors.advise_doctor("--broker", shown_url(url), "--password-file", password_file)
     labels(url)  # so that an error in it comes first
     _check_readable(password_file)
@@ -87,14 +89,16 @@ def cluster_of(cluster: Path | None) -> ClusterSpec:
     return load_cluster(path)
 
 
-def survey_of(cluster: Path | None, broker: str | None, password_file: Path | None) -> Survey:
-    """A survey of the broker that the options, the settings or the cluster file name.
+def surveys_of(
+    cluster: Path | None, broker: str | None, password_file: Path | None
+) -> list[Survey]:
+    """A survey of each of the brokers that the options, the settings or the cluster file name.
 
     Raises:
         ConfigError: none of them names a broker, or one of them is wrong.
     """
     if broker is not None:
-        return Survey(broker_as(broker, password_file))
+        return [Survey(each) for each in brokers_as(broker, password_file)]
     settings = RedisLinkSettings.load()
     path = cluster or settings.cluster_file
     spec = None if path is None else load_cluster(path)
@@ -105,7 +109,30 @@ def survey_of(cluster: Path | None, broker: str | None, password_file: Path | No
         _check_readable(password_file)
         _check_named_by_user(settings, url)
         settings = settings.model_copy(update={"broker_password_file": password_file})
-    return Survey(Broker.from_settings(settings, url))
+    return [Survey(each) for each in Broker.all_from_settings(settings, url)]
+
+
+def at_each(surveys: Sequence[Survey], work: Callable[[Survey], _T]) -> list[_T]:
+    """Return what ``work`` gives for each broker, and close the surveys.
+
+    Of several brokers, those that are away are named on stderr.
+
+    Raises:
+        BrokerError: the last broker's, if none of them can be used.
+    """
+    results = []
+    try:
+        for survey in surveys:
+            try:
+                results.append(work(survey))
+            except BrokerError as error:
+                if survey is surveys[-1] and not results:
+                    raise
+                say(str(error))
+    finally:
+        for survey in surveys:
+            survey.close()
+    return results
 
 
 def _check_named_by_user(settings: RedisLinkSettings, cluster_url: str | None) -> None:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
@@ -22,11 +23,12 @@ from redislink.cli.operator import (
     BrokerOption,
     JsonOption,
     PasswordFileOption,
+    at_each,
     count,
     duration,
     say_refused,
     size,
-    survey_of,
+    surveys_of,
 )
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken
@@ -51,18 +53,18 @@ def sessions(
     verbose: Verbose = False,
 ) -> None:
     """Show the sessions on a broker: their parties, who is up, and the messages there."""
-    survey = survey_of(cluster, broker, password_file)
-    try:
+
+    def show(survey: Survey) -> None:
         views = sessions_of(survey.keys())
-    finally:
-        survey.close()
-    if as_json:
-        refused = sorted(survey.refused)
-        found = {"broker": survey.label, "sessions": list(map(asdict, views)), "refused": refused}
-        typer.echo(json.dumps(found))
-        return
-    _show_sessions(views, f"sessions at {survey.label}")
-    say_refused(survey.refused)
+        if as_json:
+            refused, rows = sorted(survey.refused), list(map(asdict, views))
+            found = {"broker": survey.label, "sessions": rows, "refused": refused}
+            typer.echo(json.dumps(found))
+            return
+        _show_sessions(views, f"sessions at {survey.label}")
+        say_refused(survey.refused)
+
+    at_each(surveys_of(cluster, broker, password_file), show)
 
 
 def inspect(
@@ -93,17 +95,17 @@ def inspect(
     """
     check_name(session, "session")
     source, destination = _pair(pair)
-    survey = survey_of(cluster, broker, password_file)
-    try:
+
+    def show(survey: Survey) -> ConfigError | None:
         every = sorted(survey.keys(session), key=lambda key: key.name)
         if not every:
-            raise _no_such_session(survey, session)
+            return _no_such_session(survey, session)
         found = [
             key for key in every if source in (None, key.src) and destination in (None, key.dst)
         ]
         if not found:
             pairs = sorted({f"{key.src}:{key.dst}" for key in every})
-            raise ConfigError(
+            return ConfigError(
                 f"session {session}: nothing goes from {source} to {destination}: it has "
                 f"{', '.join(pairs)}"
             )
@@ -111,14 +113,17 @@ def inspect(
         for key, row in zip(found, shown, strict=True):
             if frames and key.is_ours and key.depth is not None:
                 row["elements"] = [asdict(e) for e in survey.elements(key, _SHOWN_ELEMENTS)]
-    finally:
-        survey.close()
-    if as_json:
-        refused = sorted(survey.refused)
-        typer.echo(json.dumps({"session": session, "keys": shown, "refused": refused}))
-        return
-    _show_keys(shown, f"session {session} at {survey.label}")
-    say_refused(survey.refused)
+        if as_json:
+            refused = sorted(survey.refused)
+            typer.echo(json.dumps({"session": session, "keys": shown, "refused": refused}))
+            return None
+        _show_keys(shown, f"session {session} at {survey.label}")
+        say_refused(survey.refused)
+        return None
+
+    errors = at_each(surveys_of(cluster, broker, password_file), show)
+    if None not in errors and errors[0] is not None:
+        raise errors[0]
 
 
 def _no_such_session(survey: Survey, session: str) -> ConfigError:
@@ -158,25 +163,26 @@ def purge(
         raise ConfigError("give the name of a SESSION, or --expired")
     if session is not None:
         check_name(session, "session")
-    survey = survey_of(cluster, broker, password_file)
-    try:
-        found = _removable(survey, session)
-        views = sessions_of(found)
-        if expired:
-            views = [view for view in views if not view.up]
-        if not views:
-            say(f"broker {survey.label}: nothing to remove")
-            return
-        if not force:
-            _refuse_live(views)
-        _show_sessions(views, f"to remove from {survey.label}")
-        if not yes and not _confirmed(views):
-            say("nothing removed")
-            raise typer.Abort
-        for view in views:
-            _remove(survey, view.name, force=force)
-    finally:
-        survey.close()
+    surveys = surveys_of(cluster, broker, password_file)
+    at_each(surveys, partial(_purge, session=session, expired=expired, force=force, yes=yes))
+
+
+def _purge(survey: Survey, *, session: str | None, expired: bool, force: bool, yes: bool) -> None:
+    found = _removable(survey, session)
+    views = sessions_of(found)
+    if expired:
+        views = [view for view in views if not view.up]
+    if not views:
+        say(f"broker {survey.label}: nothing to remove")
+        return
+    if not force:
+        _refuse_live(views)
+    _show_sessions(views, f"to remove from {survey.label}")
+    if not yes and not _confirmed(views):
+        say("nothing removed")
+        raise typer.Abort
+    for view in views:
+        _remove(survey, view.name, force=force)
 
 
 def _removable(survey: Survey, session: str | None) -> list[Key]:

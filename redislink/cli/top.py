@@ -26,11 +26,11 @@ from redislink.cli.operator import (
     duration,
     refused_text,
     size,
-    survey_of,
+    surveys_of,
 )
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerError
-from redislink.operate.watch import PairView, PartyView, Reading, Watch
+from redislink.operate.watch import PairView, PartyView, Reading, Watch, WatchSeveral
 from redislink.protocol.status import Waiting
 from redislink.text import one_line
 
@@ -66,8 +66,8 @@ def top(
     and the status that each party writes there (REDISLINK_STATUS). Ctrl-C ends it.
     """
     spec = cluster_of(cluster)
-    survey = survey_of(cluster, broker, password_file)
-    watch = Watch(survey, spec.session, spec.party_names)
+    surveys = surveys_of(cluster, broker, password_file)
+    watch = WatchSeveral([Watch(each, spec.session, spec.party_names) for each in surveys])
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     try:
         reading = watch.read()  # the first error ends the command; later ones may pass
@@ -80,10 +80,11 @@ def top(
     except KeyboardInterrupt:
         return
     finally:
-        survey.close()
+        for survey in surveys:
+            survey.close()
 
 
-def _print_json(watch: Watch, reading: Reading, every: float, *, once: bool) -> None:
+def _print_json(watch: WatchSeveral, reading: Reading, every: float, *, once: bool) -> None:
     while True:
         typer.echo(json.dumps(asdict(reading)))
         if once:
@@ -92,7 +93,7 @@ def _print_json(watch: Watch, reading: Reading, every: float, *, once: bool) -> 
         reading = watch.read()
 
 
-def _show(watch: Watch, reading: Reading, console: Console, every: float) -> None:
+def _show(watch: WatchSeveral, reading: Reading, console: Console, every: float) -> None:
     with Live(screen(reading), console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every)
@@ -114,13 +115,14 @@ def screen(reading: Reading, trouble: str = "") -> RenderableType:
         trouble: why there is no newer reading; "" if this is the newest.
     """
     up = sum(party.up is True for party in reading.parties)
+    number = f", broker {reading.broker_number}" if reading.broker_number else ""
     lines: list[RenderableType] = [
         Text.assemble(
             ("session ", "bold"),
             (reading.session, "bold cyan"),
-            f" at {reading.broker}: {up} of {len(reading.parties)} parties up",
+            f" at {reading.broker}{number}: {up} of {len(reading.parties)} parties up",
         ),
-        _parties(reading.parties),
+        _parties(reading.parties, reading.broker_number),
         _pairs(reading.pairs),
     ]
     if all(party.running_seconds is None for party in reading.parties if party.up) and up:
@@ -132,7 +134,7 @@ def screen(reading: Reading, trouble: str = "") -> RenderableType:
     return Group(*lines)
 
 
-def _parties(parties: Iterable[PartyView]) -> RenderableType:
+def _parties(parties: Iterable[PartyView], broker_number: int) -> RenderableType:
     table = _Fitting()
     name, state = table.column("party"), table.column("state")
     since, heard = table.number("for", 2), table.number("heard", 3)
@@ -142,7 +144,7 @@ def _parties(parties: Iterable[PartyView]) -> RenderableType:
         known = party.running_seconds is not None
         took = party.round_trip_seconds
         name.append(Text(party.name))
-        state.append(_state(party))
+        state.append(_state(party, broker_number))
         since.append(Text(duration(party.running_seconds) if known else ""))
         heard.append(
             Text(
@@ -160,9 +162,11 @@ def _parties(parties: Iterable[PartyView]) -> RenderableType:
 _STYLES: Final = {"joining": "yellow", "closing": "yellow", "failed": "bold red", "not seen": "red"}
 
 
-def _state(party: PartyView) -> Text:
+def _state(party: PartyView, broker_number: int) -> Text:
     """A party's own state, and below it what delays it, if anything."""
     text = Text(party.state, _STYLES.get(party.state, "green"))
+    if party.broker_number and party.broker_number != broker_number:
+        text.append(f"\non broker {party.broker_number}", "bold yellow")
     if party.broker_away_seconds:
         away = duration(party.broker_away_seconds)
         text.append(f"\nbroker unreachable for {away}", "bold red")

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from redislink.broker.broker import Broker
 from redislink.broker.error_map import ANY_OTHER, UNKNOWN_COMMAND
-from redislink.broker.url import parse_url
+from redislink.broker.url import parse_url, split_urls
 from redislink.broker.users import user_name
 from redislink.errors import BrokerPermissionError, BrokerRefused, ConfigError
 from redislink.identity.secret_files import read_private, write_private
@@ -271,13 +271,22 @@ def party_url(url: str, user: str, password: str) -> str:
     return f"{scheme}://{credentials}@{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def database(url: str) -> int:
+def database(urls: str) -> int:
     """Return the number of the database at the end of a broker's URL; 0 if there is none.
 
+    Args:
+        urls: the URL, or those of several brokers.
+
     Raises:
-        ConfigError: this is not a broker's URL.
+        ConfigError: this is not a broker's URL, or the brokers' numbers differ.
     """
-    return parse_url(url).database if url else 0
+    numbers = {parse_url(url).database for url in split_urls(urls)} if urls else {0}
+    if len(numbers) > 1:
+        raise ConfigError(
+            "the brokers' URLs end with different databases: give --db N and the URL of one broker "
+            "at a time, or use the same number on all"
+        )
+    return numbers.pop()
 
 
 def is_cluster(url: str) -> bool:
@@ -285,7 +294,7 @@ def is_cluster(url: str) -> bool:
 
     Raises: see `database`.
     """
-    return bool(url) and parse_url(url).kind == "cluster"
+    return bool(url) and any(parse_url(each).kind == "cluster" for each in split_urls(url))
 
 
 def apply_users(broker: Broker, users: Iterable[PartyUser], passwords: Mapping[str, str]) -> None:

@@ -7,11 +7,12 @@ displayed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from redislink.errors import BrokerPermissionError, FrameError
+from redislink.errors import BrokerError, BrokerPermissionError, FrameError
 from redislink.operate.survey import Key, Survey
 from redislink.protocol import list_names
 from redislink.protocol.status import PartyStatus, PeerStatus, Waiting, decode_status_untrusted
@@ -35,6 +36,7 @@ class PartyView:
         broker_away_seconds: how long it has not reached the broker, or one of its nodes; 0 if it
             reaches it now.
         unheard_by: the peers that have not heard from it for longer than they should.
+        broker_number: which of several brokers it uses now, from 1; 0 if it has only one.
     """
 
     name: str
@@ -47,6 +49,7 @@ class PartyView:
     waits: tuple[Waiting, ...]
     broker_away_seconds: float | None = None
     unheard_by: tuple[str, ...] = ()
+    broker_number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Reading:
         parties: the parties of the cluster file, then others that have keys on the broker.
         pairs: every ordered pair of these parties.
         refused: commands that this user may not run.
+        broker_number: which of several brokers this is, from 1; 0 if there is only one.
     """
 
     session: str
@@ -97,6 +101,7 @@ class Reading:
     parties: tuple[PartyView, ...]
     pairs: tuple[PairView, ...]
     refused: tuple[str, ...]
+    broker_number: int = 0
 
 
 class Watch:
@@ -235,6 +240,47 @@ class Watch:
         )
 
 
+class WatchSeveral:
+    """Reads a session on the one of several brokers that its parties use now."""
+
+    def __init__(self, watches: Sequence[Watch]) -> None:
+        """Args:
+        watches: one for each broker, in the order of the parties' list.
+        """
+        self._watches = list(watches)
+        self._index = 0
+
+    def read(self) -> Reading:
+        """Return the session as it is now.
+
+        Raises:
+            BrokerError: as `Watch.read`; none of the brokers can be read.
+        """
+        reading = self._read_first()
+        if len(self._watches) == 1:
+            return reading
+        numbers = [party.broker_number for party in reading.parties if party.up]
+        said = [number for number in numbers if number and number <= len(self._watches)]
+        where = max(said, key=said.count) - 1 if said else self._index
+        if where != self._index:
+            with contextlib.suppress(BrokerError):
+                reading = self._watches[where].read()
+                self._index = where
+        return replace(reading, broker_number=self._index + 1)
+
+    def _read_first(self) -> Reading:
+        """Return the reading of the last broker, or of the next that can be read."""
+        failure: BrokerError | None = None
+        for _ in self._watches:
+            try:
+                return self._watches[self._index].read()
+            except BrokerError as error:
+                failure = failure or error
+                self._index = (self._index + 1) % len(self._watches)
+        assert failure is not None  # noqa: S101 - there is at least one watch
+        raise failure
+
+
 @dataclass(frozen=True, slots=True)
 class SessionView:
     """One session on a broker. Unknown values are None.
@@ -327,7 +373,7 @@ def _party_view(name: str, every: dict[str, PartyStatus | None], *, up: bool | N
         **_of(status, "running_seconds", "round_trip_seconds", "reconnects"),
         last_heard_seconds=min((p.last_heard_seconds for p in of_peers.values()), default=None),
         waits=status.waits if status else (),
-        **_of(status, "broker_away_seconds"),
+        **_of(status, "broker_away_seconds", "broker_number"),
         unheard_by=tuple(other for other, peer in of_peers.items() if peer.is_silent),
     )
 

@@ -112,6 +112,7 @@ class PartyStatus:
             while it reaches all. If it reaches none, this document expires with the claim.
         broker: of several brokers, the URL of the one that the party uses now, without user and
             password; empty if it has only one.
+        broker_number: that one's place in the list, from 1; 0 if it has only one.
     """
 
     instance: str
@@ -123,6 +124,7 @@ class PartyStatus:
     waits: tuple[Waiting, ...] = ()
     broker_away_seconds: float = 0.0
     broker: str = ""
+    broker_number: int = 0
 
     def __post_init__(self) -> None:
         text = self.instance
@@ -135,6 +137,7 @@ class PartyStatus:
         _check_seconds(self.broker_away_seconds, "the time that the broker is away")
         if type(self.broker) is not str or len(self.broker) > _MOST_IN_BROKER:
             raise FrameError("a status with a broker that is no URL")
+        _check_count(self.broker_number, "the broker's number")
         if len(self.peers) > _MAX_PEERS or len(self.waits) > MAX_WAITS:
             raise FrameError("a status with too many peers or receives")
         for name in self.peers:

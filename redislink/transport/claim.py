@@ -80,6 +80,8 @@ class PartyClaim:
         """The round trip that was measured when the claim was last renewed."""
         self.broker_label = ""
         """The label of the present one of several brokers; empty if there is only one."""
+        self.broker_number = 0
+        """Its place in the list, from 1; 0 if there is only one."""
         dies_in_child(self)
 
     def acquire(self, outage: Outage) -> None:

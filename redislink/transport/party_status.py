@@ -32,6 +32,7 @@ def status_before_meeting(claim: AnyClaim, rendezvous: Rendezvous) -> PartyStatu
         0,
         {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
         broker=claim.broker_label,
+        broker_number=claim.broker_number,
     )
 
 
@@ -53,6 +54,7 @@ def status_of(core: Core, claim: AnyClaim) -> PartyStatus:
         tuple(Waiting(p, tag, max(0.0, now - t)) for t, tag, p in waits[:MAX_WAITS]),
         core.outage.seconds,
         claim.broker_label,
+        claim.broker_number,
     )
 
 

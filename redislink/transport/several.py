@@ -228,6 +228,11 @@ class SeveralClaims:
         """The label of the present broker, for the status."""
         return self.brokers.label
 
+    @property
+    def broker_number(self) -> int:
+        """Its place in the list, from 1."""
+        return self.brokers.index + 1
+
     # -- as a claim ------------------------------------------------------------------------------
 
     @property

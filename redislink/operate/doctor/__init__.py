@@ -118,7 +118,8 @@ def examine(begin: Callable[[], Case], seconds: float = SECONDS) -> Report:
     )
     took = time.monotonic() - started
     spec, party = (None, "") if case.is_of_broker else (case.spec, case.party)
-    return Report(spec, party, broker, tuple(findings), tuple(not_tried.items()), took)
+    brokers = len(case.urls) if broker else 1
+    return Report(spec, party, broker, tuple(findings), tuple(not_tried.items()), took, brokers)
 
 
 def _verdict(

@@ -21,7 +21,7 @@ from cryptography.x509 import Certificate
 
 from redislink.broker import Broker, EgressProxy
 from redislink.broker.connection import BrokerConnection
-from redislink.broker.url import BrokerUrl, join, parse_url
+from redislink.broker.url import BrokerUrl, join, parse_url, split_urls
 from redislink.broker.users import owner_of_user
 from redislink.cluster import ClusterSpec, PartySpec
 from redislink.errors import (
@@ -59,6 +59,7 @@ class Case:
         clock: returns the time of day, in seconds since 1970.
         is_of_broker: True examines only the broker, without a session; ``spec`` and ``party`` are
             then stand-ins.
+        broker_index: which of several brokers to examine.
     """
 
     settings: RedisLinkSettings
@@ -66,6 +67,18 @@ class Case:
     party: str
     clock: Callable[[], float] = time.time
     is_of_broker: bool = False
+    broker_index: int = 0
+
+    @property
+    def urls(self) -> list[str]:
+        """The URL of each broker; empty if there is none.
+
+        Raises:
+            ConfigError: they cannot be used together.
+        """
+        own = self.settings.broker_url
+        text = own.get_secret_value() if own else self.spec.broker
+        return split_urls(text) if text else []
 
     @classmethod
     def of_broker(cls, settings: RedisLinkSettings) -> Case:
@@ -159,7 +172,8 @@ class Examination:
         """
         if self._broker is None:
             patient = self.case.settings.model_copy(update={"reply_timeout": self.longest_wait})
-            self._broker = Broker.from_settings(patient, self.case.spec.broker)
+            found = Broker.all_from_settings(patient, self.case.spec.broker)
+            self._broker = found[self.case.broker_index]
         return self._broker
 
     @property
@@ -169,8 +183,8 @@ class Examination:
         Raises:
             ConfigError: there is none, or it cannot be used.
         """
-        own = self.case.settings.broker_url
-        return parse_url(own.get_secret_value() if own else self.case.spec.broker or "")
+        urls = self.case.urls
+        return parse_url(urls[self.case.broker_index] if urls else "")
 
     @property
     def scheme(self) -> str:

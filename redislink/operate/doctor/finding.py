@@ -81,6 +81,7 @@ class Report:
         findings: the findings, in the order of the checks.
         not_tried: (name, reason) of each check that was not tried.
         seconds: how long the examination took.
+        brokers: how many brokers there are to examine, each in an examination of its own.
     """
 
     spec: ClusterSpec | None
@@ -89,6 +90,7 @@ class Report:
     findings: tuple[Finding, ...]
     not_tried: tuple[tuple[str, str], ...]
     seconds: float
+    brokers: int = 1
 
     @property
     def worst(self) -> Level:
