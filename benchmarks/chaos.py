@@ -10,17 +10,20 @@ import argparse
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from redislink.broker import EmbeddedBroker
+from redislink.testing import Proxy
 from tests.support import training
 from tests.support.bulk import MB, BulkOutcome, transfer
 from tests.support.groups import ClusterGroup, SentinelGroup
@@ -39,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 STEPS = 30
+SEVERAL_RUNS = 1
 HALF_OPEN = {"REPLY_TIMEOUT": "2", "BLPOP_TIMEOUT": "2"}
 
 
@@ -223,6 +227,125 @@ def redis_cluster(page: Page) -> None:
         training_row(page, what, outcome, undisturbed)
 
 
+def several_brokers(page: Page) -> None:
+    """The table of two independent brokers: the parties move from one to the other."""
+    with make_server("valkey") as server:
+        name = version(server)
+    page.head(
+        f"Logistic regression of three processes, two independent brokers, {name}",
+        *("what was done to them", "runs", "faults injected, per run", "frames resent"),
+        *("came again, dropped", "lost", "doubled", "equal result", "longest gap", "seconds"),
+    )
+    for_ever = 3600.0
+    rows: list[tuple[str, int, int, Callable[[Two], list[Injector]]]] = [
+        ("nothing", SEVERAL_RUNS, STEPS, lambda _: []),
+        (
+            "the first killed with SIGKILL, for good",
+            SEVERAL_RUNS,
+            STEPS,
+            lambda two: [training.killed_for_good(two.servers[0], at_steps([9]))],
+        ),
+        (
+            "the first falls silent, its connections stand",
+            SEVERAL_RUNS,
+            STEPS,
+            lambda two: [
+                training.away_and_back(two.lines[0], at_steps([9]), for_ever, silently=True)
+            ],
+        ),
+        (
+            "each party cut off from one of them, in turn",
+            SEVERAL_RUNS,
+            STEPS,
+            lambda two: [training.cut_off_in_turn(two.lines, at_steps([3, 12, 21]))],
+        ),
+        (
+            "the first killed; it comes back empty, then the second is killed",
+            SEVERAL_RUNS,
+            STEPS,
+            lambda two: [
+                training.killed_for_good(two.servers[0], at_steps([5])),
+                training.started_again(two.servers[0], at_steps([10])),
+                training.killed_for_good(two.servers[1], at_steps([20])),
+            ],
+        ),
+        (
+            "the first away for 2 s, every 2 s",
+            SEVERAL_RUNS,
+            10 * STEPS,
+            lambda two: [training.away_and_back(two.lines[0], every(2.0), 2.0)],
+        ),
+        (
+            "both away; the second comes back after 6 s",
+            SEVERAL_RUNS,
+            STEPS,
+            lambda two: [
+                training.away_and_back(two.lines[0], at_steps([9]), for_ever),
+                training.away_and_back(two.lines[1], at_steps([9]), 6.0),
+            ],
+        ),
+    ]
+    undisturbed: dict[int, Outcome] = {}
+    for what, runs, steps, make in rows:
+        outcomes = [train_on_two(steps, make) for _ in range(runs)]
+        if steps not in undisturbed:
+            undisturbed[steps] = outcomes[0] if what == "nothing" else train_on_two(steps, list)
+        several_row(page, what, outcomes, undisturbed[steps])
+
+
+@dataclass(frozen=True)
+class Two:
+    """Two brokers, and each party's line to each of them."""
+
+    servers: list[EmbeddedBroker]
+    lines: list[dict[str, Proxy]]
+
+
+def train_on_two(steps: int, make: Callable[[Two], list[Injector]]) -> Outcome:
+    """One run of three processes on two brokers."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(make_server("valkey")) for _ in range(2)]
+        lines = [stack.enter_context(training.proxied(server)) for server in servers]
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))
+        return training.train(
+            {name: ",".join(line[name].url() for line in lines) for name in PARTIES},
+            Path(directory),
+            steps=steps,
+            injectors=make(Two(servers, lines)),
+            timeout=300,
+        )
+
+
+def several_row(page: Page, what: str, outcomes: list[Outcome], undisturbed: Outcome) -> None:
+    """Several runs of one kind."""
+    wrong = [text for outcome in outcomes for text in differences(outcome, undisturbed)]
+    faults = sorted(outcomes[0].faults.items())
+    comparisons = [outcome.comparison for outcome in outcomes]
+    if any(comparison is None for comparison in comparisons):
+        page.row(what, len(outcomes), faults, *["?"] * 4, "**no**", "?", "?")
+    else:
+        page.row(
+            what,
+            len(outcomes),
+            ", ".join(f"{count} {name}" for name, count in faults) or "none",
+            span([outcome.total("frames_resent") for outcome in outcomes], "{:,.0f}"),
+            span([outcome.total("duplicates_dropped") for outcome in outcomes], "{:,.0f}"),
+            sum(comparison.lost for comparison in comparisons if comparison),
+            sum(comparison.doubled for comparison in comparisons if comparison),
+            "no" if wrong else "yes",
+            span([outcome.longest_gap for outcome in outcomes], "{:.2f} s"),
+            span([outcome.training_seconds for outcome in outcomes], "{:.1f}"),
+        )
+    for text in wrong:
+        page.problem(text)
+
+
+def span(values: list[float], form: str) -> str:
+    """The median of some values, and their lowest and highest."""
+    low, middle, high = (form.format(f(values)) for f in (min, statistics.median, max))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
 def training_row(page: Page, what: str, outcome: Outcome, undisturbed: Outcome) -> None:
     """One run."""
     wrong = differences(outcome, undisturbed)
@@ -362,7 +485,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
     parser.add_argument(
         "--only",
-        choices=["training", "sentinel", "cluster", "bulk", "failures"],
+        choices=["training", "sentinel", "cluster", "several", "bulk", "failures"],
         help="one part, and write no file",
     )
     only = parser.parse_args().only
@@ -380,6 +503,8 @@ def main() -> int:
         sentinel(page)
     if only in (None, "cluster"):
         redis_cluster(page)
+    if only in (None, "several"):
+        several_brokers(page)
     if only in (None, "failures"):
         spreading(page)
         crash(page)

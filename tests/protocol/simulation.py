@@ -40,7 +40,8 @@ from redislink.errors import (
     PeerRestarted,
 )
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
-from redislink.protocol.frame import Data, Frame
+from redislink.protocol.frame import Data, Frame, Move
+from redislink.protocol.moves import Moves
 from redislink.protocol.states import State
 from tests.protocol.pair import tag_of
 
@@ -55,6 +56,9 @@ _BROKER_TIMEOUT: Final = 60.0
 _LONGEST_REFUSAL: Final = 55.0
 _LIST_TTL: Final = 3600.0
 _LONGEST_RUN: Final = 20_000.0
+_WATCH_SECONDS: Final = 0.5
+_MOVE_AFTER: Final = 2.0
+_LONGEST_PARTED: Final = 60.0
 _COUNTED: Final = ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent")
 
 DataList = tuple[str, int]
@@ -161,14 +165,18 @@ class Party:
     error: PeerError | BrokerBusy | None = None
     failed_at: float = 0.0
     armed: dict[str, float] = field(default_factory=dict)
-    control_busy: set[str] = field(default_factory=set)
+    control_busy: set[tuple[int, str]] = field(default_factory=set)
+    moves: Moves | None = None
+    cannot_reach: set[int] = field(default_factory=set)
+    away_since: float | None = None
 
 
 class SimulatedBroker:
     """Lists, BLPOP, and what can go wrong with them."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, index: int) -> None:
         self._world = world
+        self.index = index
         self.lists: dict[ListKey, deque[Element]] = {}
         self._expires: dict[ListKey, float] = {}
         self.bytes = 0
@@ -206,7 +214,7 @@ class SimulatedBroker:
     def take(self, write: Write) -> bool:
         """Execute a write; False if there is no room."""
         key, element = write.key, write.element
-        if self._world.refuses(everything=True):
+        if self._world.refuses(self, everything=True):
             if write.clear:
                 self.maybe_uncleaned.add(key)
             return element is None
@@ -214,14 +222,14 @@ class SimulatedBroker:
             self.delete(key)
         if element is None:
             return True
-        if self._world.refuses():
+        if self._world.refuses(self):
             return False
         if self._world.strikes_frame(key, self._world.faults.refused):
             return False
         if not self._has_room(element.size):
             return False
         self.append(key, element)
-        self._world.wake(key)
+        self._world.wake(self, key)
         return True
 
     def _has_room(self, size: int) -> bool:
@@ -268,7 +276,12 @@ class World:
         self._bound = 2 * max(self.timing.window_bytes, self.timing.chunk_bytes + 128)
         self.parties = self._draw_parties()
         self.faults = self._draw_faults()
-        self.broker = SimulatedBroker(self)
+        self._chance = random.Random(f"brokers of {seed}")  # other runs stay what they are
+        several = self.kind != "freeze" and self._chance.random() < 0.25
+        self.brokers = [
+            SimulatedBroker(self, index)
+            for index in range(self._chance.choice([2, 3]) if several else 1)
+        ]
         self.stats: dict[str, int] = defaultdict(int)
         self._log("%s %s", self.timing, self.faults)
 
@@ -283,6 +296,8 @@ class World:
             self._listen(party)
             for peer in party.deliveries:
                 self._settle(party, peer)
+            if party.moves is not None:
+                self._watch(party)
         if self._culprit is not None:
             self._at(self.rng.uniform(0.1, 8.0), self._culprit, self._misbehave, self._culprit)
         while self._events and not self._over:
@@ -296,8 +311,9 @@ class World:
         self._check_end()
 
     def _check_end(self) -> None:
-        for (src, dst), peak in self.broker.peak.items():
-            self._check_peak(src, dst, peak)
+        if len(self.brokers) == 1:
+            for (src, dst), peak in self.brokers[0].peak.items():
+                self._check_peak(src, dst, peak)
         for party in self.parties.values():
             for delivery in party.deliveries.values():
                 for name in _COUNTED:
@@ -319,10 +335,13 @@ class World:
             self.now, _, action, args = heapq.heappop(self._events)
             if action == self._arrive:
                 action(*args)
-        left = {key for key in self.broker.lists if key[2] is not None}
+        if len(self.brokers) > 1:  # what was left behind is no matter of deliveries
+            self.stats["generations"] = max(p.moves.generation for p in self._movers())
+            return
+        (broker,) = self.brokers
+        left = {key for key in broker.lists if key[2] is not None}
         self._check(
-            left <= self.broker.maybe_uncleaned,
-            f"left on the broker: {left - self.broker.maybe_uncleaned}",
+            left <= broker.maybe_uncleaned, f"left on the broker: {left - broker.maybe_uncleaned}"
         )
         self.stats["uncleaned_lists"] = len(left)
 
@@ -349,7 +368,7 @@ class World:
         faults = self.faults
         if faults.doubled or faults.delayed or faults.cuts_per_second or faults.restarts:
             return
-        if any(key[:2] == (dst, src) for key in self.broker.maybe_uncleaned):
+        if any(key[:2] == (dst, src) for key in self.brokers[0].maybe_uncleaned):
             return
         largest = self.timing.chunk_bytes + _ELEMENT_OVERHEAD
         limit = 2 * max(self.timing.window_bytes, largest)
@@ -379,6 +398,8 @@ class World:
             took = party.failed_at - self._misbehaved_at
             # The first is lost, which takes peer_timeout; then, if its ABORTs are, the next.
             longest = (len(self.parties) - 1) * 1.2 * self.timing.peer_timeout + 20 + refused
+            if len(self.brokers) > 1:
+                longest += _LONGEST_PARTED  # time in which nobody could be heard does not count
             self._check(took <= longest, f"{party.name} failed after {took:.1f} s")
 
     def _describe(self) -> str:
@@ -479,6 +500,11 @@ class World:
     def _schedule_faults(self) -> None:
         if self.faults.refusal is not None:
             self._at_once(self.faults.refusal.ends, self._wake_all)
+        if len(self.brokers) > 1:
+            for party in self.parties.values():
+                party.moves = Moves(party.deliveries, len(self.brokers), _MOVE_AFTER)
+                party.moves.begin(0, 0.0)
+            self._schedule_partings()
         for _ in range(self.faults.flushes):
             self._at_once(self.rng.uniform(0, self.faults.lasts), self._flush, False)
         for _ in range(self.faults.restarts):
@@ -493,18 +519,20 @@ class World:
         if rate:
             self._at_once(self.now + self.rng.expovariate(rate), self._cut_again, party)
 
-    def refuses(self, *, everything: bool = False) -> bool:
-        """Whether the broker refuses pushes now; with ``everything``, whether also all else."""
+    def refuses(self, broker: SimulatedBroker, *, everything: bool = False) -> bool:
+        """Whether a broker refuses pushes now; with ``everything``, whether also all else."""
         refusal = self.faults.refusal
         return (
             refusal is not None
+            and broker is self.brokers[0]
             and refusal.begins <= self.now < refusal.ends
             and refusal.everything >= everything
         )
 
     def _wake_all(self) -> None:
-        for key in list(self.broker.lists):
-            self.wake(key)
+        for broker in self.brokers:
+            for key in list(broker.lists):
+                self.wake(broker, key)
 
     def _rate(self, full: float) -> float:
         return full if self.now < self.faults.lasts else full * self.faults.later
@@ -594,25 +622,27 @@ class World:
         thread.attempt += 1
         thread.is_deaf = False
         key = (party.name, step.peer, (step.tag, delivery.edition_in))
+        broker = self.broker_of(party)
         if self._strikes(self.faults.half_open):
-            self._go_half_open(key, thread)
+            self._go_half_open(broker, key, thread)
             return
-        self.broker.waiters[key] = (thread, thread.attempt)
-        self._at(self.now + _BLPOP_SECONDS, party, self._blpop_ends, key, thread, thread.attempt)
-        self._serve(key)
+        broker.waiters[key] = (thread, thread.attempt)
+        ends = self.now + _BLPOP_SECONDS
+        self._at(ends, party, self._blpop_ends, broker, key, thread, thread.attempt)
+        self._serve(broker, key)
 
-    def _go_half_open(self, key: ListKey, thread: Thread) -> None:
+    def _go_half_open(self, broker: SimulatedBroker, key: ListKey, thread: Thread) -> None:
         """The broker serves this BLPOP, and perhaps those for the next tags; nobody hears it."""
         self._log("half-open: %s", key)
         dst, src, _ = key
         thread.is_deaf = True
-        self.broker.ghosts[key] += 1
+        broker.ghosts[key] += 1
         later = [s.tag for s in thread.steps if not s.is_send and s.peer == src][1:]
         for tag in later[: self.rng.choice([0, 0, 3, 32])]:
-            self.broker.ghosts[dst, src, (tag, thread.party.deliveries[src].edition_in)] += 1
+            broker.ghosts[dst, src, (tag, thread.party.deliveries[src].edition_in)] += 1
         seconds = _BLPOP_SECONDS + _BLPOP_MARGIN
         self._at(self.now + seconds, thread.party, self._goes_silent, thread, thread.attempt)
-        self._serve(key)
+        self._serve(broker, key)
 
     def _goes_silent(self, thread: Thread, attempt: int) -> None:
         """The reply of a BLPOP is so late that its connection counts as lost."""
@@ -628,12 +658,13 @@ class World:
     def _leave_lines(self, party: Party, peer: str) -> None:
         """Leave all connections on which messages of a peer are waited for."""
         self._log("%s leaves its lines for messages of %s", party.name, peer)
+        broker = self.broker_of(party)
         for thread in party.threads:
             if thread.waits and thread.steps and thread.steps[0].peer == peer:
-                left = {k for k, waiter in self.broker.waiters.items() if waiter[0] is thread}
+                left = {k for k, waiter in broker.waiters.items() if waiter[0] is thread}
                 for key in left:
-                    del self.broker.waiters[key]
-                    self.broker.ghosts[key] += self.rng.random() < 0.1
+                    del broker.waiters[key]
+                    broker.ghosts[key] += self.rng.random() < 0.1
                 if left or thread.is_deaf:  # else its reply is under way
                     self._advance(thread)
 
@@ -648,27 +679,33 @@ class World:
         self._check(body == expected, f"{party.name}: wrong message, tag {step.tag}")
         self._next_step(thread)
 
-    def _blpop_ends(self, key: ListKey, thread: Thread, attempt: int) -> None:
-        if self.broker.waiters.get(key) == (thread, attempt):
-            del self.broker.waiters[key]
+    def _blpop_ends(
+        self, broker: SimulatedBroker, key: ListKey, thread: Thread, attempt: int
+    ) -> None:
+        if broker.waiters.get(key) == (thread, attempt):
+            del broker.waiters[key]
             self._advance(thread)
 
-    def _serve(self, key: ListKey) -> None:
+    def _serve(self, broker: SimulatedBroker, key: ListKey) -> None:
         """Let a blocked BLPOP have the first element of a data list, if there are both."""
-        while self.broker.ghosts.get(key) and key in self.broker.lists:
+        while broker.ghosts.get(key) and key in broker.lists:
             self._log("swallowed: %s", key)
-            self.broker.ghosts[key] -= 1
-            self.broker.pop(key)
-        if key not in self.broker.waiters or key not in self.broker.lists:
+            broker.ghosts[key] -= 1
+            broker.pop(key)
+        if key not in broker.waiters or key not in broker.lists:
             return
-        if self.refuses(everything=True):
+        if self.refuses(broker, everything=True):
             return
-        element = self.broker.pop(key)
-        thread, _ = self.broker.waiters.pop(key)
+        element = broker.pop(key)
+        thread, _ = broker.waiters.pop(key)
         delay = self._latency()
         if thread.party.is_gone:
             return
-        if self._strikes(self.faults.pop_lost):
+        if broker.index in thread.party.cannot_reach:
+            self._log("popped for a line that is dead: %s", key)
+            element = None
+            delay += _BLPOP_SECONDS
+        elif self._strikes(self.faults.pop_lost):
             self._log("lost pop: %s", key)
             element = None
             delay += self.rng.choice([0.05, 1.0, _BLPOP_SECONDS])
@@ -703,21 +740,24 @@ class World:
         since = party.refused_since
         if since is not None and self.now - since > _BROKER_TIMEOUT:
             self._fail(party, BrokerBusy("the broker has refused this party for too long"))
+        broker = self.broker_of(party)
         for peer, delivery in party.deliveries.items():
-            if self.refuses(everything=True):
+            if broker.index in party.cannot_reach or self.refuses(broker, everything=True):
                 delivery.not_listening(self.now)
-            elif (party.name, peer, None) not in self.broker.lists:
+            elif (party.name, peer, None) not in broker.lists:
                 delivery.listened(self.now)
                 if delivery.failure is not None:
                     self._settle(party, peer)
         self._at(self.now + _CONTROL_WAIT, party, self._listen, party)
 
-    def _take_control(self, party: Party, peer: str) -> None:
-        party.control_busy.discard(peer)
+    def _take_control(self, party: Party, peer: str, broker: SimulatedBroker) -> None:
+        party.control_busy.discard((broker.index, peer))
         key = (party.name, peer, None)
-        if self.refuses(everything=True):
+        if broker is not self.broker_of(party) or broker.index in party.cannot_reach:
             return
-        element = self.broker.pop(key)
+        if self.refuses(broker, everything=True):
+            return
+        element = broker.pop(key)
         if element is None:
             return
         if self.strikes_frame(key, self.faults.pop_lost):
@@ -731,17 +771,17 @@ class World:
             self._settle(party, peer)
             if delivery.edition_in != edition:
                 self._leave_lines(party, peer)
-        self.wake(key)
+        self.wake(broker, key)
 
-    def wake(self, key: ListKey) -> None:
+    def wake(self, broker: SimulatedBroker, key: ListKey) -> None:
         """Let whoever waits for a list look at it."""
         name, peer, tag = key
         party = self.parties[name]
         if tag is not None:
-            self._serve(key)
-        elif key in self.broker.lists and peer not in party.control_busy:
-            party.control_busy.add(peer)
-            self._at(self.now + self._latency(), party, self._take_control, party, peer)
+            self._serve(broker, key)
+        elif key in broker.lists and (broker.index, peer) not in party.control_busy:
+            party.control_busy.add((broker.index, peer))
+            self._at(self.now + self._latency(), party, self._take_control, party, peer, broker)
 
     def _close(self, party: Party) -> None:
         self._log("%s closes", party.name)
@@ -881,22 +921,28 @@ class World:
             return
         arrival = max(party.last_arrival, self.now + self._latency())
         party.last_arrival = arrival
+        broker = self.broker_of(party)
         if self._strikes(self.faults.delayed):
             arrival += self.rng.expovariate(1 / self.rng.choice([0.05, 1.0, 3.0]))
-            self.broker.maybe_uncleaned.add(key)
-        self._at_once(arrival, self._arrive, party, push, write, party.connection)
+            broker.maybe_uncleaned.add(key)
+        self._at_once(arrival, self._arrive, party, push, write, party.connection, broker)
         if write.element is not None and self._strikes(self.faults.doubled):
             copy = Write(key, False, write.element)
             again = arrival + self.rng.expovariate(1.0)
-            self.broker.maybe_uncleaned.add(key)
-            self._at_once(again, self._arrive, party, None, copy, party.connection)
+            broker.maybe_uncleaned.add(key)
+            self._at_once(again, self._arrive, party, None, copy, party.connection, broker)
 
     def _arrive(
-        self, party: Party, push: Push | Leftover | None, write: Write, connection: int
+        self,
+        party: Party,
+        push: Push | Leftover | None,
+        write: Write,
+        connection: int,
+        broker: SimulatedBroker,
     ) -> None:
         """A write reaches the broker."""
         if connection != party.connection:
-            self.broker.maybe_uncleaned.add(write.key)
+            broker.maybe_uncleaned.add(write.key)
             if self.rng.random() < 0.5:
                 self._lose(write)
                 return
@@ -904,7 +950,7 @@ class World:
         if self.strikes_frame(write.key, self.faults.dropped):
             self._lose(write)
         else:
-            was_taken = self.broker.take(write)
+            was_taken = broker.take(write)
         if isinstance(push, Push):
             reply = self.now + self._latency()
             self._at(reply, party, self._reply, party, push, write.key[0], was_taken, connection)
@@ -912,7 +958,8 @@ class World:
     def _lose(self, write: Write) -> None:
         self._log("lost: %s", write)
         if write.clear:
-            self.broker.maybe_uncleaned.add(write.key)
+            for broker in self.brokers:
+                broker.maybe_uncleaned.add(write.key)
 
     def _reply(self, party: Party, push: Push, peer: str, was_taken: bool, connection: int) -> None:
         if connection != party.connection:
@@ -943,6 +990,9 @@ class World:
         self._at(self.now + away, party, self._reconnect, party)
 
     def _reconnect(self, party: Party) -> None:
+        if party.is_connected or self.broker_of(party).index in party.cannot_reach:
+            return
+        party.away_since = None
         self._log("%s: reconnected", party.name)
         party.is_connected = True
         party.last_arrival = self.now
@@ -953,10 +1003,119 @@ class World:
 
     def _flush(self, restart: bool) -> None:
         self._log("the broker %s", "restarts empty" if restart else "is flushed")
-        self.broker.flush()
+        for broker in self.brokers:
+            broker.flush()
         if restart:
             for party in self.parties.values():
                 self._cut(party)
+
+    # -- several brokers -------------------------------------------------------------------
+
+    def broker_of(self, party: Party) -> SimulatedBroker:
+        """The broker on which the session is, as far as this party knows."""
+        return self.brokers[0 if party.moves is None else party.moves.current]
+
+    def _movers(self) -> list[Any]:
+        return [party for party in self.parties.values() if party.moves is not None]
+
+    def _schedule_partings(self) -> None:
+        """Brokers go away, for all parties or for some: one after the other, or one for good.
+
+        Parties always get a broker in common again before anybody would be taken for dead.
+        """
+        chance, count = self._chance, len(self.brokers)
+        names, when = list(self.parties), 0.0
+        for _ in range(chance.randrange(1, 6)):
+            when += chance.uniform(0, 10)
+            seconds = chance.choice([0.5, 2.0, 3.0, 8.0])
+            what = chance.choice(["all parties", "some", "all brokers", "flaps"])
+            parties = names if what != "some" else chance.sample(names, 1)
+            brokers = range(count) if what == "all brokers" else [chance.randrange(count)]
+            for turn in range(4 if what == "flaps" else 1):
+                start = when + 2 * turn * seconds
+                for name in parties:
+                    for broker in brokers:
+                        self._at_once(start, self._part, self.parties[name], broker)
+                        self._at_once(start + seconds, self._rejoin, self.parties[name], broker)
+            when += 8 * seconds if what == "flaps" else seconds
+        if chance.random() < 0.5:
+            dead = chance.randrange(count)
+            for party in self.parties.values():
+                self._at_once(when + chance.uniform(0, 5), self._part, party, dead)
+
+    def _part(self, party: Party, broker: int) -> None:
+        """A party no longer reaches a broker."""
+        self._log("%s no longer reaches broker %d", party.name, broker)
+        party.cannot_reach.add(broker)
+        if broker == self.broker_of(party).index:
+            self._disconnect(party)
+
+    def _rejoin(self, party: Party, broker: int) -> None:
+        self._log("%s reaches broker %d again", party.name, broker)
+        party.cannot_reach.discard(broker)
+        if broker == self.broker_of(party).index:
+            self._at(self.now + self._latency(), party, self._reconnect, party)
+            for peer in party.deliveries:
+                self.wake(self.brokers[broker], (party.name, peer, None))
+
+    def _disconnect(self, party: Party) -> None:
+        party.connection += 1
+        party.is_connected = False
+        if party.away_since is None:
+            party.away_since = self.now
+
+    def _watch(self, party: Party) -> None:
+        """What a party's watches do: see who is alive, decide, and say what is due."""
+        moves = party.moves
+        assert moves is not None
+        for broker in range(len(self.brokers)):
+            if broker in party.cannot_reach:
+                moves.lost(broker)
+            else:
+                moves.answered(broker, self.now)
+        since = [at for at in (party.away_since, party.refused_since) if at is not None]
+        away = self.now - min(since, default=self.now)
+        before = moves.current
+        if moves.consider(self.now, away, 0.01):
+            self._go(party, before)
+        for broker in range(len(self.brokers)):
+            if broker not in party.cannot_reach:
+                for peer, said in moves.due(broker, self.now):
+                    if self._chance.random() > 0.3:
+                        arrival = self.now + self._chance.uniform(0.001, 0.5)
+                        self._at(arrival, self.parties[peer], self._hear_move, peer, party, said)
+        if not all(d.state in _OVER for d in party.deliveries.values()):
+            self._at(self.now + _WATCH_SECONDS, party, self._watch, party)
+
+    def _hear_move(self, name: str, sender: Party, said: Move) -> None:
+        party = self.parties[name]
+        moves = party.moves
+        assert moves is not None
+        if said.at in party.cannot_reach:
+            return
+        before = moves.current
+        if moves.heard(sender.name, said, self.now):
+            self._go(party, before)
+
+    def _go(self, party: Party, before: int) -> None:
+        """A party has moved: its connections break, and it goes on where the session is now."""
+        moves = party.moves
+        assert moves is not None
+        self._log(
+            "%s moves to broker %d, generation %d", party.name, moves.current, moves.generation
+        )
+        if moves.current == before:
+            return
+        party.refused_since = None
+        self._disconnect(party)
+        waiters = self.brokers[before].waiters
+        for key, (thread, _) in list(waiters.items()):
+            if thread.party is party:
+                del waiters[key]
+                self._at(self.now + self._latency(), party, self._advance, thread)
+        self._at(self.now + self._latency(), party, self._reconnect, party)
+        for peer in party.deliveries:
+            self.wake(self.brokers[moves.current], (party.name, peer, None))
 
     # -- odds and ends ---------------------------------------------------------------------
 

@@ -6,8 +6,10 @@ that is under way; the run is judged by checksums of every message and by its re
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
+import signal
 import threading
 import time
 from collections import Counter
@@ -44,12 +46,18 @@ class Progress:
 
     def __init__(self) -> None:
         self.steps = dict.fromkeys(PARTIES, 0)
+        self.longest_gap = 0.0
+        """Seconds between two steps of one party, at most."""
+        self._noted_at: dict[str, float] = {}
         self.over = threading.Event()
         self._changed = threading.Condition()
 
     def note(self, party: str, step: int) -> None:
         """A party has done this step; 1 is the alignment."""
+        now = time.monotonic()
         with self._changed:
+            self.longest_gap = max(self.longest_gap, now - self._noted_at.get(party, now))
+            self._noted_at[party] = now
             self.steps[party] = step
             self._changed.notify_all()
 
@@ -80,6 +88,7 @@ class Outcome:
         results: each party's last report; empty for one that failed.
         last_lines: what each printed last.
         seconds: of the whole run, processes included.
+        longest_gap: seconds between two steps of one party, at most.
         comparison: of everything sent with everything received.
     """
 
@@ -88,6 +97,7 @@ class Outcome:
     results: dict[str, dict[str, Any]]
     last_lines: dict[str, str]
     seconds: float
+    longest_gap: float = 0.0
     comparison: Comparison | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -180,7 +190,7 @@ def train(
         lines = {party.name: party.last_line() for party in parties}
     for thread in threads:
         thread.join(30)
-    outcome = Outcome(counts, codes, results, lines, seconds)
+    outcome = Outcome(counts, codes, results, lines, seconds, progress.longest_gap)
     outcome.problems = [f"{p}: exit code {c}: {lines[p]}" for p, c in codes.items() if c != 0]
     outcome.problems += died
     if len(results) == len(PARTIES):
@@ -368,6 +378,66 @@ def node_lost(group: ClusterGroup, when: Moments) -> Injector:
         for _ in when(progress):
             group.lose(next(iter(group.replicas)))
             counts["node lost, replica promoted"] += 1
+
+    return inject
+
+
+def killed_for_good(server: EmbeddedBroker, when: Moments) -> Injector:
+    """Kill a broker, which stays dead."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        for _ in when(progress):
+            os.kill(server.pid, signal.SIGKILL)
+            server.stop()
+            counts["SIGKILL"] += 1
+
+    return inject
+
+
+def started_again(server: EmbeddedBroker, when: Moments) -> Injector:
+    """Start a broker that was killed; it is empty."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        for _ in when(progress):
+            server.start()
+            counts["started empty"] += 1
+
+    return inject
+
+
+def cut_off_in_turn(lines: Sequence[dict[str, Proxy]], when: Moments) -> Injector:
+    """Cut one party after the other off from the first broker, then the second, and so on.
+
+    Args:
+        lines: of each broker, each party's line to it.
+        when: the moments; at each, the last line is mended, and the next party's is cut.
+    """
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        last: Proxy | None = None
+        for turn, _ in enumerate(when(progress)):
+            if last is not None:
+                last.come_back()
+            last = lines[turn % len(lines)][PARTIES[turn % len(PARTIES)]]
+            last.go_away()
+            counts["a party cut off from one broker"] += 1
+
+    return inject
+
+
+def away_and_back(
+    lines: dict[str, Proxy], when: Moments, seconds: float, *, silently: bool = False
+) -> Injector:
+    """Take a broker away from all parties for so many seconds."""
+
+    def inject(progress: Progress, counts: Counts) -> None:
+        for _ in when(progress):
+            for line in lines.values():
+                line.go_away(silently=silently)
+            counts["broker silent" if silently else "broker away"] += 1
+            progress.over.wait(seconds)
+            for line in lines.values():
+                line.come_back()
 
     return inject
 
