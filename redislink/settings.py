@@ -89,12 +89,13 @@ class ProxyChoice:
     Attributes:
         url: the proxy's URL.
         named_by: the environment variable that holds it.
-        no_proxy: hosts to be dialled directly, as ``NO_PROXY`` lists them.
+        no_proxy: hosts to be dialled directly, as ``NO_PROXY`` lists them; None if the setting
+            names the proxy itself, for all hosts.
     """
 
     url: SecretStr
     named_by: str
-    no_proxy: str = ""
+    no_proxy: str | None = None
 
 
 class RedisLinkSettings(BaseSettings):
@@ -143,9 +144,9 @@ class RedisLinkSettings(BaseSettings):
     broker_proxy: SecretStr | None = Field(
         default=None,
         description="http://, https:// (TLS to the proxy) or socks5h:// URL of the proxy through "
-        "which this party dials the broker, with user and password. env takes the proxy from "
-        "HTTPS_PROXY or ALL_PROXY, but for hosts in NO_PROXY; without it these variables count for "
-        "nothing. none: no proxy.",
+        "which this party dials the broker, with user and password. env: the proxy that "
+        "HTTPS_PROXY or ALL_PROXY names, except for hosts in NO_PROXY; otherwise redislink ignores "
+        "these variables. none: no proxy.",
     )
     broker_proxy_password_file: Path | None = Field(
         default=None,

@@ -52,7 +52,7 @@ class EgressProxy:
         *,
         password_file: str | Path | None = None,
         tls_ca: str | Path | None = None,
-        no_proxy: str = "",
+        no_proxy: str | None = None,
         named_by: str = PROXY_SETTING,
     ) -> None:
         """Args:
@@ -60,8 +60,9 @@ class EgressProxy:
         password_file: a file with the password in its first line; read for each connection.
         tls_ca: a PEM file of the CA that signed the certificate of an ``https://`` proxy; None
             means the system's.
-        no_proxy: hosts that `serves` leaves out, as the variable ``NO_PROXY`` lists them.
-        named_by: where the URL comes from, for messages.
+        no_proxy: hosts to dial directly, as the variable ``NO_PROXY`` lists them; this machine's
+            own addresses are then dialled directly too. None dials all through the proxy.
+        named_by: the variable that holds the URL, for messages.
 
         Raises:
             ConfigError: the URL is not valid.
@@ -71,12 +72,14 @@ class EgressProxy:
         """The URL without user and password, for messages."""
         self.named_by = named_by
         """The variable that holds the URL."""
-        self._no_proxy = tuple(re.split(r"[,\s]+", no_proxy.lower().strip()))
+        self._no_proxy = None if no_proxy is None else re.split(r"[,\s]+", no_proxy.lower().strip())
         self._credentials = Credentials(
             self._url.user, self._url.password, password_file=password_file
         )
         self._tls = TlsFiles(tls_ca, ca_setting=f"{PROXY_SETTING}_TLS_CA")
         self._let_through: set[Address] = set()
+        self._token = ""
+        """The login as it was last sent, which an answer may quote."""
 
     @classmethod
     def from_settings(cls, settings: RedisLinkSettings) -> Self | None:
@@ -109,12 +112,12 @@ class EgressProxy:
         )
 
     def serves(self, address: Address) -> bool:
-        """Return whether a server is dialled through the proxy: not if ``NO_PROXY`` covers it.
+        """Return whether a server is dialled through the proxy: not if ``no_proxy`` covers it.
 
-        A proxy of the environment does not serve this machine's own addresses either, and what it
-        is used for is said, once.
+        Where there is such a list, nobody has named the broker's way in so many words; so what is
+        dialled how is said, once.
         """
-        if self.named_by == PROXY_SETTING:
+        if self._no_proxy is None:
             return True
         if _is_loopback(address[0]):
             return False
@@ -201,15 +204,15 @@ class EgressProxy:
         where = join(address)
         request = [f"CONNECT {where} HTTP/1.1", f"Host: {where}", "User-Agent: redislink"]
         if login:
-            pair = ":".join(_pair(login)).encode()
-            request.append(f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}")
+            self._token = base64.b64encode(":".join(_pair(login)).encode()).decode()
+            request.append(f"Proxy-Authorization: Basic {self._token}")
         line.sendall("".join(f"{each}\r\n" for each in [*request, ""]).encode())
         head = line.read_head()
         while head.startswith((b"HTTP/1.1 1", b"HTTP/1.0 1")):
             head = line.read_head()
         found = _STATUS(head)
         if found is None:
-            begins = head[:40].decode("ascii", "backslashreplace")
+            begins = head.partition(b"\n")[0].decode("ascii", "backslashreplace")
             raise self._no_proxy_there(f"its answer to CONNECT is not HTTP: {begins}")
         status = int(found[1])
         if status // 100 == 2:
@@ -304,7 +307,8 @@ class EgressProxy:
         return error
 
     def _shown(self, said: object) -> str:
-        return one_line(self._credentials.hide(str(said)), _MOST_SHOWN)
+        text = self._credentials.hide(str(said))
+        return one_line(text.replace(self._token, "***") if self._token else text, _MOST_SHOWN)
 
 
 def or_the_proxy(proxy: EgressProxy | None, does: str, address: Address) -> str:
