@@ -130,6 +130,8 @@ def connect(
     core = Core(spec, name, settings, broker, outbox, inbox, rendezvous, outage, claim.round_trip)
     sending, receiving = observers.ways(core)
     endpoint = Endpoint(sending, receiving, claim, observers)
+    if isinstance(claim, PartyClaim) and broker.is_cluster:
+        core.home = claim
     if isinstance(claim, SeveralClaims):
         claim.serve(core, endpoint.parts.control)
     observers.attach(endpoint, {peer: handshake.epoch(peer) for peer in rendezvous.peers})

@@ -62,6 +62,12 @@ _CHECK_LOGIN: Final = (
     "check the user and password in REDISLINK_BROKER_URL, or REDISLINK_BROKER_PASSWORD_FILE"
 )
 
+PROTOCOL_ERROR: Final = ServerError(
+    ("ERR PROTOCOL ERROR",),
+    BrokerUnreachable,
+    "it ended the connection because of what was pushed",
+    "see its log, and check its proto-max-bulk-len",
+)
 UNKNOWN_COMMAND: Final = ServerError(
     ("ERR UNKNOWN COMMAND", "ERR UNKNOWN SUBCOMMAND", "NOPROTO"),
     BrokerRefused,
@@ -173,12 +179,7 @@ SERVER_ERRORS: Final = (
         "a proxy in front of it does not reach it",
         "wait, or see the proxy's log",
     ),
-    ServerError(
-        ("ERR PROTOCOL ERROR",),
-        BrokerUnreachable,
-        "it ended the connection because of what was pushed",
-        "see its log, and check its proto-max-bulk-len",
-    ),
+    PROTOCOL_ERROR,
     # -- elsewhere -------------------------------------------------------------------------------
     ServerError(
         ("MOVED",),

@@ -24,6 +24,7 @@ from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.outage import Outage, Way
 from redislink.errors import (
+    BrokerBusy,
     BrokerError,
     BrokerPermissionError,
     BrokerRefused,
@@ -78,6 +79,8 @@ class PartyClaim:
         """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
         self.last_round_trip = float("inf")
         """The round trip that was measured when the claim was last renewed."""
+        self.refusal: BrokerBusy | None = None
+        """The broker's last refusal to renew the claim or write the status; None if it did."""
         self.broker_label = ""
         """The label of the present one of several brokers; empty if there is only one."""
         self.broker_number = 0
@@ -229,7 +232,7 @@ class PartyClaim:
     def _renew(self) -> None:
         while not self._pause():
             try:
-                self._renew_once()
+                self.refusal = self._renew_once()
             except BrokerError as error:
                 self._not_reached(error)
 
@@ -237,7 +240,8 @@ class PartyClaim:
         """Wait until the claim has to be renewed; True to end."""
         return self._stop.wait(_RENEW_SECONDS)
 
-    def _renew_once(self) -> None:
+    def _renew_once(self) -> BrokerBusy | None:
+        """Renew the claim and write the status; return why a full broker did not take it."""
         connection = self._connection
         if connection is None or not connection.usable:
             connection = self._connection = self._broker.open()
@@ -248,15 +252,17 @@ class PartyClaim:
             self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
         elif not self._set(connection):
             self._log.error("%s now also runs in another process: end one", self._who)
-            return
-        self._publish(connection)
+            return None
+        return self._publish(connection)
 
     def _not_reached(self, error: BrokerError) -> None:
+        if isinstance(error, BrokerBusy):
+            self.refusal = error
         self._log.debug("claim not renewed: %s", error)
 
-    def _publish(self, connection: BrokerConnection) -> None:
+    def _publish(self, connection: BrokerConnection) -> BrokerBusy | None:
         if self._status is None or not self._may_publish:
-            return
+            return None
         key, snapshot = self._status
         try:
             self._call(connection, b"SET", key, snapshot(), b"PX", _LEASE_MS)
@@ -265,9 +271,11 @@ class PartyClaim:
             self._log.debug("%s: publishes no status: %s", self._who, error)
         except BrokerError as error:
             self._log.debug("%s: status not published: %s", self._who, error)
+            return error if isinstance(error, BrokerBusy) else None
         except Exception as error:  # noqa: BLE001 - the claim must be renewed all the same
             self._may_publish = False
             self._log.debug("%s: publishes no status: %s", self._who, type(error).__name__)
+        return None
 
     def _call(self, connection: BrokerConnection, *command: bytes | int) -> Any:
         return connection.execute(*command, timeout=self._broker.timeout)

@@ -110,9 +110,15 @@ class Control:
                 core.tell_all(lambda delivery: delivery.not_listening(time.monotonic()))
                 continue
             now = time.monotonic()
+            if popped is not None and core.home is not None:
+                core.home.refusal = None  # what comes was accepted
+            silence_counts = core.home_refusal is None
             with core.lock:
                 for peer in core.peers.values():
-                    peer.delivery.listened(now)
+                    if silence_counts:
+                        peer.delivery.listened(now)
+                    else:
+                        peer.delivery.not_listening(now)
             self._report_silence(now)
             if popped is not None:
                 peer, take = sources[popped[0]]

@@ -21,11 +21,13 @@ from types import TracebackType
 from typing import Any, Final
 
 from redislink.broker import AnyOutbox, Broker, Inbox
+from redislink.broker.error_map import PROTOCOL_ERROR
 from redislink.broker.outage import Outage, Way
 from redislink.broker.outbox import push_afresh
 from redislink.broker.wire import LARGE, Buffer
 from redislink.cluster import ClusterSpec
 from redislink.errors import (
+    BrokerBusy,
     BrokerError,
     BrokerRefused,
     BrokerTampered,
@@ -46,6 +48,7 @@ from redislink.protocol.fragments import split_element
 from redislink.protocol.frame import Abort
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.settings import RedisLinkSettings
+from redislink.transport.claim import PartyClaim
 from redislink.transport.lanes import Lanes
 from redislink.transport.peer import Party, Peer
 from redislink.transport.rendezvous import Rendezvous
@@ -156,6 +159,9 @@ class Core:
         self._not_opened = 0
         self._said_cut_finer = False
         self._mending = False
+        self.home: PartyClaim | None = None
+        """On a Cluster, the claim. Only that is written to the node of this party's own inbox, so
+        it shows whether the node accepts what the peers push."""
 
     def _make_peers(self, round_trip: float) -> dict[str, Peer]:
         cluster, settings, me = self.cluster, self.settings, self.party
@@ -333,13 +339,18 @@ class Core:
             self.fail(final)
             raise
 
+    @property
+    def home_refusal(self) -> BrokerBusy | None:
+        """Why a Cluster's node does not accept pushes into this party's inbox, as far as known."""
+        return None if self.home is None else self.home.refusal
+
     def check_pushes(self) -> None:
         """Note whether the broker accepts pushes. The control thread calls this all the time.
 
         Raises:
             BrokerError: it has refused them for too long; the session has failed.
         """
-        refusal = self.outbox.refusal
+        refusal = self.outbox.refusal or self.home_refusal
         if refusal is not None:
             self.give_up_or_pause(refusal, Way.PUSH)
         elif self.outage.lasts and self.outbox.error is None:
@@ -427,8 +438,8 @@ class Core:
 
     def _run_mending(self) -> None:
         try:
-            error = self.outbox.error
-            while error is not None and not self.stopped.is_set():
+            broke = error = self.outbox.error
+            while broke is not None and error is not None and not self.stopped.is_set():
                 try:
                     self.stopped.wait(self.give_up_or_pause(error, Way.PUSH))
                     self.outbox.reconnect()
@@ -442,22 +453,25 @@ class Core:
                         return
                     error = again  # the first one need not be why it lasts
                     continue
-                self._reconnected()
-                error = self.outbox.error
+                self._reconnected(broke)
+                broke = error = self.outbox.error
         except EndpointClosed:
             return
         finally:
             with self.lock:
                 self._mending = False
 
-    def _reconnected(self) -> None:
+    def _reconnected(self, broke: BrokerError) -> None:
+        """Push everything again on the new connection; ``broke``: why the last one broke."""
         self.log.info("%s: reconnected to broker %s", self.party, self.broker.label)
         size, now = self.element_size, time.monotonic()
         with self.lock:
             self.reconnects += 1
             largest = max(peer.delivery.largest_unanswered for peer in self.peers.values())
-            breaks_at_size = size.broke(largest, now)
-            is_hopeless = not breaks_at_size and size.is_hopeless(now)
+            # A broker that says why it will not serve us does not mind the size.
+            may_be_size = broke.refusal in ("", PROTOCOL_ERROR.called)
+            breaks_at_size = may_be_size and size.broke(largest, now)
+            is_hopeless = may_be_size and not breaks_at_size and size.is_hopeless(now)
         if breaks_at_size:
             self.cut_finer()
         elif is_hopeless:

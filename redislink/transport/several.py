@@ -26,6 +26,7 @@ from redislink.broker.several import SeveralBrokers
 from redislink.broker.wire import CONTROL, Buffer, pack_blpop
 from redislink.cluster import ClusterSpec
 from redislink.errors import (
+    BrokerBusy,
     BrokerError,
     BrokerUnreachable,
     ClusterMismatch,
@@ -104,10 +105,11 @@ class BrokerWatch(PartyClaim):
         """Let the thread end, without waiting for it."""
         self._stop.set()
 
-    def _renew_once(self) -> None:
-        super()._renew_once()
+    def _renew_once(self) -> BrokerBusy | None:
+        refusal = super()._renew_once()
         self.outcome = True
         self._claims.answered(self._index)
+        return refusal
 
     def _not_reached(self, error: BrokerError) -> None:
         super()._not_reached(error)

@@ -11,6 +11,7 @@ import trustme
 from redislink import Endpoint
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connection import BrokerConnection
+from redislink.errors import BrokerUnreachable
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.support.groups import free_ports
 from tests.support.servers import debian_redis
@@ -96,8 +97,7 @@ def server(files: Files) -> Iterator[Server]:
         found.close()
 
 
-@pytest.fixture
-def parties(files: Files, server: Server) -> Iterator[list[Endpoint]]:
+def join(files: Files, server: Server, **changes: float) -> list[Endpoint]:
     cluster = make_cluster(server.url, 2)
     settings = quick_settings(
         broker_url=server.url,
@@ -106,8 +106,14 @@ def parties(files: Files, server: Server) -> Iterator[list[Endpoint]]:
         broker_tls_key=str(files["party-key"]),
         broker_password_file=str(files.password),
         close_timeout=1,
+        **changes,
     )
-    ends = run_parties(*(lambda n=n: connect_as(cluster, n, settings) for n in ("alice", "bob")))
+    return run_parties(*(lambda n=n: connect_as(cluster, n, settings) for n in ("alice", "bob")))
+
+
+@pytest.fixture
+def parties(files: Files, server: Server) -> Iterator[list[Endpoint]]:
+    ends = join(files, server)
     yield ends
     run_parties(*(end.close for end in ends))
 
@@ -165,3 +171,16 @@ def test_what_is_wrong_for_a_moment_is_waited_for_and_named(
         mend()
     alice.send("bob", "t", b"through")
     assert bob.recv("alice", "t") == b"through"
+
+
+@pytest.mark.slow
+def test_the_last_cause_is_named_and_not_the_first(files: Files, server: Server) -> None:
+    """First the connections end; what lasts is that the new CA is not known."""
+    ends = join(files, server, broker_timeout=1)
+    files.issue("server", trustme.CA(), HOST)
+    server.reload()
+    server.cut()
+    for end in ends:
+        with pytest.raises(BrokerUnreachable, match="its certificate is not trusted"):
+            end.recv(1 - end.rank, "never")
+        end.abort("done")

@@ -14,7 +14,7 @@ from redislink.broker.topology import ClusterTopology, _moved_untrusted, _slots_
 from redislink.broker.url import parse_url
 from redislink.errors import BrokerBusy, EndpointClosed
 from redislink.protocol import list_names
-from tests.conftest import in_thread
+from tests.conftest import in_thread, join, make_cluster
 from tests.support.groups import MASTER, ClusterGroup, SentinelGroup, slot_of
 from tests.support.servers import debian_redis
 from tests.support.traffic import talk
@@ -151,6 +151,24 @@ class TestCluster:
         plain = f"redis://:{cluster.password}@127.0.0.1:{port}"
         with pytest.raises(BrokerRefused, match="write redis\\+cluster://"):
             execute(Broker(plain, timeout=5), b"RPUSH", name, b"x")
+
+    def test_a_full_node_is_given_up_and_no_peer_is_blamed(self, cluster):
+        """Whose inbox is there pushes to other nodes, which accept it: only the claim shows it."""
+        session = cluster.spread_session(PARTIES)
+        spec = make_cluster(cluster.url, 2, session=session)
+        ends = join(spec, broker_timeout=3, peer_timeout=2, close_timeout=0.5)
+        port = cluster.node_of(slot_of(session, "alice"))
+        cluster.ask(port, "CONFIG", "SET", "maxmemory", "100kb")
+        try:
+            for end in ends:
+                thread, outcome = in_thread(lambda end=end: end.recv(1 - end.rank, "never"))
+                thread.join(20)
+                assert type(outcome[0]) is BrokerBusy, outcome
+                assert "out of memory" in str(outcome[0])
+        finally:
+            cluster.ask(port, "CONFIG", "SET", "maxmemory", "0")
+            for end in ends:
+                end.abort("done")
 
     def test_slots_moved_a_node_restarted_and_one_lost_in_the_middle_of_a_run(self, cluster):
         session = cluster.spread_session(PARTIES)

@@ -8,6 +8,7 @@ import pytest
 
 from redislink import BrokerUnreachable, RecvTimeout, SendTimeout
 from redislink.broker import EmbeddedBroker, outage
+from redislink.broker.error_map import translate_error_reply
 from redislink.broker.outage import Outage, Way
 from redislink.communicator import ThreadCommunicator
 from redislink.logs import PartyLogger
@@ -15,7 +16,7 @@ from redislink.protocol.delivery import Delivery, Timing
 from redislink.session.steps import Failure, Steps
 from redislink.testing import Proxy
 from redislink.transport.party_status import _status_of, status_of
-from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
+from tests.conftest import connect_as, join, make_cluster, quick_settings, run_parties
 from tests.transport.test_endpoint import wait_until
 
 
@@ -85,3 +86,25 @@ def test_a_step_that_waits_says_what_holds_it_up(monkeypatch: pytest.MonkeyPatch
         assert current is not None
         assert steps._late(current) == ("bob (not heard of in any step; bob not heard for 12 s)",)
     steps.leave()
+
+
+@pytest.mark.parametrize(
+    ("said", "suspected"),
+    [
+        ("", True),
+        ("ERR Protocol error: invalid bulk length", True),
+        ("READONLY You can't write against a read only replica.", False),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+    ],
+)
+def test_a_broker_that_says_why_it_refuses_does_not_mind_sizes(
+    said: str, suspected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = join(make_cluster("fakeredis://sizes", 2))
+    core = alice.parts.core
+    asked = []
+    monkeypatch.setattr(core.element_size, "broke", lambda *_: asked.append(True))
+    error = translate_error_reply("b", said) if said else BrokerUnreachable("EOF")
+    core._reconnected(error)
+    assert bool(asked) is suspected
+    run_parties(alice.close, bob.close)
