@@ -35,7 +35,6 @@ PEER_STATES: Final = frozenset({MISSING, *(state.value for state in State)})
 _MAX_PEERS: Final = 63
 _MAX_COUNT: Final = (1 << 63) - 1
 _LONGEST: Final = 1e9
-_MOST_IN_BROKER: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +109,8 @@ class PartyStatus:
         waits: the receives that are waiting now, the longest first.
         broker_away_seconds: how long the party has not reached the broker, or one of its nodes; 0
             while it reaches all. If it reaches none, this document expires with the claim.
-        broker: of several brokers, the URL of the one that the party uses now, without user and
-            password; empty if it has only one.
-        broker_number: that one's place in the list, from 1; 0 if it has only one.
+        broker_number: of several brokers, the place in the list of the one that the party uses
+            now, from 1; 0 if it has only one.
     """
 
     instance: str
@@ -123,7 +121,6 @@ class PartyStatus:
     peers: Mapping[str, PeerStatus]
     waits: tuple[Waiting, ...] = ()
     broker_away_seconds: float = 0.0
-    broker: str = ""
     broker_number: int = 0
 
     def __post_init__(self) -> None:
@@ -135,8 +132,6 @@ class PartyStatus:
         _check_seconds(self.round_trip_seconds, "a round trip")
         _check_count(self.reconnects, "reconnects")
         _check_seconds(self.broker_away_seconds, "the time that the broker is away")
-        if type(self.broker) is not str or len(self.broker) > _MOST_IN_BROKER:
-            raise FrameError("a status with a broker that is no URL")
         _check_count(self.broker_number, "the broker's number")
         if len(self.peers) > _MAX_PEERS or len(self.waits) > MAX_WAITS:
             raise FrameError("a status with too many peers or receives")

@@ -81,10 +81,8 @@ class PartyClaim:
         """The round trip that was measured when the claim was last renewed."""
         self.refusal: BrokerBusy | None = None
         """The broker's last refusal to renew the claim or write the status; None if it did."""
-        self.broker_label = ""
-        """The label of the present one of several brokers; empty if there is only one."""
         self.broker_number = 0
-        """Its place in the list, from 1; 0 if there is only one."""
+        """Of several brokers, the present one's place in the list, from 1; 0 if there is one."""
         dies_in_child(self)
 
     def acquire(self, outage: Outage) -> None:

@@ -31,7 +31,6 @@ def status_before_meeting(claim: AnyClaim, rendezvous: Rendezvous) -> PartyStatu
         claim.last_round_trip,
         0,
         {p: PeerStatus(MISSING if p in missing else State.OPEN.value) for p in rendezvous.peers},
-        broker=claim.broker_label,
         broker_number=claim.broker_number,
     )
 
@@ -53,7 +52,6 @@ def status_of(core: Core, claim: AnyClaim) -> PartyStatus:
         peers,
         tuple(Waiting(p, tag, max(0.0, now - t)) for t, tag, p in waits[:MAX_WAITS]),
         core.outage.seconds,
-        claim.broker_label,
         claim.broker_number,
     )
 

@@ -226,13 +226,8 @@ class SeveralClaims:
         dies_in_child(self)
 
     @property
-    def broker_label(self) -> str:
-        """The label of the present broker, for the status."""
-        return self.brokers.label
-
-    @property
     def broker_number(self) -> int:
-        """Its place in the list, from 1."""
+        """The present broker's place in the list, from 1."""
         return self.brokers.index + 1
 
     # -- as a claim ------------------------------------------------------------------------------
