@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 STEPS = 30
-SEVERAL_RUNS = 1
+SEVERAL_RUNS = 5
 HALF_OPEN = {"REPLY_TIMEOUT": "2", "BLPOP_TIMEOUT": "2"}
 
 

@@ -125,9 +125,10 @@ class SeveralBrokers(Broker):
             raise error
         raise self.why_away(index, error)
 
-    def note(self, index: int, error: BrokerError | None) -> None:
-        """Note why a broker cannot be reached; None if it can."""
-        self._causes[index] = error
+    def note(self, index: int, error: BrokerError | None) -> bool:
+        """Note why a broker cannot be reached; None if it can. Return whether that is new."""
+        before, self._causes[index] = self._causes[index], error
+        return (before is None) != (error is None)
 
     def why_away(self, index: int, error: BrokerError) -> BrokerError:
         """Return the error to raise because a broker cannot be reached.

@@ -126,6 +126,8 @@ class PartyClaim:
                 left = self._call(connection, b"PTTL", self._key)
                 outage.ended(Way.PUSH)
             except BrokerError as error:
+                if self._stop.is_set():
+                    raise
                 failures += 1
                 is_there = is_there or not isinstance(error, BrokerUnreachable)
                 if self._connection is None and not is_there and failures >= _FIRST_TRIES:

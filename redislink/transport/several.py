@@ -370,7 +370,15 @@ class SeveralClaims:
 
     def decided(self, index: int, error: BrokerError | PartyTaken | None) -> None:
         """Note the outcome of a watch's first tries."""
-        self.brokers.note(index, error if isinstance(error, BrokerError) else None)
+        if isinstance(error, BrokerError):
+            self._log.warning(
+                "%s: broker %d of %d cannot be used at the start: %s",
+                self._party,
+                index + 1,
+                len(self._watches),
+                error,
+            )
+            self.lost(index, error)
         with self._decided:
             self._decided.notify_all()
         if error is None:
@@ -378,7 +386,8 @@ class SeveralClaims:
 
     def answered(self, index: int) -> None:
         """Note that a broker is alive, and move there if the present one is not."""
-        self.brokers.note(index, None)
+        if self.brokers.note(index, None):
+            self._log.info("%s: broker %s can be used", self._party, self._label(index))
         now, away = time.monotonic(), 0.0 if self._outage is None else self._outage.seconds
         with self._lock:
             self._moves.answered(index, now)
@@ -391,9 +400,13 @@ class SeveralClaims:
 
     def lost(self, index: int, error: BrokerError) -> None:
         """Note that a broker cannot be reached."""
-        self.brokers.note(index, error)
+        if self.brokers.note(index, error):
+            self._log.info("%s: broker %s cannot be used", self._party, self._label(index))
         with self._lock:
             self._moves.lost(index)
+
+    def _label(self, index: int) -> str:
+        return f"{self.brokers.members[index].label} (number {index + 1} of {len(self._watches)})"
 
     def lists(self, index: int) -> list[bytes]:
         """Return the lists of this party's inbox that a watch listens to."""
@@ -484,15 +497,8 @@ class SeveralClaims:
             last, index = self.brokers.index, self._moves.current
             if index == last or self._outbox is None:
                 return
-            to = self.brokers.members[index].label
-            self._log.warning(
-                "%s: the session moves to broker %s (number %d of %d): %s",
-                self._party,
-                to,
-                index + 1,
-                len(self._watches),
-                why,
-            )
+            to = self._label(index)
+            self._log.warning("%s: the session moves to broker %s: %s", self._party, to, why)
             self.brokers.move(index)
             self._outbox.give_up(BrokerUnreachable(f"the session has moved to broker {to}"))
             if self._session is not None:

@@ -196,6 +196,31 @@ def socket_without_server() -> Iterator[str]:
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
 
 
+@pytest.mark.slow
+def test_a_broker_that_refuses_pushes_is_left(pair):
+    """It answers PING, and renews nothing: as a master without its replicas."""
+    ends = join(make_cluster(urls(*pair), 2), **QUICK)
+    exchange(ends, 0, 10)
+    admin = Admin(pair[0])
+    admin(b"CONFIG", b"SET", b"min-replicas-to-write", b"1")
+    admin.close()
+    exchange(ends, 10, 10)
+    assert [where(end) for end in ends] == [1, 1]
+    run_parties(*(end.close for end in ends))
+
+
+@pytest.mark.slow
+def test_parties_do_not_wait_at_the_start_for_a_broker_that_does_not_answer(pair, caplog):
+    cluster = make_cluster("redis://first", 2)
+    slow = {"broker_move_after": 0.5, "reply_timeout": 60.0}
+    with Proxy(pair[0].port) as proxy:
+        proxy.go_away(silently=True)
+        own = quick_settings(broker_url=urls(proxied(proxy), pair[1]), **slow)
+        with joined(cluster, dict.fromkeys(cluster.party_names, own)) as ends:
+            assert [where(end) for end in ends] == [1, 1]
+            exchange(ends, 0, 10)
+
+
 def test_an_error_names_each_broker_and_its_last_cause(valkey):
     with socket_without_server() as one, socket_without_server() as other:
         cluster = make_cluster(urls(one, other), 2)
@@ -233,9 +258,10 @@ def test_a_party_is_claimed_on_all_of_them(pair):
 
 
 def test_one_broker_starts_no_thread_of_these(valkey):
+    before = set(threading.enumerate())
     ends = join(make_cluster(valkey.url, 2))
-    names = [thread.name for thread in threading.enumerate()]
-    assert sum(name == "redislink-claim" for name in names) == 2
+    names = sorted(thread.name for thread in set(threading.enumerate()) - before)
+    assert names == ["redislink-claim"] * 2 + ["redislink-control-alice", "redislink-control-bob"]
     assert not any(isinstance(end.parts.core.broker, SeveralBrokers) for end in ends)
     run_parties(*(end.close for end in ends))
 
