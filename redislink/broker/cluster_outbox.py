@@ -18,7 +18,7 @@ from operator import methodcaller
 from typing import cast
 
 from redislink.broker.broker import Broker
-from redislink.broker.outbox import Outbox
+from redislink.broker.outbox import Outbox, Silence
 from redislink.broker.url import Address
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
@@ -135,6 +135,10 @@ class ClusterOutbox:
             answered += outbox.collect()
         return answered
 
+    def silent(self, patience: float) -> list[Silence]:
+        """As `Outbox.silent`, of all nodes."""
+        return [found for node in tuple(self._nodes.values()) for found in node.silent(patience)]
+
     def flush(self, timeout: float | None = None) -> bool:
         """Flush all nodes like `Outbox.flush`; return False if a connection broke."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -173,6 +177,11 @@ class ClusterOutbox:
                 old[address].close()
             if self._closed:
                 self._close_all()
+
+    def give_up(self, error: BrokerError) -> None:
+        """As `Outbox.give_up`, of all nodes."""
+        for outbox in tuple(self._nodes.values()):
+            outbox.give_up(error)
 
     def close(self) -> None:
         """Close the connections; later writes raise EndpointClosed."""

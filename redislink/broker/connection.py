@@ -25,6 +25,7 @@ import redis
 from redislink.broker.error_map import classify, translate_error_reply
 from redislink.broker.nested_tls import NestedTls
 from redislink.broker.socket_wire import SocketWire
+from redislink.broker.tcp import Traffic
 from redislink.broker.wire import (
     NOT_YET,
     SHORT,
@@ -273,9 +274,9 @@ class BrokerConnection:
             raise self._broken(error, "reading") from None
 
     @property
-    def bytes_received(self) -> int | None:
-        """The bytes that have come from the server so far; None if nobody counts them."""
-        return self._wire.bytes_received
+    def traffic(self) -> Traffic | None:
+        """What has passed so far; None if nobody counts it. Any thread may ask."""
+        return self._wire.traffic
 
     def wait_readable(self, seconds: float) -> bool:
         """Like `readable`, but wait for at most ``seconds``."""

@@ -12,9 +12,10 @@ Rules:
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
@@ -24,12 +25,33 @@ from redislink.forking import Dead, dies_in_child, used_after_fork
 
 _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
+_LATE_STEP: Final = 0.1
+"""Seconds between two looks at a reply that is late."""
+_LEAST_LEFT: Final = 0.001
 _LEAST_AHEAD: Final = 2
 """The fewest BLPOPs under way at once for the chunks of one message, whatever their size."""
 _MOST_AHEAD: Final = 32
 _BYTES_AHEAD: Final = 2 << 20
 """Bytes that the BLPOPs under way may bring: what a fast long-distance line holds."""
 _LEAST_BYTES_AHEAD: Final = 64 << 10
+
+
+class Late(Protocol):
+    """Decides what becomes of a reply that is late."""
+
+    @property
+    def patience(self) -> float:
+        """The seconds that a reply may be late before `is_dead` is asked."""
+        ...
+
+    def is_dead(self, broker: Broker, silent_since: float) -> bool:
+        """Return whether a connection is dead; called again and again while it is silent.
+
+        Args:
+            broker: its server.
+            silent_since: when the reply was due; monotonic seconds.
+        """
+        ...
 
 
 class Interrupted(Exception):
@@ -82,12 +104,15 @@ class Wait:
     # The four ways to pop begin and end alike; tests/broker/test_inbox.py keeps them equal. They
     # share their end, `_ended`. Each repeats the beginning, which saves every message a call.
 
-    def pop(self, names: Sequence[bytes], timeout: float) -> tuple[bytes, Buffer] | None:
+    def pop(
+        self, names: Sequence[bytes], timeout: float, late: Late | None = None
+    ) -> tuple[bytes, Buffer] | None:
         """Pop the first element of the first of these lists that has one.
 
         Args:
             names: lists in one Cluster slot, with small elements: control frames or hellos.
             timeout: seconds to wait, finite and above 0.
+            late: decides what becomes of a reply that is late; None allows the margin.
 
         Returns:
             (name, element), or None if no element came in time.
@@ -104,7 +129,10 @@ class Wait:
             if self._interrupted:
                 raise Interrupted
             connection.write((pack_blpop(names, timeout),))
-            reply = connection.read(timeout + self.margin, CONTROL)
+            left = timeout + self.margin
+            if late is not None:
+                left = self._wait_late(connection, timeout, late)
+            reply = connection.read(left, CONTROL)
             if reply is None:
                 if self._interrupted:
                     raise Interrupted
@@ -247,13 +275,34 @@ class Wait:
         if connection is not None:
             connection.interrupt()
 
+    def _wait_late(self, connection: BrokerConnection, timeout: float, late: Late) -> float:
+        """Wait for the reply to a BLPOP, and return how many seconds it may still take.
+
+        Raises:
+            BrokerUnreachable: ``late`` says that the connection is dead.
+        """
+        due = time.monotonic() + timeout
+        end = due + self.margin
+        slice_ = timeout + late.patience
+        while not connection.wait_readable(slice_) and not self._interrupted:
+            if time.monotonic() >= end:
+                break
+            if late.is_dead(self._broker, due):
+                raise BrokerUnreachable(
+                    f"broker {self._broker.label}: a connection has gone silent, while a new one "
+                    "is answered: something on the way has dropped it"
+                )
+            slice_ = _LATE_STEP
+        return max(_LEAST_LEFT, end - time.monotonic())
+
     def has_moved(self) -> bool:
         """Return whether anything came on the connection since the last call.
 
         Any thread may call it. Where nobody counts what comes, it is False.
         """
         connection = self._connection
-        came = None if connection is None else connection.bytes_received
+        traffic = None if connection is None else connection.traffic
+        came = None if traffic is None else traffic.received
         came, self._came = self._came, came
         return came != self._came
 

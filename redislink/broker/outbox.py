@@ -23,7 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from redislink.broker.backlog import URGENT, Backlog, QueuedWrite, lasting
 from redislink.broker.broker import Broker
@@ -39,6 +39,7 @@ from redislink.broker.replies import (
     knows_quiet,
     pack_mark,
 )
+from redislink.broker.tcp import Traffic
 from redislink.broker.wire import (
     CLEARING_REPLIES,
     PUSH_REPLIES,
@@ -59,6 +60,9 @@ from redislink.forking import Dead, dies_in_child, used_after_fork
 _PATIENCE: Final = 0.01
 """Seconds that a write may wait for room. On one machine, that is quicker than handing a chunk over
 to a thread."""
+_LEAST_UNDER_WAY: Final = 1.5
+"""Seconds that bytes under way may go unacknowledged before that means anything: at 20 kbit/s a
+segment takes 0.6 s, and only every second one is acknowledged."""
 _LONGEST_WAIT: Final = 0.05
 """Seconds between checks for what another thread may have done."""
 _IDLE_SECONDS: Final = 0.05
@@ -89,6 +93,20 @@ def push_afresh(
                         return
 
 
+class Silence(NamedTuple):
+    """A connection of an outbox on which the broker owes something, and nothing moves.
+
+    Attributes:
+        broker: the server.
+        since: when it began; monotonic seconds.
+        give_up: breaks the connection, for a reason.
+    """
+
+    broker: Broker
+    since: float
+    give_up: Callable[[BrokerError], None]
+
+
 class Outbox:
     """Sends everything that one party sends, on one connection."""
 
@@ -110,6 +128,10 @@ class Outbox:
         self._writer: threading.Thread | None = None
         self._connection: BrokerConnection | None = None
         self._written_at = 0.0
+        self._traffic: Traffic | None = None
+        """What had passed when `silent` last looked."""
+        self._stirred_at = 0.0
+        """When `silent` last found that something had moved."""
         self._asked_at = 0.0
         self._error: BrokerError | None = BrokerUnreachable(
             f"broker {broker.label}: the outbox has not connected yet"
@@ -327,6 +349,35 @@ class Outbox:
             self._replies.refusal = None
             if refusal is not None:
                 self._replies.refused(refusal)
+
+    def silent(self, patience: float) -> list[Silence]:
+        """Return the connections on which the broker has been silent for too long.
+
+        Silent is a broker that owes replies and sends none, while nothing that was written drains
+        away. Call it several times a second: it compares with the last time.
+
+        Args:
+            patience: seconds.
+        """
+        with self._lock:
+            connection, last = self._connection, self._traffic
+            if connection is None:
+                return []
+            now, traffic = time.monotonic(), connection.traffic
+            self._traffic = traffic
+            if not (self._replies.unread or self._backlog is not None):
+                return []
+            under_way = False
+            if traffic is not None and last is not None:
+                under_way = traffic.is_under_way or last.is_under_way
+                drained = under_way and traffic.acknowledged != last.acknowledged
+                if drained or traffic.received != last.received:
+                    self._stirred_at = now
+            since = max(self._replies.moved_at, self._stirred_at)
+            least = _LEAST_UNDER_WAY if under_way else 0.0
+            if now - since <= max(patience, least):
+                return []
+            return [Silence(self._broker, since, self.give_up)]
 
     def give_up(self, error: BrokerError) -> None:
         """Break the connection, for this reason: what was pushed is wanted elsewhere now."""

@@ -252,8 +252,8 @@ class SocketWire:
         return _poll(self._socket, seconds)
 
     @property
-    def bytes_received(self) -> int | None:
-        return tcp.bytes_received(self._below)
+    def traffic(self) -> tcp.Traffic | None:
+        return tcp.traffic(self._below)
 
     def interrupt(self) -> None:
         # Below the TLS layer, because two threads must not use one SSL object.

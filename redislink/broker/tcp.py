@@ -9,23 +9,73 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
+_IDLE: Final = 2
+"""Seconds without traffic after which the kernel asks the other end whether it is still there."""
+_INTERVAL: Final = 1
+_PROBES: Final = 3
+_ROUND_TRIPS: Final = 4
 _INFO: Final = getattr(socket, "TCP_INFO", None)
-# Of linux/tcp.h: tcpi_bytes_received is a u64 behind 24 u32 and 8 bytes, and three other u64.
-_BYTES_RECEIVED: Final = struct.Struct("@128xQ")
+_RTT: Final = struct.Struct("=68xI")
+# Of linux/tcp.h: segments that are not acknowledged; bytes acknowledged and received; bytes that
+# are not sent.
+_FIELDS: Final = struct.Struct("=24xI92xQQ8xI")
 
 
-def bytes_received(line: socket.socket) -> int | None:
-    """Return how many bytes have come so far, read or not; None if the kernel does not say."""
+def watch(line: socket.socket, seconds: float) -> None:
+    """Have the kernel give a connection up once the other end has not answered for a while.
+
+    Args:
+        line: the connection, just opened.
+        seconds: how long the other end's kernel may be silent; four round trips if that is longer.
+    """
+    seconds = max(seconds, _ROUND_TRIPS * _round_trip(line))
+    options = {
+        "TCP_KEEPIDLE": _IDLE,
+        "TCP_KEEPINTVL": _INTERVAL,
+        "TCP_KEEPCNT": max(_PROBES, round((seconds - _IDLE) / _INTERVAL)),
+        "TCP_USER_TIMEOUT": round(seconds * 1000),
+    }
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            line.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _round_trip(line: socket.socket) -> float:
+    """Return the seconds that the kernel has measured; 0 if it does not say."""
+    if _INFO is None:
+        return 0.0
+    microseconds: int = _RTT.unpack(line.getsockopt(socket.IPPROTO_TCP, _INFO, _RTT.size))[0]
+    return microseconds / 1e6
+
+
+class Traffic(NamedTuple):
+    """What has passed on a connection so far.
+
+    Attributes:
+        received: the bytes that have come, read or not.
+        acknowledged: the bytes of ours that the other end's kernel has acknowledged.
+        is_under_way: whether there are others, which it has not.
+    """
+
+    received: int
+    acknowledged: int
+    is_under_way: bool
+
+
+def traffic(line: socket.socket) -> Traffic | None:
+    """Return what has passed on a connection; None if the kernel does not say."""
     if _INFO is None:
         return None
     try:
         # Not the method of an SSLSocket, of which only one thread may make use at a time.
-        info = socket.socket.getsockopt(line, socket.IPPROTO_TCP, _INFO, _BYTES_RECEIVED.size)
+        info = socket.socket.getsockopt(line, socket.IPPROTO_TCP, _INFO, _FIELDS.size)
     except OSError:
         return None
-    if len(info) < _BYTES_RECEIVED.size:
+    if len(info) < _FIELDS.size:
         return None
-    count: int = _BYTES_RECEIVED.unpack(info)[0]
-    return count
+    unacknowledged, acknowledged, received, unsent = _FIELDS.unpack(info)
+    return Traffic(received, acknowledged, bool(unacknowledged or unsent))

@@ -20,6 +20,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import redis
 
+from redislink.broker.tcp import Traffic
+
 Buffer = bytes | bytearray | memoryview
 Reply = Any
 """bytes, memoryview (a large bulk), int, None, `ErrorReply`, or a list of these."""
@@ -173,8 +175,8 @@ class Wire(Protocol):
         ...
 
     @property
-    def bytes_received(self) -> int | None:
-        """The bytes that have come so far, read or not; None if nobody counts them.
+    def traffic(self) -> Traffic | None:
+        """What has passed so far; None if nobody counts it.
 
         Any thread may ask.
         """
@@ -320,7 +322,7 @@ class LibraryWire:
         return bool(self._connection.can_read(seconds))
 
     @property
-    def bytes_received(self) -> int | None:
+    def traffic(self) -> Traffic | None:
         return None
 
     def interrupt(self) -> None:

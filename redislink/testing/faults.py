@@ -25,6 +25,7 @@ from typing import Any, Final
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.error_map import translate_error_reply
+from redislink.broker.tcp import Traffic
 from redislink.broker.wire import ELEMENT, LISTING, Bound, Buffer, element_of, pack_blpop
 from redislink.errors import BrokerError, BrokerUnreachable, ConfigError, FrameError
 from redislink.forking import dies_in_child
@@ -312,9 +313,9 @@ class FaultyConnection(BrokerConnection):
         self._inner.limit_unsent(on=on)
 
     @property
-    def bytes_received(self) -> int | None:
+    def traffic(self) -> Traffic | None:
         """As of the connection behind."""
-        return self._inner.bytes_received
+        return self._inner.traffic
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         """Wait until there is something to read."""

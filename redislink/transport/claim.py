@@ -181,6 +181,12 @@ class PartyClaim:
         """
         self._status = (key, snapshot)
 
+    def distrust(self) -> None:
+        """Renew the claim on another connection: this one may be dead. Any thread may call it."""
+        connection = self._connection
+        if connection is not None:
+            connection.interrupt()
+
     def release(self, timeout: float | None = None) -> None:
         """Give up the claim, if it is still ours. Never raises.
 

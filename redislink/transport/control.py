@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, cast
 
+from redislink.broker import Broker
 from redislink.broker.inbox import Interrupted
 from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
@@ -25,6 +26,7 @@ from redislink.errors import (
 from redislink.logs import PartyLogger
 from redislink.protocol.delivery import Delivery, Push
 from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
+from redislink.transport.lines import Lines
 from redislink.transport.peer import Peer
 from redislink.transport.receiving import Receiving
 
@@ -37,15 +39,25 @@ _REPORT_INTERVAL: Final = 10.0
 class Control:
     """The control thread of one endpoint. `start` it once, then `stop` it."""
 
-    def __init__(self, core: Core, receiving: Receiving) -> None:
+    def __init__(
+        self,
+        core: Core,
+        receiving: Receiving,
+        round_trip: float,
+        distrust_claim: Callable[[], None],
+    ) -> None:
         """Not for users.
 
         Args:
             core: the endpoint's core.
             receiving: the receives; this thread registers their waits, and ends overdue ones.
+            round_trip: seconds to the broker and back.
+            distrust_claim: called when the claim's connection may be dead.
         """
         self._core = core
         self._receiving = receiving
+        self._distrust_claim = distrust_claim
+        self._lines = Lines(core, round_trip, self._leave_lines)
         self._progress = PartyLogger(core.cluster.session, core.party, "redislink.progress")
         self._silence_reports: dict[str, float] = {}
         """Silent peers that the log already mentions, and when to mention each again."""
@@ -92,13 +104,18 @@ class Control:
         for name, party in core.rendezvous.lists.items():
             sources[name] = core.peers[party], self.take_hello
         names = list(sources)
+        late = None if core.broker.in_process else self  # nothing goes silent there
         while not core.stopped.is_set() and not isinstance(core.failure, BrokerError):
             try:
                 pause = self._serve_timers()
                 names = [*names[1:], names[0]]  # so that a busy first list starves no other
-                popped = self._wait.pop(names, core.broker.blpop_slice(pause))
+                popped = self._wait.pop(names, core.broker.blpop_slice(pause), late)
                 core.outage.ended(Way.POP)
-            except (Interrupted, EndpointClosed):
+            except Interrupted:
+                if core.stopped.is_set():
+                    return
+                continue
+            except EndpointClosed:
                 return
             except BrokerError as error:
                 if core.failure is not None:
@@ -135,8 +152,7 @@ class Control:
         busy = self._collect()
         core.check_pushes()
         now = time.monotonic()
-        if core.outbox.error is not None:
-            core.mend_outbox()
+        self._check_outbox()
         for wait in core.inbox.waits():
             purpose = wait.purpose
             if purpose is not None and now - purpose[2] > UNREAD_CONTROL_WAIT:
@@ -182,6 +198,32 @@ class Control:
                 silent = True
         if silent:
             self._receiving.read_anew(peer)
+
+    # -- while the control connection is silent: see `redislink.broker.inbox.Late` ---------------
+
+    @property
+    def patience(self) -> float:
+        """The seconds that a reply may be late before `is_dead` is asked."""
+        return self._lines.patience
+
+    def is_dead(self, broker: Broker, silent_since: float) -> bool:
+        """As `Lines.is_dead`; meanwhile watch the outbox, which may be dead too."""
+        self._collect()
+        self._check_outbox()
+        return self._lines.is_dead(broker, silent_since)
+
+    def _check_outbox(self) -> None:
+        self._lines.check_outbox()
+        if self._core.outbox.error is not None:
+            self._core.mend_outbox()
+
+    def _leave_lines(self) -> None:
+        """One connection is dead: use others instead of those that need not be.
+
+        What the control connection has just popped is lost, and will be repeated.
+        """
+        self._distrust_claim()
+        self._wait.interrupt()
 
     def _collect(self) -> bool:
         """Pass the broker's answers to our pushes on to the deliveries.

@@ -291,6 +291,10 @@ class SeveralClaims:
             return None
         raise self.brokers.why_away(0, errors[0])
 
+    def distrust(self) -> None:
+        """Use another connection to the present broker; see `PartyClaim.distrust`."""
+        self._watches[self._moves.current].distrust()
+
     def publish(self, key: bytes, snapshot: Callable[[], bytes]) -> None:
         """Write a status next to each claim; see `PartyClaim.publish`."""
         for watch in self._watches:

@@ -9,6 +9,7 @@ import pytest
 
 from redislink.broker import EmbeddedBroker
 from redislink.broker.inbox import Wait
+from redislink.broker.outbox import Outbox
 from redislink.testing import Proxy
 from redislink.transport.endpoint import Endpoint
 from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
@@ -42,9 +43,9 @@ def exchange(src: Endpoint, dst: Endpoint, first: int) -> None:
         assert dst.recv(src.party, f"m-{number}", PATIENCE) == b"%d" % number
 
 
-def stall(proxy: Proxy, wait: Wait) -> None:
-    """Stall the connection of a wait."""
-    mine = wait._connection._wire._socket.getsockname()  # type: ignore[union-attr]
+def stall(proxy: Proxy, owner: Wait | Outbox) -> None:
+    """Stall the connection of a wait or an outbox."""
+    mine = owner._connection._wire._socket.getsockname()  # type: ignore[union-attr]
     [line] = [c for c in proxy.connections if c._writers[0].get_extra_info("peername") == mine]
     line.stall()
 
@@ -78,3 +79,30 @@ def test_a_plain_receive_that_stalls_is_asked_for_elsewhere(
         received = pool.submit(alice.recv, "bob", "t", PATIENCE)
         bob.send("alice", "t", b"y")
         assert received.result() == b"y"
+
+
+@pytest.mark.slow
+def test_a_stalled_outbox_loses_to_a_new_connection(
+    parties: tuple[Proxy, Endpoint, Endpoint],
+) -> None:
+    proxy, alice, bob = parties
+    alice.send("bob", "before", b"x")
+    assert bob.recv("alice", "before", PATIENCE) == b"x"
+    stall(proxy, alice.parts.core.outbox)
+    for number in range(MESSAGES):
+        alice.send("bob", f"t{number % 5}", b"%d" % number)
+    for number in range(MESSAGES):
+        assert bob.recv("alice", f"t{number % 5}", PATIENCE) == b"%d" % number
+    assert alice.stats().reconnects == 1
+
+
+@pytest.mark.slow
+def test_a_stalled_control_connection_loses_to_a_new_one(
+    parties: tuple[Proxy, Endpoint, Endpoint],
+) -> None:
+    """Acks come over it where no message carries them."""
+    proxy, alice, bob = parties
+    stall(proxy, alice.parts.control._wait)
+    request = alice.send("bob", "t", b"x")
+    assert bob.recv("alice", "t", PATIENCE) == b"x"
+    request.wait(PATIENCE)
