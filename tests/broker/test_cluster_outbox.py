@@ -9,7 +9,7 @@ from redislink.broker.cluster_outbox import ClusterOutbox
 
 
 def test_it_is_called_as_an_outbox_is() -> None:
-    names = {name for name in vars(Outbox) if not name.startswith("_")} - {"with_mark"}
+    names = {name for name in vars(Outbox) if not name.startswith("_")}
     assert {"push", "error", "flush"} < names
     assert {name for name in vars(ClusterOutbox) if not name.startswith("_")} == names
     for name in names:

@@ -55,7 +55,7 @@ def test_no_record_is_made_under_it(listened: tuple[list[Endpoint], Listener]) -
     for junk in (b"junk", b"\1\0\0", b"\x63" * 50):
         bob.parts.receiving._receive(peer, "t", name, junk, None)
         bob.parts.control._take_control(peer, junk)
-        bob.parts.control._take_hello(peer, junk)
+        bob.parts.control.take_hello(peer, junk)
     core.cut_finer()
     alice.abort("the program of alice has failed")
     with pytest.raises(PeerError):

@@ -182,6 +182,9 @@ class TestMessages:
                 self.looks += 1
                 return ("bob", "t", 0.0) if self.looks == 1 else None
 
+            def has_moved(self):
+                return False
+
         alice, _ = pair
         wait = EndingWait()
         with alice.parts.core.lock:
