@@ -46,6 +46,13 @@ SEVERAL_RUNS = 5
 HALF_OPEN = {"REPLY_TIMEOUT": "2", "BLPOP_TIMEOUT": "2"}
 
 
+REFUSALS: dict[str, tuple[bytes, ...]] = {
+    "has no memory": (b"CONFIG", b"SET", b"maxmemory", b"100kb"),
+    "has too few replicas": (b"CONFIG", b"SET", b"min-replicas-to-write", b"1"),
+    "became a replica": (b"REPLICAOF", b"127.0.0.1", b"1"),
+}
+
+
 class Page:
     """Lines of Markdown, printed as they come; and whether all was as it has to be."""
 
@@ -459,6 +466,38 @@ def spreading(page: Page) -> None:
                     page.problem(f"{how}: {party} was told only after {after:.1f} s")
 
 
+def refusing(page: Page) -> None:
+    """A broker answers and refuses for good: when each party ends, and what it blames."""
+    timeout = 40.0  # longer than `peer_timeout`
+    page.head(
+        "A broker refuses for good while all three are blocked in `recv`, Valkey",
+        *("what it does", "`broker_timeout`", "connections of all per second"),
+        *("party", "raised after", "error", "what its user sees"),
+    )
+    for what, command in REFUSALS.items():
+        with (
+            make_server("valkey") as server,
+            tempfile.TemporaryDirectory(prefix="chaos-") as directory,
+            trio(server.url, Path(directory), {}, broker_timeout=timeout) as three,
+        ):
+            admin, began = Admin(server), time.monotonic()
+            dialled = -int(admin.info("stats")["total_connections_received"])
+            admin(*command)
+            three.wait_for("raised", *PARTIES)
+            dialled += int(admin.info("stats")["total_connections_received"])
+            rate = dialled / (time.monotonic() - began)
+            admin.close()
+            for party in PARTIES:
+                raised = three.find("raised", party) or {}
+                after = raised["at"] - began
+                page.row(
+                    *(what, f"{timeout:g} s", f"{rate:.1f}", party, f"{after:.1f} s"),
+                    *(raised["type"], f"`{three.said(party)}`"),
+                )
+                if raised["type"] != "BrokerBusy" or after > timeout + 5:
+                    page.problem(f"{what}: {party} ended with {raised['type']} at {after:.1f} s")
+
+
 def crash(page: Page) -> None:
     """What is left when all three are killed at once."""
     with (
@@ -485,7 +524,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
     parser.add_argument(
         "--only",
-        choices=["training", "sentinel", "cluster", "several", "bulk", "failures"],
+        choices=["training", "sentinel", "cluster", "several", "bulk", "failures", "refusing"],
         help="one part, and write no file",
     )
     only = parser.parse_args().only
@@ -505,6 +544,8 @@ def main() -> int:
         redis_cluster(page)
     if only in (None, "several"):
         several_brokers(page)
+    if only in (None, "refusing"):
+        refusing(page)
     if only in (None, "failures"):
         spreading(page)
         crash(page)

@@ -148,14 +148,15 @@ class BrokerBusy(BrokerError):
     """Bytes of memory that a full broker uses; None if it does not say."""
     memory_limit: int | None = None
     """Bytes that its ``maxmemory`` allows; None if it does not say."""
+    figures = ""
+    """Both as text; empty if it does not say."""
 
     def with_memory(self, used: int, limit: int) -> Self:
         """Return this error with the memory that a full broker uses and may use, in bytes."""
-        figures = f"{used / 2**20:.1f} MiB used of {limit / 2**20:.1f} MiB"
         said, _, remedy = str(self).rpartition(": ")
+        figures = f"{used / 2**20:.1f} MiB used of {limit / 2**20:.1f} MiB"
         error = self.restated(f"{said}, {figures}: {remedy}")
-        error.refusal = f"{self.refusal}, {figures}"
-        error.used_memory, error.memory_limit = used, limit
+        error.used_memory, error.memory_limit, error.figures = used, limit, figures
         return error
 
 

@@ -122,7 +122,8 @@ class Outage:
             return ""
         if last is None or not last.refusal:
             return f"broker unreachable for {away:.0f} s"
-        return f"refused by the broker for {away:.0f} s ({last.refusal})"
+        figures = f", {last.figures}" if isinstance(last, BrokerBusy) and last.figures else ""
+        return f"refused by the broker for {away:.0f} s ({last.refusal}{figures})"
 
     def failed(self, error: BrokerError, way: Way) -> float:
         """Note a failure, and return how many seconds to pause before the next try.
@@ -163,9 +164,8 @@ class Outage:
         with self._lock:
             if now < self._next_report:
                 return
-            refusal = error.refusal.partition(",")[0]  # without the figures
-            is_new = bool(refusal) and refusal not in self._said
-            self._said.add(refusal)
+            is_new = bool(error.refusal) and error.refusal not in self._said
+            self._said.add(error.refusal)
             self._reported, self._next_report = True, now + _REPORT_INTERVAL
         if is_new and self._log is not None:
             self._log.warning(
