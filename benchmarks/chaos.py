@@ -15,9 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,11 @@ from tests.support.bulk import MB, BulkOutcome, transfer
 from tests.support.groups import ClusterGroup, SentinelGroup
 from tests.support.servers import KINDS, Admin, debian_redis, make_server
 from tests.support.spreading import PARTIES, trio
+from tests.support.traffic import Talk, talk
 from tests.support.training import (
     Injector,
     Outcome,
+    Two,
     at_steps,
     differences,
     every,
@@ -235,122 +236,123 @@ def redis_cluster(page: Page) -> None:
 
 
 def several_brokers(page: Page) -> None:
-    """The table of two independent brokers: the parties move from one to the other."""
+    """The tables of two independent brokers: the parties move from one to the other."""
     with make_server("valkey") as server:
         name = version(server)
+    begin_training(page, f"two independent brokers, {name}")
+    undisturbed = train_on_two(list)
+    training_row(page, "nothing", undisturbed, undisturbed)
+    for what, inject in [
+        ("the first killed with SIGKILL, for good", training.killed_for_good),
+        ("the first stays away, silently: its connections stand", training.silent_for_good),
+    ]:
+        outcome = train_on_two(lambda two, inject=inject: [inject(two, at_steps([9]))])
+        training_row(page, what, outcome, undisturbed)
     page.head(
-        f"Logistic regression of three processes, two independent brokers, {name}",
-        *("what was done to them", "runs", "faults injected, per run", "frames resent"),
-        *("came again, dropped", "lost", "doubled", "equal result", "longest gap", "seconds"),
+        f"Three parties, messages of 1 B to 64 kB, two independent brokers, {name}",
+        *("what was done to them", "runs", "moves, per run", "messages sent", "frames resent"),
+        *("came again, dropped", "lost", "doubled", "longest gap"),
     )
-    for_ever = 3600.0
-    rows: list[tuple[str, int, int, Callable[[Two], list[Injector]]]] = [
-        ("nothing", SEVERAL_RUNS, STEPS, lambda _: []),
-        (
-            "the first killed with SIGKILL, for good",
-            SEVERAL_RUNS,
-            STEPS,
-            lambda two: [training.killed_for_good(two.servers[0], at_steps([9]))],
-        ),
-        (
-            "the first falls silent, its connections stand",
-            SEVERAL_RUNS,
-            STEPS,
-            lambda two: [
-                training.away_and_back(two.lines[0], at_steps([9]), for_ever, silently=True)
-            ],
-        ),
-        (
-            "each party cut off from one of them, in turn",
-            SEVERAL_RUNS,
-            STEPS,
-            lambda two: [training.cut_off_in_turn(two.lines, at_steps([3, 12, 21]))],
-        ),
-        (
-            "the first killed; it comes back empty, then the second is killed",
-            SEVERAL_RUNS,
-            STEPS,
-            lambda two: [
-                training.killed_for_good(two.servers[0], at_steps([5])),
-                training.started_again(two.servers[0], at_steps([10])),
-                training.killed_for_good(two.servers[1], at_steps([20])),
-            ],
-        ),
-        (
-            "the first away for 2 s, every 2 s",
-            SEVERAL_RUNS,
-            10 * STEPS,
-            lambda two: [training.away_and_back(two.lines[0], every(2.0), 2.0)],
-        ),
-        (
-            "both away; the second comes back after 6 s",
-            SEVERAL_RUNS,
-            STEPS,
-            lambda two: [
-                training.away_and_back(two.lines[0], at_steps([9]), for_ever),
-                training.away_and_back(two.lines[1], at_steps([9]), 6.0),
-            ],
-        ),
-    ]
-    undisturbed: dict[int, Outcome] = {}
-    for what, runs, steps, make in rows:
-        outcomes = [train_on_two(steps, make) for _ in range(runs)]
-        if steps not in undisturbed:
-            undisturbed[steps] = outcomes[0] if what == "nothing" else train_on_two(steps, list)
-        several_row(page, what, outcomes, undisturbed[steps])
+    for what, harm, moves in TWO_BROKERS:
+        talks = []
+        for _ in range(SEVERAL_RUNS):
+            with Two() as two:
+                talks.append(talk(two.urls, *harm(two)))
+        two_row(page, what, moves, talks)
 
 
-@dataclass(frozen=True)
-class Two:
-    """Two brokers, and each party's line to each of them."""
+def two_row(page: Page, what: str, moves: str, talks: list[Talk]) -> None:
+    """Some runs of one kind."""
 
-    servers: list[EmbeddedBroker]
-    lines: list[dict[str, Proxy]]
+    def total(name: str) -> list[int]:
+        return [sum(getattr(stats, name) for stats in one.stats) for one in talks]
+
+    page.row(
+        what,
+        len(talks),
+        moves,
+        span([one.comparison.sent for one in talks], "{:,.0f}"),
+        span(total("frames_resent"), "{:,.0f}"),
+        span(total("duplicates_dropped"), "{:,.0f}"),
+        sum(one.comparison.lost for one in talks),
+        sum(one.comparison.doubled for one in talks),
+        span([one.longest_gap for one in talks], "{:.2f} s"),
+    )
+    for one in talks:
+        if not one.comparison.clean:
+            page.problem(f"{what}: {one.comparison}")
 
 
-def train_on_two(steps: int, make: Callable[[Two], list[Injector]]) -> Outcome:
+def train_on_two(make: Callable[[Two], list[Injector]]) -> Outcome:
     """One run of three processes on two brokers."""
-    with ExitStack() as stack:
-        servers = [stack.enter_context(make_server("valkey")) for _ in range(2)]
-        lines = [stack.enter_context(training.proxied(server)) for server in servers]
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-"))
+    with Two() as two, tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         return training.train(
-            {name: ",".join(line[name].url() for line in lines) for name in PARTIES},
-            Path(directory),
-            steps=steps,
-            injectors=make(Two(servers, lines)),
-            timeout=300,
+            two.urls, Path(directory), steps=STEPS, injectors=make(two), timeout=300
         )
 
 
-def several_row(page: Page, what: str, outcomes: list[Outcome], undisturbed: Outcome) -> None:
-    """Several runs of one kind."""
-    wrong = [text for outcome in outcomes for text in differences(outcome, undisturbed)]
-    faults = sorted(outcomes[0].faults.items())
-    comparisons = [outcome.comparison for outcome in outcomes]
-    if any(comparison is None for comparison in comparisons):
-        page.row(what, len(outcomes), faults, *["?"] * 4, "**no**", "?", "?")
-    else:
-        page.row(
-            what,
-            len(outcomes),
-            ", ".join(f"{count} {name}" for name, count in faults) or "none",
-            span([outcome.total("frames_resent") for outcome in outcomes], "{:,.0f}"),
-            span([outcome.total("duplicates_dropped") for outcome in outcomes], "{:,.0f}"),
-            sum(comparison.lost for comparison in comparisons if comparison),
-            sum(comparison.doubled for comparison in comparisons if comparison),
-            "no" if wrong else "yes",
-            span([outcome.longest_gap for outcome in outcomes], "{:.2f} s"),
-            span([outcome.training_seconds for outcome in outcomes], "{:.1f}"),
-        )
-    for text in wrong:
-        page.problem(text)
-
-
-def span(values: list[float], form: str) -> str:
+def span(values: Sequence[float], form: str) -> str:
     """The median of some values, and their lowest and highest."""
     low, middle, high = (form.format(f(values)) for f in (min, statistics.median, max))
     return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def cut_off_in_turn(two: Two) -> list[Callable[[], None]]:
+    """Cut alice off from the first broker, then bob from the second, then carol from the first."""
+    lines = [two.lines[0]["alice"], two.lines[1]["bob"], two.lines[0]["carol"]]
+    back = [None, *lines]
+
+    def change(cut: Proxy, mended: Proxy | None) -> None:
+        if mended is not None:
+            mended.come_back()
+        cut.go_away()
+
+    return [partial(change, cut, mended) for cut, mended in zip(lines, back, strict=False)]
+
+
+def flap(two: Two) -> None:
+    """Take the first broker away for 2 s, every 2 s, 4 times."""
+    for _ in range(4):
+        two.go_away(0)
+        time.sleep(2)
+        two.come_back(0)
+        time.sleep(2)
+
+
+def all_away(two: Two) -> None:
+    """Take both brokers away, and give the second one back after 6 s."""
+    two.go_away(0)
+    two.go_away(1)
+    time.sleep(6)
+    two.come_back(1)
+
+
+Harm = Callable[[], object]
+TWO_BROKERS: list[tuple[str, Callable[[Two], list[Harm]], str]] = [
+    ("nothing", lambda _: [], "none"),
+    (
+        "the first killed with SIGKILL, for good",
+        lambda two: [partial(two.kill, 0)],
+        "1",
+    ),
+    (
+        "the first falls silent, its connections stand",
+        lambda two: [partial(two.go_away, 0, silently=True)],
+        "1",
+    ),
+    ("each party cut off from one of them, in turn", cut_off_in_turn, "3"),
+    (
+        "the first killed; it comes back empty; the second killed",
+        lambda two: [
+            partial(two.kill, 0),
+            two.servers[0].start,
+            partial(two.kill, 1),
+        ],
+        "2",
+    ),
+    ("the first away for 2 s, every 2 s, 4 times", lambda two: [partial(flap, two)], "none"),
+    ("both away; the second comes back after 6 s", lambda two: [partial(all_away, two)], "1"),
+]
 
 
 def training_row(page: Page, what: str, outcome: Outcome, undisturbed: Outcome) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from redislink import Endpoint, EndpointStats
-from tests.conftest import join, make_cluster
+from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.support.ledger import Comparison, Ledger, compare
 
+PARTIES = ("alice", "bob", "carol")
 _BEFORE_AND_AFTER = 30
 _PATIENCE = 60.0
 
@@ -25,11 +28,13 @@ class Talk:
         comparison: of everything sent with everything received.
         stats: of each party.
         rounds: in each of which every party sends to every other.
+        longest_gap: seconds between two rounds, at most.
     """
 
     comparison: Comparison
     stats: list[EndpointStats] = field(repr=False)
     rounds: int
+    longest_gap: float
 
 
 class _Rounds:
@@ -37,11 +42,16 @@ class _Rounds:
 
     def __init__(self) -> None:
         self.done = 0
+        self.longest_gap = 0.0
+        self._noted_at = time.monotonic()
         self.end = False
         self._changed = threading.Condition()
 
     def note(self, number: int) -> None:
+        now = time.monotonic()
         with self._changed:
+            self.longest_gap = max(self.longest_gap, now - self._noted_at)
+            self._noted_at = now
             self.done = number
             self._changed.notify_all()
 
@@ -53,17 +63,29 @@ class _Rounds:
         assert came, f"no round after the {self.done}th in {_PATIENCE:g} s"
 
 
-def talk(url: str, *harms: Callable[[], Any], session: str | None = None, **changes: Any) -> Talk:
+def talk(
+    url: str | Mapping[str, str],
+    *harms: Callable[[], Any],
+    session: str | None = None,
+    **changes: Any,
+) -> Talk:
     """Let three parties talk while each harm is done, with rounds before and after each.
 
     Args:
-        url: of the broker.
+        url: of the broker, or of several; by party if each has its own way there.
         harms: called one after the other; may raise.
         session: its name.
         changes: of settings.
     """
-    cluster = make_cluster(url, **({} if session is None else {"session": session}))
-    endpoints = join(cluster, recv_timeout=_PATIENCE, **changes)
+    own = dict.fromkeys(PARTIES, url) if isinstance(url, str) else url
+    cluster = make_cluster(own[PARTIES[0]], **({} if session is None else {"session": session}))
+    settings = {"recv_timeout": _PATIENCE} | changes
+    endpoints = run_parties(
+        *(
+            partial(connect_as, cluster, name, quick_settings(broker_url=own[name], **settings))
+            for name in PARTIES
+        )
+    )
     books = {endpoint.party: Ledger(endpoint) for endpoint in endpoints}
     rounds = _Rounds()
     with ThreadPoolExecutor(len(endpoints)) as pool:
@@ -83,6 +105,7 @@ def talk(url: str, *harms: Callable[[], Any], session: str | None = None, **chan
         compare({name: book.as_json() for name, book in books.items()}),
         [endpoint.stats() for endpoint in endpoints],
         rounds.done,
+        rounds.longest_gap,
     )
 
 

@@ -29,7 +29,7 @@ from redislink.testing import Proxy
 from redislink.testing.proxy import ProxiedConnection
 from tests.support.groups import ClusterGroup, SentinelGroup, slot_of
 from tests.support.ledger import Comparison, compare
-from tests.support.servers import Admin, restart_empty
+from tests.support.servers import Admin, make_server, restart_empty
 
 PROGRAM = Path(__file__).with_name("training_party.py")
 CLUSTER = Path(__file__).resolve().parents[2] / "examples" / "cluster.yaml"
@@ -46,18 +46,12 @@ class Progress:
 
     def __init__(self) -> None:
         self.steps = dict.fromkeys(PARTIES, 0)
-        self.longest_gap = 0.0
-        """Seconds between two steps of one party, at most."""
-        self._noted_at: dict[str, float] = {}
         self.over = threading.Event()
         self._changed = threading.Condition()
 
     def note(self, party: str, step: int) -> None:
         """A party has done this step; 1 is the alignment."""
-        now = time.monotonic()
         with self._changed:
-            self.longest_gap = max(self.longest_gap, now - self._noted_at.get(party, now))
-            self._noted_at[party] = now
             self.steps[party] = step
             self._changed.notify_all()
 
@@ -88,7 +82,6 @@ class Outcome:
         results: each party's last report; empty for one that failed.
         last_lines: what each printed last.
         seconds: of the whole run, processes included.
-        longest_gap: seconds between two steps of one party, at most.
         comparison: of everything sent with everything received.
     """
 
@@ -97,7 +90,6 @@ class Outcome:
     results: dict[str, dict[str, Any]]
     last_lines: dict[str, str]
     seconds: float
-    longest_gap: float = 0.0
     comparison: Comparison | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -190,7 +182,7 @@ def train(
         lines = {party.name: party.last_line() for party in parties}
     for thread in threads:
         thread.join(30)
-    outcome = Outcome(counts, codes, results, lines, seconds, progress.longest_gap)
+    outcome = Outcome(counts, codes, results, lines, seconds)
     outcome.problems = [f"{p}: exit code {c}: {lines[p]}" for p, c in codes.items() if c != 0]
     outcome.problems += died
     if len(results) == len(PARTIES):
@@ -382,62 +374,62 @@ def node_lost(group: ClusterGroup, when: Moments) -> Injector:
     return inject
 
 
-def killed_for_good(server: EmbeddedBroker, when: Moments) -> Injector:
-    """Kill a broker, which stays dead."""
+class Two:
+    """Two independent brokers, and each party's line to each of them."""
+
+    def __init__(self) -> None:
+        self.servers = [make_server("valkey") for _ in range(2)]
+        self.lines: list[dict[str, Proxy]] = []
+        self._stack = ExitStack()
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """What each party has as its ``REDISLINK_BROKER_URL``."""
+        return {name: ", ".join(line[name].url() for line in self.lines) for name in PARTIES}
+
+    def kill(self, index: int) -> None:
+        """Kill a broker; it stays dead until it is started again."""
+        os.kill(self.servers[index].pid, signal.SIGKILL)
+        self.servers[index].stop()
+
+    def go_away(self, index: int, *, silently: bool = False) -> None:
+        """Take a broker away from all parties."""
+        for line in self.lines[index].values():
+            line.go_away(silently=silently)
+
+    def come_back(self, index: int) -> None:
+        """Give it back to them."""
+        for line in self.lines[index].values():
+            line.come_back()
+
+    def __enter__(self) -> Two:
+        for server in self.servers:
+            self._stack.enter_context(server)
+            self.lines.append(self._stack.enter_context(proxied(server)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def killed_for_good(two: Two, when: Moments) -> Injector:
+    """Kill the first of two brokers."""
 
     def inject(progress: Progress, counts: Counts) -> None:
         for _ in when(progress):
-            os.kill(server.pid, signal.SIGKILL)
-            server.stop()
+            two.kill(0)
             counts["SIGKILL"] += 1
 
     return inject
 
 
-def started_again(server: EmbeddedBroker, when: Moments) -> Injector:
-    """Start a broker that was killed; it is empty."""
+def silent_for_good(two: Two, when: Moments) -> Injector:
+    """Let the first of two brokers fall silent."""
 
     def inject(progress: Progress, counts: Counts) -> None:
         for _ in when(progress):
-            server.start()
-            counts["started empty"] += 1
-
-    return inject
-
-
-def cut_off_in_turn(lines: Sequence[dict[str, Proxy]], when: Moments) -> Injector:
-    """Cut one party after the other off from the first broker, then the second, and so on.
-
-    Args:
-        lines: of each broker, each party's line to it.
-        when: the moments; at each, the last line is mended, and the next party's is cut.
-    """
-
-    def inject(progress: Progress, counts: Counts) -> None:
-        last: Proxy | None = None
-        for turn, _ in enumerate(when(progress)):
-            if last is not None:
-                last.come_back()
-            last = lines[turn % len(lines)][PARTIES[turn % len(PARTIES)]]
-            last.go_away()
-            counts["a party cut off from one broker"] += 1
-
-    return inject
-
-
-def away_and_back(
-    lines: dict[str, Proxy], when: Moments, seconds: float, *, silently: bool = False
-) -> Injector:
-    """Take a broker away from all parties for so many seconds."""
-
-    def inject(progress: Progress, counts: Counts) -> None:
-        for _ in when(progress):
-            for line in lines.values():
-                line.go_away(silently=silently)
-            counts["broker silent" if silently else "broker away"] += 1
-            progress.over.wait(seconds)
-            for line in lines.values():
-                line.come_back()
+            two.go_away(0, silently=True)
+            counts["fallen silent"] += 1
 
     return inject
 
