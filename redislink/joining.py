@@ -85,6 +85,7 @@ def connect(
         log,
         broker.memory,
         longest_pause=SHORT_PAUSE if isinstance(broker, SeveralBrokers) else LONGEST_PAUSE,
+        why=broker.why_none,
     )
     observers = Observers(settings, spec.session, name)
     for warning in warnings(spec):

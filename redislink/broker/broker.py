@@ -219,6 +219,11 @@ class Broker:
         ]
 
     @property
+    def labels(self) -> str:
+        """The labels of all brokers that it stands for, for messages."""
+        return self.label
+
+    @property
     def user(self) -> str:
         """The Redis user of its connections, as far as it is known so far."""
         return self._credentials.user
@@ -278,6 +283,10 @@ class Broker:
         if self._topology is None:
             raise UsageError(f"broker {self.label}: has one server, which is in its URL")
         return self._topology.masters()
+
+    def why_none(self, error: BrokerError) -> BrokerError:
+        """Return the error to raise when none of the brokers that it stands for can be used."""
+        return error
 
     def blpop_slice(self, wanted: float) -> float:
         """Return how many seconds one BLPOP may wait on this broker, at most ``wanted``."""

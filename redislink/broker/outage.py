@@ -58,6 +58,7 @@ class Outage:
         memory: Memory | None = None,
         *,
         longest_pause: float = LONGEST_PAUSE,
+        why: Callable[[BrokerError], BrokerError] = lambda error: error,
     ) -> None:
         """Not for users.
 
@@ -68,6 +69,7 @@ class Outage:
             log: the logger for refusals that last; None for none.
             memory: asks the broker for its memory, once in an outage, when it is full.
             longest_pause: the most seconds between two tries.
+            why: given the last error, returns the one to raise when the limit is over.
         """
         self._who = who
         self._progress = progress
@@ -86,6 +88,7 @@ class Outage:
         self.lasts = False
         """True from a failure until the broker does what it failed to do."""
         self._longest_pause = longest_pause
+        self._why = why
 
     def ended(self, way: Way) -> None:
         """Note that the broker accepted a push, or answered a pop."""
@@ -148,7 +151,7 @@ class Outage:
             error = self._with_memory(error)
         self._last = error
         if away > self.limit:
-            raise self._final(error, away)
+            raise self._final(self._why(error), away)
         self._report(error, now, away)
         return pause
 

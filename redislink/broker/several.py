@@ -140,9 +140,15 @@ class SeveralBrokers(Broker):
             error: why it cannot be reached.
         """
         self.note(index, error)
+        none = self.why_none(error)
+        if none is error:
+            error.retryable = True
+        return none
+
+    def why_none(self, error: BrokerError) -> BrokerError:
+        """Return the error that names each broker and its last error; ``error`` if one is alive."""
         causes = [cause for cause in self._causes if cause is not None]
         if len(causes) < len(self.members):
-            error.retryable = True
             return error
         kinds = {type(cause) for cause in causes}
         kind = kinds.pop() if len(kinds) == 1 else BrokerUnreachable
@@ -151,6 +157,7 @@ class SeveralBrokers(Broker):
             + "; ".join(str(cause) for cause in causes)
         )
         none.retryable = any(cause.retryable for cause in causes)
+        none.refusal = error.refusal
         return none
 
     def move(self, index: int) -> None:

@@ -128,7 +128,7 @@ class Rendezvous:
                 raise mismatch
             if now >= give_up:
                 raise HandshakeTimeout(
-                    f"{self._party}: waited {timeout:g} s at broker {broker.label} for "
+                    f"{self._party}: waited {timeout:g} s at broker {broker.labels} for "
                     f"{', '.join(missing)} to join session {self._spec.session!r}: start them "
                     "with the same cluster file and broker, or raise REDISLINK_CONNECT_TIMEOUT"
                     + "".join(

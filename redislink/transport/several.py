@@ -398,7 +398,7 @@ class SeveralClaims:
             round_trip = _finite(self.last_round_trip)
             moves = self._begun and self._moves.consider(now, away, round_trip)
         if moves:
-            self._carry_out("this party cannot use the last one")
+            self._carry_out("this party could not use the last one")
         if now >= self._warn_at:
             self._warn_of_unheard()
 

@@ -11,6 +11,7 @@ import pytest
 
 from redislink import BrokerUnreachable, ClusterMismatch, ConfigError, PartyTaken
 from redislink.broker import Broker, EmbeddedBroker, SeveralBrokers
+from redislink.operate import acl
 from redislink.testing.proxy import Proxy
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 from tests.support.servers import Admin, make_server
@@ -194,6 +195,42 @@ def socket_without_server() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+
+
+@pytest.mark.slow
+def test_none_is_left_and_the_error_names_each(pair):
+    ends = join(make_cluster(urls(*pair), 2), broker_timeout=2.0, **QUICK)
+    exchange(ends, 0, 5)
+    for server in pair:
+        kill(server)
+    for end in ends:
+        with (
+            pytest.raises(BrokerUnreachable, match="none of the 2 brokers can be used") as caught,
+            end,
+        ):
+            end.recv({"alice": "bob", "bob": "alice"}[end.party], "never")
+        assert all(server.url in str(caught.value) for server in pair)
+        assert "REDISLINK_BROKER_TIMEOUT" in str(caught.value)
+
+
+def test_the_users_that_acl_makes_are_enough(pair):
+    cluster = make_cluster(urls(*pair), 2)
+    names = cluster.party_names
+    users = acl.party_users(cluster.session, names)
+    for server in pair:
+        acl.apply_users(Broker(server.url), users, dict.fromkeys(names, "pw"))
+    settings = {
+        user.party: quick_settings(
+            broker_url=urls(*(acl.party_url(server.url, user.name, "pw") for server in pair)),
+            **QUICK,
+        )
+        for user in users
+    }
+    with joined(cluster, settings) as ends:
+        exchange(ends, 0, 5)
+        # Each has claimed its name on both, and has heard the other on one of them.
+        wait_until(lambda: all(reaches(end, 1) for end in ends))
+        wait_until(lambda: not any(end.parts.closing._claim._moves.unheard for end in ends))
 
 
 @pytest.mark.slow
