@@ -2,7 +2,8 @@
 
 Rules:
 - It behaves as an `ssl.SSLSocket` in all that the package uses of one: what is taken by `send` has
-  gone out; after a timeout, the same bytes have to be sent again, as part of them is on its way.
+  gone out; after a timeout, the same bytes have to be sent again, as part of them is on its way,
+  and more may follow them.
 - The outer connection owns the socket and its timeout.
 """
 
@@ -56,12 +57,13 @@ class NestedTls:
         Raises:
             OSError: not all of it could be sent, as in `ssl.SSLSocket.send`.
         """
-        if not self._being_sent:
-            self._flush()
-            self._being_sent = self._tls.write(content)
         self._flush()
-        sent, self._being_sent = self._being_sent, 0
-        return sent
+        whole = memoryview(content)
+        if fresh := whole[self._being_sent :]:
+            self._being_sent += self._tls.write(fresh)
+            self._flush()
+        self._being_sent = 0
+        return len(whole)
 
     def sendall(self, content: Any) -> None:
         """As a socket's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -544,6 +545,29 @@ class TestNestedTls:
         assert blocked > 3
         read += far.recv_exactly(sum(map(len, pieces)) - len(read))
         assert read == b"".join(pieces)
+        near.close()
+        far.close()
+
+    def test_what_is_sent_again_may_have_grown(
+        self, ends: Callable[[], tuple[object, ...]]
+    ) -> None:
+        near, far = ends()
+        near.settimeout(0)
+        sent, read = bytearray(), bytearray()
+        grown = 0
+        while grown < 5:
+            piece = os.urandom(60_000)
+            while piece:
+                try:
+                    assert near.send(piece) == len(piece)
+                    sent += piece
+                    piece = b""
+                except (ssl.SSLWantWriteError, BlockingIOError):
+                    piece += os.urandom(1000)
+                    grown += 1
+                    read += far.recv()
+        read += far.recv_exactly(len(sent) - len(read))
+        assert read == sent
         near.close()
         far.close()
 

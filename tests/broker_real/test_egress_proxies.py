@@ -106,6 +106,43 @@ def test_a_session_outlives_a_proxy_that_dies(
 
 
 @pytest.mark.slow
+def test_tls_to_the_proxy_and_tls_inside(
+    valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
+) -> None:
+    """More than the lines take at once goes both ways at the same time."""
+    ca = trustme.CA()
+    own, trusted = tmp_path / "own.pem", tmp_path / "trusted.pem"
+    certificate = ca.issue_cert(HOST)
+    own.write_bytes(certificate.private_key_and_cert_chain_pem.bytes())
+    trusted.write_bytes(ca.cert_pem.bytes())
+    with (
+        TlsTerminator(valkey.port, tmp_path, names=["localhost"]) as tls,
+        RealProxy("squid", tmp_path / "proxy", [tls.port], tls=own) as proxy,
+    ):
+        assert proxy.url().startswith("https://")
+        alice, bob = join(
+            make_cluster(f"rediss://localhost:{tls.port}", 2),
+            broker_tls_ca=tls.ca_file,
+            broker_proxy=proxy.url(),
+            broker_proxy_tls_ca=trusted,
+            recv_timeout=60,
+        )
+        messages = [os.urandom(1 << 20) for _ in range(2)]
+
+        def party(me: Endpoint, peer: str) -> None:
+            for number, message in enumerate(messages):
+                me.send(peer, "large", message)
+                me.send(peer, "small", b"%d" % number)
+            for number, message in enumerate(messages):
+                assert me.recv(peer, "large") == message
+                assert me.recv(peer, "small") == b"%d" % number
+
+        run_parties(lambda: party(alice, "bob"), lambda: party(bob, "alice"))
+        assert alice.stats().reconnects == bob.stats().reconnects == 0
+        close(alice, bob)
+
+
+@pytest.mark.slow
 def test_a_proxy_that_stays_away_is_named_as_the_proxy(
     valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
 ) -> None:

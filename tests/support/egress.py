@@ -57,6 +57,7 @@ class RealProxy:
         idle: seconds after which it cuts a tunnel on which nothing moves; tinyproxy alone.
         address: where it listens.
         hosts: a file that it reads instead of ``/etc/hosts``; needs root.
+        tls: a PEM file of a certificate and its key, if squid itself is to speak TLS.
         port_options: of the port where squid listens.
         extra: further lines of its configuration.
     """
@@ -68,6 +69,7 @@ class RealProxy:
     idle: int = 600
     address: str = HOST
     hosts: Path | None = None
+    tls: Path | None = None
     port_options: str = ""
     extra: str = ""
     port: int = field(default_factory=free_port)
@@ -80,6 +82,7 @@ class RealProxy:
     def url(self, user: str = USER, password: str = PASSWORD) -> str:
         """The proxy's URL, with this user, if it wants one."""
         scheme = "socks5h" if self.kind in ("microsocks", "dante") else "http"
+        scheme = "https" if self.tls else scheme
         return f"{scheme}://{f'{user}:{password}@' if self.login else ''}{self.address}:{self.port}"
 
     @property
@@ -168,10 +171,12 @@ class RealProxy:
 
     def _squid(self) -> list[str]:
         ports = " ".join(map(str, self.allowed))
+        secured, certificate = ("s", f"tls-cert={self.tls}") if self.tls else ("", "")
         return [
             *("-N", "-f"),
             self._write(
-                f"http_port {self.address}:{self.port} {self.port_options}\npid_filename none\n"
+                f"http{secured}_port {self.address}:{self.port} {certificate} {self.port_options}\n"
+                "pid_filename none\n"
                 "cache deny all\naccess_log none\ncache_log /dev/stderr\nshutdown_lifetime 0\n"
                 f"pinger_enable off\nacl allowed port {ports}\nhttp_access allow CONNECT allowed\n"
                 f"http_access deny all\n{self.extra}"
