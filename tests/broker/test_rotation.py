@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,10 @@ class Files:
         self.password = directory / "password"
         self.password.touch(0o600)
         self.password.write_text("first\n")
-        for who, name in (("server", HOST), ("party", "party@example.org")):
-            ca = trustme.CA()
+        self.authorities = {"server": trustme.CA(), "party": trustme.CA()}
+        for who, ca in self.authorities.items():
             self.trust(who, ca)
-            self.issue(who, ca, name)
+            self.issue(who, ca)
 
     def __getitem__(self, name: str) -> Path:
         return self._directory / f"{name}.pem"
@@ -41,11 +41,19 @@ class Files:
         pems = b"".join(ca.cert_pem.bytes() for ca in authorities)
         self[f"{who}-ca"].write_bytes(pems)
 
-    def issue(self, who: str, ca: trustme.CA, name: str) -> None:
-        """Give ``who`` a new certificate and key, one file after the other."""
-        issued = ca.issue_cert(name)
-        issued.cert_chain_pems[0].write_to_path(str(self[f"{who}-cert"]))
-        issued.private_key_pem.write_to_path(str(self[f"{who}-key"]))
+    def issue(self, who: str, ca: trustme.CA) -> None:
+        """Give ``who`` a new certificate and its key."""
+        for write in self.renewal(who, ca):
+            write()
+
+    def renewal(self, who: str, ca: trustme.CA) -> tuple[Callable[[], None], Callable[[], None]]:
+        """The two steps of `issue`: the certificate, and its key."""
+        issued = ca.issue_cert(HOST if who == "server" else "party@example.org")
+        certificate, key = str(self[f"{who}-cert"]), str(self[f"{who}-key"])
+        return (
+            lambda: issued.cert_chain_pems[0].write_to_path(certificate),
+            lambda: issued.private_key_pem.write_to_path(key),
+        )
 
 
 class Server:
@@ -139,10 +147,10 @@ def test_everything_is_rotated_in_the_order_of_the_page(
     server.admin("ACL", "SETUSER", "default", "<first")
     still_well(server, parties, "password")
     # Certificates by new CAs, which the other side knows beforehand.
-    old, new = trustme.CA(), trustme.CA()
-    for who, name in (("party", "party@example.org"), ("server", HOST)):
-        files.trust(who, old, new)
-        files.issue(who, new, name)
+    new = trustme.CA()
+    for who in ("party", "server"):
+        files.trust(who, files.authorities[who], new)
+        files.issue(who, new)
     server.reload()
     still_well(server, parties, "certificates")
     for who in ("party", "server"):
@@ -155,15 +163,18 @@ def test_everything_is_rotated_in_the_order_of_the_page(
 def test_what_is_wrong_for_a_moment_is_waited_for_and_named(
     files: Files, server: Server, parties: list[Endpoint]
 ) -> None:
-    """The server is first, and the parties come later, with their password and with the CA."""
+    """The parties come later: with a key, with the server's CA, with their password."""
     alice, bob = parties
     outage = alice.parts.core.outage
     new = trustme.CA()
-    files.issue("server", new, HOST)
+    write_certificate, write_key = files.renewal("party", files.authorities["party"])
+    write_certificate()
+    files.issue("server", new)
     server.reload()
     server.admin("CONFIG", "SET", "requirepass", "second")
     server.cut()
     for mend, cause in (
+        (write_key, "REDISLINK_BROKER_TLS_KEY"),
         (lambda: files.trust("server", new), "its certificate is not trusted"),
         (lambda: files.password.write_text("second\n"), "user or password not accepted"),
     ):
@@ -177,7 +188,7 @@ def test_what_is_wrong_for_a_moment_is_waited_for_and_named(
 def test_the_last_cause_is_named_and_not_the_first(files: Files, server: Server) -> None:
     """First the connections end; what lasts is that the new CA is not known."""
     ends = join(files, server, broker_timeout=1)
-    files.issue("server", trustme.CA(), HOST)
+    files.issue("server", trustme.CA())
     server.reload()
     server.cut()
     for end in ends:
