@@ -174,6 +174,12 @@ class RedisLinkSettings(BaseSettings):
         gt=0,
         description="Seconds to reach the broker, and to wait for each of its replies.",
     )
+    line_timeout: _Seconds = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds after which the kernel gives up a connection to the broker on which "
+        "nothing is acknowledged; four round trips, if they take longer.",
+    )
     blpop_timeout: _Seconds = Field(
         default=5.0,
         ge=0.05,

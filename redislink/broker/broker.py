@@ -27,7 +27,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from redislink.broker import dial, tls
+from redislink.broker import dial, tcp, tls
 from redislink.broker.connection import BrokerConnection, Login, Seen
 from redislink.broker.credentials import Credentials, CredentialsCallable
 from redislink.broker.proxy import EgressProxy, or_the_proxy
@@ -69,6 +69,7 @@ class Broker:
         url: str,
         *,
         timeout: float = 10.0,
+        line_timeout: float = 5.0,
         tls_ca: str | Path | None = None,
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
@@ -81,6 +82,8 @@ class Broker:
         """Args:
         url: the broker's URL, with user and password unless they come from elsewhere.
         timeout: seconds for each connect, and for each reply.
+        line_timeout: seconds after which the kernel gives up a connection on which nothing is
+            acknowledged; four round trips, if they take longer.
         tls_ca, tls_cert, tls_key: PEM files; options in the URL override them.
         tls_key_password_file: a file with the key's pass phrase in its first line.
         password_file: a file with the password in its first line; read for each connection.
@@ -91,9 +94,10 @@ class Broker:
 
         Raises:
             ConfigError: the URL is not valid; the message does not contain its password.
-            UsageError: the timeout is not a number of seconds.
+            UsageError: a timeout is not a number of seconds.
         """
         self.timeout = check_seconds("timeout", timeout)
+        self._line_timeout = check_seconds("line_timeout", line_timeout)
         self._url = parse_url(url)
         self.label = one_line(self._url.label)
         """The URL without user and password, for messages."""
@@ -206,6 +210,7 @@ class Broker:
             cls(
                 url,
                 timeout=settings.reply_timeout,
+                line_timeout=settings.line_timeout,
                 tls_ca=settings.broker_tls_ca,
                 tls_cert=settings.broker_tls_cert,
                 tls_key=settings.broker_tls_key,
@@ -337,7 +342,9 @@ class Broker:
             BrokerError: it cannot be reached through the proxy.
         """
         proxy = self.proxy_to(address)
-        return dial.dial(address, seconds) if proxy is None else proxy.dial(address, seconds)
+        dialled = dial.dial(address, seconds) if proxy is None else proxy.dial(address, seconds)
+        tcp.watch(dialled, self._line_timeout)
+        return dialled
 
     def proxy_to(self, address: Address) -> EgressProxy | None:
         """Return the proxy through which a server is dialled; None for none."""

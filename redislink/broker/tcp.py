@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -15,6 +16,7 @@ _IDLE: Final = 2
 """Seconds without traffic after which the kernel asks the other end whether it is still there."""
 _INTERVAL: Final = 1
 _PROBES: Final = 3
+_MOST_PROBES: Final = 127
 _ROUND_TRIPS: Final = 4
 _INFO: Final = getattr(socket, "TCP_INFO", None)
 _RTT: Final = struct.Struct("=68xI")
@@ -34,14 +36,15 @@ def watch(line: socket.socket, seconds: float) -> None:
     options = {
         "TCP_KEEPIDLE": _IDLE,
         "TCP_KEEPINTVL": _INTERVAL,
-        "TCP_KEEPCNT": max(_PROBES, round((seconds - _IDLE) / _INTERVAL)),
+        "TCP_KEEPCNT": min(max(_PROBES, round((seconds - _IDLE) / _INTERVAL)), _MOST_PROBES),
         "TCP_USER_TIMEOUT": round(seconds * 1000),
     }
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options.items():
         option = getattr(socket, name, None)
         if option is not None:
-            line.setsockopt(socket.IPPROTO_TCP, option, value)
+            with contextlib.suppress(OSError):
+                line.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _round_trip(line: socket.socket) -> float:
