@@ -27,7 +27,6 @@ _LONGEST_MARGIN: Final = 5.0
 """Seconds by which a BLPOP's reply may be late before the connection counts as broken."""
 _LATE_STEP: Final = 0.1
 """Seconds between two looks at a reply that is late."""
-_LEAST_LEFT: Final = 0.001
 _LEAST_AHEAD: Final = 2
 """The fewest BLPOPs under way at once for the chunks of one message, whatever their size."""
 _MOST_AHEAD: Final = 32
@@ -50,6 +49,9 @@ class Late(Protocol):
         Args:
             broker: its server.
             silent_since: when the reply was due; monotonic seconds.
+
+        Raises:
+            BrokerError: do not wait any more.
         """
         ...
 
@@ -112,7 +114,8 @@ class Wait:
         Args:
             names: lists in one Cluster slot, with small elements: control frames or hellos.
             timeout: seconds to wait, finite and above 0.
-            late: decides what becomes of a reply that is late; None allows the margin.
+            late: decides what becomes of a reply that is late; None allows the margin, and then
+                the connection counts as broken.
 
         Returns:
             (name, element), or None if no element came in time.
@@ -129,10 +132,9 @@ class Wait:
             if self._interrupted:
                 raise Interrupted
             connection.write((pack_blpop(names, timeout),))
-            left = timeout + self.margin
             if late is not None:
-                left = self._wait_late(connection, timeout, late)
-            reply = connection.read(left, CONTROL)
+                self._wait_late(connection, timeout, late)
+            reply = connection.read(timeout + self.margin, CONTROL)
             if reply is None:
                 if self._interrupted:
                     raise Interrupted
@@ -275,25 +277,22 @@ class Wait:
         if connection is not None:
             connection.interrupt()
 
-    def _wait_late(self, connection: BrokerConnection, timeout: float, late: Late) -> float:
-        """Wait for the reply to a BLPOP, and return how many seconds it may still take.
+    def _wait_late(self, connection: BrokerConnection, timeout: float, late: Late) -> None:
+        """Wait until the reply to a BLPOP begins to arrive, or another thread interrupts this.
 
         Raises:
             BrokerUnreachable: ``late`` says that the connection is dead.
+            BrokerError: ``late`` waits no more.
         """
         due = time.monotonic() + timeout
-        end = due + self.margin
         slice_ = timeout + late.patience
         while not connection.wait_readable(slice_) and not self._interrupted:
-            if time.monotonic() >= end:
-                break
             if late.is_dead(self._broker, due):
                 raise BrokerUnreachable(
                     f"broker {self._broker.label}: a connection has gone silent, while a new one "
                     "is answered: something on the way has dropped it"
                 )
             slice_ = _LATE_STEP
-        return max(_LEAST_LEFT, end - time.monotonic())
 
     def has_moved(self) -> bool:
         """Return whether anything came on the connection since the last call.

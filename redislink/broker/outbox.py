@@ -632,7 +632,8 @@ class Outbox:
         """Raise if the broker has neither taken nor answered anything for too long."""
         timeout = self._broker.timeout
         owes = self._replies.unread or self._backlog is not None
-        if owes and time.monotonic() - self._replies.moved_at > timeout:
+        moved_at = max(self._replies.moved_at, self._stirred_at)
+        if owes and time.monotonic() - moved_at > timeout:
             raise BrokerUnreachable(
                 f"broker {self._broker.label}: it took and answered nothing for {timeout:g} s: "
                 "check that it runs, and the line to it"

@@ -17,6 +17,7 @@ from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
 from redislink.errors import (
     BrokerError,
+    BrokerUnreachable,
     ClusterMismatch,
     EndpointClosed,
     FrameError,
@@ -32,6 +33,7 @@ from redislink.transport.receiving import Receiving
 
 _LONGEST_CONTROL_WAIT: Final = 1.0
 _SHORTEST_CONTROL_WAIT: Final = 0.02
+_COMPLAINT_INTERVAL: Final = 1.0
 _REPORT_INTERVAL: Final = 10.0
 """Seconds between two log lines about a silent peer."""
 
@@ -62,6 +64,7 @@ class Control:
         self._silence_reports: dict[str, float] = {}
         """Silent peers that the log already mentions, and when to mention each again."""
         self._next_silence_look = 0.0
+        self._next_complaint = 0.0
         self._wait = core.inbox.acquire()
         self._thread = threading.Thread(
             target=self._run, name=f"redislink-control-{core.party}", daemon=True
@@ -152,7 +155,9 @@ class Control:
         busy = self._collect()
         core.check_pushes()
         now = time.monotonic()
-        self._check_outbox()
+        self._lines.check_outbox()
+        if core.outbox.error is not None:
+            core.mend_outbox()
         for wait in core.inbox.waits():
             purpose = wait.purpose
             if purpose is not None and now - purpose[2] > UNREAD_CONTROL_WAIT:
@@ -207,15 +212,30 @@ class Control:
         return self._lines.patience
 
     def is_dead(self, broker: Broker, silent_since: float) -> bool:
-        """As `Lines.is_dead`; meanwhile watch the outbox, which may be dead too."""
-        self._collect()
-        self._check_outbox()
-        return self._lines.is_dead(broker, silent_since)
+        """As `Lines.is_dead`; meanwhile do what is due, and watch the outbox.
 
-    def _check_outbox(self) -> None:
-        self._lines.check_outbox()
-        if self._core.outbox.error is not None:
-            self._core.mend_outbox()
+        Where no other connection is answered either, the way is slow or closed: then this one is
+        as good as any, and kept.
+
+        Raises:
+            BrokerError: the broker has been away for too long; the session has failed.
+        """
+        core = self._core
+        self._serve_timers()
+        if self._lines.is_dead(broker, silent_since):
+            return True
+        now = time.monotonic()
+        if now - silent_since > self._wait.margin and now >= self._next_complaint:
+            self._next_complaint = now + _COMPLAINT_INTERVAL
+            silence = f"it has not answered a BLPOP for {now - silent_since:.0f} s"
+            core.give_up_or_pause(
+                BrokerUnreachable(
+                    f"broker {broker.label}: {silence}: check that it runs, and the line to it"
+                ),
+                Way.POP,
+            )
+            core.tell_all(lambda delivery: delivery.not_listening(now))
+        return False
 
     def _leave_lines(self) -> None:
         """One connection is dead: use others instead of those that need not be.

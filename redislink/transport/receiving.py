@@ -90,8 +90,9 @@ class Receiving:
                 except Interrupted:
                     self._check_interrupted(peer, tag, wait)
                 except BrokerError as error:
+                    is_away = core.outage.lasts
                     pause = core.give_up_or_pause(error, Way.POP)
-                    self._ask_for(peer, tag, wait, error)
+                    self._ask_for(peer, tag, wait, is_dead=error.is_silent and not is_away)
                     with core.changed:
                         core.changed.wait(min(pause, left))
                         core.check_usable()
@@ -277,7 +278,8 @@ class Receiving:
         except BrokerError as error:
             if not error.retryable:
                 core.give_up_or_pause(error, Way.POP)
-            self._ask_for(peer, tag, wait, error)  # next, the plain way tries the broker again
+            is_dead = error.is_silent and not core.outage.lasts
+            self._ask_for(peer, tag, wait, is_dead=is_dead)  # next, the plain way tries again
         finally:
             wait.purpose = None  # before the check: see `register`
             if wait.registered:
@@ -372,9 +374,14 @@ class Receiving:
                 wait.registered = False
                 delivery.unwait(tag)
 
-    def _ask_for(self, peer: Peer, tag: str, wait: Wait, error: BrokerError) -> None:
-        """Probe for a message at once: a broken connection may have popped it and lost it."""
-        if error.is_silent:
+    def _ask_for(self, peer: Peer, tag: str, wait: Wait, *, is_dead: bool) -> None:
+        """Probe for a message at once: a broken connection may have popped it and lost it.
+
+        Args:
+            peer, tag, wait: of the receive.
+            is_dead: whether only this connection was silent, and not the broker.
+        """
+        if is_dead:
             self.read_anew(peer)
         now = time.monotonic()
         with self.core.talk(peer) as delivery:
