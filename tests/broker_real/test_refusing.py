@@ -32,27 +32,36 @@ def server() -> Iterator[EmbeddedBroker]:
 def admin(server: EmbeddedBroker) -> Iterator[Admin]:
     admin = Admin(server)
     yield admin
-    admin(b"CONFIG", b"SET", b"maxmemory", b"0")
-    admin(b"CONFIG", b"SET", b"min-replicas-to-write", b"0")
-    admin(b"REPLICAOF", b"NO", b"ONE")
+    for _, accept, _ in REFUSALS.values():
+        for command in accept:
+            admin(*command)
     admin.close()
 
 
-REFUSALS: dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...], str]] = {
+Commands = tuple[tuple[bytes, ...], ...]
+REFUSALS: dict[str, tuple[Commands, Commands, str]] = {
     "full": (
-        (b"CONFIG", b"SET", b"maxmemory", b"100kb"),
-        (b"CONFIG", b"SET", b"maxmemory", b"0"),
+        ((b"CONFIG", b"SET", b"maxmemory", b"100kb"),),
+        ((b"CONFIG", b"SET", b"maxmemory", b"0"),),
         r"out of memory .*, [\d.]+ MiB used of 0\.1 MiB: raise its maxmemory",
     ),
     "without replicas": (
-        (b"CONFIG", b"SET", b"min-replicas-to-write", b"1"),
-        (b"CONFIG", b"SET", b"min-replicas-to-write", b"0"),
+        ((b"CONFIG", b"SET", b"min-replicas-to-write", b"1"),),
+        ((b"CONFIG", b"SET", b"min-replicas-to-write", b"0"),),
         "it takes no writes without enough replicas",
     ),
     "a replica": (
-        (b"REPLICAOF", b"127.0.0.1", b"1"),
-        (b"REPLICAOF", b"NO", b"ONE"),
+        ((b"REPLICAOF", b"127.0.0.1", b"1"),),
+        ((b"REPLICAOF", b"NO", b"ONE"),),
         "it is a replica now",
+    ),
+    "with too many clients": (
+        (
+            (b"CONFIG", b"SET", b"maxclients", b"1"),
+            (b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"),
+        ),
+        ((b"CONFIG", b"SET", b"maxclients", b"1000"),),
+        "it has as many connections as it takes",
     ),
 }
 
@@ -76,7 +85,8 @@ def test_it_is_given_up_and_no_peer_is_blamed(
     refuse, _, words = REFUSALS[what]
     endpoints = joined(server)
     before = int(admin.info("stats")["total_connections_received"])
-    admin(*refuse)
+    for command in refuse:
+        admin(*command)
     for endpoint in endpoints:
         thread, outcome = in_thread(receiving(endpoint))
         thread.join(30)
@@ -95,10 +105,12 @@ def test_it_is_given_up_and_no_peer_is_blamed(
 def test_when_it_accepts_again_all_goes_on(server: EmbeddedBroker, admin: Admin, what: str) -> None:
     refuse, accept, _ = REFUSALS[what]
     alice, bob = joined(server)
-    admin(*refuse)
+    for command in refuse:
+        admin(*command)
     alice.send("bob", "t", b"refused at first")
     wait_until(lambda: alice.parts.core.outage.lasts and bob.parts.core.outage.lasts)
-    admin(*accept)
+    for command in accept:
+        admin(*command)
     assert bob.recv("alice", "t") == b"refused at first"
     wait_until(lambda: not alice.parts.core.outage.lasts and not bob.parts.core.outage.lasts)
     run_parties(alice.close, bob.close)
