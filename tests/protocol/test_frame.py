@@ -42,9 +42,11 @@ CASES = [pytest.param(*case, id=name) for name, case in FRAMES.items()]
 
 @pytest.mark.parametrize(("frame", "body"), CASES)
 def test_round_trip(frame, body):
-    decoded, decoded_body = f.decode_untrusted(f.encode(frame, body))
+    element = f.encode(frame, body)
+    decoded, decoded_body = f.decode_untrusted(element)
     assert decoded == frame
     assert bytes(decoded_body) == body
+    assert f.is_fragment(element) is (type(frame) is f.Fragment)
 
 
 HELLO_FIELDS = "c420" + DIGEST.hex() + "c408" + INSTANCE.hex()
@@ -183,6 +185,12 @@ def test_illegal_headers_are_refused(header):
 def test_another_protocol_version_says_what_to_do():
     with pytest.raises(FrameError, match=r"version 9.*same redislink"):
         f.decode_untrusted(b"\x09" + f.encode(f.Data(1), b"x")[1:])
+
+
+def test_a_header_with_too_few_fields_says_how_many():
+    packed = msgpack.packb([1, DIGEST, INSTANCE])
+    with pytest.raises(FrameError, match="a HELLO header with 2 fields"):
+        f.decode_untrusted(VERSION + len(packed).to_bytes(2, "little") + packed)
 
 
 def test_a_header_over_the_limit_is_refused_before_it_is_parsed():
