@@ -82,7 +82,7 @@ TESTS: Final = {
         "protocol/test_sealed_handshake.py", "protocol/test_unopened_hellos.py",
     ],
     "protocol/status": ["protocol/test_status.py", "transport/test_party_status.py"],
-    "transport/peer": ["transport/test_endpoint.py"],
+    "transport/peer": ["transport/test_fragments.py", "transport/test_endpoint.py"],
     "transport/claim": ["transport/test_claim.py"],
     "transport/closing": [
         "transport/test_core_lock.py", "transport/test_endpoint.py", "test_logs.py",
@@ -94,12 +94,12 @@ TESTS: Final = {
     ],
     "transport/lanes": ["transport/test_lanes.py", "transport/test_core_lock.py"],
     "transport/core": [
-        "transport/test_core_lock.py", "transport/test_endpoint.py", "transport/test_trouble.py",
-        "test_logs.py",
+        "transport/test_fragments.py", "transport/test_core_lock.py", "transport/test_endpoint.py",
+        "transport/test_trouble.py", "test_logs.py",
     ],
     "transport/receiving": [
-        "transport/test_endpoint.py", "transport/test_lanes.py", "transport/test_trouble.py",
-        "transport/test_core_lock.py",
+        "transport/test_fragments.py", "transport/test_endpoint.py", "transport/test_lanes.py",
+        "transport/test_trouble.py", "transport/test_core_lock.py",
     ],
     "transport/sending": ["transport/test_endpoint.py", "transport/test_trouble.py"],
     "transport/endpoint": [
