@@ -85,8 +85,8 @@ TESTS: Final = {
     "transport/peer": ["transport/test_fragments.py", "transport/test_endpoint.py"],
     "transport/claim": ["transport/test_claim.py"],
     "transport/closing": [
-        "transport/test_core_lock.py", "transport/test_endpoint.py", "test_logs.py",
-        "transport/test_delivery_lock.py",
+        "transport/test_closing.py", "transport/test_core_lock.py", "test_logs.py",
+        "transport/test_endpoint.py",
     ],
     "transport/control": [
         "transport/test_core_lock.py", "transport/test_endpoint.py", "transport/test_trouble.py",
