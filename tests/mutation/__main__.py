@@ -94,8 +94,8 @@ TESTS: Final = {
     ],
     "transport/lanes": ["transport/test_lanes.py", "transport/test_core_lock.py"],
     "transport/core": [
-        "transport/test_fragments.py", "transport/test_core_lock.py", "transport/test_endpoint.py",
-        "transport/test_trouble.py", "test_logs.py",
+        "transport/test_core.py", "transport/test_fragments.py", "transport/test_core_lock.py",
+        "transport/test_closing.py", "transport/test_endpoint.py", "transport/test_trouble.py",
     ],
     "transport/receiving": [
         "transport/test_fragments.py", "transport/test_endpoint.py", "transport/test_lanes.py",
