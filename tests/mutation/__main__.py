@@ -89,8 +89,8 @@ TESTS: Final = {
         "transport/test_endpoint.py",
     ],
     "transport/control": [
-        "transport/test_core_lock.py", "transport/test_endpoint.py", "transport/test_trouble.py",
-        "transport/test_delivery_lock.py",
+        "transport/test_control.py", "transport/test_core_lock.py", "transport/test_endpoint.py",
+        "transport/test_trouble.py",
     ],
     "transport/lanes": ["transport/test_lanes.py", "transport/test_core_lock.py"],
     "transport/core": [
