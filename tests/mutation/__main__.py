@@ -98,10 +98,12 @@ TESTS: Final = {
         "transport/test_closing.py", "transport/test_endpoint.py", "transport/test_trouble.py",
     ],
     "transport/receiving": [
-        "transport/test_fragments.py", "transport/test_endpoint.py", "transport/test_lanes.py",
-        "transport/test_trouble.py", "transport/test_core_lock.py",
+        "transport/test_receiving.py", "transport/test_fragments.py", "transport/test_endpoint.py",
+        "transport/test_lanes.py", "transport/test_trouble.py", "transport/test_core_lock.py",
     ],
-    "transport/sending": ["transport/test_endpoint.py", "transport/test_trouble.py"],
+    "transport/sending": [
+        "transport/test_sending.py", "transport/test_endpoint.py", "transport/test_trouble.py",
+    ],
     "transport/endpoint": [
         "transport/test_stats.py", "transport/test_endpoint.py", "transport/test_delivery_lock.py",
     ],

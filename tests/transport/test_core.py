@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,7 +18,7 @@ from redislink import (
 )
 from redislink.broker import Outbox
 from redislink.errors import FrameError
-from redislink.protocol.delivery import Push
+from redislink.protocol.delivery import Leftover, Push
 from redislink.protocol.element_size import LEAST
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.transport import core as core_module
@@ -117,6 +118,18 @@ def test_what_fails_once_we_leave_is_not_a_failure(
 
 
 # -- pushing ---------------------------------------------------------------------------------
+
+
+def test_a_leftover_is_removed_from_the_broker(pair: Callable[..., Pair]) -> None:
+    alice, _ = pair()
+    core, peer = alice.parts.core, alice.parts.core.peers["bob"]
+    alice.send("bob", "t", b"x")
+    alice.send("bob", "u", b"x")
+    core.push(peer, [Leftover("t")])
+    alice.flush()
+    with contextlib.closing(core.broker.open()) as connection:
+        left = [connection.execute(b"LLEN", peer.out_list(tag), timeout=5) for tag in "tu"]
+    assert left == [0, 1]
 
 
 def test_only_a_party_that_leaves_keeps_its_control_frames(pair: Callable[..., Pair]) -> None:
