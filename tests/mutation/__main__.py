@@ -92,7 +92,7 @@ TESTS: Final = {
         "transport/test_control.py", "transport/test_core_lock.py", "transport/test_endpoint.py",
         "transport/test_trouble.py",
     ],
-    "transport/lanes": ["transport/test_lanes.py", "transport/test_core_lock.py"],
+    "transport/lanes": ["transport/test_lanes_in_memory.py", "transport/test_lanes.py"],
     "transport/core": [
         "transport/test_core.py", "transport/test_fragments.py", "transport/test_core_lock.py",
         "transport/test_closing.py", "transport/test_endpoint.py", "transport/test_trouble.py",
