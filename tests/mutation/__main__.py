@@ -46,6 +46,10 @@ _ONE_RUN: Final = "protocol/test_delivery_simulation.py::test_every_run_ends_as_
 _SILENCE: Final = (
     "transport/test_trouble.py::test_a_peer_that_is_not_heard_is_named_before_it_counts_as_lost"
 )
+_CALLS: Final = [
+    f"transport/test_endpoint.py::{name}"
+    for name in ("TestHandles", "TestPeek", "TestWaiting", "TestWrongUse", "TestMessages")
+]
 TESTS: Final = {
     "protocol/received": ["protocol/test_received.py"],
     "protocol/chunking": ["protocol/test_chunking.py"],
@@ -85,25 +89,22 @@ TESTS: Final = {
     "transport/peer": ["transport/test_fragments.py", "transport/test_endpoint.py"],
     "transport/claim": ["transport/test_claim.py"],
     "transport/closing": [
-        "transport/test_closing.py", "transport/test_core_lock.py", "test_logs.py",
-        "transport/test_endpoint.py",
+        "transport/test_closing.py", "test_logs.py", "transport/test_core_lock.py",
     ],
     "transport/control": [
-        "transport/test_control.py", "transport/test_core_lock.py", "transport/test_endpoint.py",
+        "transport/test_control.py", "transport/test_core_lock.py", "transport/test_receiving.py",
         "transport/test_trouble.py",
     ],
     "transport/lanes": ["transport/test_lanes_in_memory.py", "transport/test_lanes.py"],
     "transport/core": [
         "transport/test_core.py", "transport/test_fragments.py", "transport/test_core_lock.py",
-        "transport/test_closing.py", "transport/test_endpoint.py", "transport/test_trouble.py",
+        "transport/test_closing.py", "transport/test_trouble.py",
     ],
     "transport/receiving": [
-        "transport/test_receiving.py", "transport/test_fragments.py", "transport/test_endpoint.py",
-        "transport/test_lanes.py", "transport/test_trouble.py", "transport/test_core_lock.py",
+        "transport/test_receiving.py", "transport/test_fragments.py", "transport/test_core_lock.py",
+        "transport/test_lanes.py", *_CALLS,
     ],
-    "transport/sending": [
-        "transport/test_sending.py", "transport/test_endpoint.py", "transport/test_trouble.py",
-    ],
+    "transport/sending": ["transport/test_sending.py", *_CALLS, "transport/test_trouble.py"],
     "transport/endpoint": [
         "transport/test_stats.py", "transport/test_endpoint.py", "transport/test_delivery_lock.py",
     ],
