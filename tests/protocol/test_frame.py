@@ -37,15 +37,45 @@ FRAMES = {
     "move": (f.Move(0, 0, 2), b""),
     "move, highest": (f.Move(f.MAX_GENERATION, 15, f.MAX_BROKERS, answer=True), b""),
     "sealed, highest": (f.Sealed(TOP), b"x" * 16),
+    "fragment": (f.Fragment(7, 1, 3), b"part"),
 }
 CASES = [pytest.param(*case, id=name) for name, case in FRAMES.items()]
 
 
 @pytest.mark.parametrize(("frame", "body"), CASES)
 def test_round_trip(frame, body):
-    decoded, decoded_body = f.decode_untrusted(f.encode(frame, body))
+    element = f.encode(frame, body)
+    decoded, decoded_body = f.decode_untrusted(element)
     assert decoded == frame
     assert bytes(decoded_body) == body
+    assert f.is_fragment(element) is (type(frame) is f.Fragment)
+
+
+HELLO_FIELDS = "c420" + DIGEST.hex() + "c408" + INSTANCE.hex()
+ACK_FIELDS = "9205" + "92" + "920709" + "920b0b"
+ON_THE_WIRE = {
+    "hello": "023200" + "9601" + HELLO_FIELDS + "c400" + "c2" + "00",
+    "hello, sealed, step 3": "023a00" + "9601" + HELLO_FIELDS
+    + "c408" + INSTANCE.hex() + "c3" + "03",
+    "whole message with an ack": "022200" + "0201" + "00000000" + "01000000"
+    + "0700000000000000" + "0000000000000000" + "0600000000000000",
+    "last chunk of a value": "022200" + "0201" + "02000000" + "03000000"
+    + "0c00000000000000" + "0400000000000000" + "0500000000000000",
+    "ack": "020c00" + "9303" + ACK_FIELDS + "c2",
+    "probe answered": "020800" + "9404" + "a174" + "9200" + "90" + "c3",
+    "heartbeat": "020e00" + "9305" + ACK_FIELDS + "cdea60",
+    "abort": "022500" + "9206" + "d921" + b"ValueError: no such column: 'age'".hex(),
+    "fin": "020d00" + "9407" + "0c" + ACK_FIELDS + "c2",
+    "sealed": "020300" + "9208" + "01",
+    "fragment": "020500" + "9409" + "07" + "01" + "03",
+}  # fmt: skip
+"""The headers of some of `FRAMES`. To change one, change PROTOCOL_VERSION."""
+
+
+def test_the_bytes_on_the_wire():
+    frames = {name: FRAMES[name][0] for name in ON_THE_WIRE}
+    assert {name: f.encode_header(frame).hex() for name, frame in frames.items()} == ON_THE_WIRE
+    assert {frame.kind for frame in frames.values()} == set(f.FrameKind)
 
 
 @pytest.mark.parametrize(("frame", "body"), CASES)
@@ -165,6 +195,12 @@ def test_another_protocol_version_says_what_to_do():
         f.decode_untrusted(b"\x09" + f.encode(f.Data(1), b"x")[1:])
 
 
+def test_a_header_with_too_few_fields_says_how_many():
+    packed = msgpack.packb([1, DIGEST, INSTANCE])
+    with pytest.raises(FrameError, match="a HELLO header with 2 fields"):
+        f.decode_untrusted(VERSION + len(packed).to_bytes(2, "little") + packed)
+
+
 def test_a_header_over_the_limit_is_refused_before_it_is_parsed():
     with pytest.raises(FrameError, match="over 4096"):
         f.decode_untrusted(VERSION + b"\xff\xff" + b"\xc0" * 70_000)
@@ -187,6 +223,48 @@ def test_illegal_frames_cannot_be_made():
     ):
         with pytest.raises(FrameError):
             make()
+
+
+LIMITS = {
+    "reason": (lambda n: f.Abort("x" * n), 500),
+    "tag": (lambda n: f.Probe("t" * n, NO_ACK), 512),
+    "silence": (lambda n: f.Heartbeat(NO_ACK, n), 86_400_000),
+    "step": (lambda n: f.Hello(DIGEST, INSTANCE, step=n), 3),
+    "chunks": (lambda n: f.Data(1, 0, n), 1 << 20),
+    "chunk": (lambda n: f.Data(9, n, 5), 4),
+    "chunk of a number": (lambda n: f.Data(3, n, 5), 2),
+    "previous": (lambda n: f.Data(9, 2, 3, n), 6),
+    "acked": (lambda n: f.Data(1, acked=n), TOP),
+    "number": (f.Sealed, TOP),
+    "fragments": (lambda n: f.Fragment(1, 0, n), 1 << 20),
+    "fragment": (lambda n: f.Fragment(1, n, 3), 2),
+    "ranges": (lambda n: f.AckState(0, tuple((2 * i + 2, 2 * i + 2) for i in range(n))), 64),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_the_most_that_a_field_may_be(what):
+    make, most = LIMITS[what]
+    make(most)
+    with pytest.raises(FrameError):
+        make(most + 1)
+
+
+def test_the_least_that_a_field_may_be():
+    for make, least in (
+        (lambda n: f.Data(1, n), 0),
+        (lambda n: f.Data(1, 0, n), 1),
+        (lambda n: f.Data(1, previous=n), 0),
+        (lambda n: f.Data(1, acked=n), 0),
+        (lambda n: f.Fin(n, NO_ACK), 0),
+        (lambda n: f.Fragment(n, 0, 1), 1),
+        (lambda n: f.AckState(5, ((n, 9),)), 7),
+        (lambda n: f.AckState(5, ((7, n),)), 7),
+        (lambda n: f.AckState(5, ((7, 8), (n, 12))), 10),
+    ):
+        make(least)
+        with pytest.raises(FrameError):
+            make(least - 1)
 
 
 def test_the_widest_ack_fits_a_header():

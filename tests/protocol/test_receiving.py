@@ -15,6 +15,7 @@ from redislink.protocol.frame import (
     Answer,
     Data,
     Encoding,
+    Heartbeat,
     Hello,
     Probe,
 )
@@ -257,7 +258,9 @@ def test_a_blocked_receive_probes_every_second(alone):
         alone.unwait("t") if now == 2.0 else None
     assert probed_at == [1.0, 2.0, 3.0, 4.0]
     alone.unwait("t")
-    assert alone.next_timeout() == 5.0  # a heartbeat
+    assert alone.next_timeout() == 5.0
+    alone.tick(5.0)
+    assert [type(push.frame) for push in alone.pushes()] == [Heartbeat]
     assert alone.stats.probes_sent == 4
 
 

@@ -1,5 +1,6 @@
 """Sealing: what is changed, moved or made up does not open; no nonce seals two contents."""
 
+import contextlib
 import itertools
 import random
 import threading
@@ -251,6 +252,12 @@ class TestReplay:
             if expected:
                 admitted.add(number)
 
+    def test_window_ends_where_it_should(self):
+        window = ReplayWindow(4)
+        assert [window.admit(number) for number in (10, 6, 7, 8, 7)] == [
+            *(True, False, True, True, False)
+        ]
+
     def test_window_is_cheap(self):
         window = ReplayWindow()
         started = time.perf_counter()
@@ -308,6 +315,49 @@ def test_nothing_that_holds_a_key_shows_it():
             assert key.hex() not in text
             assert repr(key)[2:-1] not in text
     assert all("secret payload" not in text for text in texts)
+
+
+# -- the short way of whole messages --------------------------------------------------------------
+
+KINDS_OF_CODEC = {"plain": lambda: (PlainCodec(), PlainCodec()), "sealed": pair}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_CODEC)
+def test_the_short_way_gives_what_the_long_way_gives(kind):
+    alice, bob = KINDS_OF_CODEC[kind]()
+    sizes = [0, 5, 16_000, 20_000, 65_535, 65_536, 300_000, 70_000, (4 << 20) + 1, 65_536]
+    for seq, size in enumerate(sizes, 3):
+        body = random.Random(seq).randbytes(size)
+        for encoding in f.Encoding:
+            frame = f.Data(seq, encoding=encoding, acked=2)
+            element = b"".join(alice.encode_whole(NAME, seq, encoding, 2, body))
+            assert element == alice.encode(NAME, frame, body)
+            assert bob.decode_whole_untrusted(NAME, element) == (seq, encoding, 2, body)
+            assert bob.decode_untrusted(NAME, element) == (frame, body)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_CODEC)
+def test_the_short_way_leaves_the_rest_to_the_long_way(kind):
+    alice, bob = KINDS_OF_CODEC[kind]()
+    for frame in (DATA, f.Data(7, previous=2), f.Data(7, parts=2), *CONTROLS):
+        assert bob.decode_whole_untrusted(NAME, alice.encode(NAME, frame, b"")) is None
+
+
+def test_the_short_way_refuses_what_was_changed_or_moved():
+    alice, bob = pair()
+    element = b"".join(alice.encode_whole(NAME, 7, f.Encoding.RAW, 5, b"a payload"))
+    changed = [bytearray(element) for _ in range(8 * len(element))]
+    for bit, broken in enumerate(changed):
+        broken[bit // 8] ^= 1 << bit % 8
+    for broken in (*map(bytes, changed), *(element[:end] for end in range(len(element)))):
+        with contextlib.suppress(SealError):
+            assert bob.decode_whole_untrusted(NAME, broken) is None
+    for other in OTHER_LISTS.values():
+        with pytest.raises(SealError):
+            bob.decode_whole_untrusted(other, element)
+    with pytest.raises(SealError):
+        alice.decode_whole_untrusted(NAME, element)
+    assert bob.decode_whole_untrusted(NAME, element) == (7, f.Encoding.RAW, 5, b"a payload")
 
 
 # -- nonces ------------------------------------------------------------------------------------

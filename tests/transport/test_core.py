@@ -1,0 +1,255 @@
+"""`Core`: whom it blames, when it fails, and what it does when the broker breaks connections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from redislink import (
+    BrokerRefused,
+    BrokerTampered,
+    BrokerUnreachable,
+    Endpoint,
+    EndpointClosed,
+    PeerProtocolError,
+    RedisLinkError,
+)
+from redislink.broker import Outbox
+from redislink.errors import FrameError
+from redislink.protocol.delivery import Leftover, Push
+from redislink.protocol.element_size import LEAST
+from redislink.protocol.seal import IllegalFrameError, StaleError
+from redislink.transport import core as core_module
+from redislink.transport.core import Core
+from tests.conftest import join, make_cluster, run_parties
+from tests.support.waiting import wait_until
+
+Pair = tuple[Endpoint, Endpoint]
+_names = iter(range(1000))
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., Pair]]:
+    """``pair(security="none", tamper_limit=3)``: alice and bob, who abort after the test."""
+    endpoints: list[Endpoint] = []
+
+    def make(security: str = "sealed", **changes: object) -> Pair:
+        url = f"fakeredis://core-{next(_names)}"
+        endpoints.extend(join(make_cluster(url, 2, security=security), **changes))
+        return endpoints[0], endpoints[1]
+
+    yield make
+    run_parties(*(lambda e=e: e.abort("the test is over") for e in endpoints))
+
+
+def warnings(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    return [r.getMessage() for r in caplog.records if words in r.getMessage()]
+
+
+# -- blame -----------------------------------------------------------------------------------
+
+
+def test_elements_that_do_not_open_end_a_sealed_session_at_the_limit(
+    pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, bob = pair(tamper_limit=5)
+    core = bob.parts.core
+    alice = core.peer("alice")
+    for number in range(4):
+        core.blame(alice, FrameError(f"junk {number}"))
+        core.blame(alice, StaleError("it came before"))  # genuine: nobody's fault
+    assert core.failure is None
+    core.blame(alice, FrameError("the last"))
+    assert isinstance(core.failure, BrokerTampered)
+    assert "bob: 5 frames did not open, the last from alice (the last)" in str(core.failure)
+    said = warnings(caplog, "ignored an element")
+    assert [line.partition("junk ")[2] for line in said] == [
+        f"{number} ({number + 1} so far, from all parties)" for number in (0, 1, 3)
+    ]
+
+
+def test_without_seals_anybody_may_have_sent_them(pair: Callable[..., Pair]) -> None:
+    _, bob = pair("none", tamper_limit=2)
+    core = bob.parts.core
+    for _ in range(5):
+        core.blame(core.peer("alice"), IllegalFrameError("forbidden"))
+        core.blame(core.peer("alice"), FrameError("junk"))
+    assert core.failure is None
+
+
+def test_what_only_the_peer_can_have_sent_is_the_peers_fault(pair: Callable[..., Pair]) -> None:
+    _, bob = pair()
+    core = bob.parts.core
+    core.blame(core.peer("alice"), IllegalFrameError("forbidden"))
+    assert isinstance(core.failure, PeerProtocolError)
+    assert core.failure.peer == "alice"
+    with pytest.raises(PeerProtocolError, match="forbidden"):
+        bob.send("alice", "t", b"")
+
+
+# -- failure ---------------------------------------------------------------------------------
+
+
+def test_the_first_failure_counts_and_is_logged_once(
+    pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, bob = pair()
+    first = RedisLinkError("the first")
+    for failure in (first, RedisLinkError("the second")):
+        bob.parts.core.fail(failure)
+    assert bob.parts.core.failure is first
+    assert warnings(caplog, "the session has failed") == ["bob: the session has failed: the first"]
+    with pytest.raises(RedisLinkError, match="the first"):
+        bob.recv("alice", "t")
+
+
+def test_what_fails_once_we_leave_is_not_a_failure(
+    pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture
+) -> None:
+    alice, _ = pair()
+    alice.abort("done")
+    alice.parts.core.fail(RedisLinkError("too late"))
+    assert alice.parts.core.failure is None
+    assert warnings(caplog, "too late") == []
+    with pytest.raises(EndpointClosed):
+        alice.recv("bob", "t")
+
+
+# -- pushing ---------------------------------------------------------------------------------
+
+
+def test_a_leftover_is_removed_from_the_broker(pair: Callable[..., Pair]) -> None:
+    alice, _ = pair()
+    core, peer = alice.parts.core, alice.parts.core.peers["bob"]
+    alice.send("bob", "t", b"x")
+    alice.send("bob", "u", b"x")
+    core.push(peer, [Leftover("t")])
+    alice.flush()
+    with contextlib.closing(core.broker.open()) as connection:
+        left = [connection.execute(b"LLEN", peer.out_list(tag), timeout=5) for tag in "tu"]
+    assert left == [0, 1]
+
+
+def test_only_a_party_that_leaves_keeps_its_control_frames(pair: Callable[..., Pair]) -> None:
+    alice, bob = pair(close_timeout=0.1)
+    with alice.announce_silence(1.0):
+        alice.send("bob", "t", b"x")
+    assert not alice.parts.core.last_words
+    alice.close()
+    kept = [type(push.frame).__name__ for _, push in alice.parts.core.last_words]
+    assert "Fin" in kept
+    assert "Data" not in kept
+    bob.close()
+
+
+def test_the_chunks_after_a_large_one_are_sealed_when_their_turn_comes(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = pair(chunk_bytes=core_module.LARGE)
+    core = alice.parts.core
+    ways: list[str] = []
+    for way in ("push", "push_later"):
+        plain = getattr(core.outbox, way)
+
+        def noted(*args: object, _way: str = way, _plain: Callable = plain, **more: object) -> None:
+            if core.peers["bob"].control_out != args[0]:
+                ways.append(_way)
+            _plain(*args, **more)
+
+        monkeypatch.setattr(core.outbox, way, noted)
+    body = bytes(3 * core_module.LARGE + 1)
+    alice.send("bob", "t", body)
+    later = ["push_later", "push"]  # at once, as no write waits here
+    assert ways == ["push", *later, *later, "push"]
+    assert bob.recv("alice", "t") == body
+
+
+# -- mending ---------------------------------------------------------------------------------
+
+
+def test_a_broken_line_is_mended_and_counted(pair: Callable[..., Pair]) -> None:
+    alice, bob = pair()
+    core = alice.parts.core
+    assert isinstance(core.outbox, Outbox)
+    with core.outbox._lock:
+        core.outbox._break(BrokerUnreachable("made up by the test"))
+    alice.send("bob", "t", b"x")
+    assert bob.recv("alice", "t") == b"x"
+    wait_until(lambda: alice.stats().reconnects == 1 and not core._mending)
+    assert core.outage.describe() == ""
+
+
+def test_what_no_retry_mends_ends_the_session(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, _ = pair()
+    core = alice.parts.core
+    assert isinstance(core.outbox, Outbox)
+
+    def refused() -> None:
+        raise BrokerRefused("no such user")
+
+    monkeypatch.setattr(core.outbox, "reconnect", refused)
+    with core.outbox._lock:
+        core.outbox._break(BrokerUnreachable("made up by the test"))
+    core.mend_outbox()
+    wait_until(lambda: core.failure is not None and not core._mending)
+    assert isinstance(core.failure, BrokerRefused)
+
+
+def break_at(core: Core, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """As if connections broke while a body of this size was under way."""
+    delivery = type(core.peers["bob"].delivery)
+    monkeypatch.setattr(delivery, "largest_unanswered", size)
+    core._reconnected()
+
+
+def test_a_broker_that_breaks_at_a_size_gets_smaller_ones_and_one_line_is_logged(
+    pair: Callable[..., Pair], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = pair()
+    core = alice.parts.core
+    reconnects = 0
+    while core.element_size.limit is None:
+        break_at(core, monkeypatch, 1 << 20)
+        reconnects += 1
+    assert alice.stats().reconnects == reconnects
+    limit = core.element_size.limit
+    pushes: list[Push] = []
+    monkeypatch.setattr(core, "push", lambda peer, those: pushes.extend(those))
+    alice.send("bob", "t", bytes(limit + 1))
+    monkeypatch.undo()
+    assert [push.frame.parts for push in pushes] == [2, 2]  # type: ignore[union-attr]
+    core.cut_finer()
+    (said,) = warnings(caplog, "closes the connection at elements of")
+    assert said.startswith(f"alice: the broker {core.broker.label} closes the connection at")
+    assert core.failure is None
+    bob.abort("done")
+
+
+def test_a_broker_that_breaks_at_every_size_is_named(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, _ = pair()
+    core = alice.parts.core
+    core.element_size._patience = 0.0
+    while core.failure is None:
+        assert core.reconnects < 100
+        break_at(core, monkeypatch, LEAST)
+    assert isinstance(core.failure, BrokerRefused)
+    assert f"at every push of {LEAST} bytes" in str(core.failure)
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "chunk_bytes", "least"),
+    [
+        (0.00029, 1 << 20, 1 << 20),
+        (0.0003, 1 << 20, 64 << 10),
+        (0.0003, 1 << 10, 1 << 10),
+        (1.0, 1 << 20, 64 << 10),
+    ],
+)
+def test_a_far_line_gets_smaller_chunks(round_trip: float, chunk_bytes: int, least: int) -> None:
+    assert core_module._least_chunk_bytes(round_trip, chunk_bytes) == least

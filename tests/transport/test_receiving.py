@@ -1,0 +1,122 @@
+"""Receives: whom they blame, whom they wake, when they ask for what does not come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from redislink import Endpoint, PeerProtocolError, RecvTimeout
+from redislink.protocol.frame import Ack, AckState, Data, Frame
+from redislink.transport import receiving
+from tests.conftest import in_thread, join, make_cluster, run_parties
+from tests.support.waiting import wait_until
+
+Pair = tuple[Endpoint, Endpoint]
+_names = iter(range(1000))
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., Pair]]:
+    """``pair(security="none")``: alice and bob, who abort after the test."""
+    endpoints: list[Endpoint] = []
+
+    def make(**changes: Any) -> Pair:
+        endpoints.extend(join(make_cluster(f"fakeredis://receive-{next(_names)}", 2, **changes)))
+        return endpoints[0], endpoints[1]
+
+    yield make
+    run_parties(*(lambda e=e: e.abort("the test is over") for e in endpoints))
+
+
+def push(alice: Endpoint, tag: str | None, frame: Frame) -> None:
+    """As alice, who has her keys and a program of her own."""
+    peer = alice.parts.core.peers["bob"]
+    name = peer.control_out if tag is None else peer.out_list(tag)
+    alice.parts.core.outbox.push(name, peer.codec.encode_parts(name, frame, b""))
+    alice.parts.core.outbox.flush()
+
+
+FORBIDDEN = {"whole": Data(1, acked=9), "chunk": Data(1, 0, 2, acked=9)}
+
+
+@pytest.mark.parametrize("kind", FORBIDDEN)
+def test_a_peer_that_acks_what_was_never_sent_is_to_blame(
+    pair: Callable[..., Pair], kind: str
+) -> None:
+    alice, bob = pair()
+    push(alice, "t", FORBIDDEN[kind])
+    with pytest.raises(PeerProtocolError, match=r"alice sent what the protocol forbids.*never"):
+        bob.recv("alice", "t")
+
+
+def test_and_on_the_control_list_too(pair: Callable[..., Pair]) -> None:
+    alice, bob = pair()
+    push(alice, None, Ack(AckState(9)))
+    with pytest.raises(PeerProtocolError, match=r"alice sent what the protocol forbids.*never"):
+        bob.recv("alice", "t")
+
+
+def test_without_seals_it_may_be_somebody_else(pair: Callable[..., Pair]) -> None:
+    alice, bob = pair(security="none")
+    push(alice, None, Ack(AckState(9)))
+    push(alice, "t", Data(1, acked=9))
+    alice.send("bob", "t", b"true")
+    assert bob.recv("alice", "t") == b"true"
+    assert bob.parts.core.failure is None
+
+
+def test_what_another_took_in_wakes_the_one_that_waits_for_it(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bob = pair()
+    woken: list[str] = []
+
+    def wait(name: str, purpose: tuple[str, str, float] | None) -> SimpleNamespace:
+        return SimpleNamespace(purpose=purpose, interrupt=lambda: woken.append(name))
+
+    core, mine = bob.parts.core, wait("mine", ("alice", "t", 0.0))
+    waits = [
+        mine,
+        wait("idle", None),
+        wait("another tag", ("alice", "u", 0.0)),
+        wait("another peer", ("carol", "t", 0.0)),
+        wait("the first", ("alice", "t", 0.0)),
+        wait("the second", ("alice", "t", 0.0)),
+    ]
+    with monkeypatch.context() as patch, core.lock:
+        patch.setattr(core.inbox, "waits", lambda: waits)
+        bob.parts.receiving._wake_another(core.peer("alice"), "t", mine)  # type: ignore[arg-type]
+    assert woken == ["the first"]
+
+
+def test_a_receive_asks_for_its_message_once_and_not_at_once(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bob = pair()
+    asked: list[str] = []
+    delivery = bob.parts.core.peers["alice"].delivery
+    monkeypatch.setattr(delivery, "probe_soon", lambda tag, now: asked.append(tag))
+    for seconds, times in ((1000.0, 0), (0.0, 1)):
+        monkeypatch.setattr(receiving, "_FIRST_PROBE", seconds)
+        monkeypatch.setattr(bob.parts.receiving, "_first_slice", 0.01)
+        monkeypatch.setattr(bob.parts.receiving, "_blpop_slice", 0.01)
+        with pytest.raises(RecvTimeout):
+            bob.recv("alice", "t", 0.1)
+        assert len(asked) == times
+
+
+def test_an_interrupt_that_was_meant_for_another_ends_nothing(pair: Callable[..., Pair]) -> None:
+    alice, bob = pair()
+    thread, outcome = in_thread(lambda: bob.recv("alice", "t"))
+
+    def waiting() -> list[Any]:
+        return [wait for wait in bob.parts.core.inbox.waits() if wait.purpose]
+
+    (wait,) = wait_until(waiting)
+    wait.interrupt()
+    alice.send("bob", "t", b"x")
+    thread.join(10)
+    assert outcome == [b"x"]
