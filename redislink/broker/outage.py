@@ -107,11 +107,16 @@ class Outage:
             self._progress.info("%s: broker back after %.0f s", self._who, away)
 
     @property
-    def seconds(self) -> float:
-        """How long the broker has failed; 0 if it does not, or for less than a second."""
+    def elapsed(self) -> float:
+        """How long the broker has failed; 0 if it does not."""
         with self._lock:
             since = min((failing.since for failing in self._failing.values()), default=None)
-        away = 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def seconds(self) -> float:
+        """How long the broker has failed; 0 if it does not, or for less than a second."""
+        away = self.elapsed
         return away if away >= _WORTH_SAYING else 0.0
 
     def describe(self) -> str:

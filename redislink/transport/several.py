@@ -96,6 +96,7 @@ class BrokerWatch(PartyClaim):
                     return
             else:
                 self.outcome = True
+                self._claims.comes_back(self._index)  # perhaps the session began long ago
                 self._claims.decided(self._index, None)
             self._renew()
 
@@ -106,6 +107,8 @@ class BrokerWatch(PartyClaim):
         self._stop.set()
 
     def _renew_once(self) -> BrokerBusy | None:
+        if self._connection is None or not self._connection.usable:
+            self._claims.comes_back(self._index)
         refusal = super()._renew_once()
         self.outcome = True
         self._claims.answered(self._index)
@@ -130,9 +133,7 @@ class BrokerWatch(PartyClaim):
     def _listen(self, connection: BrokerConnection) -> None:
         claims, index = self._claims, self._index
         for commands in claims.to_do(index):
-            connection.send(commands)
-            for _ in commands:
-                connection.read(self._longest_wait)
+            _execute(connection, commands, self._longest_wait)
         names, seconds = claims.lists(index), claims.slice
         if not names:
             self._stop.wait(seconds)
@@ -145,10 +146,7 @@ class BrokerWatch(PartyClaim):
             claims.take(index, name, element)
 
     def _take_leave(self, connection: BrokerConnection, timeout: float) -> None:
-        commands = [(b"DEL", name) for name in self._claims.mine(self._index)]
-        connection.send(commands)
-        for _ in commands:
-            connection.read(timeout)
+        _execute(connection, [(b"DEL", name) for name in self._claims.mine(self._index)], timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +390,7 @@ class SeveralClaims:
         """Note that a broker is alive, and move there if the present one is not."""
         if self.brokers.note(index, None):
             self._log.info("%s: broker %s can be used", self._party, self._label(index))
-        now, away = time.monotonic(), 0.0 if self._outage is None else self._outage.seconds
+        now, away = time.monotonic(), 0.0 if self._outage is None else self._outage.elapsed
         with self._lock:
             self._moves.answered(index, now)
             round_trip = _finite(self.last_round_trip)
@@ -408,6 +406,12 @@ class SeveralClaims:
             self._log.info("%s: broker %s cannot be used", self._party, self._label(index))
         with self._lock:
             self._moves.lost(index)
+
+    def comes_back(self, index: int) -> None:
+        """Before a watch listens again: forget the hellos that a dead run may have left there."""
+        if self._session is not None and self._rendezvous is not None:
+            with self._lock:
+                self._left[index].update(self._rendezvous.lists)
 
     def _label(self, index: int) -> str:
         return f"{self.brokers.members[index].label} (number {index + 1} of {len(self._watches)})"
@@ -508,7 +512,7 @@ class SeveralClaims:
             if self._session is not None:
                 left = _lists_under_way(self._session.core)
                 with self._lock:
-                    self._left[last] = left
+                    self._left[last] |= left
                 self._session.core.mend_outbox()
 
     def _warn_of_unheard(self) -> None:
@@ -540,6 +544,18 @@ def _lists_under_way(core: Core) -> set[bytes]:
     for peer in core.peers.values():
         names |= {peer.control_out, peer.control_in}
     return set(list(names)[:_MOST_LEFT])
+
+
+def _execute(
+    connection: BrokerConnection, commands: Sequence[Sequence[bytes | int | str]], timeout: float
+) -> None:
+    connection.send(commands)
+    try:
+        for _ in commands:
+            connection.read(timeout)
+    except BrokerError:
+        connection.close()  # replies are still to come: out of step
+        raise
 
 
 def _finite(seconds: float) -> float:

@@ -12,6 +12,8 @@ import pytest
 from redislink import BrokerUnreachable, ClusterMismatch, ConfigError, PartyTaken
 from redislink.broker import Broker, EmbeddedBroker, SeveralBrokers
 from redislink.operate import acl
+from redislink.protocol import list_names
+from redislink.protocol.frame import Hello, encode
 from redislink.testing.proxy import Proxy
 from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 from tests.support.servers import Admin, make_server
@@ -195,6 +197,26 @@ def socket_without_server() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+
+
+@pytest.mark.slow
+def test_a_hello_of_a_dead_run_on_a_broker_that_comes_back_ends_nothing(pair):
+    cluster = make_cluster(urls(*pair), 2, security="none")
+    with Proxy(pair[1].port) as hers, Proxy(pair[1].port) as proxy:
+        settings = {}
+        for name, line in (("alice", hers), ("bob", proxy)):
+            line.go_away()
+            settings[name] = quick_settings(broker_url=urls(pair[0], proxied(line)), **QUICK)
+        with joined(cluster, settings) as ends:
+            hello = encode(Hello(cluster.digest(), b"deadbeef"))
+            name = list_names.hello_list(cluster.session, "bob", "alice")
+            admin = Admin(pair[1])
+            admin(b"RPUSH", name, hello)
+            proxy.come_back()
+            wait_until(lambda: reaches(ends[1], 1))
+            wait_until(lambda: not admin(b"EXISTS", name))
+            admin.close()
+            exchange(ends, 0, 10)
 
 
 @pytest.mark.slow
