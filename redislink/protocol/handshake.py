@@ -28,6 +28,10 @@ class Handshake(Protocol):
         """The peers with which the handshake is not complete, in rank order."""
         ...
 
+    def runs(self) -> dict[str, bytes]:
+        """The instance of this run, and those of the peers that are done, by party."""
+        ...
+
     @property
     def not_opened(self) -> int:
         """How many sealed hellos have not opened so far, for all peers together."""
@@ -160,6 +164,9 @@ class PlainHandshake:
     @property
     def missing(self) -> list[str]:
         return [peer for peer in self._instances if peer not in self._done]
+
+    def runs(self) -> dict[str, bytes]:
+        return {self._party: self._instance} | {p: self._instances[p] for p in self._done}
 
     @property
     def not_opened(self) -> int:

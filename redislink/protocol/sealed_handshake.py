@@ -163,6 +163,11 @@ class SealedHandshake:
     def missing(self) -> list[str]:
         return [peer for peer, pair in self._pairs.items() if pair.done is None]
 
+    def runs(self) -> dict[str, bytes]:
+        done = {peer: pair.done for peer, pair in self._pairs.items()}
+        met = {peer: exchange.peer_instance for peer, exchange in done.items() if exchange}
+        return {self._party: self._instance} | met
+
     @property
     def not_opened(self) -> int:
         return sum(pair.not_opened for pair in self._pairs.values())

@@ -23,7 +23,7 @@ from redislink.transport.stats import counts_of
 
 def status_before_meeting(claim: AnyClaim, rendezvous: Rendezvous) -> PartyStatus:
     """Return this party's status while it waits for the others to join."""
-    missing = set(rendezvous.handshake.missing)
+    missing = set(rendezvous.absent)
     return PartyStatus(
         claim.instance,
         JOINING,

@@ -1,10 +1,15 @@
-"""Lets the parties of a session find each other: runs the handshake over the hello lists."""
+"""Lets the parties of a session find each other: runs the handshake over the hello lists.
+
+A party that has met all others says so, and waits until each of them has said the same
+(`protocol.roster`). So a party that starts again in this waiting room ends no run.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from redislink.broker import AnyOutbox, Broker, Inbox
@@ -15,8 +20,15 @@ from redislink.cluster import ClusterSpec
 from redislink.errors import BrokerError, ClusterMismatch, FrameError, HandshakeTimeout
 from redislink.logs import PartyLogger, is_power_of_two
 from redislink.protocol import list_names
-from redislink.protocol.frame import decode_untrusted, encode_header
-from redislink.protocol.handshake import Handshake, Message
+from redislink.protocol.frame import (
+    PROTOCOL_VERSION,
+    Hello,
+    OtherVersionError,
+    decode_untrusted,
+    encode_header,
+)
+from redislink.protocol.handshake import Handshake, Message, MismatchGrace
+from redislink.protocol.roster import Roster
 
 Progress = Callable[[list[str], float], None]
 
@@ -64,6 +76,8 @@ class Rendezvous:
         self._inbox = inbox
         self.peers = [name for name in spec.party_names if name != party]
         self.handshake = handshake
+        self._roster = Roster(spec.session, self.peers, handshake)
+        self._said_roster = b""
         self.lists = {list_names.hello_list(spec.session, party, peer): peer for peer in self.peers}
         """The hello lists in this party's inbox, each with the peer that pushes onto it."""
         self._said_hello_at = dict.fromkeys(self.peers, float("-inf"))
@@ -77,18 +91,20 @@ class Rendezvous:
         self._ignored = dict.fromkeys(self.peers, 0)
         self.elsewhere: Elsewhere | None = None
         """Set where there are several brokers: hellos go to all of them, and come from all."""
+        self._other_versions: dict[str, tuple[int, float]] = {}
+        """Peers whose hellos are of another protocol version: which, and since when."""
 
     def meet(
         self, broker: Broker, timeout: float, outage: Outage, on_progress: Progress | None
     ) -> None:
-        """Exchange hellos with every peer; on return the handshake is settled.
+        """Exchange hellos until all have met all; on return the handshake is settled.
 
         Args:
             broker: where the parties meet.
             timeout: seconds.
             outage: keeps track of how long the broker is away.
-            on_progress: called with the missing parties and the seconds so far, about once a
-                second.
+            on_progress: called with the parties that we wait for and the seconds so far, about
+                once a second.
 
         Raises:
             HandshakeTimeout: some parties are still missing after ``timeout`` seconds; the message
@@ -119,7 +135,7 @@ class Rendezvous:
         started = next_hello = time.monotonic()
         mismatch: ClusterMismatch | None = None
         give_up = started + timeout
-        while missing := self.handshake.missing:
+        while absent := self.absent:
             now = time.monotonic()
             self._collect(now)
             self._check_taken(now, min(outage.limit, timeout / 2))
@@ -127,27 +143,19 @@ class Rendezvous:
                 self._outbox.flush()
                 raise mismatch
             if now >= give_up:
-                raise HandshakeTimeout(
-                    f"{self._party}: waited {timeout:g} s at broker {broker.labels} for "
-                    f"{', '.join(missing)} to join session {self._spec.session!r}: start them "
-                    "with the same cluster file and broker, or raise REDISLINK_CONNECT_TIMEOUT"
-                    + "".join(
-                        f"; {text}"
-                        for text in (outage.describe(), *map(self.handshake.trouble, missing))
-                        if text
-                    )
-                )
+                raise self._timed_out(absent, timeout, broker, outage)
             way = Way.PUSH
             try:
                 if now >= next_hello:
                     away = self._reconnect(outage)
-                    for peer in missing:
+                    for peer in absent:
                         self._say_hello(peer)
                     if away is not None:
                         raise away
                     if on_progress is not None and now > started:
-                        on_progress(missing, now - started)
+                        on_progress(absent, now - started)
                     next_hello = now + _HELLO_INTERVAL
+                self._say_roster()
                 slice_ = max(0.001, min(next_hello, give_up) - now)
                 way = Way.POP
                 if self.elsewhere is not None:
@@ -168,6 +176,38 @@ class Rendezvous:
                         mismatch = error
                         give_up = min(give_up, time.monotonic() + _LINGER)
                         next_hello = 0.0
+        self._say_roster()  # the last to say so may have been a peer
+
+    @property
+    def absent(self) -> list[str]:
+        """Parties that have not joined, or else those that have not confirmed that all have."""
+        with self._lock:
+            return self._roster.absent
+
+    def _say_roster(self) -> None:
+        """Tell all peers at once when we have met them all, or other runs of them."""
+        with self._lock:
+            roster = self._roster.mine
+            is_news, self._said_roster = roster not in (b"", self._said_roster), roster
+        if is_news:
+            for peer in self.peers:
+                self._say_hello(peer)
+
+    def _timed_out(
+        self, absent: list[str], timeout: float, broker: Broker, outage: Outage
+    ) -> HandshakeTimeout:
+        who, session = ", ".join(absent), self._spec.session
+        what = f"to join session {session!r}: start them with the same cluster file and broker"
+        if not self.handshake.missing:
+            what = (
+                f"to confirm that all parties have joined session {session!r}: see whether they "
+                "still run, and whom they wait for"
+            )
+        troubles = (outage.describe(), *map(self.handshake.trouble, absent))
+        return HandshakeTimeout(
+            f"{self._party}: waited {timeout:g} s at broker {broker.labels} for {who} {what}, or "
+            "raise REDISLINK_CONNECT_TIMEOUT" + "".join(f"; {text}" for text in troubles if text)
+        )
 
     def _reconnect(self, outage: Outage) -> BrokerError | None:
         """Connect the outbox if it is not connected.
@@ -214,13 +254,17 @@ class Rendezvous:
         """Process an element from ``peer``'s hello list, and answer it.
 
         Raises:
-            ClusterMismatch: the peer runs with another cluster file, or another security mode.
+            ClusterMismatch: the peer runs with another cluster file, another security mode or
+                another version.
         """
         try:
             frame, body = decode_untrusted(bytes(element))
             with self._lock:
                 now = time.monotonic()
                 answer = self.handshake.receive_untrusted(peer, frame, bytes(body), now)
+                if isinstance(frame, Hello):
+                    self._roster.heard(peer, frame)
+                    self._other_versions.pop(peer, None)
                 # A peer that keeps saying hello has not had our answer: the broker lost it.
                 unanswered = now - self._said_hello_at[peer] > 0.9 * _HELLO_INTERVAL
                 if answer is None and unanswered:
@@ -237,9 +281,27 @@ class Rendezvous:
                     self._ignored[peer],
                     extra={"peer": peer},
                 )
+            if isinstance(error, OtherVersionError):
+                self._check_version(peer, error.version)
             return
         if answer is not None:
             self._push(peer, answer)
+
+    def _check_version(self, peer: str, version: int) -> None:
+        """Raise if a peer's hellos have been of this other version for long, as for any mismatch.
+
+        The peer ignores ours: an older one waits until its ``connect_timeout``.
+        """
+        now = time.monotonic()
+        seen, since = self._other_versions.get(peer, (version, now))
+        if seen != version:
+            since = now
+        self._other_versions[peer] = version, since
+        if now - since >= MismatchGrace.SECONDS:
+            raise ClusterMismatch(
+                f"{self._party}: party {peer!r} runs another version of redislink (protocol "
+                f"{version}, here {PROTOCOL_VERSION}): install the same version at every party"
+            )
 
     def reconnected(self) -> None:
         """Send the hellos that could not be sent while the outbox was broken."""
@@ -257,9 +319,10 @@ class Rendezvous:
         """Push a hello; it replaces any older one on the list."""
         with self._lock:
             self._said_hello_at[peer] = time.monotonic()
+            roster = self._roster.mine
         name = list_names.hello_list(self._spec.session, peer, self._party)
         hello, body = message
-        header = encode_header(hello)
+        header = encode_header(replace(hello, roster=roster))
         self._outbox.push(name, (header, body), self._token, clear=True, ttl=HELLO_TTL)
         if self.elsewhere is not None:
             self.elsewhere.push_hello(name, header + body)
