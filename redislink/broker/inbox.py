@@ -33,14 +33,20 @@ _MOST_AHEAD: Final = 32
 _BYTES_AHEAD: Final = 2 << 20
 """Bytes that the BLPOPs under way may bring: what a fast long-distance line holds."""
 _LEAST_BYTES_AHEAD: Final = 64 << 10
+LOOK_SECONDS: Final = 0.05
+"""Seconds between two looks of a thread that pops for others, at what else it has to do."""
 
 
 class Late(Protocol):
-    """Decides what becomes of a reply that is late."""
+    """What to do while a pop waits, and what becomes of a reply that is late."""
 
     @property
     def patience(self) -> float:
         """The seconds that a reply may be late before `is_dead` is asked."""
+        ...
+
+    def look(self) -> object:
+        """Do something else; called about every `LOOK_SECONDS` until the reply is late."""
         ...
 
     def is_dead(self, broker: Broker, silent_since: float) -> bool:
@@ -69,6 +75,8 @@ class Wait:
         give_up: when that receive times out; monotonic seconds.
         margin: seconds by which a reply may be late before the connection counts as broken.
         cancelled, registered: for the endpoint's use.
+        may_have_popped: whether the connection broke after it was open, so that an element may be
+            lost; of the last failure.
     """
 
     __slots__ = (
@@ -81,6 +89,7 @@ class Wait:
         "cancelled",
         "give_up",
         "margin",
+        "may_have_popped",
         "purpose",
         "registered",
     )
@@ -102,6 +111,7 @@ class Wait:
         self.give_up = 0.0
         self.cancelled = False
         self.registered = False
+        self.may_have_popped = False
 
     # The four ways to pop begin and end alike; tests/broker/test_inbox.py keeps them equal. They
     # share their end, `_ended`. Each repeats the beginning, which saves every message a call.
@@ -114,8 +124,8 @@ class Wait:
         Args:
             names: lists in one Cluster slot, with small elements: control frames or hellos.
             timeout: seconds to wait, finite and above 0.
-            late: decides what becomes of a reply that is late; None allows the margin, and then
-                the connection counts as broken.
+            late: called while nothing comes, and decides what becomes of a reply that is late; None
+                allows the margin, and then the connection counts as broken.
 
         Returns:
             (name, element), or None if no element came in time.
@@ -285,8 +295,11 @@ class Wait:
             BrokerError: ``late`` waits no more.
         """
         due = time.monotonic() + timeout
-        slice_ = timeout + late.patience
+        slice_ = LOOK_SECONDS
         while not connection.wait_readable(slice_) and not self._interrupted:
+            if time.monotonic() < due + late.patience:
+                late.look()
+                continue
             if late.is_dead(self._broker, due):
                 raise BrokerUnreachable(
                     f"broker {self._broker.label}: a connection has gone silent, while a new one "
@@ -316,10 +329,13 @@ class Wait:
 
     def _open(self) -> BrokerConnection:
         connection = self._connection = self._broker.open_answering()
+        traffic = connection.traffic  # what came before was on another connection
+        self._came = None if traffic is None else traffic.received
         return connection
 
     def _ended(self, error: BaseException) -> BaseException:
         """Close the connection, which may be out of step, and return the error to raise."""
+        self.may_have_popped = self._connection is not None
         self.disconnect()
         interrupted, self._interrupted = self._interrupted, False
         return Interrupted() if interrupted else error

@@ -7,6 +7,7 @@ from typing import Final
 
 LONG_AGO: Final = float("-inf")
 """A time before all others; means "never so far"."""
+_FIRST_ASK: Final = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,9 @@ class Timing:
         peer_timeout: a peer that is silent for so long counts as lost.
         ack_delay: an ack goes over the control list so long after the frame it acknowledges, or
             twice as long, unless an ack on a data frame has reached the peer by then.
-        probe_interval: the time between two probes for the same tag.
+        round_trip: the time from here to the broker and back.
+        ask_interval: the least time between two probes for the same tag; see `Waits`.
+        probe_interval: a tag counts as waited for until three times as long after a probe.
         resend_after: a frame counts as lost if the broker has had it for so long and the peer
             still asks for it. Doubles each time that the frame is lost, up to 16 times as long.
         overdue_after: the least time that a message, of which the peer says that the broker has
@@ -36,11 +39,18 @@ class Timing:
     peer_memory_bytes: int = 8 << 30
     peer_timeout: float = 30.0
     ack_delay: float = 0.1
+    round_trip: float = 0.0
+    ask_interval: float = 0.5
     probe_interval: float = 1.0
     resend_after: float = 0.5
     overdue_after: float = 0.2
     fin_interval: float = 0.5
     refused_pause: float = 0.1
+
+    @property
+    def first_ask(self) -> float:
+        """How long a receive waits before the peer is asked: longer than its own pop takes."""
+        return max(_FIRST_ASK, 1.5 * self.round_trip)
 
     @property
     def heartbeat_interval(self) -> float:

@@ -24,7 +24,7 @@ a conversation ends, all control frames, and the timers. Only here does one half
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Final
 
 from redislink.errors import (
@@ -37,18 +37,20 @@ from redislink.errors import (
     PeerRestarted,
     UsageError,
 )
+from redislink.protocol.ack_requests import AckRequests
 from redislink.protocol.conversation import LONG_AGO, DeliveryStats, Timing
 from redislink.protocol.frame import (
     Abort,
     Ack,
-    Answer,
     Data,
     Encoding,
     Fin,
     Frame,
     Heartbeat,
     Probe,
+    Says,
     Whole,
+    tags_by_probe,
 )
 from redislink.protocol.pushes import ControlPush, DataPush, Leftover, Push
 from redislink.protocol.receiving import Receiving
@@ -82,6 +84,8 @@ class Delivery:
         self._sending = sending = Sending(timing, receiving.received, self.unpushed, self.stats)
         self.kept: Container[str] = receiving.kept
         """The tags for which a message, or a part of one, was received and not yet taken."""
+        self._waits = receiving.waits
+        self._ack_requests = AckRequests(timing.round_trip)
         # These are called for every message, or every reply, so they lead straight to their half:
         # a method here that only forwards would cost one more Python call each time.
         self.send_at_once = sending.send_at_once
@@ -169,15 +173,22 @@ class Delivery:
         if not isinstance(push, DataPush):  # it may have carried an ack
             self._receiving.ack_by(self._sending.paused_until)
 
-    def ask_ack(self) -> None:
-        """Ask the peer not to delay its next ack, because somebody here waits for it."""
-        if self._sending.awaits_acks:
-            self._push_control(Ack(self._receiving.ack_state(), wanted=True))
+    def ask_ack(self, now: float) -> float:
+        """Ask the peer for prompt acks, because somebody here waits for one.
+
+        Returns:
+            The seconds until it makes sense to call this again. An earlier call is harmless:
+            whether a question goes out depends on when the last one did.
+        """
+        under_way = self._sending.unacked_frames
+        if under_way and (every := self._ack_requests.due(under_way, now)):
+            self._push_control(Ack(self._receiving.ack_state(), every))
+        return self._ack_requests.pause(now)
 
     def reconnected(self, now: float) -> None:
         """Note that our connection to the broker was lost and is back: any push may be lost."""
         self._sending.reconnected()
-        self._receiving.probe_all_soon(now)
+        self._waits.ask_all(now)
         self._next_heartbeat = self._next_fin = now
         if self._has_answered_fin and self.state is not State.FAILED:
             self._answer_fin()  # it may have been lost, and the peer waits for it
@@ -243,14 +254,23 @@ class Delivery:
             receiving.owe_ack(now)
         if acked > sending.acked_cumulative:
             sending.take_acked(acked, now)
-        # One ack answers one request for prompt acks; a sender that still waits asks again.
         if receiving.ack_eagerly or receiving.unreported_bytes >= self._ack_bytes:
-            self._push_ack()
+            self._ack_soon(now)
         if self.state is _CLOSING:
             self._finish_if_done()
 
-    def receive_control(self, frame: Frame, now: float) -> None:
+    def _ack_soon(self, now: float) -> None:
+        receiving = self._receiving
+        if receiving.unreported_bytes >= self._ack_bytes or receiving.owes_eager_ack(now):
+            self._push_ack()
+
+    def receive_control(self, frame: Frame, now: float, *, in_order: bool = True) -> None:
         """Process a frame from the control list.
+
+        Args:
+            frame: the frame.
+            now: monotonic seconds.
+            in_order: False if what is pushed now may overtake earlier pushes.
 
         Raises:
             FrameError: the frame does not belong there; nothing has changed.
@@ -274,28 +294,27 @@ class Delivery:
         elif isinstance(frame, Heartbeat):
             self._allowed_silence = self._timing.peer_timeout + frame.silence_ms / 1000
         elif isinstance(frame, Probe):
-            self._take_probe(frame, now)
-        elif frame.wanted:
-            self._push_ack()
-            self._receiving.ack_eagerly = True
+            self._take_probe(frame, now, in_order=in_order)
+        else:
+            self._ack_requests.answered()
+            if frame.every:
+                self._push_ack()
+                self._receiving.be_eager(frame.every, now)
         self._finish_if_done()
 
-    def _take_probe(self, probe: Probe, now: float) -> None:
-        tag, sending = probe.tag, self._sending
-        if probe.answer is Answer.NOT_SENT:
-            self._receiving.not_sent(tag, now)
-        elif probe.answer is not Answer.NONE:
-            self._receiving.taken(tag, now)
-            if probe.answer is Answer.RESENT and self._receiving.lost_again(now):
+    def _take_probe(self, probe: Probe, now: float, *, in_order: bool) -> None:
+        if probe.says is Says.NOT_SENT:
+            self._waits.not_sent(probe.tags, now)
+        elif probe.says in (Says.SENT, Says.RESENT):
+            was_lost = self._waits.sent(probe.tags, now)
+            if probe.says is Says.RESENT and self._waits.lost_again(was_lost, now):
                 self.read_anew(now)
-        elif sending.keeps(tag):
-            was_taken, resent = sending.is_taken(tag), self.stats.frames_resent
-            self.often_lost = sending.take_probe(tag, now) or self.often_lost
-            if was_taken:
-                answer = Answer.TAKEN if self.stats.frames_resent == resent else Answer.RESENT
-                self._push_control(Probe(tag, self._receiving.ack_state(), answer))
         else:
-            self._push_control(Probe(tag, self._receiving.ack_state(), Answer.NOT_SENT))
+            answer = self._sending.take_probe(probe, now, in_order=in_order)
+            self.often_lost = answer.often_lost or self.often_lost
+            self._push_probes(Says.NOT_SENT, answer.not_sent)
+            self._push_probes(Says.SENT, answer.sent)
+            self._push_probes(Says.RESENT, answer.resent)
 
     def peek(self, tag: str) -> tuple[bytes, Encoding] | None:
         """Like `take`, but leave the message there."""
@@ -308,26 +327,46 @@ class Delivery:
         """
         return self._receiving.missing(tag)
 
-    def wait(self, tag: str, now: float) -> None:
-        """Note that a receive now blocks on this tag, so the peer will be probed for it."""
-        self._receiving.wait(tag, now)
+    def wait(self, tag: str, since: float) -> None:
+        """Note that a receive has blocked on this tag, so the peer will be probed for it."""
+        self._waits.wait(tag, since)
 
     def came_in_part(self, tag: str, now: float) -> None:
         """Note that part of a frame of this tag has come: it is on its way, so do not probe yet."""
-        self._receiving.came_in_part(tag, now)
+        self._waits.came(tag, now, whole=False)
 
-    def probe_soon(self, tag: str, now: float) -> None:
-        """Probe at once: an element that was popped for this tag may have been lost on its way."""
-        self._receiving.probe_soon(tag, now)
+    def lost(self, tag: str, now: float) -> None:
+        """Have the peer push an element of this tag again: the one that came is of no use."""
+        self._complain(Says.LOST, tag, now)
+
+    def misses(self, tag: str, now: float) -> None:
+        """Have the peer push this tag again: elements of it may have been popped and lost."""
+        self._complain(Says.MISSES, tag, now)
 
     def overdue(self, now: float) -> list[str]:
         """Return the tags whose messages the broker has taken, but has not given to us.
 
         Either they were lost, or the connection was on which we wait for them. Each tag is named
-        once for each answer of the peer. If the connection lives, call `came_in_part`, else
-        `read_anew`.
+        once for each answer of the peer. If anything has come on the connection, call
+        `came_in_part`, else `missed_in_vain`.
         """
-        return self._receiving.overdue(now)
+        return self._waits.overdue(now)
+
+    def missed_in_vain(self, tag: str, now: float) -> bool:
+        """Have the peer push an overdue tag again.
+
+        Returns:
+            True if that was done before and did not help. Then the connection seems dead on which
+            the message should come: call `read_anew`.
+        """
+        wait = self._waits.by_tag.get(tag)
+        if wait is None or not self._peer_listens:
+            return False
+        if wait.missed:
+            return True
+        self._complain(Says.MISSES, tag, now)
+        wait.missed, wait.asked_at = True, now
+        return False
 
     def read_anew(self, now: float) -> None:
         """Read the next edition of the peer's data lists, and have the peer push onto that.
@@ -338,7 +377,7 @@ class Delivery:
         """
         if self._peer_listens:
             self._receiving.edition += 1
-            self._receiving.probe_all_soon(now)
+            self._waits.ask_all(now)
             self._push_ack()
 
     @property
@@ -353,7 +392,7 @@ class Delivery:
 
     def unwait(self, tag: str) -> None:
         """Note that the receive no longer blocks."""
-        self._receiving.unwait(tag)
+        self._waits.unwait(tag)
 
     def check_can_receive(self, tag: str, now: float) -> None:
         """Raise the reason why nothing more can come, if there is one.
@@ -378,7 +417,7 @@ class Delivery:
     def describe_wait(self, tag: str, now: float) -> str:
         """Say when the peer was last heard, and what it said, for a RecvTimeout."""
         heard = f"{self.peer} was last heard {max(0.0, now - self.last_heard):.1f} s ago"
-        if self._receiving.is_not_sent(tag, now):
+        if self._waits.is_not_sent(tag, now):
             return f"{heard} and says that it has not sent it yet"
         return heard
 
@@ -404,7 +443,9 @@ class Delivery:
         """When `tick` is due; None if no timer runs."""
         if not self._peer_listens:
             return None
-        due = self._receiving.timeouts()
+        due = self._waits.timeouts()
+        if self._receiving.ack_due is not None:
+            due.append(self._receiving.ack_due)
         if (resumes_at := self._sending.resumes_at) is not None:
             due.append(resumes_at)
         if self.state is not State.PEER_CLOSED:
@@ -417,8 +458,7 @@ class Delivery:
         """Queue what is due: acks, probes, heartbeats, FINs, and chunks that now fit the window."""
         if not self._peer_listens:
             return
-        for tag in self._receiving.probes_due(now):
-            self._push_control(Probe(tag, self._receiving.ack_state()))
+        self.stats.probes_sent += self._push_probes(Says.WAITS, self._waits.due(now))
         if self.state is State.CLOSING and self._next_fin <= now:
             self._push_fin(now)
         # A peer that is closing hears our answers to its FINs instead.
@@ -526,7 +566,18 @@ class Delivery:
 
     def _push_ack(self) -> None:
         self._push_control(Ack(self._receiving.ack_state()))
-        self._receiving.ack_eagerly = False
+
+    def _push_probes(self, says: Says, tags: Iterable[str]) -> int:
+        """Push as few probes as these tags need; return how many that were."""
+        batches = list(tags_by_probe(tags))
+        for batch in batches:
+            self._push_control(Probe(batch, self._receiving.ack_state(), says))
+        return len(batches)
+
+    def _complain(self, says: Says, tag: str, now: float) -> None:
+        if self._peer_listens:
+            self.stats.probes_sent += self._push_probes(says, (tag,))
+            self._waits.complained(tag, now)
 
     def _push_control(self, frame: Frame) -> None:
         self.unpushed.append(ControlPush(frame))

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -38,6 +39,9 @@ MAX_TAG_CHARS: Final = 512
 MAX_GENERATION: Final = 1 << 53
 MAX_BROKERS: Final = 16
 MAX_EDITION: Final = (1 << 31) - 1
+_MAX_TAGS_BYTES: Final = 2600
+"""What the tags of one `Probe` may take of its header, so that the longest ack still fits."""
+_TAG_OVERHEAD: Final = 3
 _MAX_NUMBER: Final = (1 << 63) - 1
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
@@ -68,19 +72,6 @@ class FrameKind(enum.IntEnum):
     MOVE = 10
 
 
-class Answer(enum.IntEnum):
-    """What a PROBE says of its tag."""
-
-    NONE = 0
-    """It asks."""
-    NOT_SENT = 1
-    """Nothing of this tag has been sent that was not acked."""
-    TAKEN = 2
-    """The broker has taken the next frame of this tag."""
-    RESENT = 3
-    """The broker took it so long ago that it counts as lost, and it is pushed again."""
-
-
 class Encoding(enum.IntEnum):
     """What the body of a DATA frame contains: a field of the header says it, never the tag."""
 
@@ -88,6 +79,23 @@ class Encoding(enum.IntEnum):
     """The caller's bytes, unchanged."""
     VALUE = 1
     """A msgpack-encoded value of the communicator."""
+
+
+class Says(enum.IntEnum):
+    """What a `Probe` says about its tags."""
+
+    WAITS = 0
+    """I wait for the next message of each."""
+    MISSES = 1
+    """I wait, and something was lost on the way: send all again that the broker should have."""
+    LOST = 2
+    """I took an element of each from the broker that is of no use: send it again."""
+    NOT_SENT = 3
+    """The answer: I have nothing of these to send."""
+    SENT = 4
+    """The answer: the broker has had the next element of each before this frame."""
+    RESENT = 5
+    """The answer: likewise, but that counted as lost and was pushed again."""
 
 
 def _number(value: Any, what: str, low: int = 0, high: int = _MAX_NUMBER) -> None:
@@ -167,6 +175,8 @@ class Hello:
         echo: the peer's ``instance`` as last heard; empty until one is heard.
         sealed: True if the sender wants a sealed session.
         step: 0 has no body; 1, 2 and 3 are the messages of the key exchange.
+        roster: 16 bytes that name the present run of every party, once the sender has met them
+            all; empty before.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.HELLO
@@ -176,6 +186,7 @@ class Hello:
     echo: bytes = b""
     sealed: bool = False
     step: int = 0
+    roster: bytes = b""
 
     def __post_init__(self) -> None:
         _fixed_bytes(self.digest, "cluster digest", 32)
@@ -183,6 +194,7 @@ class Hello:
         _fixed_bytes(self.echo, "echo", 0, 8)
         _flag(self.sealed, "sealed")
         _number(self.step, "step", 0, 3)
+        _fixed_bytes(self.roster, "roster", 0, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,42 +236,66 @@ class Ack:
 
     Attributes:
         ack: what the sender has received.
-        wanted: True if the sender waits for the peer's acks, and asks it not to delay the next.
+        every: the sender waits for acks: it asks for one now, and for one after every so many
+            messages. 0 asks for nothing.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.ACK
     has_body: ClassVar[bool] = False
     ack: AckState
-    wanted: bool = False
+    every: int = 0
 
     def __post_init__(self) -> None:
         if type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
-        _flag(self.wanted, "wanted")
+        _number(self.every, "messages between two acks")
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Asks a peer for the message that a blocked receiver waits for, or answers such a question.
+    """Question or answer about messages that a receiver waits for.
 
     Attributes:
-        tag: the tag of that message.
+        tags: the tags of these messages, at least one; `tags_by_probe` cuts up any number.
         ack: what the sender of this frame has received.
-        answer: whether it asks, or what it answers.
+        says: which question, or which answer.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.PROBE
     has_body: ClassVar[bool] = False
-    tag: str
+    tags: tuple[str, ...]
     ack: AckState
-    answer: Answer = Answer.NONE
+    says: Says = Says.WAITS
 
     def __post_init__(self) -> None:
-        _text(self.tag, "tag", MAX_TAG_CHARS)
+        if type(self.tags) is not tuple or not self.tags:
+            raise FrameError("a probe without tags")
+        for tag in self.tags:
+            _text(tag, "tag", MAX_TAG_CHARS)
+        if sum(map(_tag_bytes, self.tags)) > _MAX_TAGS_BYTES:
+            raise FrameError("a probe with too many tags")
         if type(self.ack) is not AckState:
             raise FrameError("ack is not an AckState")
-        if type(self.answer) is not Answer:
-            raise FrameError("answer is none of those that a PROBE gives")
+        if type(self.says) is not Says:
+            raise FrameError("what a probe says is not known")
+
+
+def _tag_bytes(tag: str) -> int:
+    return len(tag.encode()) + _TAG_OVERHEAD
+
+
+def tags_by_probe(tags: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Cut tags into as many as fit into one `Probe` each."""
+    batch: list[str] = []
+    size = 0
+    for tag in tags:
+        size += _tag_bytes(tag)
+        if size > _MAX_TAGS_BYTES:
+            yield tuple(batch)
+            batch, size = [], _tag_bytes(tag)
+        batch.append(tag)
+    if batch:
+        yield tuple(batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +417,17 @@ class Move:
         _flag(self.answer, "answer")
 
 
+class OtherVersionError(FrameError):
+    """An element of another version of the protocol; ``version`` says which."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        super().__init__(
+            f"a frame of protocol version {version}, but this redislink speaks version "
+            f"{PROTOCOL_VERSION}: run the same redislink version at every party"
+        )
+
+
 Whole = tuple[int, Encoding, int, bytes]
 """(seq, encoding, acked, body) of a `Data` with ``parts`` 1 and ``previous`` 0."""
 Frame = Hello | Data | Ack | Probe | Heartbeat | Abort | Fin | Sealed | Fragment | Move
@@ -392,6 +439,7 @@ _CLASSES: Final[dict[int, type[Frame]]] = {
 }
 _DATA_KIND: Final = int(FrameKind.DATA)
 _ENCODINGS: Final = tuple(Encoding)
+_SAYS: Final = tuple(Says)
 _FIELDS: Final = {cls: tuple(f.name for f in fields(cls)) for cls in _CLASSES.values()}
 
 
@@ -489,10 +537,7 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
         raise FrameError(f"a frame of only {len(element)} bytes")
     version, header_bytes = _UNPACK_PREFIX(element)
     if version != PROTOCOL_VERSION:
-        raise FrameError(
-            f"a frame of protocol version {version}, but this redislink speaks version "
-            f"{PROTOCOL_VERSION}: run the same redislink version at every party"
-        )
+        raise OtherVersionError(version)
     if header_bytes > MAX_HEADER_BYTES:
         raise FrameError(f"a header over {MAX_HEADER_BYTES} bytes")
     header_end = _PREFIX_BYTES + header_bytes
@@ -515,12 +560,6 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
     return frame, header_end
 
 
-def _answer_untrusted(value: Any) -> Answer:
-    if type(value) is not int or not 0 <= value < len(Answer):
-        raise FrameError("answer is none of those that a PROBE gives")
-    return Answer(value)
-
-
 def _from_values_untrusted(values: Any) -> Frame:
     if type(values) is not list or not values or type(values[0]) is not int:
         raise FrameError("a header that does not begin with a frame kind")
@@ -534,5 +573,9 @@ def _from_values_untrusted(values: Any) -> Frame:
     if arguments.get("ack") is not None:
         arguments["ack"] = AckState.from_wire_untrusted(arguments["ack"])
     if cls is Probe:
-        arguments["answer"] = _answer_untrusted(arguments["answer"])
+        says = arguments["says"]
+        if type(arguments["tags"]) is not list or type(says) is not int or says not in _SAYS:
+            raise FrameError("a probe without a list of tags, or that says what is not known")
+        arguments["tags"] = tuple(arguments["tags"])
+        arguments["says"] = Says(says)
     return cls(**arguments)

@@ -91,6 +91,7 @@ class Chunk(DataPush):
         account: the account that counts it while it may be on the broker; None while it is not.
         confirmed_at: when the broker confirmed it; None if it has not.
         queued: True while it is in the queue.
+        was_queued: True once it was in the queue: frames with higher numbers may precede it.
         launched: True once it was pushed, which fixes its frame.
         refused: True if the broker had no room for it last time.
         times_lost: how often the peer asked for it although the broker had it.
@@ -106,6 +107,7 @@ class Chunk(DataPush):
     account: Account | None = None
     confirmed_at: float | None = None
     queued: bool = False
+    was_queued: bool = False
     launched: bool = False
     refused: bool = False
     times_lost: int = 0

@@ -4,7 +4,8 @@ Rules:
 - Each number is delivered once; duplicates are dropped.
 - A frame is acked at most ``ack_delay`` after it came, or twice that, unless we know that the peer
   knows by then. Reading the ack's content (`ack_state`) settles all acks that were due.
-- While a receive waits for a tag, the peer is probed for it, except while a frame is on its way.
+- A peer that waits for acks has one after every so many messages (`ack_eagerly`).
+- `Waits` says when the peer is probed for the tags that receives wait for.
 
 This module pushes nothing, and raises only errors about a frame. `Delivery` pushes the acks and
 probes that are due, and decides what the state allows.
@@ -14,36 +15,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container
-from dataclasses import dataclass
 from typing import Final
 
 from redislink.protocol import chunking
-from redislink.protocol.conversation import LONG_AGO, DeliveryStats, Timing
+from redislink.protocol.ack_requests import EAGER_SECONDS
+from redislink.protocol.conversation import DeliveryStats, Timing
 from redislink.protocol.frame import AckState, Data, Encoding
 from redislink.protocol.received import ReceivedNumbers
+from redislink.protocol.waits import Waits
 
 _FRAME_OVERHEAD: Final = chunking.OVERHEAD
 _NEVER_TOLD: Final = sys.maxsize
-_MOST_DOUBLINGS: Final = 6
-
-
-@dataclass(slots=True)
-class _Wait:
-    next_probe: float
-    threads: int = 1
-    not_sent_at: float = LONG_AGO
-    asked_at: float | None = None
-    """When we asked what the peer has not answered yet."""
-    overdue_at: float | None = None
-    """By then, what the broker has taken should have come."""
-    times_overdue: int = 0
-    """How often it had not, since something last came."""
-
-    def came(self, next_probe: float) -> None:
-        """Something of this tag has come."""
-        self.next_probe = next_probe
-        self.asked_at = self.overdue_at = None
-        self.times_overdue = 0
 
 
 class Receiving:
@@ -54,22 +36,24 @@ class Receiving:
         self.received = ReceivedNumbers()
         self.ack_due: float | None = None
         """When an ack is due; None if the peer knows everything."""
-        self.ack_eagerly = False
-        """True if the peer waits for acks: its next message is acked at once."""
+        self.ack_eagerly = 0
+        """The peer waits for acks: it wants one after so many messages. 0 if it does not wait."""
+        self._eager_until = 0.0
+        self._came_since_ack = 0
+        """Messages since the last ack, counted only while ``ack_eagerly`` is set."""
         self.unreported_bytes = 0
         """Bytes received since the last ack."""
         self.reported = 0
         """We have acked every number up to this one; the peer may not have heard it yet."""
         self.edition = 0
         """We read the data lists of this edition."""
-        self._lost_at = LONG_AGO
-        self._timing = timing
         self._ack_delay = timing.ack_delay
         self._stats = stats
         self._reassembly = chunking.Reassembly()
         self.kept: Container[str] = self._reassembly.tags
         """The tags for which a message, or a part of one, was received and not yet taken."""
-        self._waits: dict[str, _Wait] = {}
+        self.waits = Waits(timing)
+        self._waits = self.waits.by_tag
         self._ack_owed = 0
         """The ack at `ack_due` is not needed if the peer knows of every number up to this one."""
 
@@ -108,9 +92,8 @@ class Receiving:
 
     def _count(self, tag: str, length: int, now: float) -> None:
         self.unreported_bytes += length + _FRAME_OVERHEAD
-        if self._waits and (wait := self._waits.get(tag)) is not None:
-            wait.came(now + self._timing.probe_interval)
-            wait.not_sent_at = LONG_AGO
+        if self._waits and tag in self._waits:
+            self.waits.came(tag, now, whole=True)
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
         """Return and remove the next whole message of a tag; None if there is none."""
@@ -140,102 +123,19 @@ class Receiving:
         """Forget everything that was received and not taken."""
         self._reassembly.clear()
 
-    # -- what is waited for ----------------------------------------------------------------
-
-    def wait(self, tag: str, now: float) -> None:
-        """Note that a receive now blocks on this tag."""
-        wait = self._waits.get(tag)
-        if wait is None:
-            self._waits[tag] = _Wait(now + self._timing.probe_interval)
-        else:
-            wait.threads += 1
-
-    def unwait(self, tag: str) -> None:
-        """Note that the receive no longer blocks."""
-        wait = self._waits[tag]
-        wait.threads -= 1
-        if not wait.threads:
-            del self._waits[tag]
-
-    def came_in_part(self, tag: str, now: float) -> None:
-        """Note that part of a frame of this tag has come: it is on its way, so do not probe yet."""
-        if (wait := self._waits.get(tag)) is not None:
-            wait.came(now + self._timing.probe_interval)
-
-    def not_sent(self, tag: str, now: float) -> None:
-        """Note that the peer says that it has nothing with this tag."""
-        if (wait := self._waits.get(tag)) is not None:
-            wait.not_sent_at = now
-            wait.asked_at = wait.overdue_at = None
-
-    def taken(self, tag: str, now: float) -> None:
-        """Note that the peer says that the broker has taken what we wait for.
-
-        The broker had it before it had the peer's answer. So it should be here, unless our BLPOP
-        reached the broker late: wait once more for as long as question and answer took. After each
-        time that it did not come, this doubles: perhaps it cannot come at all.
-        """
-        wait = self._waits.get(tag)
-        if wait is None or wait.overdue_at is not None or wait.asked_at is None:
-            return
-        patience = max(self._timing.overdue_after, now - wait.asked_at)
-        wait.overdue_at = now + patience * 2 ** min(wait.times_overdue, _MOST_DOUBLINGS)
-        wait.asked_at = None
-
-    def lost_again(self, now: float) -> bool:
-        """Note that the broker has lost something; return whether it did so lately, too.
-
-        One lost pop costs one message. With a second one soon after, perhaps BLPOPs of a lost
-        connection swallow what comes.
-        """
-        before, self._lost_at = self._lost_at, now
-        return now - before < 10 * self._timing.probe_interval
-
-    def overdue(self, now: float) -> list[str]:
-        """Return the tags whose messages should have come. Each is named once for each answer."""
-        due = []
-        for tag, wait in self._waits.items():
-            if wait.overdue_at is not None and wait.overdue_at <= now:
-                wait.overdue_at = None
-                wait.times_overdue += 1
-                due.append(tag)
-        return due
-
-    def is_not_sent(self, tag: str, now: float) -> bool:
-        """Return whether the peer said lately that it has nothing with a tag that we wait for."""
-        wait = self._waits.get(tag)
-        return wait is not None and now - wait.not_sent_at <= 2 * self._timing.probe_interval
-
-    def probe_soon(self, tag: str, now: float) -> None:
-        """Probe at once: an element that was popped for this tag may have been lost on its way."""
-        wait = self._waits[tag]
-        wait.next_probe, wait.asked_at = now, None
-
-    def probe_all_soon(self, now: float) -> None:
-        """Like `probe_soon`, for every tag that a receive waits for."""
-        for wait in self._waits.values():
-            wait.next_probe, wait.asked_at = now, None
-
-    def probes_due(self, now: float) -> list[str]:
-        """Return the tags to probe for now; each is due again after ``probe_interval``."""
-        due = [tag for tag, wait in self._waits.items() if wait.next_probe <= now]
-        for tag in due:
-            wait = self._waits[tag]
-            wait.next_probe = now + self._timing.probe_interval
-            if wait.asked_at is None:
-                wait.asked_at = now
-        self._stats.probes_sent += len(due)
-        return due
-
-    def timeouts(self) -> list[float]:
-        """Return the times at which probes, messages and the ack are due."""
-        due = [wait.next_probe for wait in self._waits.values()]
-        due += [w.overdue_at for w in self._waits.values() if w.overdue_at is not None]
-        if self.ack_due is not None:
-            due.append(self.ack_due)
-        return due
-
     # -- acks ------------------------------------------------------------------------------
+
+    def be_eager(self, every: int, now: float) -> None:
+        """Note that the peer waits for acks, and wants one after every so many messages."""
+        self.ack_eagerly, self._eager_until = every, now + EAGER_SECONDS
+
+    def owes_eager_ack(self, now: float) -> bool:
+        """Note that a message came while the peer waits for acks; return whether to ack now."""
+        if now > self._eager_until:
+            self.ack_eagerly = 0
+            return False
+        self._came_since_ack += 1
+        return self._came_since_ack >= self.ack_eagerly
 
     def owe_ack(self, now: float) -> None:
         """Note that something came, so the peer must be told soon."""
@@ -270,6 +170,6 @@ class Receiving:
     def ack_state(self) -> AckState:
         """For the control list, where the peer always listens: no other ack is due then."""
         self.ack_due = None
-        self.unreported_bytes = 0
+        self.unreported_bytes = self._came_since_ack = 0
         self.reported = self.received.cumulative
         return self.received.ack_state(self.edition)

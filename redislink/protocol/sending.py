@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from redislink.errors import FrameError
 from redislink.protocol import chunking
 from redislink.protocol.conversation import LONG_AGO, DeliveryStats, Timing
-from redislink.protocol.frame import AckState, Encoding
+from redislink.protocol.frame import AckState, Encoding, Probe, Says
 from redislink.protocol.pushes import Account, Chunk, Clearing, Leftover, Push
 from redislink.protocol.received import ReceivedNumbers
 
@@ -34,8 +34,32 @@ _OF_A_STREAM: Final = 2
 """Messages of this size that are in flight already when we treat the traffic as a stream. Parties
 that exchange messages have one in flight: what the peer sent meanwhile does not ack it yet."""
 _OFTEN_LOST: Final = 3
+_SMALL: Final = 16 << 10
+"""Elements of up to so many bytes reach the broker in the order of their numbers."""
+_LOSS_MEMORY: Final = 10.0
+"""Seconds for which a loss makes the next one look like more than a lost pop."""
+_MOST_SUSPECTED: Final = 2
+"""Losses in that time that may still be single ones, where only the peer says that they are."""
 _RAW: Final = Encoding.RAW
 _new: Final = object.__new__  # a class called as usual costs five times as much
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a probe has led to.
+
+    Attributes:
+        not_sent: tags of which nothing is unacked.
+        sent: tags whose next chunk the broker has before what is pushed now.
+        resent: likewise, but the chunk counted as lost and was pushed again.
+        often_lost: the size of a tag's next chunk, if it was lost several times, each time after
+            the broker took it; otherwise 0.
+    """
+
+    not_sent: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    resent: list[str] = field(default_factory=list)
+    often_lost: int = 0
 
 
 class Sending:
@@ -85,7 +109,8 @@ class Sending:
         self._to_clear: set[str] = set()
         self._pushed_twice: set[str] = set()
         self._mute_since: float | None = None  # control frames are refused too
-        self._last_loss_at = LONG_AGO
+        self._losses: list[float] = []
+        """When each tag was lost lately."""
 
     # -- a message -------------------------------------------------------------------------
     #
@@ -192,9 +217,9 @@ class Sending:
         return not self._unacked and not self._chunks_left
 
     @property
-    def awaits_acks(self) -> bool:
-        """True while a chunk is kept; none is kept once the conversation is over."""
-        return bool(self._unacked)
+    def unacked_frames(self) -> int:
+        """The number of chunks that the peer has not acked; 0 once the conversation is over."""
+        return len(self._unacked)
 
     @property
     def unacked_bytes(self) -> int:
@@ -375,56 +400,109 @@ class Sending:
 
     # -- what the peer waits for -----------------------------------------------------------
 
-    def keeps(self, tag: str) -> bool:
-        """Return whether any chunk of this tag is unacked."""
-        return tag in self._by_tag
-
     def unacked_tags(self) -> list[str]:
         """Return the tags of which the peer has not acked everything."""
         return list(self._by_tag)
 
-    def is_taken(self, tag: str) -> bool:
-        """Return whether the broker has taken the tag's next frame, as far as we know."""
-        return next(iter(self._by_tag[tag].values())).confirmed_at is not None
+    def take_probe(self, probe: Probe, now: float, *, in_order: bool) -> Answer:
+        """Make sure that the peer gets the tags that it waits for.
 
-    def take_probe(self, tag: str, now: float) -> int:
-        """Make sure that the peer gets a tag that it waits for, and that has unacked chunks.
-
-        Returns:
-            The size of the tag's next chunk, if it was lost several times, each time after the
-            broker took it; otherwise 0.
+        Args:
+            probe: the peer's question. Its ack was taken before.
+            now: monotonic seconds.
+            in_order: whether what is pushed now reaches the broker after all earlier pushes.
         """
-        often_lost = 0
-        wanted = next(iter(self._by_tag[tag].values()))
-        asked_before = tag in self._waited_for
-        self._waited_for[tag] = now
-        if asked_before and wanted.account is None:
-            self._take_back_idle(now, only_asked_for=not wanted.refused)
-        if self._seems_lost(tag, now):
-            # One lost pop costs one list. A second loss soon after means that the broker lost
-            # more than a pop: resend everything it has had for a while, less at a time.
-            lost = [tag]
-            if now - self._last_loss_at < 10 * self._timing.probe_interval:
-                self._shrink_window()
-                lost = [tag for tag in self._by_tag if self._seems_lost(tag, now)]
-            self._last_loss_at = now
-            for each in lost:
-                self._take_back(each, lost=True)
-            if wanted.times_lost >= _OFTEN_LOST:
-                often_lost = len(wanted.body)
+        answer, stuck = Answer(), []
+        lost: list[tuple[str, Chunk]] = []
+        for tag in probe.tags:
+            chunks = self._by_tag.get(tag)
+            if chunks is None:
+                answer.not_sent.append(tag)
+                continue
+            first = next(iter(chunks.values()))
+            if tag in self._waited_for and first.account is None:
+                stuck.append(first)
+            self._waited_for[tag] = now
+            flying = self._first_flying(tag)
+            if flying is None:
+                continue
+            if self._should_resend(flying, probe, now):
+                lost.append((tag, flying))
+            elif probe.says is Says.WAITS and (in_order or flying.confirmed_at is not None):
+                answer.sent.append(tag)
+        if stuck:
+            self._take_back_idle(now, only_asked_for=not any(chunk.refused for chunk in stuck))
+        for tag, flying in lost:
+            if probe.says is Says.LOST:
+                flying.times_lost += 1
+                self._resend([flying])
+            else:
+                self._lost(tag, now)
+            if flying.times_lost >= _OFTEN_LOST:
+                answer.often_lost = len(flying.body)
         self.pump(now)
-        return often_lost
+        if in_order and probe.says is not Says.LOST:
+            tags = (tag for tag, flying in lost if flying.account is not None)
+            answer.resent.extend(tags)
+        return answer
+
+    def _should_resend(self, flying: Chunk, probe: Probe, now: float) -> bool:
+        """Return whether a chunk that the peer should have had is to be pushed again.
+
+        After a loss, only once the broker has had it again, and longer each time.
+        """
+        if self._had_for_long(flying, now):
+            return True
+        if flying.confirmed_at is None and flying.times_lost:
+            return False
+        if probe.says is Says.WAITS:
+            # The peer has had something that was pushed later, and has waited for this one since.
+            ranges = probe.ack.ranges
+            return (
+                not flying.was_queued
+                and len(flying.body) <= _SMALL
+                and bool(ranges)
+                and ranges[-1][1] > flying.seq
+            )
+        if not flying.times_lost:
+            return True
+        patience = self._timing.resend_after * 2 ** min(flying.times_lost - 1, _MOST_DOUBLINGS)
+        return flying.confirmed_at is not None and flying.confirmed_at + patience <= now
+
+    def _lost(self, tag: str, now: float) -> None:
+        """Push a tag again that is lost.
+
+        One lost pop costs one list. Losses in a row mean that the broker lost more than a pop:
+        then everything that it has had for a while is pushed again, less at a time.
+        """
+        certain = self._seems_lost(tag, now)
+        self._losses = [at for at in self._losses if now - at < _LOSS_MEMORY]
+        lost = [tag]
+        if len(self._losses) >= (1 if certain else _MOST_SUSPECTED):
+            self._shrink_window()
+            lost += [
+                other for other in self._by_tag if other != tag and self._seems_lost(other, now)
+            ]
+        self._losses.append(now)
+        for each in lost:
+            self._take_back(each, lost=True)
+
+    def _first_flying(self, tag: str) -> Chunk | None:
+        """Return a tag's first chunk that may be on the broker.
+
+        A list is popped from its front, so this one decides, however long the rest takes.
+        """
+        chunks = self._by_tag[tag].values()
+        return next((chunk for chunk in chunks if chunk.account is not None), None)
+
+    def _had_for_long(self, chunk: Chunk, now: float) -> bool:
+        """Return whether a waiting peer should have had this chunk long ago."""
+        patience = self._timing.resend_after * 2 ** min(chunk.times_lost, _MOST_DOUBLINGS)
+        return chunk.confirmed_at is not None and chunk.confirmed_at + patience <= now
 
     def _seems_lost(self, tag: str, now: float) -> bool:
-        """Return whether a waiting peer should have had this tag long ago.
-
-        A list is popped from its front, so its first chunk decides, however long the rest takes.
-        """
-        for chunk in self._by_tag[tag].values():
-            if chunk.account is not None:
-                patience = self._timing.resend_after * 2 ** min(chunk.times_lost, _MOST_DOUBLINGS)
-                return chunk.confirmed_at is not None and chunk.confirmed_at + patience <= now
-        return False
+        flying = self._first_flying(tag)
+        return flying is not None and self._had_for_long(flying, now)
 
     def _take_back_idle(self, now: float, *, only_asked_for: bool = False) -> None:
         """Take tags back from the broker for which the peer has not waited lately.
@@ -495,7 +573,7 @@ class Sending:
 
     def _enqueue(self, chunk: Chunk) -> None:
         if not chunk.queued:
-            chunk.queued = True
+            chunk.queued = chunk.was_queued = True
             heapq.heappush(self._queue, chunk.seq)
 
     def _launch(self, chunk: Chunk, account: Account) -> None:

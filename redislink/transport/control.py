@@ -154,19 +154,27 @@ class Control:
         core = self._core
         busy = self._collect()
         core.check_pushes()
-        now = time.monotonic()
         self._lines.check_outbox()
         if core.outbox.error is not None:
             core.mend_outbox()
+        busy = busy or core.outbox.has_unread
+        pause = UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
+        return max(_SHORTEST_CONTROL_WAIT, min(pause, self.look()))
+
+    def look(self) -> float:
+        """Look after receives that wait, and run the timers.
+
+        Returns:
+            The seconds until the next timer is due.
+        """
+        core, now, pause = self._core, time.monotonic(), _LONGEST_CONTROL_WAIT
         for wait in core.inbox.waits():
             purpose = wait.purpose
-            if purpose is not None and now - purpose[2] > UNREAD_CONTROL_WAIT:
+            if purpose is not None and now - purpose[2] > core.first_ask:
                 with core.lock:
                     self._receiving.register(wait)
                 if now > wait.give_up + wait.margin:
                     wait.interrupt()  # the reply drips in too slowly: its timeout still holds
-        busy = busy or core.outbox.has_unread
-        pause = UNREAD_CONTROL_WAIT if busy else _LONGEST_CONTROL_WAIT
         for peer in core.peers.values():
             overdue: list[str] = []
             with core.talk(peer) as delivery:
@@ -179,29 +187,32 @@ class Control:
                 self._check_lines(peer, overdue)
             if due is not None:
                 pause = min(pause, due - now)
-        return max(_SHORTEST_CONTROL_WAIT, pause)
+        return pause
 
     def _check_lines(self, peer: Peer, tags: list[str]) -> None:
-        """Leave the connections that brought nothing although the broker had something for them.
+        """Look at the connections that should have brought messages.
+
+        Where nothing at all has come, the peer pushes the message again; if that does not help, the
+        connection is left.
 
         Args:
             peer: the party that sent it.
             tags: the tags of messages that are overdue.
         """
-        core = self._core
-        if core.broker.in_process:
-            return  # nothing can go silent
-        silent = False
+        core, now = self._core, time.monotonic()
+        moved: dict[str, bool] = {}  # several receives may wait for one tag
         for wait in core.inbox.waits():
             purpose = wait.purpose
-            if purpose is None or purpose[0] != peer.name or purpose[1] not in tags:
-                continue
-            if wait.has_moved():
-                with core.talk(peer) as delivery:
-                    delivery.came_in_part(purpose[1], time.monotonic())
-            else:
-                silent = True
-        if silent:
+            if purpose is not None and purpose[0] == peer.name and purpose[1] in tags:
+                moved[purpose[1]] = wait.has_moved() or moved.get(purpose[1], False)
+        silent = False
+        with core.talk(peer) as delivery:
+            for tag, has_moved in moved.items():
+                if has_moved:
+                    delivery.came_in_part(tag, now)
+                elif delivery.missed_in_vain(tag, now):
+                    silent = True
+        if silent and not core.broker.in_process:  # there, no connection can go silent
             self._receiving.read_anew(peer)
 
     # -- while the control connection is silent: see `redislink.broker.inbox.Late` ---------------
@@ -278,7 +289,9 @@ class Control:
         illegal: FrameError | None = None
         with core.talk(peer) as delivery:
             try:
-                delivery.receive_control(frame, time.monotonic())
+                # A full line lets control frames overtake messages.
+                in_order = not core.outbox.is_behind
+                delivery.receive_control(frame, time.monotonic(), in_order=in_order)
             except FrameError as error:
                 illegal = error
             leaves_lines = peer.follow()

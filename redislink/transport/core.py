@@ -110,6 +110,7 @@ class Core:
         stopped: set when the threads must end.
         sleepers: the number of threads that wait on ``changed`` for acks.
         reconnects: how often the outbox has reconnected.
+        first_ask: seconds after which the peer is asked for what a receive waits for.
         last_words: control frames pushed while closing, or after a failure; delivery does not
             resend these.
         element_size: how large an element the broker accepts.
@@ -143,6 +144,7 @@ class Core:
         self.outage = outage
         self.rendezvous: Rendezvous = rendezvous
         self.blpop_slice = broker.blpop_slice(settings.blpop_timeout)
+        self.first_ask = Timing(round_trip=round_trip).first_ask
         self.peers = self._make_peers(round_trip)
         self._by_name_or_rank: dict[Party, Peer] = {
             key: peer for name, peer in self.peers.items() for key in (name, cluster.rank(name))
@@ -171,6 +173,7 @@ class Core:
             chunk_bytes=settings.chunk_bytes,
             least_chunk_bytes=_least_chunk_bytes(round_trip, settings.chunk_bytes),
             peer_timeout=settings.peer_timeout,
+            round_trip=round_trip,
         )
         handshake, now = self.rendezvous.handshake, time.monotonic()
         # An in-process BLPOP costs nothing, and its replies cannot be read ahead.

@@ -26,8 +26,6 @@ from redislink.transport.peer import Party, Peer
 Message = tuple[bytes, Encoding]
 _LANE_PATIENCE: Final = 0.02
 """Seconds that a receive waits for a lane while another thread reads it."""
-_FIRST_PROBE: Final = 0.15
-"""Seconds before a waiting receive first asks the peer for its message: a loss costs so long."""
 
 
 class Receiving:
@@ -41,7 +39,6 @@ class Receiving:
         """Not for users."""
         self.core = core
         self._blpop_slice = core.blpop_slice
-        self._first_slice = min(_FIRST_PROBE, core.blpop_slice)
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> Message:
         """Return the next message, as `Endpoint.recv` does, and its encoding.
@@ -61,7 +58,7 @@ class Receiving:
                     lanes.go_on(lane)
                 return foreseen
             name = peer.in_list(tag)  # the edition may have changed
-        slice_, probed = self._first_slice, False
+        slice_ = self._blpop_slice
         missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
         wait = core.inbox.acquire()
         wait.give_up = started + limit
@@ -108,10 +105,6 @@ class Receiving:
                     with core.talk(peer):
                         if element is None:
                             self.register(wait)
-                            if not probed and now - started >= _FIRST_PROBE:
-                                slice_, probed = self._blpop_slice, True
-                                delivery.probe_soon(tag, now)
-                                delivery.tick(now)
                         elif not core.broker.in_process:
                             missing, size = delivery.missing(tag)
                         message = delivery.take(tag)
@@ -316,6 +309,10 @@ class Receiving:
                 frame, body = peer.codec.decode_untrusted(name, element)
         except FrameError as error:
             core.blame(peer, error)
+            with core.talk(peer):
+                if wait is not None:
+                    self.register(wait)
+                delivery.lost(tag, time.monotonic())
             return None
         illegal: FrameError | None = None
         failed: PeerError | None = None
@@ -375,7 +372,7 @@ class Receiving:
                 delivery.unwait(tag)
 
     def _ask_for(self, peer: Peer, tag: str, wait: Wait, *, is_dead: bool) -> None:
-        """Probe for a message at once: a broken connection may have popped it and lost it.
+        """Have a message sent again at once that a broken connection may have popped and lost.
 
         Args:
             peer, tag, wait: of the receive.
@@ -383,11 +380,10 @@ class Receiving:
         """
         if is_dead:
             self.read_anew(peer)
-        now = time.monotonic()
         with self.core.talk(peer) as delivery:
             self.register(wait)
-            delivery.probe_soon(tag, now)
-            delivery.tick(now)
+            if wait.may_have_popped:
+                delivery.misses(tag, time.monotonic())
 
     def _check_interrupted(self, peer: Peer, tag: str, wait: Wait) -> None:
         """Raise the reason for an interrupted pop.

@@ -152,14 +152,15 @@ class Sending:
                 if condition():
                     return True
                 core.check_usable()
-                left = deadline - time.monotonic()
+                now = time.monotonic()
+                left = deadline - now
                 if left <= 0:
                     return False
-                delivery.ask_ack()
+                pause = delivery.ask_ack(now)
             with core.changed:
                 core.sleepers += 1
                 try:
                     if not condition():
-                        core.changed.wait(min(left, UNREAD_CONTROL_WAIT))
+                        core.changed.wait(min(left, pause, UNREAD_CONTROL_WAIT))
                 finally:
                     core.sleepers -= 1

@@ -32,7 +32,7 @@ class Pair:
         self.loses: Callable[[Push], bool] = lambda push: False
         """Whether the broker loses a push, although it says that it took it."""
         self.overdue: list[tuple[str, str]] = []
-        """The peer and the tag of what was overdue."""
+        """The peer and the tag of what was overdue, and missed in vain."""
         self.peak = 0
 
     def settle(self) -> None:
@@ -107,7 +107,11 @@ class Pair:
             self.now = max(self.now, due)
             for delivery in (self.alice, self.bob):
                 delivery.tick(self.now)
-                self.overdue += [(delivery.peer, tag) for tag in delivery.overdue(self.now)]
+                self.overdue += [
+                    (delivery.peer, tag)
+                    for tag in delivery.overdue(self.now)
+                    if delivery.missed_in_vain(tag, self.now)
+                ]
                 assert (delivery.next_timeout() or self.now + 1) > self.now, "it spins"
                 if listening:
                     delivery.listened(self.now)

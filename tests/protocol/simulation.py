@@ -97,6 +97,8 @@ class Faults:
     pop_lost: float = 0.0
     half_open: float = 0.0
     """Of a connection on which a receive waits, for each BLPOP."""
+    changed: float = 0.0
+    """A popped element does not open; only the receiver sees that."""
     cuts_per_second: float = 0.0
     flushes: int = 0
     restarts: int = 0
@@ -477,7 +479,7 @@ class World:
         worst = rng.choice([0.02, 0.2, 0.4])
         faults.dropped, faults.doubled = maybe(worst), maybe(worst)
         faults.delayed, faults.pop_lost = maybe(worst), maybe(worst)
-        faults.half_open = maybe(worst)
+        faults.half_open, faults.changed = maybe(worst), maybe(worst)
         faults.refused = maybe(worst)
         if self.kind == "freeze":  # an announcement that is lost or taken back does not help
             faults.delayed = faults.doubled = 0.0
@@ -720,7 +722,10 @@ class World:
             return
         delivery = party.deliveries[peer]
         message = None
-        if element is not None:
+        if element is not None and self._strikes(self.faults.changed):
+            self._log("changed: %s", element.frame)
+            delivery.lost(tag, self.now)
+        elif element is not None:
             frame = element.frame
             if isinstance(frame, Data) and frame.parts == 1 and not frame.previous:
                 whole = (frame.seq, frame.encoding, frame.acked, element.body)
@@ -728,7 +733,7 @@ class World:
             else:
                 delivery.receive_data(tag, frame, element.body, self.now)
         elif self.rng.random() < 0.5:
-            delivery.probe_soon(tag, self.now)
+            delivery.misses(tag, self.now)  # else nobody knows
         self._settle(party, peer)
         if message is not None:
             self._received(thread, message[0])
@@ -894,7 +899,8 @@ class World:
         """Something is overdue: the line is dead, or the broker has lost it."""
         waiting = [t for t in party.threads if t.waits and t.steps and t.steps[0].tag == tag]
         if any(thread.is_deaf for thread in waiting) or self.rng.random() < 0.5:
-            self._read_anew(party, peer)
+            if party.deliveries[peer].missed_in_vain(tag, self.now):
+                self._read_anew(party, peer)
         else:  # something else came on it
             party.deliveries[peer].came_in_part(tag, self.now)
 

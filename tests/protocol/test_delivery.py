@@ -409,7 +409,7 @@ def test_a_peer_that_was_given_up_finds_the_reason_when_it_comes_back(pair):
 def test_whatever_comes_is_a_sign_of_life(alone):
     for frame in (
         acked(0),
-        Probe("t", AckState(0)),
+        Probe(("t",), AckState(0)),
         Heartbeat(AckState(0)),
         Fin(0, AckState(0), answer=True),
     ):

@@ -24,12 +24,12 @@ from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
-    Answer,
     Data,
     Encoding,
     Fin,
     Heartbeat,
     Probe,
+    Says,
 )
 from redislink.protocol.received import ReceivedNumbers
 from redislink.protocol.states import TABLE, State
@@ -71,8 +71,13 @@ def data_frames(draw) -> Data:
 
 
 CONTROL_FRAMES = st.one_of(
-    st.builds(Ack, ack_states(), st.booleans()),
-    st.builds(Probe, TAGS, ack_states(), st.sampled_from(Answer)),
+    st.builds(Ack, ack_states(), st.sampled_from([0, 1, 5])),
+    st.builds(
+        Probe,
+        st.lists(TAGS, min_size=1, max_size=3).map(tuple),
+        ack_states(),
+        st.sampled_from(Says),
+    ),
     st.builds(Heartbeat, ack_states(), st.sampled_from([0, 1, 60_000, 86_400_000])),
     st.builds(Fin, NUMBERS, ack_states(), st.booleans()),
 )
@@ -110,7 +115,8 @@ class OneDelivery(RuleBasedStateMachine):
 
     @rule(frame=CONTROL_FRAMES)
     def receive_control(self, frame):
-        self._receive(lambda: self.delivery.receive_control(frame, self.now))
+        in_order = bool(frame.ack.cumulative % 2)
+        self._receive(lambda: self.delivery.receive_control(frame, self.now, in_order=in_order))
 
     @rule(frame=st.one_of(CONTROL_FRAMES, data_frames()))
     def receive_on_the_wrong_list(self, frame):
@@ -149,7 +155,7 @@ class OneDelivery(RuleBasedStateMachine):
     def ask_for_an_ack_of_all(self, tag):
         if self.delivery.state not in OVER:
             ack = AckState(self.delivery._sending.last_seq)
-            self.delivery.receive_control(Probe(tag, ack), self.now)
+            self.delivery.receive_control(Probe((tag,), ack), self.now)
 
     # -- what the party does ---------------------------------------------------------------
 
@@ -167,9 +173,12 @@ class OneDelivery(RuleBasedStateMachine):
     @rule(data=st.data())
     def unwait(self, data):
         tag = data.draw(st.sampled_from(self.waits))
-        self.delivery.probe_soon(tag, self.now)
         self.delivery.unwait(tag)
         self.waits.remove(tag)
+
+    @rule(tag=TAGS, says=st.sampled_from([Says.LOST, Says.MISSES]))
+    def complain(self, tag, says):
+        (self.delivery.lost if says is Says.LOST else self.delivery.misses)(tag, self.now)
 
     @rule(tag=TAGS)
     def look(self, tag):
@@ -181,7 +190,7 @@ class OneDelivery(RuleBasedStateMachine):
 
     @rule()
     def ask_ack(self):
-        self.delivery.ask_ack()
+        assert self.delivery.ask_ack(self.now) > 0
 
     @rule(seconds=st.sampled_from([-1.0, 0.0, 60.0, 1e9]))
     def announce_silence(self, seconds):
@@ -390,7 +399,7 @@ class TwoDeliveries(RuleBasedStateMachine):
     def ask(self, name, tag):
         delivery = self.parties[name]
         delivery.wait(tag, self.now)
-        delivery.probe_soon(tag, self.now)
+        delivery.misses(tag, self.now)
         delivery.tick(self.now)
         delivery.unwait(tag)
 

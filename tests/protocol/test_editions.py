@@ -1,9 +1,11 @@
 """Editions of the data lists: how a receiver leaves a line that swallows what it should bring."""
 
+from itertools import pairwise
+
 import pytest
 
 from redislink.protocol.delivery import Delivery, Leftover, Timing
-from redislink.protocol.frame import Ack, AckState, Answer, Fin, Heartbeat, Probe
+from redislink.protocol.frame import Ack, AckState, Fin, Heartbeat, Probe, Says
 from tests.protocol.pair import Pair, control, numbers, tag_of, take_pushes
 
 TIMING = Timing()
@@ -16,14 +18,13 @@ def alone() -> Delivery:
 
 def ask(alone: Delivery, tag: str, now: float) -> None:
     """A receive has begun to wait, and its question goes out."""
-    alone.wait(tag, now)
-    alone.probe_soon(tag, now)
+    alone.wait(tag, now - TIMING.first_ask)
     alone.tick(now)
-    assert control(take_pushes(alone), Probe) == [Probe(tag, AckState(0))]
+    assert control(take_pushes(alone), Probe) == [Probe((tag,), AckState(0))]
 
 
-def answer(alone: Delivery, tag: str, what: Answer, now: float) -> None:
-    alone.receive_control(Probe(tag, AckState(0), what), now)
+def answer(alone: Delivery, tag: str, what: Says, now: float) -> None:
+    alone.receive_control(Probe((tag,), AckState(0), what), now)
 
 
 # -- when a message is overdue -------------------------------------------------------------------
@@ -31,32 +32,49 @@ def answer(alone: Delivery, tag: str, what: Answer, now: float) -> None:
 
 def test_what_the_broker_has_taken_is_overdue_if_it_does_not_come(alone):
     ask(alone, "t", 1.0)
-    answer(alone, "t", Answer.TAKEN, 1.05)
-    assert alone.next_timeout() == 1.05 + TIMING.overdue_after
-    assert alone.overdue(1.2) == []
-    assert alone.overdue(1.05 + TIMING.overdue_after) == ["t"]
+    answer(alone, "t", Says.SENT, 1.05)
+    assert alone.next_timeout() == pytest.approx(1.1)
+    assert alone.overdue(1.09) == []
+    assert alone.overdue(1.11) == ["t"]
     assert alone.overdue(9.0) == [], "once for each answer"
+
+
+def test_what_is_overdue_is_missed_before_its_line_is_left(alone):
+    """The line gets more time than the message: a new one costs more than a frame."""
+    ask(alone, "t", 1.0)
+    answer(alone, "t", Says.SENT, 1.01)
+    assert alone.overdue(1.03) == ["t"]
+    assert not alone.missed_in_vain("t", 1.03)
+    assert control(take_pushes(alone), Probe) == [Probe(("t",), AckState(0), Says.MISSES)]
+    answer(alone, "t", Says.RESENT, 1.04)
+    assert alone.overdue(1.2) == []
+    assert alone.overdue(1.04 + TIMING.overdue_after) == ["t"]
+    assert alone.missed_in_vain("t", 1.3)
+    alone.read_anew(1.3)
+    take_pushes(alone)
+    assert not alone.missed_in_vain("t", 1.4), "the new line may lose one, too"
+    assert not alone.missed_in_vain("unknown", 1.4)
 
 
 def test_a_slow_way_gets_as_long_again_as_question_and_answer_took(alone):
     """5 s to the broker and back: the BLPOP may have reached it only with the answer."""
     ask(alone, "t", 1.0)
-    answer(alone, "t", Answer.TAKEN, 11.0)
+    answer(alone, "t", Says.SENT, 11.0)
     assert alone.overdue(20.9) == []
     assert alone.overdue(21.0) == ["t"]
 
 
 def test_only_a_question_makes_an_answer(alone):
     alone.wait("t", 0.0)
-    answer(alone, "t", Answer.TAKEN, 1.0)
-    answer(alone, "other", Answer.TAKEN, 1.0)
+    answer(alone, "t", Says.SENT, 1.0)
+    answer(alone, "other", Says.SENT, 1.0)
     assert alone.overdue(99.0) == []
 
 
 @pytest.mark.parametrize("what", ["came", "came in part", "taken back", "asked anew"])
 def test_what_makes_a_message_not_overdue(alone, what):
     ask(alone, "t", 1.0)
-    answer(alone, "t", Answer.TAKEN, 1.1)
+    answer(alone, "t", Says.SENT, 1.1)
     if what == "came":
         peer = Delivery("alice", TIMING, 0.0)
         peer.send("t", b"x", 0.0)
@@ -65,36 +83,40 @@ def test_what_makes_a_message_not_overdue(alone, what):
     elif what == "came in part":
         alone.came_in_part("t", 1.2)
     elif what == "taken back":
-        answer(alone, "t", Answer.NOT_SENT, 1.2)
+        answer(alone, "t", Says.NOT_SENT, 1.2)
     else:
         alone.unwait("t")
         alone.wait("t", 1.2)
     assert alone.overdue(99.0) == []
 
 
-def test_the_peer_says_taken_only_of_what_the_broker_has_confirmed(alone):
+def test_the_peer_says_sent_only_of_what_the_broker_has(alone):
     alone.send("t", b"x", 0.0)
     [push] = alone.pushes()
-    alone.receive_control(Probe("t", AckState(0)), 0.1)
+    alone.receive_control(Probe(("t",), AckState(0)), 0.1, in_order=False)
     assert control(alone.pushes(), Probe) == []
     alone.confirm(push, 0.2)
-    alone.receive_control(Probe("t", AckState(0)), 0.3)
-    assert [probe.answer for probe in control(alone.pushes(), Probe)] == [Answer.TAKEN]
+    alone.receive_control(Probe(("t",), AckState(0)), 0.3, in_order=False)
+    assert [probe.says for probe in control(alone.pushes(), Probe)] == [Says.SENT]
 
 
 def test_what_comes_never_is_waited_for_longer_each_time(alone):
     """Else all that is not acked would be pushed again and again, in vain."""
     now = 1.0
     ask(alone, "t", now)
-    gaps = []
-    for _ in range(8):
-        answer(alone, "t", Answer.TAKEN, now)
-        gaps.append(alone._receiving._waits["t"].overdue_at - now)
-        now += gaps[-1]
-        assert alone.overdue(now) == ["t"]
-        alone.probe_soon("t", now)
+    moved_at = []
+    while len(moved_at) < 5:
         alone.tick(now)
-    assert gaps == pytest.approx([0.2 * factor for factor in (1, 2, 4, 8, 16, 32, 64, 64)])
+        answer(alone, "t", Says.SENT, now)
+        now = alone._waits.by_tag["t"].overdue_at
+        assert alone.overdue(now) == ["t"]
+        if alone.missed_in_vain("t", now):
+            alone.read_anew(now)
+            moved_at.append(now)
+    gaps = [after - before for before, after in pairwise(moved_at)]
+    assert all(gap > 1.9 * before for before, gap in pairwise(gaps[:3]))
+    assert moved_at[0] < 1.3
+    assert gaps[-1] > 10
 
 
 # -- the next edition ----------------------------------------------------------------------------
@@ -122,8 +144,8 @@ def test_every_frame_with_an_ack_announces_the_edition(alone, kind):
     ack = AckState(0, (), 3)
     frame = {
         "ack": Ack(ack),
-        "probe": Probe("z", ack),
-        "answer": Probe("z", ack, Answer.NOT_SENT),
+        "probe": Probe(("z",), ack),
+        "answer": Probe(("z",), ack, Says.NOT_SENT),
         "heartbeat": Heartbeat(ack),
         "fin": Fin(0, ack),
     }[kind]
@@ -139,7 +161,7 @@ def test_a_body_that_gets_lost_in_edition_after_edition_is_told(alone):
     for edition in range(1, 4):
         assert not alone.often_lost
         take_pushes(alone, edition)
-        alone.receive_control(Probe("t", AckState(0, (), edition - 1)), edition + 0.1)
+        alone.receive_control(Probe(("t",), AckState(0, (), edition - 1)), edition + 0.1)
         alone.receive_control(Ack(AckState(0, (), edition)), edition + 0.2)
     assert alone.often_lost == 50
 
@@ -207,7 +229,7 @@ def test_two_losses_far_apart_are_two_lost_pops():
 def test_a_dead_line_is_left_although_the_lists_are_well(alone):
     """A ghost may swallow the resent frame as well: an answer makes it overdue again."""
     ask(alone, "t", 1.0)
-    answer(alone, "t", Answer.RESENT, 1.1)
+    answer(alone, "t", Says.RESENT, 1.1)
     assert alone.overdue(1.4) == ["t"]
 
 

@@ -19,6 +19,7 @@ DIGEST, INSTANCE = bytes(range(32)), b"instance"
 FRAMES = {
     "hello": (f.Hello(DIGEST, INSTANCE), b""),
     "hello with echo": (f.Hello(DIGEST, INSTANCE, b"ecnatsni"), b""),
+    "hello of who has met all": (f.Hello(DIGEST, INSTANCE, INSTANCE, roster=b"r" * 16), b""),
     "hello, sealed, step 0": (f.Hello(DIGEST, INSTANCE, sealed=True), b""),
     "hello, sealed, step 1": (f.Hello(DIGEST, INSTANCE, INSTANCE, sealed=True, step=1), b"k" * 64),
     "hello, sealed, step 3": (f.Hello(DIGEST, INSTANCE, INSTANCE, sealed=True, step=3), b"k" * 32),
@@ -28,8 +29,11 @@ FRAMES = {
     "highest numbers": (f.Data(TOP, 1, 2, TOP - 2, acked=TOP), b"x"),
     "last chunk of a value": (f.Data(12, 2, 3, 4, f.Encoding.VALUE, 5), b"\0" * 1000),
     "ack": (f.Ack(SOME_ACK), b""),
-    "probe": (f.Probe("root:P2P-7:0->1", SOME_ACK), b""),
-    "probe answered": (f.Probe("t", NO_ACK, f.Answer.NOT_SENT), b""),
+    "ack that asks": (f.Ack(SOME_ACK, every=64), b""),
+    "probe": (f.Probe(("root:P2P-7:0->1",), SOME_ACK), b""),
+    "probe of many tags": (f.Probe(tuple(f"tag {n}" for n in range(99)), SOME_ACK), b""),
+    "probe that complains": (f.Probe(("t", "\u00fc"), SOME_ACK, f.Says.LOST), b""),
+    "probe answered": (f.Probe(("t",), NO_ACK, f.Says.NOT_SENT), b""),
     "heartbeat": (f.Heartbeat(SOME_ACK, silence_ms=60_000), b""),
     "abort": (f.Abort("ValueError: no such column: 'age'"), b""),
     "fin": (f.Fin(12, SOME_ACK), b""),
@@ -148,32 +152,41 @@ def _decode_or_frame_error(element):
         {"kind": 2},
         [2, 1, 0, 1, 0, 0, 0],
         2,
-        [3, None, False],
-        [3, [1], False],
-        [3, [-1, [], 0], False],
-        [3, [True, [], 0], False],
-        [3, [1, [[2, 3]], 0], False],
-        [3, [1, [[4, 3]], 0], False],
-        [3, [1, [[3, 4], [5, 6]], 0], False],
-        [3, [1, [[3, 4, 5]], 0], False],
-        [3, [1, []], False],
-        [3, [1, [], 0], 0],
-        [3, [1, [], -1], False],
-        [3, [1, [], 1 << 31], False],
-        [3, [1, [], True], False],
-        [4, "t", [1, [], 0], 4],
-        [4, "t", [1, [], 0], False],
+        [3, None, 0],
+        [3, [1], 0],
+        [3, [-1, [], 0], 0],
+        [3, [True, [], 0], 0],
+        [3, [1, [[2, 3]], 0], 0],
+        [3, [1, [[4, 3]], 0], 0],
+        [3, [1, [[3, 4], [5, 6]], 0], 0],
+        [3, [1, [[3, 4, 5]], 0], 0],
+        [3, [1, []], 0],
+        [3, [1, [], 0], False],
+        [3, [1, [], 0], -1],
+        [3, [1, [], -1], 0],
+        [3, [1, [], 1 << 31], 0],
+        [3, [1, [], True], 0],
+        [4, [], [0, [], 0], 0],
+        [4, "t", [0, [], 0], 0],
+        [4, [b"t"], [0, [], 0], 0],
+        [4, ["t" * 513], [0, [], 0], 0],
+        [4, ["t" * 500] * 6, [0, [], 0], 0],
+        [4, ["t"], None, 0],
+        [4, ["t"], [0, [], 0], 6],
+        [4, ["t"], [0, [], 0], False],
+        [4, ["t"], [0, [], 0], 0.0],
         [6, "x" * 501],
         [6, b"bytes"],
-        [1, b"short", INSTANCE, b"", False, 0],
+        [1, b"short", INSTANCE, b"", False, 0, b""],
         [1, DIGEST, INSTANCE, b""],
-        [1, DIGEST, b"short", b"", False, 0],
-        [1, DIGEST, INSTANCE, b"short", False, 0],
-        [1, DIGEST, INSTANCE, None, False, 0],
-        [1, DIGEST, INSTANCE, b"", 1, 0],
-        [1, DIGEST, INSTANCE, b"", True, 4],
-        [1, DIGEST, INSTANCE, b"", True, -1],
-        [1, DIGEST, INSTANCE, b"", True, False],
+        [1, DIGEST, b"short", b"", False, 0, b""],
+        [1, DIGEST, INSTANCE, b"short", False, 0, b""],
+        [1, DIGEST, INSTANCE, None, False, 0, b""],
+        [1, DIGEST, INSTANCE, b"", 1, 0, b""],
+        [1, DIGEST, INSTANCE, b"", True, 4, b""],
+        [1, DIGEST, INSTANCE, b"", True, -1, b""],
+        [1, DIGEST, INSTANCE, b"", True, False, b""],
+        [1, DIGEST, INSTANCE, b"", True, 0, b"short"],
         [8],
         [8, 0],
         [8, -1],
@@ -269,8 +282,19 @@ def test_the_least_that_a_field_may_be():
 
 def test_the_widest_ack_fits_a_header():
     ranges = tuple((TOP - 4 * i - 2, TOP - 4 * i - 1) for i in reversed(range(64)))
-    frame = f.Probe("t" * f.MAX_TAG_CHARS, f.AckState(1, ranges))
-    assert f.decode_untrusted(f.encode(frame)) == (frame, b"")
+    widest = "\U0001f511" * f.MAX_TAG_CHARS
+    for tags in f.tags_by_probe([widest, *map(str, range(3000))]):
+        frame = f.Probe(tags, f.AckState(1, ranges))
+        assert f.decode_untrusted(f.encode(frame)) == (frame, b"")
+
+
+@pytest.mark.parametrize("size", [1, 20, 512])
+def test_many_tags_go_into_few_probes(size):
+    tags = [f"{n:0{size}}" for n in range(400)]
+    batches = list(f.tags_by_probe(tags))
+    assert [tag for batch in batches for tag in batch] == tags
+    assert len(batches) <= 400 * (size + 4) / 2600 * 1.3 + 1
+    assert list(f.tags_by_probe([])) == []
 
 
 NUMBERS = st.one_of(st.integers(0, 3), st.integers(-(1 << 63), TOP))

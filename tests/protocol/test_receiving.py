@@ -7,21 +7,22 @@ from redislink.errors import (
     PeerLost,
     PeerProtocolError,
 )
-from redislink.protocol.delivery import Delivery, Timing
+from redislink.protocol.delivery import Delivery, Push, Timing
 from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
-    Answer,
     Data,
     Encoding,
-    Heartbeat,
+    Fin,
     Hello,
     Probe,
+    Says,
 )
 from redislink.protocol.states import State
 from tests.protocol.pair import (
     SMALL,
+    Pair,
     acked,
     control,
 )
@@ -45,22 +46,17 @@ def test_many_bytes_are_acked_at_once(alone):
     assert control(alone.pushes(), Ack) == [acked(2)]
 
 
-def test_a_peer_that_asks_is_told_at_once_and_once_more(alone):
-    alone.receive_control(Ack(AckState(0), wanted=True), 1.0)
+def test_a_peer_that_asks_is_told_at_once_and_after_every_so_many_messages(roomy):
+    alone = roomy
+    alone.receive_control(Ack(AckState(0), every=2), 1.0)
     assert control(alone.pushes(), Ack) == [acked(0)]
-    alone.receive_data("t", Data(1), b"", 1.0)
-    assert control(alone.pushes(), Ack) == [acked(1)]
-    alone.receive_data("t", Data(2), b"", 1.0)
+    told = []
+    for seq in range(1, 8):
+        alone.receive_data("t", Data(seq), b"", 1.1)
+        told += control(alone.pushes(), Ack)
+    assert told == [acked(2), acked(4), acked(6)]
+    alone.receive_data("t", Data(8), b"", 1.6)  # half a second later it no longer waits
     assert alone.pushes() == []
-
-
-def test_asking_for_acks(alone):
-    alone.ask_ack()
-    assert alone.pushes() == []  # for what?
-    alone.send("t", b"", 0.0)
-    alone.pushes()
-    alone.ask_ack()
-    assert control(alone.pushes(), Ack) == [Ack(AckState(0), wanted=True)]
 
 
 def test_an_ack_rides_on_data_but_stays_due(alone):
@@ -247,47 +243,125 @@ def test_duplicates_are_dropped_and_acked(alone):
 # -- probes ----------------------------------------------------------------------------------
 
 
-def test_a_blocked_receive_probes_every_second(alone):
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_blocked_receive_asks_soon_and_then_twice_a_second(alone, answered):
+    """More rarely if nothing answers: what nobody reads fills the broker."""
     alone.wait("t", 0.0)
     alone.wait("t", 0.5)  # a second thread
     probed_at = []
-    while (now := alone.next_timeout()) < 4.5:
+    while (now := alone.next_timeout()) < 4.9:
         alone.tick(now)
-        if control(alone.pushes(), Probe) == [Probe("t", AckState(0))]:
+        for probe in control(alone.pushes(), Probe):
+            assert probe == Probe(("t",), AckState(0))
             probed_at.append(now)
-        alone.unwait("t") if now == 2.0 else None
-    assert probed_at == [1.0, 2.0, 3.0, 4.0]
+            if answered:
+                alone.receive_control(Probe(("t",), AckState(0), Says.NOT_SENT), now)
     alone.unwait("t")
-    assert alone.next_timeout() == 5.0
-    alone.tick(5.0)
-    assert [type(push.frame) for push in alone.pushes()] == [Heartbeat]
-    assert alone.stats.probes_sent == 4
+    alone.unwait("t")
+    assert alone.next_timeout() == 5.0  # a heartbeat
+    often = [0.15 + n / 2 for n in range(10)]
+    assert probed_at == pytest.approx(often if answered else [0.15, 0.65, 1.65, 3.65])
+
+
+def test_three_thousand_waiting_tags_are_asked_for_in_few_frames(pair):
+    tags = [f"root:P2P-{n}:0->1" for n in range(3000)]
+    for tag in tags:
+        pair.bob.wait(tag, 0.0)
+    pair.advance(0.2)
+    asked, answered = pair.pushed("bob", Probe), pair.pushed("alice", Probe)
+    assert len(asked) == len(answered) < 3000 / 40
+    assert sorted(tag for push in asked for tag in push.frame.tags) == sorted(tags)
+    assert all(pair.bob.describe_wait(tag, pair.now).endswith("not sent it yet") for tag in tags)
+
+
+def test_on_a_slow_line_the_first_question_waits_for_the_pop(alone):
+    slow = Delivery("bob", Timing(round_trip=5.0), 0.0)
+    slow.wait("t", 0.0)
+    asked_at = []
+    while (now := slow.next_timeout()) < 20:
+        slow.tick(now)
+        asked_at += [now] * len(control(slow.pushes(), Probe))
+    assert asked_at == [7.5, 10.0, 12.5, 15.0, 17.5]
 
 
 def test_a_chunk_that_comes_postpones_the_probe(alone):
     alone.wait("t", 0.0)
     for n in range(1, 9):
-        alone.receive_data("t", Data(n, n - 1, 100), b"x", n / 2)
-        alone.receive_data("t", Data(n, n - 1, 100), b"x", n / 2)
-        alone.tick(n / 2 + 0.1)
+        alone.receive_data("t", Data(n, n - 1, 100), b"x", n / 8)
+        alone.receive_data("t", Data(n, n - 1, 100), b"x", n / 8)
+        alone.tick(n / 8 + 0.1)
     assert alone.stats.probes_sent == 0
-    alone.receive_data("t", Data(1, 0, 100), b"", 4.9)  # again: that is no progress
-    alone.tick(5.0)
+    alone.receive_data("t", Data(1, 0, 100), b"", 1.4)  # again: that is no progress
+    alone.tick(1.5)
     assert alone.stats.probes_sent == 1
 
 
-def test_after_a_broken_pop_the_probe_goes_out_at_once(alone):
+# -- losses ----------------------------------------------------------------------------------
+
+
+def lose_one(pair: Pair, tag: str) -> list[Push]:
+    """The broker loses the next push onto this list, and says that it took it."""
+    lost = []
+    pair.loses = lambda push: getattr(push, "tag", "") == tag and not lost and not lost.append(push)
+    return lost
+
+
+def test_a_silent_loss_is_healed_before_the_second_question(pair):
+    lost = lose_one(pair, "t")
+    pair.alice.send("t", b"x", 0.0)
+    pair.settle()
+    assert lost
+    pair.bob.wait("t", 0.0)
+    pair.advance(0.18)
+    assert pair.receive(pair.bob, "t") == b"x"
+    assert [push.frame.says for push in pair.pushed("bob", Probe)] == [Says.WAITS, Says.MISSES]
+    assert [push.frame.says for push in pair.pushed("alice", Probe)] == [Says.SENT, Says.RESENT]
+    assert pair.bob.edition_in == 0, "the line is well"
+    assert pair.alice.stats.frames_resent == 1
+
+
+def test_an_element_of_no_use_is_sent_again_at_once(pair):
+    """A changed element: not even a question has to be due."""
+    pair.alice.send("t", b"x", 0.0)
+    pair.alice.send("t", b"y", 0.0)
+    pair.settle()
+    pair.lists[pair.bob, "t"].popleft()  # it does not open
+    pair.bob.lost("t", 0.001)
+    pair.now = 0.001
+    assert [pair.receive(pair.bob, "t") for _ in range(2)] == [b"x", b"y"]
+    assert pair.alice.stats.frames_resent == 1
+    pair.advance(1)
+    assert not pair.lists
+
+
+def test_elements_of_no_use_without_end_are_not_answered_without_end(pair):
+    """Somebody forges elements: each could have the sender push something again."""
+    pair.alice.send("t", b"x", 0.0)
+    for n in range(1000):
+        pair.now = n / 1000
+        pair.bob.lost("t", pair.now)
+        pair.settle()
+    assert pair.alice.stats.frames_resent <= 3
+
+
+def test_after_a_broken_pop_the_peer_is_told_at_once(alone):
     alone.wait("t", 0.0)
-    alone.probe_soon("t", 0.2)
-    assert alone.next_timeout() == 0.2
+    alone.misses("t", 0.2)
+    assert control(alone.pushes(), Probe) == [Probe(("t",), AckState(0), Says.MISSES)]
+    assert alone.next_timeout() == pytest.approx(0.35)  # perhaps that was lost
+    alone.close(1.0)
+    alone.receive_control(Fin(0, AckState(0)), 1.0)
+    alone.pushes()
+    alone.misses("t", 1.0)
+    assert alone.pushes() == []  # nobody listens
 
 
 def test_not_sent_yet(pair):
     pair.bob.wait("t", 0.0)
     pair.advance(2.5)
-    assert pair.pushed("alice", Probe)[-1].frame == Probe("t", AckState(0), Answer.NOT_SENT)
+    assert pair.pushed("alice", Probe)[-1].frame == Probe(("t",), AckState(0), Says.NOT_SENT)
     assert pair.bob.describe_wait("t", pair.now) == (
-        "alice was last heard 0.5 s ago and says that it has not sent it yet"
+        "alice was last heard 0.4 s ago and says that it has not sent it yet"
     )
 
 
@@ -296,7 +370,7 @@ def test_an_answer_does_not_hold_for_ever(pair):
     pair.advance(1.5)
     pair.loses = lambda push: True
     pair.advance(3)
-    assert pair.bob.describe_wait("t", pair.now) == "alice was last heard 3.5 s ago"
+    assert pair.bob.describe_wait("t", pair.now) == "alice was last heard 3.4 s ago"
 
 
 def test_an_answer_does_not_hold_when_some_of_it_came(pair):
@@ -307,14 +381,14 @@ def test_an_answer_does_not_hold_when_some_of_it_came(pair):
 
 
 def test_an_answer_for_what_nobody_waits_for(alone):
-    alone.receive_control(Probe("t", AckState(0), Answer.NOT_SENT), 1.0)
+    alone.receive_control(Probe(("t",), AckState(0), Says.NOT_SENT), 1.0)
     assert alone.describe_wait("t", 3.0) == "bob was last heard 2.0 s ago"
 
 
 def test_what_comes_in_part_is_not_probed_for(alone):
     alone.wait("t", 0.0)
-    for now in range(1, 9):
-        alone.came_in_part("t", now - 0.5)
-        alone.tick(float(now))
+    for n in range(1, 9):
+        alone.came_in_part("t", n / 8)
+        alone.tick(n / 8 + 0.4)
     alone.came_in_part("unknown", 9.0)
     assert alone.stats.probes_sent == 0

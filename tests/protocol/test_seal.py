@@ -32,7 +32,7 @@ ACK = f.AckState(3, ((5, 6),))
 DATA = f.Data(7, 1, 3, 2, f.Encoding.RAW, 5)
 CONTROLS = [
     f.Ack(ACK),
-    f.Probe("t", ACK),
+    f.Probe(("t",), ACK),
     f.Heartbeat(ACK, 500),
     f.Abort("why"),
     f.Fin(7, ACK, answer=True),
@@ -464,7 +464,7 @@ class Conversation:
         elif kind == "lose":
             self.lists.pop((side, tag), None)
         elif kind == "ask":
-            core.ask_ack()
+            core.ask_ack(self.now)
         self.push(side)
 
 

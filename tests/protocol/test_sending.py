@@ -12,11 +12,11 @@ from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
-    Answer,
     Data,
     Fin,
     Heartbeat,
     Probe,
+    Says,
 )
 from tests.protocol.pair import (
     BOUND,
@@ -145,10 +145,10 @@ def test_a_probe_lets_its_tag_pass_the_window(alone):
     alone.send("large", bytes(10 * CHUNK), 0.0)
     alone.send("wanted", b"", 0.0)
     assert numbers(take_pushes(alone)) == [1, 2, 3, 4]
-    alone.receive_control(Probe("wanted", AckState(0)), 0.1)
+    alone.receive_control(Probe(("wanted",), AckState(0)), 0.1)
     assert numbers(take_pushes(alone)) == [11]
     alone.send("wanted", bytes(10 * CHUNK), 0.2)
-    alone.receive_control(Probe("wanted", AckState(0)), 0.2)
+    alone.receive_control(Probe(("wanted",), AckState(0)), 0.2)
     assert numbers(take_pushes(alone)) == [12, 13, 14]
     assert alone.in_flight_bytes <= BOUND
 
@@ -194,8 +194,8 @@ def test_tags_that_are_asked_for_at_once_take_turns(alone):
     for tag in ("a", "b"):
         alone.send(tag, bytes(8 * CHUNK), 0.0)  # 5 to 12, and 13 to 20
     take_pushes(alone)
-    alone.receive_control(Probe("a", AckState(0)), 0.1)
-    alone.receive_control(Probe("b", AckState(0)), 0.1)
+    alone.receive_control(Probe(("a",), AckState(0)), 0.1)
+    alone.receive_control(Probe(("b",), AckState(0)), 0.1)
     assert numbers(take_pushes(alone)) == [5, 6, 7, 8]
     turns = []
     for last in (5, 6, 7, 8):
@@ -273,7 +273,7 @@ def test_after_a_reconnect_the_peer_hears_from_us_at_once(alone):
     assert alone.next_timeout() == 0.5
     alone.tick(0.5)
     pushes = alone.pushes()
-    assert control(pushes, Probe) == [Probe("t", AckState(0))]
+    assert control(pushes, Probe) == [Probe(("t",), AckState(0))]
     assert control(pushes, Heartbeat) == [Heartbeat(AckState(0))]
 
 
@@ -281,23 +281,25 @@ def test_a_lost_pop_costs_one_list(alone):
     alone.send("a", b"", 0.0)
     alone.send("b", b"", 0.0)
     take_pushes(alone, 0.0)
-    alone.receive_control(Probe("a", AckState(0)), 1.0)
+    alone.receive_control(Probe(("a",), AckState(0)), 1.0)
     removal, push, answer = alone.pushes()
     assert removal == Leftover("a")
     assert (push.tag, push.frame.seq) == ("a", 1)
-    assert answer.frame == Probe("a", AckState(0), Answer.RESENT)
+    assert answer.frame == Probe(("a",), AckState(0), Says.RESENT)
     assert alone.stats.frames_resent == 1
 
 
 def test_a_frame_that_the_broker_has_only_just_got_is_not_lost(alone):
     alone.send("t", b"", 0.0)
     (push,) = alone.pushes()
-    alone.receive_control(Probe("t", AckState(0)), 1.0)
-    assert alone.pushes() == []  # the broker has not answered yet
+    alone.receive_control(Probe(("t",), AckState(0)), 1.0, in_order=False)
+    assert alone.pushes() == []  # it may wait here, in the backlog
+    alone.receive_control(Probe(("t",), AckState(0)), 1.0)
+    assert control(alone.pushes(), Probe) == [Probe(("t",), AckState(0), Says.SENT)]
     alone.confirm(push, 1.0)
-    alone.receive_control(Probe("t", AckState(0)), 1.4)
-    assert [push.frame for push in alone.pushes()] == [Probe("t", AckState(0), Answer.TAKEN)]
-    alone.receive_control(Probe("t", AckState(0)), 1.5)
+    alone.receive_control(Probe(("t",), AckState(0)), 1.4, in_order=False)
+    assert control(alone.pushes(), Probe) == [Probe(("t",), AckState(0), Says.SENT)]
+    alone.receive_control(Probe(("t",), AckState(0)), 1.5)
     assert numbers(alone.pushes()) == [1]
 
 
@@ -307,10 +309,10 @@ def test_only_the_first_chunk_says_whether_a_list_is_lost(alone):
     first, *others = alone.pushes()
     for push in others:
         alone.confirm(push, 0.0)
-    alone.receive_control(Probe("t", AckState(0)), 1.0)
-    assert alone.pushes() == []
+    alone.receive_control(Probe(("t",), AckState(0)), 1.0)
+    assert numbers(alone.pushes()) == []
     alone.confirm(first, 1.0)
-    alone.receive_control(Probe("t", AckState(0)), 1.5)
+    alone.receive_control(Probe(("t",), AckState(0)), 1.5)
     assert numbers(alone.pushes()) == [1, 2, 3]
 
 
@@ -320,30 +322,72 @@ def test_patience_doubles_for_a_frame_that_seems_lost_again_and_again(alone):
     resent_at = [0.0]
     for tick in range(1, 400):
         now = tick / 4
-        alone.receive_control(Probe("t", AckState(0)), now)
+        alone.receive_control(Probe(("t",), AckState(0)), now)
         if numbers(take_pushes(alone, now)):
             resent_at.append(now)
     gaps = [after - before for before, after in pairwise(resent_at)]
     assert gaps[:6] == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
 
 
+@pytest.mark.parametrize("what", ["small", "large", "queued first"])
+def test_a_gap_shows_that_a_small_message_is_lost(roomy, what):
+    """The peer, which waits for it, has had what was pushed later."""
+    if what == "queued first":
+        roomy.send("before", b"", 0.0)
+        roomy.refused(take_pushes(roomy)[0], 0.0)
+    number = roomy.send("t", bytes(1 << 15 if what == "large" else 10), 0.0)
+    later = roomy.send("u", b"", 0.0)
+    roomy.tick(0.2)
+    assert {number, later} <= set(numbers(roomy.pushes()))
+    roomy.receive_control(Probe(("t",), AckState(number - 1, ((later, later),))), 0.25)
+    assert numbers(roomy.pushes()) == ([number] if what == "small" else [])
+
+
 def test_a_second_loss_soon_after_sends_everything_again(alone):
     for tag in ("a", "b", "c"):
         alone.send(tag, b"", 0.0)
     take_pushes(alone, 0.0)
-    alone.receive_control(Probe("a", AckState(0)), 1.0)
+    alone.receive_control(Probe(("a",), AckState(0)), 1.0)
     assert numbers(take_pushes(alone, 1.0)) == [1]
-    alone.receive_control(Probe("b", AckState(1)), 2.0)
+    alone.receive_control(Probe(("b",), AckState(1)), 2.0)
     assert numbers(take_pushes(alone, 2.0)) == [2, 3]
+
+
+def test_losses_that_only_the_peer_suspects_send_everything_again_at_the_third(alone):
+    for tag in "abcde":
+        alone.send(tag, b"", 0.0)
+    take_pushes(alone, 0.0)
+    resent = []
+    for n, tag in enumerate("abc"):
+        alone.receive_control(Probe((tag,), AckState(n), Says.MISSES), 0.3 + n / 10)
+        resent.append(numbers(take_pushes(alone, 0.3 + n / 10)))
+    assert resent == [[1], [2], [3, 4, 5]]
+
+
+def test_elements_of_no_use_say_nothing_about_others(alone):
+    for tag in "abcd":
+        alone.send(tag, b"", 0.0)
+    take_pushes(alone, 0.0)
+    for n, tag in enumerate("abcd"):
+        alone.receive_control(Probe((tag,), AckState(n), Says.LOST), 1.0 + n)
+        assert numbers(take_pushes(alone, 1.0 + n)) == [n + 1]
+    assert alone._sending._window == WINDOW
+
+
+def test_a_lost_chunk_costs_one_chunk(alone):
+    alone.send("t", bytes(4 * CHUNK), 0.0)
+    take_pushes(alone, 0.0)
+    alone.receive_control(Probe(("t",), AckState(1), Says.LOST), 0.1)
+    assert numbers(take_pushes(alone, 0.1)) == [2]
 
 
 def test_a_second_loss_long_after_does_not(alone):
     for tag in ("a", "b", "c"):
         alone.send(tag, b"", 0.0)
     take_pushes(alone, 0.0)
-    alone.receive_control(Probe("a", AckState(0)), 1.0)
+    alone.receive_control(Probe(("a",), AckState(0)), 1.0)
     take_pushes(alone, 1.0)
-    alone.receive_control(Probe("b", AckState(1)), 12.0)
+    alone.receive_control(Probe(("b",), AckState(1)), 12.0)
     assert numbers(take_pushes(alone, 12.0)) == [2]
 
 
@@ -352,7 +396,7 @@ def test_losses_shrink_the_window_and_success_lets_it_grow_again(alone):
         alone.send("t", bytes(CHUNK), 0.0)
     take_pushes(alone, 0.0)
     for now in (1.0, 3.0):
-        alone.receive_control(Probe("t", AckState(0)), now)
+        alone.receive_control(Probe(("t",), AckState(0)), now)
         take_pushes(alone, now)
     alone.receive_control(acked(4), 10.0)
     largest = 0
@@ -444,9 +488,9 @@ def test_what_fills_the_broker_makes_room_for_what_is_asked_for(alone):
     for push in filling:
         alone.confirm(push, 0.0)
     alone.refused(refused, 0.0)
-    alone.receive_control(Probe("now", AckState(0)), 0.05)  # in the pause
+    alone.receive_control(Probe(("now",), AckState(0)), 0.05)  # in the pause
     assert alone.pushes() == []
-    alone.receive_control(Probe("now", AckState(0)), 1.0)
+    alone.receive_control(Probe(("now",), AckState(0)), 1.0)
     first, second, *_ = alone.pushes()
     assert (first, second.tag) == (Leftover("later"), "now")
 
@@ -541,7 +585,7 @@ def test_a_body_that_gets_lost_again_and_again_is_told(alone):
     while not alone.often_lost:
         take_pushes(alone, now)
         now += 1.0
-        alone.receive_control(Probe("t", AckState(0)), now)
+        alone.receive_control(Probe(("t",), AckState(0)), now)
         probes += 1
         assert probes < 20
     assert alone.often_lost == CHUNK

@@ -97,7 +97,7 @@ class Party:
         self.delivery.receive_control(Ack(AckState(cumulative), wanted), self._now)
 
     def _probe(self, tag):
-        self.delivery.receive_control(Probe(tag, AckState(0)), self._now)
+        self.delivery.receive_control(Probe((tag,), AckState(0)), self._now)
 
     def _wait(self, tag):
         self.delivery.wait(tag, self._now)

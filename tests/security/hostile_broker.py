@@ -19,13 +19,13 @@ from redislink.protocol.frame import (
     Abort,
     Ack,
     AckState,
-    Answer,
     Data,
     Fin,
     Frame,
     Heartbeat,
     Hello,
     Probe,
+    Says,
     Sealed,
     decode_untrusted,
     encode,
@@ -230,11 +230,7 @@ class Attacker:
     def _forge_control(self) -> list[Pushed]:
         ack = AckState(self._rng.choice([0, 1, 1000]), (), self._rng.choice([0, 1, 1000]))
         frames: list[Frame] = [Abort("forged"), Fin(0, ack), Fin(0, ack, True), Ack(ack)]
-        frames += [
-            Heartbeat(ack, 80_000_000),
-            Probe("t0", ack),
-            Probe("t0", ack, self._rng.choice(list(Answer))),
-        ]
+        frames += [Heartbeat(ack, 80_000_000), *(Probe(("t0",), ack, says) for says in Says)]
         frame = self._rng.choice(frames)
         return self._onto_control(encode(frame))
 

@@ -104,8 +104,10 @@ def test_nor_where_the_broker_harms_what_passes(valkey: EmbeddedBroker) -> None:
     for number in range(30):
         alice.send("bob", f"n{number % 3}", bytes(number))
     assert [len(bob.recv("alice", f"n{number % 3}")) for number in range(30)] == [*range(30)]
-    bob.parts.control._wait.interrupt()  # it is deaf from now on, and will not take what comes
+    bob.parts.core.stopped.set()  # it is deaf from now on, and will not take what comes
+    bob.parts.control._wait.interrupt()
     bob.parts.control._thread.join()
+    bob.parts.core.stopped.clear()
     broker.faults = Faults()
     alice.send("bob", "untaken", b"w")
     alice.close()

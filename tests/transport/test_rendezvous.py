@@ -121,7 +121,9 @@ def test_a_peer_that_goes_on_saying_hello_is_answered_again(monkeypatch):
     monkeypatch.setattr(rendezvous, "_HELLO_INTERVAL", 1.0)
     monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=lambda: now[0]))
     handshake = SimpleNamespace(
-        receive_untrusted=lambda *_: None, hello_for=lambda peer: (hello, b"")
+        receive_untrusted=lambda *_: None,
+        hello_for=lambda peer: (hello, b""),
+        missing=["bob"],
     )
     outbox = SimpleNamespace(push=lambda *_, **__: answers.append(now[0]), error=None)
     meeting = rendezvous.Rendezvous(
@@ -130,6 +132,69 @@ def test_a_peer_that_goes_on_saying_hello_is_answered_again(monkeypatch):
     for now[0] in (10.0, 10.5, 10.8, 11.0, 11.5, 12.0):
         meeting.receive("bob", encode(hello))
     assert answers == [10.0, 11.0, 12.0]
+
+
+class Killed(Exception):
+    """What ends a party in the waiting room."""
+
+
+@pytest.mark.usefixtures("brisk_hellos")
+def test_a_party_that_starts_again_in_the_waiting_room_ends_no_run(broker_url):
+    """bob has met alice and dies; carol comes; then bob comes again."""
+    cluster = make_cluster(broker_url, 3)
+    absent = {}
+
+    def note(name, die_if=None):
+        def on_progress(missing, seconds):
+            absent[name] = missing
+            if missing == die_if:
+                raise Killed
+
+        return on_progress
+
+    def start(name, **options):
+        return in_thread(lambda: connect_as(cluster, name, on_progress=note(name, **options)))
+
+    alice = start("alice")
+    killed, outcome = start("bob", die_if=["carol"])
+    killed.join(20)
+    assert isinstance(outcome[0], Killed)
+    wait_until(lambda: absent["alice"] == ["carol"])
+    carol = start("carol")
+    wait_until(lambda: absent.get("carol") == ["bob"])
+    # alice has met both, and not begun.
+    wait_until(lambda: absent["alice"] == ["bob", "carol"])
+    assert not alice[1]
+    parties = [alice, start("bob"), carol]
+    for thread, _ in parties:
+        thread.join(20)
+    ends = [outcome[0] for _, outcome in parties]
+    assert [end.party for end in ends] == ["alice", "bob", "carol"], ends
+    ends[0].send("bob", "t", b"x")
+    assert ends[1].recv("alice", "t") == b"x"
+    for end in ends:
+        end.abort("the test is over")
+
+
+@pytest.mark.usefixtures("brisk_hellos")
+def test_a_peer_of_another_version_is_named(broker_url, monkeypatch):
+    monkeypatch.setattr(MismatchGrace, "SECONDS", 0.1)
+    cluster = make_cluster(broker_url, 2)
+    thread, outcome = in_thread(lambda: connect_as(cluster, "alice"))
+    connection = Broker.from_settings(quick_settings(), broker_url).open()
+    to_alice = list_names.hello_list(cluster.session, "alice", "bob")
+    hello = bytearray(encode(Hello(cluster.digest(), b"i" * INSTANCE_BYTES)))
+    hello[0] -= 1
+
+    def say_hello_until_she_gives_up() -> bool:
+        connection.execute(b"RPUSH", to_alice, bytes(hello), timeout=5)
+        return bool(outcome)
+
+    wait_until(say_hello_until_she_gives_up)
+    thread.join(20)
+    assert isinstance(outcome[0], ClusterMismatch)
+    assert "party 'bob' runs another version of redislink (protocol 2, here 3)" in str(outcome[0])
+    connection.close()
 
 
 HELLOS = 10_000
