@@ -21,6 +21,8 @@ from tests.conftest import EVERY_BROKER, in_thread, join, make_cluster, run_part
 from tests.support.egress import HOST, KINDS, PASSWORD, USER, RealProxy, missing
 from tests.support.tls_terminator import TlsTerminator
 
+pytestmark = pytest.mark.slow
+
 WITH_LOGIN = ("tinyproxy", "microsocks")
 WITH_RULES = ("tinyproxy", "dante", "squid")
 
@@ -84,7 +86,6 @@ def test_a_proxy_lets_through_what_it_is_to(
             assert not caught.value.retryable
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", WITH_LOGIN)
 def test_a_session_outlives_a_proxy_that_dies(
     kind: str, valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
@@ -105,7 +106,6 @@ def test_a_session_outlives_a_proxy_that_dies(
         close(alice, bob)
 
 
-@pytest.mark.slow
 def test_tls_to_the_proxy_and_tls_inside(
     valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
 ) -> None:
@@ -142,7 +142,6 @@ def test_tls_to_the_proxy_and_tls_inside(
         close(alice, bob)
 
 
-@pytest.mark.slow
 def test_a_proxy_that_stays_away_is_named_as_the_proxy(
     valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None
 ) -> None:
@@ -163,7 +162,6 @@ def test_a_proxy_that_stays_away_is_named_as_the_proxy(
         close(alice, bob)
 
 
-@pytest.mark.slow
 def test_a_proxy_that_cuts_idle_tunnels(
     valkey: EmbeddedBroker, tmp_path: Path, only_by_proxy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +196,6 @@ def test_a_proxy_that_cuts_idle_tunnels(
         close(alice, bob)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in EVERY_BROKER if kind != "fakeredis"])
 def test_every_server_of_a_broker_is_dialled_through_it(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

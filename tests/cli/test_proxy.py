@@ -13,8 +13,7 @@ import pytest
 from redislink.broker import EmbeddedBroker
 from redislink.errors import ConfigError
 from redislink.protocol import list_names
-from tests.cli.conftest import Call, Run, Start, Write, ended
-from tests.cli.test_demo import check_is_ok
+from tests.cli.conftest import Call, Run, Write
 from tests.support.keyspace import run
 from tests.support.scripted_proxy import ScriptedProxy, tunnel_to
 
@@ -93,12 +92,20 @@ def test_a_proxy_that_refuses_is_one_line_and_code_3(redislink: Run) -> None:
     )
 
 
-@pytest.mark.slow
-def test_the_demo_through_it(start: Start, proxy: ScriptedProxy) -> None:
-    """It holds the addresses of its parties' sockets against where they are to dial."""
-    done = ended(start("demo", "--json", "--broker", URL, broker_proxy=proxy.url(LOGIN)))
-    assert done.returncode == 0, done.stderr
-    assert check_is_ok(done.stdout)["broker"] == "redis://broker.invalid:6379/0"
+def test_the_demo_watches_where_its_parties_dial(
+    call: Call, proxy: ScriptedProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDISLINK_BROKER_PROXY", proxy.url(LOGIN))
+    watched = []
+
+    def watch(_: object, addresses: set[tuple[str, int]]) -> None:
+        watched.append(addresses)
+        raise ConfigError("the parties would start: that is all of this test")
+
+    monkeypatch.setattr(sys.modules["redislink.cli.demo"]._Run, "until_all_ended", watch)
+    code, out, err = call("demo", "--broker", URL)
+    assert "the parties would start" in err, (code, out, err)
+    assert watched == [{("127.0.0.1", proxy.port)}]
 
 
 def test_the_demo_s_own_broker_needs_none(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,20 @@
 """The promise, as a network sees it: behind firewalls that let nothing in, the demo runs.
 
 Each party is in a network namespace of its own, behind a firewall that drops all that comes in and
-is no answer, and lets nothing out but to the broker, or to a proxy; these are in others, and a
-router that passes everything is between them. On every party a socket listens, and is dialled
-before, during and after the run: so it is the firewall, and nothing else, that stands in the way.
+is no answer, and lets nothing out but one way: alice's to the broker, bob's to a proxy that takes
+CONNECT, carol's to one that takes SOCKS. Only the proxies know the broker's name. Broker and
+proxies are in other namespaces, and a router that passes everything is between them. On every party
+a socket listens, and is dialled before, during and after the run: so it is the firewall, and
+nothing else, that stands in the way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +31,8 @@ from tests.support.waiting import wait_until
 PARTIES: Final = ("alice", "bob", "carol")
 PROGRAM: Final = Path(__file__).parents[2] / "examples" / "logistic_regression.py"
 BROKER_PORT: Final = 6379
-PROXY_PORT: Final = 3128
+CONNECT_PORT: Final = 3128
+SOCKS_PORT: Final = 1080
 PROBE_PORT: Final = 7777
 _DIAL_TIMEOUT: Final = 5.0
 _DROPPED_AFTER: Final = 0.2
@@ -60,92 +63,82 @@ table inet party {{
 @pytest.fixture
 def internet() -> Iterator[Internet]:
     """A broker's and three parties' hosts; nothing of them is left afterwards."""
-    why = missing()
+    why = missing() or missing_proxies()
     if why and os.environ.get("CI") == "true" and os.geteuid() == 0:
         pytest.fail(f"the product's promise must be tried in CI: {why}")
     if why:
         pytest.skip(f"NOT TRIED: that parties run behind closed firewalls: {why}")
-    with Internet(["broker", "proxy", *PARTIES]) as network:
+    with Internet(["broker", "proxies", *PARTIES]) as network:
         yield network
 
 
 @dataclass(frozen=True)
 class Way:
-    """How parties reach the broker.
+    """How a party reaches the broker.
 
     Attributes:
         server: the one host, and
-        port: the one port that their firewalls let them dial.
-        url: the broker's URL.
-        settings: what they need for it.
+        port: the one port that its firewall lets it dial.
+        settings: what it needs for that.
     """
 
     server: Host
     port: int
-    url: str
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str]
 
 
 @contextlib.contextmanager
-def directly(internet: Internet, _: Path) -> Iterator[Way]:
-    broker = internet.hosts["broker"]
-    with serving(broker) as url:
-        yield Way(broker, BROKER_PORT, url)
-
-
-@contextlib.contextmanager
-def through_a_proxy(internet: Internet, directory: Path) -> Iterator[Way]:
-    """Only the proxy knows the broker's name."""
-    if why := missing_proxies():
-        pytest.skip(f"NOT TRIED: that parties run behind an egress proxy: {why}")
-    broker, host = internet.hosts["broker"], internet.hosts["proxy"]
+def proxies(host: Host, broker: Host, directory: Path) -> Iterator[list[RealProxy]]:
+    """One that takes CONNECT and one that takes SOCKS, each with a login."""
     hosts = directory / "hosts"
     hosts.write_text(f"{broker.address} broker.example\n")
-    proxy = RealProxy(
-        "tinyproxy",
-        directory / "proxy",
-        [BROKER_PORT],
-        login=True,
-        address=host.address,
-        hosts=hosts,
-        port=PROXY_PORT,
-    )
-    host.namespace.run("ip", "link", "set", "lo", "up")  # its start is watched from there
-    with serving(broker) as url:
-        host.namespace(proxy.start)
-        try:
-            yield Way(
-                host,
-                PROXY_PORT,
-                url.replace(broker.address, "broker.example"),
-                {"REDISLINK_BROKER_PROXY": proxy.url()},
+    host.namespace.run("ip", "link", "set", "lo", "up")  # their start is watched from there
+    with ExitStack() as stack:
+        made = []
+        for kind, port in (("tinyproxy", CONNECT_PORT), ("microsocks", SOCKS_PORT)):
+            made.append(
+                RealProxy(
+                    kind,
+                    directory / kind,
+                    [BROKER_PORT],
+                    login=True,
+                    address=host.address,
+                    hosts=hosts,
+                    port=port,
+                )
             )
-        finally:
-            proxy.stop()
+            stack.callback(made[-1].stop)
+            host.namespace(made[-1].start)
+        yield made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reaching", [directly, through_a_proxy])
 def test_the_demo_runs_behind_firewalls_that_let_nothing_in(
-    internet: Internet,
-    tmp_path: Path,
-    reaching: Callable[[Internet, Path], AbstractContextManager[Way]],
+    internet: Internet, tmp_path: Path
 ) -> None:
     parties = {name: internet.hosts[name] for name in PARTIES}
-    broker = internet.hosts["broker"]
+    broker, between = internet.hosts["broker"], internet.hosts["proxies"]
     with ExitStack() as stack:
-        way = stack.enter_context(reaching(internet, tmp_path))
-        for host in parties.values():
+        url = stack.enter_context(serving(broker))
+        ways = {"alice": Way(broker, BROKER_PORT, {"REDISLINK_BROKER_URL": url})}
+        named = url.replace(broker.address, "broker.example")
+        made = stack.enter_context(proxies(between, broker, tmp_path))
+        for name, proxy in zip(PARTIES[1:], made, strict=True):
+            settings = {"REDISLINK_BROKER_URL": named, "REDISLINK_BROKER_PROXY": proxy.url()}
+            ways[name] = Way(between, proxy.port, settings)
+        for name, host in parties.items():
             stack.enter_context(listener(host, PROBE_PORT))
             assert dial(broker.namespace, host.address, PROBE_PORT, _DIAL_TIMEOUT), "no firewall"
             host.namespace.firewall(
                 FIREWALL.format(
-                    probe_port=PROBE_PORT, allowed=way.server.address, allowed_port=way.port
+                    probe_port=PROBE_PORT,
+                    allowed=ways[name].server.address,
+                    allowed_port=ways[name].port,
                 )
             )
         check_that_nothing_gets_in(internet, parties)
 
-        results = train(internet, parties, way, tmp_path)
+        results = train(internet, parties, ways, tmp_path)
 
         check_that_nothing_gets_in(internet, parties)
         assert results["alice"]["accuracy"] == pytest.approx(
@@ -170,7 +163,7 @@ def test_a_closed_firewall_is_told_from_a_port_where_nobody_listens(internet: In
 
 
 def train(
-    internet: Internet, parties: dict[str, Host], way: Way, directory: Path
+    internet: Internet, parties: dict[str, Host], ways: dict[str, Way], directory: Path
 ) -> dict[str, dict[str, Any]]:
     """The demo's processes, each in its namespace; what each reported at its end, by party."""
     cluster = directory / "cluster.yaml"
@@ -187,8 +180,7 @@ def train(
         processes = {}
         for name, host in parties.items():
             environment = {
-                "REDISLINK_BROKER_URL": way.url,
-                **way.settings,
+                **ways[name].settings,
                 "REDISLINK_LINK_MODE": "channels",
                 "REDISLINK_IDENTITY_FILE": str(keys[name]),
                 "REDISLINK_PSK_DIR": str(keys[name].parent),
@@ -219,7 +211,7 @@ def train(
         output = {name: process.output() for name, process in processes.items()}
         assert seen == set(PARTIES), output
         assert not results, "the run was over before it could be looked at"
-        check_sockets(parties, way)
+        check_sockets(parties, ways)
         check_that_nothing_gets_in(internet, parties)
         wait_until(ended, _RUN_TIMEOUT)
         for process in processes.values():
@@ -236,15 +228,14 @@ def check_that_nothing_gets_in(internet: Internet, parties: dict[str, Host]) -> 
             assert host.namespace.counters()["probes"] > before, f"{source.name}: came nowhere"
 
 
-def check_sockets(parties: dict[str, Host], way: Way) -> None:
+def check_sockets(parties: dict[str, Host], ways: dict[str, Way]) -> None:
     """In a party's whole namespace only the probe listens, and all connections go one way."""
-    allowed = f"{way.server.address}:{way.port}"
     for name, host in parties.items():
         assert host.namespace.sockets("-l", "-t", "-u") == [
             (f"0.0.0.0:{PROBE_PORT}", "0.0.0.0:*")
         ], name
         remotes = {remote for _, remote in host.namespace.sockets("-t", "state", "established")}
-        assert remotes == {allowed}, name
+        assert remotes == {f"{ways[name].server.address}:{ways[name].port}"}, name
 
 
 @contextlib.contextmanager
