@@ -28,24 +28,30 @@ class Here:
 
     def __init__(self, bob: Endpoint) -> None:
         self.bob, self.core, self.now = bob, bob.parts.core, time.monotonic()
+        self.core.stopped.set()
         bob.parts.control._wait.interrupt()
         bob.parts.control._thread.join()
-        self.control = Control(self.core, bob.parts.receiving)
+        self.core.stopped.clear()
+        self.control = Control(self.core, bob.parts.receiving, 0.0, lambda: None)
 
     def serve(self, *replies: Any) -> list[list[bytes]]:
         """Run it until the replies to its pops are used up; return the lists that it asked for."""
         asked: list[list[bytes]] = []
         left = iter(replies)
 
-        def pop(names: list[bytes], seconds: float) -> Any:
+        def pop(names: list[bytes], seconds: float, late: object) -> Any:
             asked.append(list(names))
-            reply = next(left, Interrupted())
+            reply = next(left, None)
+            if len(asked) > len(replies):
+                self.core.stopped.set()
+                reply = Interrupted()
             if isinstance(reply, Exception):
                 raise reply
             return reply
 
         self.control._wait = SimpleNamespace(pop=pop)  # type: ignore[assignment]
         self.control._run()
+        self.core.stopped.clear()
         return asked
 
 
@@ -118,6 +124,7 @@ def test_receives_that_last_are_registered_and_overdue_ones_ended(
         give_up=here.now - 2.0 - overdue,
         registered=False,
         interrupt=lambda: ends.append(True),
+        has_moved=lambda: False,
     )
     with monkeypatch.context() as patch:
         patch.setattr(here.core.inbox, "waits", lambda: [wait])
@@ -132,17 +139,17 @@ def test_it_waits_until_the_next_timer_but_not_for_long(here: Here) -> None:
     here.control._collect()
     assert here.control._serve_timers() == 1.0
     with here.core.lock:
-        delivery.wait("t", here.now - 0.5)  # to probe for in half a second
-    assert here.control._serve_timers() == pytest.approx(0.5)
-    here.now += 0.49
+        delivery.wait("t", here.now - 0.1)  # to probe for 0.15 s after that
+    assert here.control._serve_timers() == pytest.approx(0.05)
+    here.now += 0.04
     assert here.control._serve_timers() == 0.02
     assert delivery.stats.probes_sent == 0
     here.now += 0.02
-    assert here.control._serve_timers() == 1.0
+    assert here.control._serve_timers() == pytest.approx(0.5)  # to the next probe
     assert delivery.stats.probes_sent == 1
     here.core.outbox.flush()
     assert here.control._serve_timers() == 0.2  # more answers may follow the one to the probe
-    assert here.control._serve_timers() == 1.0
+    assert here.control._serve_timers() == pytest.approx(0.5)
     with here.core.lock:
         delivery.unwait("t")
 
