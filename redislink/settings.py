@@ -121,7 +121,9 @@ class RedisLinkSettings(BaseSettings):
         "every party.",
     )
     broker_tls_ca: Path | None = Field(
-        default=None, description="PEM file of the CA that signed the broker's certificate."
+        default=None,
+        description="PEM file of the CA that signed the broker's certificate; no other CA is then "
+        "trusted. Not set: the system's CAs.",
     )
     broker_tls_cert: Path | None = Field(
         default=None, description="PEM file of this party's client certificate."

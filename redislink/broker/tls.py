@@ -73,19 +73,10 @@ class TlsFiles:
         Raises:
             ConfigError: a file cannot be used; the message names it.
         """
-        context = ssl.create_default_context()
+        context = self._trusting()
         context.check_hostname = self.check_certificate and self.check_name
         if not self.check_certificate:
             context.verify_mode = ssl.CERT_NONE
-        if self.ca is not None:
-            _check_readable(self.ca_setting, self.ca)
-            try:
-                context.load_verify_locations(cafile=str(self.ca))
-            except (OSError, ValueError):
-                raise ConfigError(
-                    f"{self.ca_setting} {self.ca}: contains no certificate in PEM form: set it to "
-                    "the PEM file of the CA that signed the server's certificate"
-                ) from None
         if self.certificate is None and self.key is not None:
             raise ConfigError(
                 f"REDISLINK_BROKER_TLS_KEY {self.key}: set without a certificate: set "
@@ -93,6 +84,24 @@ class TlsFiles:
             )
         if self.certificate is not None:
             self._load_own(context, self.certificate)
+        return context
+
+    def _trusting(self) -> ssl.SSLContext:
+        """Return a context that trusts this CA, or else the system's.
+
+        Not both: the CA of a company that looks into TLS is often among the system's.
+        """
+        if self.ca is None:
+            return ssl.create_default_context()
+        _check_readable(self.ca_setting, self.ca)
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca))
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"{self.ca_setting} {self.ca}: contains no certificate in PEM form: set it to the "
+                "PEM file of the CA that signed the server's certificate"
+            ) from None
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be a root
         return context
 
     def _load_own(self, context: ssl.SSLContext, certificate: str | Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -234,3 +236,40 @@ def test_a_session_at_a_tls_port_without_tls(server: EmbeddedBroker, tmp_path: P
         settings = quick_settings(broker_url=f"redis://{HOST}:{tls.port}", reply_timeout=2)
         with pytest.raises(BrokerUnreachable, match="it speaks TLS on this port"):
             connect_as(make_cluster("", 2, broker=None), "alice", settings)
+
+
+class TestWhoIsTrusted:
+    """The CA that is named and no other: a company that looks into TLS is a CA of the system's."""
+
+    @pytest.fixture
+    def other_ca(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
+        """A CA of the system's."""
+        ca = trustme.CA()
+        ca.cert_pem.write_to_path(str(tmp_path / "system.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))
+        return ca
+
+    def test_the_system_s_only_if_none_is_named(self, other_ca: trustme.CA, files: Files) -> None:
+        shake_hands(TlsFiles(), other_ca)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake_hands(TlsFiles(ca=files["ca"]), other_ca)
+
+    def test_an_intermediate_one_will_do(self, other_ca: trustme.CA, tmp_path: Path) -> None:
+        child = other_ca.create_child_ca()
+        child.cert_pem.write_to_path(str(tmp_path / "child.pem"))
+        shake_hands(TlsFiles(ca=tmp_path / "child.pem"), child)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake_hands(TlsFiles(ca=tmp_path / "child.pem"), other_ca.create_child_ca())
+
+
+def shake_hands(files: TlsFiles, ca: trustme.CA) -> None:
+    """Do a handshake with a server whose certificate this CA has signed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("host").configure_cert(context)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(there, back, server_side=True)
+    client = files.context().wrap_bio(back, there, server_hostname="host")
+    for end in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert client.version()
