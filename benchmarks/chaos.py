@@ -261,26 +261,75 @@ def several_brokers(page: Page) -> None:
         two_row(page, what, moves, talks)
 
 
-def two_row(page: Page, what: str, moves: str, talks: list[Talk]) -> None:
-    """Some runs of one kind."""
+def half_open(page: Page) -> None:
+    """The table of connections that stall for good, with nothing closed."""
+    with make_server("valkey") as server:
+        page.head(
+            f"Three parties, 1 B to 64 kB, alice's connections stall, {version(server)}",
+            *("which", "runs", "messages sent", "frames resent", "came again, dropped"),
+            *("lost", "doubled", "longest gap"),
+        )
+        for what, harms in STALLS.items():
+            talks = []
+            for _ in range(SEVERAL_RUNS):
+                with Proxy(server.port) as proxy:
+                    urls = dict.fromkeys(PARTIES, server.url) | {"alice": proxy.url()}
+                    talks.append(talk(urls, *harms(proxy)))
+            page.row(*talk_cells(page, what, talks))
+
+
+def stall_each(proxy: Proxy) -> list[Callable[[], None]]:
+    """One after the other, those that are there when its turn comes."""
+
+    def stall(place: int) -> None:
+        flowing = [line for line in proxy.connections if not line.stalled]
+        flowing[place % len(flowing)].stall()
+
+    return [partial(stall, place) for place in range(_STALLED_IN_TURN)]
+
+
+def stall_all(proxy: Proxy) -> list[Callable[[], None]]:
+    """All that are there; new ones work."""
+
+    def stall() -> None:
+        for line in proxy.connections:
+            line.stall()
+
+    return [stall]
+
+
+_STALLED_IN_TURN = 8
+STALLS = {
+    f"one, {_STALLED_IN_TURN} times, each another": stall_each,
+    "all at once": stall_all,
+}
+
+
+def talk_cells(page: Page, what: str, talks: list[Talk]) -> list[object]:
+    """What some runs of one kind have in common with those of every kind."""
 
     def total(name: str) -> list[int]:
         return [sum(getattr(stats, name) for stats in one.stats) for one in talks]
 
-    page.row(
+    for one in talks:
+        if not one.comparison.clean:
+            page.problem(f"{what}: {one.comparison}")
+    return [
         what,
         len(talks),
-        moves,
         span([one.comparison.sent for one in talks], "{:,.0f}"),
         span(total("frames_resent"), "{:,.0f}"),
         span(total("duplicates_dropped"), "{:,.0f}"),
         sum(one.comparison.lost for one in talks),
         sum(one.comparison.doubled for one in talks),
         span([one.longest_gap for one in talks], "{:.2f} s"),
-    )
-    for one in talks:
-        if not one.comparison.clean:
-            page.problem(f"{what}: {one.comparison}")
+    ]
+
+
+def two_row(page: Page, what: str, moves: str, talks: list[Talk]) -> None:
+    """Some runs of one kind."""
+    said, runs, *cells = talk_cells(page, what, talks)
+    page.row(said, runs, moves, *cells)
 
 
 def train_on_two(make: Callable[[Two], list[Injector]]) -> Outcome:
@@ -526,7 +575,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
     parser.add_argument(
         "--only",
-        choices=["training", "sentinel", "cluster", "several", "bulk", "failures", "refusing"],
+        choices=[
+            *("training", "sentinel", "cluster", "several", "bulk", "failures", "refusing"),
+            "half-open",
+        ],
         help="one part, and write no file",
     )
     only = parser.parse_args().only
@@ -548,6 +600,8 @@ def main() -> int:
         several_brokers(page)
     if only in (None, "refusing"):
         refusing(page)
+    if only in (None, "half-open"):
+        half_open(page)
     if only in (None, "failures"):
         spreading(page)
         crash(page)

@@ -286,7 +286,7 @@ class Delivery:
         self._heard(now)
         self._step(Event.TRAFFIC)
         self._sending.take_ack(frame.ack, now)
-        self.often_lost = self._sending.move_on(frame.ack.edition, now) or self.often_lost
+        self._sending.move_on(frame.ack.edition, now)
         if isinstance(frame, Fin):
             self._take_fin(frame)
         elif self.state is State.CLOSED:

@@ -371,24 +371,15 @@ class Sending:
         self._to_clear.update(chunk.tag for chunk in flying)
         self._resend(flying)
 
-    def move_on(self, edition: int, now: float) -> int:
+    def move_on(self, edition: int, now: float) -> None:
         """The peer reads the lists of another edition: push there what is not acked.
 
         Args:
             edition: as an ack says; an older one than the present is ignored.
             now: monotonic seconds.
-
-        Returns: as `take_probe`, for all tags that the peer waits for.
         """
         if edition <= self.edition:
-            return 0
-        often_lost = 0
-        for tag in self._waited_for:
-            wanted = next(iter(self._by_tag[tag].values()))
-            if wanted.confirmed_at is not None:
-                wanted.times_lost += 1
-                if wanted.times_lost >= _OFTEN_LOST:
-                    often_lost = max(often_lost, len(wanted.body))
+            return
         flying = [chunk for chunk in self._unacked.values() if chunk.account is not None]
         tags = dict.fromkeys([*(chunk.tag for chunk in flying), *sorted(self._pushed_twice)])
         self._unpushed.extend(Leftover(tag, self.edition) for tag in tags)
@@ -396,7 +387,6 @@ class Sending:
         self._to_clear.clear()
         self._resend(flying)
         self.pump(now)
-        return often_lost
 
     # -- what the peer waits for -----------------------------------------------------------
 
