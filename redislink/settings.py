@@ -177,7 +177,7 @@ class RedisLinkSettings(BaseSettings):
         description="Seconds to reach the broker, and to wait for each of its replies.",
     )
     line_timeout: _Seconds = Field(
-        default=5.0,
+        default=30.0,
         gt=0,
         description="Seconds after which the kernel gives up a connection to the broker on which "
         "nothing is acknowledged; four round trips, if they take longer.",

@@ -69,7 +69,7 @@ class Broker:
         url: str,
         *,
         timeout: float = 10.0,
-        line_timeout: float = 5.0,
+        line_timeout: float = 30.0,
         tls_ca: str | Path | None = None,
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,

@@ -394,6 +394,16 @@ class Inbox:
         else:
             self._idle.append(wait)
 
+    def reopen_idle(self) -> None:
+        """Close the connections that nobody uses now; their next use opens others."""
+        for _ in range(len(self._idle)):
+            try:
+                wait = self._idle.popleft()
+            except IndexError:
+                return
+            wait.disconnect()
+            self.release(wait)
+
     def discard(self, wait: Wait) -> None:
         """Forget a `Wait` that `acquire` returned; its user closes the connection."""
         if wait in self._all:

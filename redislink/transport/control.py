@@ -249,10 +249,11 @@ class Control:
         return False
 
     def _leave_lines(self) -> None:
-        """One connection is dead: use others instead of those that need not be.
+        """One connection is dead: use others instead of those that can be done without.
 
         What the control connection has just popped is lost, and will be repeated.
         """
+        self._core.inbox.reopen_idle()
         self._distrust_claim()
         self._wait.interrupt()
 

@@ -212,6 +212,7 @@ class Receiving:
         core = self.core
         with core.lock:
             edition = peer.delivery.edition_in
+        core.inbox.reopen_idle()
         for wait in core.inbox.waits():
             purpose = wait.purpose
             if purpose is not None and purpose[0] == peer.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import pytest
 from redislink import BrokerPermissionError, BrokerRefused, BrokerUnreachable
 from redislink.broker import Broker, EmbeddedBroker, Inbox
 from redislink.broker.inbox import Interrupted, Wait
+from redislink.testing import Proxy
 from tests.conftest import in_thread
 from tests.support.line import Line
 
@@ -223,3 +225,48 @@ def test_an_interrupt_ends_a_pop_of_many(valkey: EmbeddedBroker) -> None:
         wait.pop_of_many(b"interrupted many", 10, 3, 1)
     Broker(valkey.url).open().execute(b"RPUSH", b"other", b"x", timeout=5)
     assert wait.pop_one(b"other", 10) == b"x"
+
+
+def test_idle_connections_are_opened_anew_and_others_stay(valkey: EmbeddedBroker) -> None:
+    inbox = Inbox(Broker(valkey.url))
+    used, idle = inbox.acquire(), inbox.acquire()
+    for wait in (used, idle):
+        wait.connect()
+    before = used._connection
+    inbox.release(idle)
+    inbox.reopen_idle()
+    assert (used._connection, idle._connection) == (before, None)
+    assert inbox.acquire() is idle
+    assert idle.pop_one(NAME, 0.001) is None
+    inbox.close()
+    for wait in (used, idle):
+        inbox.release(wait)
+
+
+class Decider:
+    """Says of a silent connection that it is dead after so many questions."""
+
+    patience = 0.001
+
+    def __init__(self, questions: int) -> None:
+        self.questions = questions
+
+    def is_dead(self, broker: Broker, silent_since: float) -> bool:
+        assert silent_since <= time.monotonic()
+        assert broker.label
+        self.questions -= 1
+        return self.questions <= 0
+
+
+def test_a_reply_may_be_late_until_somebody_says_that_the_line_is_dead() -> None:
+    with EmbeddedBroker() as server, Proxy(server.port) as proxy:
+        wait = Wait(Broker(proxy.url()))
+        wait.connect()
+        [line] = proxy.connections
+        line.stall()
+        decider = Decider(3)
+        with pytest.raises(BrokerUnreachable, match="has dropped it"):
+            wait.pop([NAME], 0.001, decider)
+        assert decider.questions == 0
+        assert wait.pop([NAME], 0.001, Decider(1000)) is None, "on a new connection"
+        wait.disconnect()

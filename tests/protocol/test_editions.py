@@ -155,17 +155,6 @@ def test_every_frame_with_an_ack_announces_the_edition(alone, kind):
         assert numbers(take_pushes(alone)) == [1]
 
 
-def test_a_body_that_gets_lost_in_edition_after_edition_is_told(alone):
-    """The broker has it, and breaks the connection of whoever takes it."""
-    alone.send("t", b"x" * 50, 0.0)
-    for edition in range(1, 4):
-        assert not alone.often_lost
-        take_pushes(alone, edition)
-        alone.receive_control(Probe(("t",), AckState(0, (), edition - 1)), edition + 0.1)
-        alone.receive_control(Ack(AckState(0, (), edition)), edition + 0.2)
-    assert alone.often_lost == 50
-
-
 def test_an_older_edition_is_a_frame_that_came_late(alone):
     alone.receive_control(Ack(AckState(0, (), 2)), 0.1)
     alone.send("a", b"x", 0.2)
