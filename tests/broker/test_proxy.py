@@ -15,7 +15,13 @@ import pytest
 import trustme
 
 from redislink import settings
-from redislink.broker import Broker, EgressProxy, EmbeddedBroker
+from redislink.broker import (
+    Broker,
+    EgressProxy,
+    EmbeddedBroker,
+    SeveralBrokers,
+    make_broker,
+)
 from redislink.broker.nested_tls import NestedTls
 from redislink.broker.tls import secure
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigError, ProxyRefused
@@ -408,6 +414,21 @@ class TestBroker:
             f"broker redis://broker.invalid:6379 through proxy {proxy.url()}: no connection"
             in str(caught.value)
         )
+
+    def test_several_brokers_are_dialled_through_it(self, valkey: EmbeddedBroker) -> None:
+        with ScriptedProxy(tunnel_to(valkey.port)) as proxy:
+            settings = RedisLinkSettings(
+                _env_file=None,
+                broker_url="redis://a.invalid, redis://b.invalid",
+                broker_proxy=proxy.url(),
+            )
+            brokers = make_broker(settings, None)
+            assert isinstance(brokers, SeveralBrokers)
+            brokers.open().close()
+            brokers.move(1)
+            brokers.open().close()
+        dialled = [head.partition(b"\r\n")[0].split()[1] for head in proxy.heads]
+        assert dialled == [b"a.invalid:6379", b"b.invalid:6379"]
 
     def test_a_unix_socket_needs_no_proxy(self, valkey: EmbeddedBroker) -> None:
         Broker(
