@@ -240,7 +240,7 @@ def several_brokers(page: Page) -> None:
     with make_server("valkey") as server:
         name = version(server)
     begin_training(page, f"two independent brokers, {name}")
-    undisturbed = train_on_two(list)
+    undisturbed = train_on_two(lambda _: [])
     training_row(page, "nothing", undisturbed, undisturbed)
     for what, inject in [
         ("the first killed with SIGKILL, for good", training.killed_for_good),
