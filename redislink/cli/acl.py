@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from redislink.broker import Broker
+from redislink.broker.url import split_urls
 from redislink.cli.errors import Verbose, say, show
 from redislink.cli.operator import brokers_as, cluster_of
 from redislink.errors import BrokerError, ConfigError
@@ -146,6 +147,11 @@ def acl(
             show(f"  password  {_told(kept, user.party, secrets[user.party])}")
             show(f"  rules     {' '.join(user.rules)}")
         _say_what_next(broker, out, update, admin)
+    if len(brokers) < 2 and spec.broker is not None and len(split_urls(spec.broker)) > 1:
+        say(
+            "the cluster file names several brokers: make the users on each, with passwords of "
+            "their own (--apply URL,URL, or another --passwords DIR for each)"
+        )
 
 
 def _passwords(directory: Path | None, names: Sequence[str]) -> dict[str, str]:
