@@ -64,7 +64,7 @@ class _HttpInside(ConnectionError):
 
 
 def proxy(exam: Examination) -> Verdict | None:
-    """This machine reaches the proxy through which the broker is to be dialled.
+    """Check that this machine reaches the proxy through which it is to dial the broker.
 
     Raises:
         ConfigError: the proxy's CA file cannot be used.
