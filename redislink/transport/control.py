@@ -34,6 +34,7 @@ from redislink.transport.receiving import Receiving
 _LONGEST_CONTROL_WAIT: Final = 1.0
 _SHORTEST_CONTROL_WAIT: Final = 0.02
 _COMPLAINT_INTERVAL: Final = 1.0
+"""Seconds between two notes of an outage while the control connection is silent."""
 _REPORT_INTERVAL: Final = 10.0
 """Seconds between two log lines about a silent peer."""
 
@@ -192,8 +193,8 @@ class Control:
     def _check_lines(self, peer: Peer, tags: list[str]) -> None:
         """Look at the connections that should have brought messages.
 
-        Where nothing at all has come, the peer pushes the message again; if that does not help, the
-        connection is left.
+        Where nothing at all has come, the peer pushes the message again; if that does not help, or
+        another connection has just died, the connection is left.
 
         Args:
             peer: the party that sent it.
@@ -205,12 +206,12 @@ class Control:
             purpose = wait.purpose
             if purpose is not None and purpose[0] == peer.name and purpose[1] in tags:
                 moved[purpose[1]] = wait.has_moved() or moved.get(purpose[1], False)
-        silent = False
+        silent, lost_one_lately = False, self._lines.lost_one_lately
         with core.talk(peer) as delivery:
             for tag, has_moved in moved.items():
                 if has_moved:
                     delivery.came_in_part(tag, now)
-                elif delivery.missed_in_vain(tag, now):
+                elif lost_one_lately or delivery.missed_in_vain(tag, now):
                     silent = True
         if silent and not core.broker.in_process:  # there, no connection can go silent
             self._receiving.read_anew(peer)

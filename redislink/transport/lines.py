@@ -27,7 +27,9 @@ from redislink.transport.core import Core
 _PATIENCE: Final = 0.5
 """The fewest seconds of silence after which a connection gets a rival."""
 _ROUND_TRIPS: Final = 3
-"""So many round trips, if they take longer."""
+"""So many round trips, if they take longer: the one of the start, or what a rival found later."""
+_MOST_PATIENCE: Final = 15.0
+_LATELY: Final = 5.0
 _SPACING: Final = 1.0
 """Seconds between the starts of two rivals: one that the way was closed to may take long."""
 _MOST_RIVALS: Final = 4
@@ -45,8 +47,8 @@ class _Rival:
         self._started_at = float("-inf")
         self.asked_at = float("-inf")
         """When the latest question was asked that was answered."""
-        self.took = 0.0
-        """Seconds from the start of the connection until then."""
+        self.round_trip = 0.0
+        """Seconds that the answer took."""
 
     def challenge(self) -> None:
         """Start an attempt, unless there are enough."""
@@ -61,14 +63,14 @@ class _Rival:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
-        started = time.monotonic()
         try:
             with contextlib.suppress(BrokerError):
                 with contextlib.closing(self._broker.open_answering()) as connection:
                     asked = time.monotonic()
                     connection.execute(b"PING", timeout=self._broker.timeout)
+                    answered = time.monotonic()
                 with self._lock:
-                    self.took = time.monotonic() - started
+                    self.round_trip = answered - asked
                     self.asked_at = max(self.asked_at, asked)
         finally:
             with self._lock:
@@ -88,15 +90,22 @@ class Lines:
         """
         self._core = core
         self._on_dead = on_dead
-        self._patience = max(_PATIENCE, _ROUND_TRIPS * round_trip)
+        self._round_trip = round_trip
+        self._dead_at = float("-inf")
         self._rivals: dict[int, _Rival] = {}
         """By the id of the broker, which each connection's owner keeps."""
 
     @property
     def patience(self) -> float:
         """Seconds that a reply may be late before `is_dead` need be asked."""
-        took = max((rival.took for rival in self._rivals.values()), default=0.0)
-        return max(self._patience, took)
+        lately = [rival.round_trip for rival in self._rivals.values()]
+        longest = _ROUND_TRIPS * max(self._round_trip, *lately, 0.0)
+        return max(_PATIENCE, min(longest, _MOST_PATIENCE))
+
+    @property
+    def lost_one_lately(self) -> bool:
+        """True if a connection has died a moment ago, so that others probably have, too."""
+        return time.monotonic() - self._dead_at < _LATELY
 
     def check_outbox(self) -> None:
         """Break an outbox's connection if it is dead. Call it several times a second."""
@@ -123,6 +132,7 @@ class Lines:
         if rival is None:
             rival = self._rivals[id(broker)] = _Rival(self._core.party, broker)
         if rival.asked_at > silent_since:
+            self._dead_at = time.monotonic()
             self._on_dead()
             return True
         rival.challenge()

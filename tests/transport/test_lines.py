@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,8 +54,10 @@ class SilentOutbox:
 
 
 @pytest.fixture
-def way() -> Way:
-    return Way()
+def way() -> Iterator[Way]:
+    way = Way()
+    yield way
+    way.opens.set()  # so that no rival stays behind
 
 
 def lines_of(outbox: SilentOutbox, round_trip: float = 0.0) -> tuple[Lines, list[str]]:
@@ -108,8 +111,10 @@ def test_a_slow_way_gets_more_patience(way: Way) -> None:
     assert lines.patience == 0.5
     rival = lines.is_dead(way, 0.0)
     assert not rival
-    lines._rivals[id(way)].took = 8.0
-    assert lines.patience == 8.0, "a round trip takes longer now than it did at the start"
+    lines._rivals[id(way)].round_trip = 2.0
+    assert lines.patience == 6.0, "a round trip takes longer now than it did at the start"
+    lines._rivals[id(way)].round_trip = 60.0
+    assert lines.patience == 15.0, "the way was closed meanwhile"
 
 
 # -- what an outbox calls silence ------------------------------------------------------------------
