@@ -10,13 +10,13 @@ import typer
 
 from redislink.broker import Broker
 from redislink.broker.credentials import read_password
-from redislink.broker.url import labels
+from redislink.broker.url import labels, parse_url, split_urls
 from redislink.cli import errors
 from redislink.cli.errors import say
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import BrokerError, ConfigError
 from redislink.operate.survey import Survey
-from redislink.settings import RedisLinkSettings
+from redislink.settings import PROXY_SETTING, RedisLinkSettings
 
 _T = TypeVar("_T")
 BrokerOption = Annotated[
@@ -63,7 +63,10 @@ def settings_as(url: str, password_file: Path | None) -> RedisLinkSettings:
     errors.advise_doctor("--broker", shown_url(url), "--password-file", password_file)
     labels(url)  # so that an error in it comes first
     _check_readable(password_file)
-    return RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
+    settings = RedisLinkSettings.load(broker_url=url, broker_password_file=password_file)
+    if password_file is not None:
+        _check_proxy(settings, url)
+    return settings
 
 
 def shown_url(url: str) -> str:
@@ -108,6 +111,8 @@ def surveys_of(
     if password_file is not None:
         _check_readable(password_file)
         _check_named_by_user(settings, url)
+        if settings.broker_url is not None:
+            _check_proxy(settings, settings.broker_url.get_secret_value())
         settings = settings.model_copy(update={"broker_password_file": password_file})
     return [Survey(each) for each in Broker.all_from_settings(settings, url)]
 
@@ -133,6 +138,17 @@ def at_each(surveys: Sequence[Survey], work: Callable[[Survey], _T]) -> list[_T]
         for survey in surveys:
             survey.close()
     return results
+
+
+def _check_proxy(settings: RedisLinkSettings, urls: str) -> None:
+    """Refuse to send a password from the command line in clear to a proxy that others may name."""
+    in_clear = [u for u in map(parse_url, split_urls(urls)) if u.addresses and not u.tls]
+    if in_clear and settings.is_from_env_file("broker_proxy") and settings.proxy_choice():
+        raise ConfigError(
+            f"--password-file: the .env here names the proxy ({PROXY_SETTING}), which would get "
+            f"the password, as {in_clear[0].label} is without TLS: use rediss://, or set "
+            f"{PROXY_SETTING} in the environment"
+        )
 
 
 def _check_named_by_user(settings: RedisLinkSettings, cluster_url: str | None) -> None:

@@ -85,6 +85,32 @@ class TestOnlookers:
         assert "is named by the .env here" in refused
         assert server.commands == []
 
+    def test_not_in_clear_to_a_proxy_of_a_file_in_the_working_directory(
+        self,
+        call: Call,
+        write_cluster: Write,
+        server: RespServer,
+        words: tuple[str, str],
+        command: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / ".env").write_text(f"REDISLINK_BROKER_PROXY=http://{HOST}:{server.port}\n")
+        (tmp_path / ".env").chmod(0o600)
+        line = [*command, "--cluster", write_cluster(CLUSTER), *words]
+        for named in (["--broker", "redis://watcher@broker.invalid/0"], []):
+            monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://watcher@broker.invalid/0")
+            code, _, err = call(*line, *named)
+            assert code == 2
+            assert "the .env here names the proxy (REDISLINK_BROKER_PROXY)" in err
+        for url in (url_of(server).replace("redis:", "rediss:"), "unix:///nobody.sock"):
+            code, _, err = call(*line, "--broker", url)
+            assert code == 3, "through the proxy, or without need of one"
+        monkeypatch.setenv("REDISLINK_BROKER_PROXY", "none")
+        code, _, _ = call(*line, "--broker", url_of(server))
+        assert code in (0, 2)
+        assert logins(server)
+
     def test_to_one_on_the_command_line_or_in_the_environment(
         self,
         call: Call,
