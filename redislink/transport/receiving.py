@@ -39,6 +39,8 @@ class Receiving:
         """Not for users."""
         self.core = core
         self._blpop_slice = core.blpop_slice
+        # Short, because what ends many a receive, like a peer's farewell, comes soon or not at all.
+        self._first_slice = min(core.first_ask, core.blpop_slice)
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> Message:
         """Return the next message, as `Endpoint.recv` does, and its encoding.
@@ -58,7 +60,7 @@ class Receiving:
                     lanes.go_on(lane)
                 return foreseen
             name = peer.in_list(tag)  # the edition may have changed
-        slice_ = self._blpop_slice
+        slice_ = self._first_slice
         missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
         wait = core.inbox.acquire()
         wait.give_up = started + limit
@@ -104,6 +106,7 @@ class Receiving:
                     name = peer.in_list(tag)
                     with core.talk(peer):
                         if element is None:
+                            slice_ = self._blpop_slice
                             self.register(wait)
                         elif not core.broker.in_process:
                             missing, size = delivery.missing(tag)

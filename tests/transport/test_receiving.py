@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from redislink import Endpoint, PeerProtocolError, RecvTimeout
+from redislink import Endpoint, PeerProtocolError
+from redislink.protocol.delivery import Delivery
 from redislink.protocol.frame import Ack, AckState, Data, Frame
-from redislink.transport import receiving
+from redislink.protocol.seal import SealedCodec
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
 
@@ -92,20 +93,28 @@ def test_what_another_took_in_wakes_the_one_that_waits_for_it(
     assert woken == ["the first"]
 
 
-def test_a_receive_asks_for_its_message_once_and_not_at_once(
+def test_an_element_that_does_not_open_is_sent_again(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, bob = pair()
-    asked: list[str] = []
-    delivery = bob.parts.core.peers["alice"].delivery
-    monkeypatch.setattr(delivery, "probe_soon", lambda tag, now: asked.append(tag))
-    for seconds, times in ((1000.0, 0), (0.0, 1)):
-        monkeypatch.setattr(receiving, "_FIRST_PROBE", seconds)
-        monkeypatch.setattr(bob.parts.receiving, "_first_slice", 0.01)
-        monkeypatch.setattr(bob.parts.receiving, "_blpop_slice", 0.01)
-        with pytest.raises(RecvTimeout):
-            bob.recv("alice", "t", 0.1)
-        assert len(asked) == times
+    """At once: its receiver says so, and waits for no timer."""
+    alice, bob = pair()
+    encode_whole = SealedCodec.encode_whole
+
+    def change(self: SealedCodec, *args: Any) -> tuple[bytes, bytes]:
+        header, body = encode_whole(self, *args)
+        return header, bytes([body[0] ^ 1]) + bytes(body[1:])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SealedCodec, "encode_whole", change)
+        alice.send("bob", "t", b"x")
+    said: list[str] = []
+    complain = Delivery.lost
+    monkeypatch.setattr(
+        Delivery, "lost", lambda self, tag, now: said.append(tag) or complain(self, tag, now)
+    )
+    assert bob.recv("alice", "t") == b"x"
+    assert said == ["t"]
+    assert alice.stats().frames_resent == 1
 
 
 def test_an_interrupt_that_was_meant_for_another_ends_nothing(pair: Callable[..., Pair]) -> None:
