@@ -107,7 +107,11 @@ class RealProxy:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
             )
-        wait_until(self._listens, 20)
+        try:
+            wait_until(self._listens, 20)
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End it, with all its tunnels."""
