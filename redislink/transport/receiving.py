@@ -108,6 +108,7 @@ class Receiving:
                         if element is None:
                             slice_ = self._blpop_slice
                             self.register(wait)
+                            wait.has_moved()  # an empty reply does not show that more comes
                         elif not core.broker.in_process:
                             missing, size = delivery.missing(tag)
                         message = delivery.take(tag)
