@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -179,6 +180,30 @@ def test_a_broken_line_is_mended_and_counted(pair: Callable[..., Pair]) -> None:
     assert bob.recv("alice", "t") == b"x"
     wait_until(lambda: alice.stats().reconnects == 1 and not core._mending)
     assert core.outage.describe() == ""
+
+
+PUSHES = {
+    "a control frame": lambda e: e.parts.core.tell_all(lambda d: d.announce_silence(0.0, 0.0)),
+    "a short message": lambda e: e.send("bob", "t", b"x"),
+    "a long message": lambda e: e.send("bob", "u", bytes(3 << 20)),
+}
+
+
+@pytest.mark.parametrize("what", PUSHES)
+def test_whoever_finds_the_line_broken_has_it_mended(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    alice, _ = pair()
+    core, mine, asked = alice.parts.core, threading.get_ident(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "mend_outbox", lambda: asked.append(threading.get_ident()))
+        PUSHES[what](alice)
+        assert mine not in asked
+        assert isinstance(core.outbox, Outbox)
+        with core.outbox._lock:
+            core.outbox._break(BrokerUnreachable("made up by the test"))
+        PUSHES[what](alice)
+        assert mine in asked  # the control thread may have asked too
 
 
 def test_what_no_retry_mends_ends_the_session(
