@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from redislink import Endpoint, PeerProtocolError, RecvTimeout
+from redislink import Endpoint, PeerProtocolError, RecvTimeout, RedisLinkError
 from redislink.protocol.frame import Ack, AckState, Data, Frame
+from redislink.protocol.lookahead import Family
 from redislink.transport import receiving
+from redislink.transport.lanes import Lane
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
 
@@ -120,3 +123,16 @@ def test_an_interrupt_that_was_meant_for_another_ends_nothing(pair: Callable[...
     alice.send("bob", "t", b"x")
     thread.join(10)
     assert outcome == [b"x"]
+
+
+def test_a_session_that_is_over_gives_nothing_from_a_lane(pair: Callable[..., Pair]) -> None:
+    _, bob = pair()
+    wait = bob.parts.core.inbox.acquire()
+    lane = Lane(Family("t", 1, ""), b"", wait)
+    bob.parts.core.fail(RedisLinkError("of ours"))
+    with pytest.raises(RedisLinkError, match="of ours"):
+        bob.parts.receiving._recv_foreseen(
+            bob.parts.core.peer("alice"), lane, "t1", time.monotonic(), 1.0
+        )
+    assert not lane.lock.locked()
+    assert wait.purpose is None
