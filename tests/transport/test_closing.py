@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import weakref
 from collections.abc import Callable
 
@@ -78,6 +79,24 @@ def test_leaving_ends_in_time_although_the_broker_is_away(
     thread.join(10)
     assert outcome == [None]
     bob.abort("the test is over")
+
+
+def test_each_last_step_gets_some_time_when_none_is_left(
+    mesh: Callable[..., list[Endpoint]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, _ = mesh("fakeredis://late", 2)
+    outbox, given = alice.parts.core.outbox, []
+    flush = outbox.flush
+
+    def noted(timeout: float | None = None) -> bool:
+        given.append(timeout)
+        return flush(timeout)
+
+    monkeypatch.setattr(outbox, "flush", noted)
+    alice.parts.core.closing = True
+    alice.parts.closing._leave(time.monotonic() - 10)
+    assert len(given) == 2
+    assert min(given) > 0
 
 
 @pytest.mark.parametrize("how", LEAVE)
