@@ -151,6 +151,6 @@ def test_what_a_lane_brings_for_an_earlier_tag_is_kept(pair: Callable[..., Pair]
         for seq, tag in enumerate(("t3", "t4"), 1)
     ]
     for tag in ("t4", "t3"):
-        assert bob.recv("alice", tag) == tag.encode()
+        assert bob.recv("alice", tag, 5.0) == tag.encode()
     assert lane.wait.answers == []
     assert bob.stats().probes_sent == 0
