@@ -35,7 +35,7 @@ def test_what_waits_here_ends_before_the_peers_are_told(
     tell_all, ended = bob.parts.core.tell_all, []
 
     def told(change: Callable[..., None]) -> None:
-        thread.join(5)
+        thread.join(10)
         ended.append(not thread.is_alive())
         tell_all(change)
 
@@ -48,7 +48,7 @@ def test_what_waits_here_ends_before_the_peers_are_told(
 
 @pytest.mark.parametrize("how", LEAVE)
 def test_the_last_words_are_said_again_when_the_line_breaks(broker_url: str, how: str) -> None:
-    alice, bob = join(make_cluster(broker_url, 2), close_timeout=2)
+    alice, bob = join(make_cluster(broker_url, 2), close_timeout=20)
     thread, outcome = in_thread(lambda: bob.recv("alice", "never"))
     wait_until(lambda: bob.parts.core.inbox.waits())
     outbox = alice.parts.core.outbox
@@ -56,7 +56,7 @@ def test_the_last_words_are_said_again_when_the_line_breaks(broker_url: str, how
     with outbox._lock:
         outbox._break(BrokerUnreachable("made up by the test"))
     LEAVE[how](alice)
-    thread.join(5)
+    thread.join(20)
     assert isinstance(outcome[0], PeerClosed if how == "close" else PeerAborted)
     bob.close()
 
@@ -76,7 +76,7 @@ def test_leaving_ends_in_time_although_the_broker_is_away(
     with outbox._lock:
         outbox._break(BrokerUnreachable("made up by the test"))
     thread, outcome = in_thread(lambda: LEAVE[how](alice))
-    thread.join(10)
+    thread.join(30)
     assert outcome == [None]
     bob.abort("the test is over")
 
