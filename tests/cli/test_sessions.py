@@ -298,11 +298,11 @@ from redislink.transport import claim
 from tests.conftest import join, make_cluster
 
 # So that the test need not wait for an hour; nothing shortens one key's life alone.
-core._CONTROL_TTL = rendezvous._HELLO_TTL = 1
+core._CONTROL_TTL = rendezvous.HELLO_TTL = 1
 claim._LEASE_MS, claim._RENEW_SECONDS = 1000, 0.2
 from redislink.broker import outbox
 _init = outbox.Outbox.__init__
-outbox.Outbox.__init__ = lambda self, broker, ttl: _init(self, broker, 1)
+outbox.Outbox.__init__ = lambda self, broker, ttl, *rest: _init(self, broker, 1, *rest)
 
 cluster = make_cluster(sys.argv[1], 2, session="dying")
 alice, bob = join(cluster)

@@ -104,7 +104,9 @@ TESTS: Final = {
         "transport/test_receiving.py", "transport/test_fragments.py", "transport/test_core_lock.py",
         "transport/test_lanes.py", *_CALLS,
     ],
-    "transport/sending": ["transport/test_sending.py", *_CALLS, "transport/test_trouble.py"],
+    "transport/sending": [
+        "transport/test_sending.py", "transport/test_core.py", *_CALLS, "transport/test_trouble.py",
+    ],
     "transport/endpoint": [
         "transport/test_stats.py", "transport/test_endpoint.py", "transport/test_delivery_lock.py",
     ],

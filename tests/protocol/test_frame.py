@@ -56,22 +56,23 @@ def test_round_trip(frame, body):
 
 
 HELLO_FIELDS = "c420" + DIGEST.hex() + "c408" + INSTANCE.hex()
-ACK_FIELDS = "9205" + "92" + "920709" + "920b0b"
+ACK_FIELDS = "9305" + "92" + "920709" + "920b0b" + "02"
 ON_THE_WIRE = {
-    "hello": "023200" + "9601" + HELLO_FIELDS + "c400" + "c2" + "00",
-    "hello, sealed, step 3": "023a00" + "9601" + HELLO_FIELDS
-    + "c408" + INSTANCE.hex() + "c3" + "03",
-    "whole message with an ack": "022200" + "0201" + "00000000" + "01000000"
+    "hello": "033400" + "9701" + HELLO_FIELDS + "c400" + "c2" + "00" + "c400",
+    "hello, sealed, step 3": "033c00" + "9701" + HELLO_FIELDS
+    + "c408" + INSTANCE.hex() + "c3" + "03" + "c400",
+    "whole message with an ack": "032200" + "0201" + "00000000" + "01000000"
     + "0700000000000000" + "0000000000000000" + "0600000000000000",
-    "last chunk of a value": "022200" + "0201" + "02000000" + "03000000"
+    "last chunk of a value": "032200" + "0201" + "02000000" + "03000000"
     + "0c00000000000000" + "0400000000000000" + "0500000000000000",
-    "ack": "020c00" + "9303" + ACK_FIELDS + "c2",
-    "probe answered": "020800" + "9404" + "a174" + "9200" + "90" + "c3",
-    "heartbeat": "020e00" + "9305" + ACK_FIELDS + "cdea60",
-    "abort": "022500" + "9206" + "d921" + b"ValueError: no such column: 'age'".hex(),
-    "fin": "020d00" + "9407" + "0c" + ACK_FIELDS + "c2",
-    "sealed": "020300" + "9208" + "01",
-    "fragment": "020500" + "9409" + "07" + "01" + "03",
+    "ack": "030d00" + "9303" + ACK_FIELDS + "00",
+    "probe answered": "030a00" + "9404" + "91" + "a174" + "9300" + "90" + "00" + "03",
+    "heartbeat": "030f00" + "9305" + ACK_FIELDS + "cdea60",
+    "abort": "032500" + "9206" + "d921" + b"ValueError: no such column: 'age'".hex(),
+    "fin": "030e00" + "9407" + "0c" + ACK_FIELDS + "c2",
+    "sealed": "030300" + "9208" + "01",
+    "fragment": "030500" + "9409" + "07" + "01" + "03",
+    "move": "030600" + "950a" + "00" + "00" + "02" + "c2",
 }  # fmt: skip
 """The headers of some of `FRAMES`. To change one, change PROTOCOL_VERSION."""
 
@@ -227,7 +228,9 @@ def test_illegal_frames_cannot_be_made():
         lambda: f.AckState(5, ((6, 7),)),
         lambda: f.AckState(5, (), -1),
         lambda: f.AckState(5, (), 1 << 31),
-        lambda: f.Probe("t", NO_ACK, True),
+        lambda: f.Probe("t", NO_ACK),
+        lambda: f.Probe((), NO_ACK),
+        lambda: f.Probe(("t",), NO_ACK, True),
         lambda: f.AckState(0, tuple((2 * i + 2, 2 * i + 2) for i in range(65))),
         lambda: f.Hello(DIGEST, INSTANCE, step=4),
         lambda: f.Hello(DIGEST, INSTANCE, sealed=1),
@@ -240,7 +243,7 @@ def test_illegal_frames_cannot_be_made():
 
 LIMITS = {
     "reason": (lambda n: f.Abort("x" * n), 500),
-    "tag": (lambda n: f.Probe("t" * n, NO_ACK), 512),
+    "tag": (lambda n: f.Probe(("t" * n,), NO_ACK), 512),
     "silence": (lambda n: f.Heartbeat(NO_ACK, n), 86_400_000),
     "step": (lambda n: f.Hello(DIGEST, INSTANCE, step=n), 3),
     "chunks": (lambda n: f.Data(1, 0, n), 1 << 20),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 import weakref
 from collections.abc import Callable
 
@@ -10,6 +12,7 @@ import pytest
 
 from redislink import BrokerUnreachable, Endpoint, EndpointClosed, PeerAborted, PeerClosed
 from redislink.broker import EmbeddedBroker, Outbox
+from redislink.protocol import list_names
 from redislink.transport import closing
 from redislink.transport.closing import Closing, leave_open_endpoints
 from tests.conftest import in_thread, join, make_cluster, run_parties
@@ -32,7 +35,7 @@ def test_what_waits_here_ends_before_the_peers_are_told(
     tell_all, ended = bob.parts.core.tell_all, []
 
     def told(change: Callable[..., None]) -> None:
-        thread.join(5)
+        thread.join(10)
         ended.append(not thread.is_alive())
         tell_all(change)
 
@@ -45,7 +48,7 @@ def test_what_waits_here_ends_before_the_peers_are_told(
 
 @pytest.mark.parametrize("how", LEAVE)
 def test_the_last_words_are_said_again_when_the_line_breaks(broker_url: str, how: str) -> None:
-    alice, bob = join(make_cluster(broker_url, 2), close_timeout=2)
+    alice, bob = join(make_cluster(broker_url, 2), close_timeout=20)
     thread, outcome = in_thread(lambda: bob.recv("alice", "never"))
     wait_until(lambda: bob.parts.core.inbox.waits())
     outbox = alice.parts.core.outbox
@@ -53,9 +56,64 @@ def test_the_last_words_are_said_again_when_the_line_breaks(broker_url: str, how
     with outbox._lock:
         outbox._break(BrokerUnreachable("made up by the test"))
     LEAVE[how](alice)
-    thread.join(5)
+    thread.join(20)
     assert isinstance(outcome[0], PeerClosed if how == "close" else PeerAborted)
     bob.close()
+
+
+@pytest.mark.parametrize("how", LEAVE)
+def test_leaving_ends_in_time_although_the_broker_is_away(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    alice, bob = join(make_cluster("fakeredis://away", 2), close_timeout=0.1)
+
+    def unreachable() -> None:
+        raise BrokerUnreachable("made up by the test")
+
+    outbox = alice.parts.core.outbox
+    assert isinstance(outbox, Outbox)
+    monkeypatch.setattr(outbox, "reconnect", unreachable)
+    with outbox._lock:
+        outbox._break(BrokerUnreachable("made up by the test"))
+    thread, outcome = in_thread(lambda: LEAVE[how](alice))
+    thread.join(30)
+    assert outcome == [None]
+    bob.abort("the test is over")
+
+
+def test_each_last_step_gets_some_time_when_none_is_left(
+    mesh: Callable[..., list[Endpoint]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, _ = mesh("fakeredis://late", 2)
+    outbox, given = alice.parts.core.outbox, []
+    flush = outbox.flush
+
+    def noted(timeout: float | None = None) -> bool:
+        given.append(timeout)
+        return flush(timeout)
+
+    monkeypatch.setattr(outbox, "flush", noted)
+    alice.parts.core.closing = True
+    alice.parts.closing._leave(time.monotonic() - 10)
+    assert len(given) == 2
+    assert min(given) > 0
+
+
+@pytest.mark.parametrize("how", LEAVE)
+def test_who_has_left_has_no_thread_no_line_and_nothing_on_the_broker(how: str) -> None:
+    alice, bob = join(make_cluster("fakeredis://left", 2), close_timeout=0.1)
+    core = alice.parts.core
+    mine = [*core.rendezvous.lists, core.peers["bob"].control_in]
+    mine.append(list_names.claim_key(alice.session, "alice"))
+    LEAVE[how](alice)
+    assert not alice.parts.control._thread.is_alive()
+    assert not alice.parts.closing._claim._thread.is_alive()  # type: ignore[union-attr]
+    assert core.inbox.waits() == []
+    with pytest.raises(EndpointClosed):
+        core.outbox.delete(b"list")
+    bob.abort("the test is over")
+    with contextlib.closing(core.broker.open()) as connection:
+        assert connection.execute(b"EXISTS", *mine, timeout=5) == 0
 
 
 def test_the_reason_is_one_line_of_a_bounded_length(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -181,6 +182,37 @@ def test_a_broken_line_is_mended_and_counted(pair: Callable[..., Pair]) -> None:
     assert core.outage.describe() == ""
 
 
+PUSHES = {
+    "a control frame": lambda e: e.parts.core.tell_all(lambda d: d.announce_silence(0.0, 0.0)),
+    "a short message": lambda e: e.send("bob", "t", b"x"),
+    "a long message": lambda e: e.send("bob", "u", bytes(3 << 20)),
+    "a flush": lambda e: e.flush(),
+}
+
+
+@pytest.mark.parametrize("what", PUSHES)
+def test_whoever_finds_the_line_broken_has_it_mended(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    alice, _ = pair(broker_timeout=10)
+    core, mine, asked = alice.parts.core, threading.get_ident(), []
+    mend = core.mend_outbox
+
+    def mend_for_me() -> None:  # the control thread asks too
+        if threading.get_ident() == mine:
+            asked.append(what)
+            mend()
+
+    monkeypatch.setattr(core, "mend_outbox", mend_for_me)
+    PUSHES[what](alice)
+    assert not asked
+    assert isinstance(core.outbox, Outbox)
+    with core.outbox._lock:
+        core.outbox._break(BrokerUnreachable("made up by the test"))
+    PUSHES[what](alice)
+    assert asked
+
+
 def test_what_no_retry_mends_ends_the_session(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +235,7 @@ def break_at(core: Core, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """As if connections broke while a body of this size was under way."""
     delivery = type(core.peers["bob"].delivery)
     monkeypatch.setattr(delivery, "largest_unanswered", size)
-    core._reconnected()
+    core._reconnected(BrokerUnreachable("made up by the test"))
 
 
 def test_a_broker_that_breaks_at_a_size_gets_smaller_ones_and_one_line_is_logged(

@@ -21,7 +21,7 @@ class FakeWait:
         self._inbox = inbox
         self.posted: list[bytes] = []
         self.answers: list[bytes | Exception | None] = []
-        self.connected = self.disconnected = self.interrupted = False
+        self.connected = self.disconnected = self.interrupted = self.registered = False
 
     def connect(self) -> None:
         self._inbox.while_connecting()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from redislink import Endpoint, PeerProtocolError
+from redislink import Endpoint, PeerProtocolError, RecvTimeout, RedisLinkError
 from redislink.protocol.delivery import Delivery
 from redislink.protocol.frame import Ack, AckState, Data, Frame
+from redislink.protocol.lookahead import Family
 from redislink.protocol.seal import SealedCodec
+from redislink.transport import receiving
+from redislink.transport.lanes import Lane, Lanes
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
+from tests.transport.test_lanes_in_memory import FakeInbox
 
 Pair = tuple[Endpoint, Endpoint]
 _names = iter(range(1000))
@@ -129,3 +134,33 @@ def test_an_interrupt_that_was_meant_for_another_ends_nothing(pair: Callable[...
     alice.send("bob", "t", b"x")
     thread.join(10)
     assert outcome == [b"x"]
+
+
+def test_a_session_that_is_over_gives_nothing_from_a_lane(pair: Callable[..., Pair]) -> None:
+    _, bob = pair()
+    wait = bob.parts.core.inbox.acquire()
+    lane = Lane(Family("t", 1, ""), b"", wait)
+    bob.parts.core.fail(RedisLinkError("of ours"))
+    with pytest.raises(RedisLinkError, match="of ours"):
+        bob.parts.receiving._recv_foreseen(
+            bob.parts.core.peer("alice"), lane, "t1", time.monotonic(), 1.0
+        )
+    assert not lane.lock.locked()
+    assert wait.purpose is None
+
+
+def test_what_a_lane_brings_for_an_earlier_tag_is_kept(pair: Callable[..., Pair]) -> None:
+    alice, bob = pair()
+    peer, codec = bob.parts.core.peer("alice"), alice.parts.core.peer("bob").codec
+    peer.lanes = lanes = Lanes(FakeInbox(), 4, 5.0, 0.0, peer.in_prefix)  # type: ignore[arg-type]
+    for tag in ("t1", "t2"):
+        lanes.foresee(tag)
+    lane: Any = lanes.lane_of("t4")
+    lane.wait.answers = [
+        codec.encode(peer.in_list(tag), Data(seq), tag.encode())
+        for seq, tag in enumerate(("t3", "t4"), 1)
+    ]
+    for tag in ("t4", "t3"):
+        assert bob.recv("alice", tag, 5.0) == tag.encode()
+    assert lane.wait.answers == []
+    assert bob.stats().probes_sent == 0

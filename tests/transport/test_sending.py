@@ -64,11 +64,20 @@ def test_flush_gives_up_after_broker_timeout(
     )
 
 
-def test_flush_when_the_session_is_over(mesh: Mesh) -> None:
+CALLS: dict[str, Callable[[Endpoint, int], object]] = {
+    "send": lambda endpoint, peer: endpoint.send(peer, "t", b"x"),
+    "send a long one": lambda endpoint, peer: endpoint.send(peer, "t", bytes(3 << 20)),
+    "flush": lambda endpoint, _: endpoint.flush(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_sent_once_the_session_is_over(mesh: Mesh, call: str) -> None:
     alice, bob = mesh(URL, 2)
     bob.parts.core.fail(RedisLinkError("of ours"))
     with pytest.raises(RedisLinkError, match="of ours"):
-        bob.flush()
+        CALLS[call](bob, 0)
     alice.abort("done")
     with pytest.raises(EndpointClosed):
-        alice.flush()
+        CALLS[call](alice, 1)
+    assert alice.stats().messages_sent == bob.stats().messages_sent == 0
