@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from redislink import Endpoint, PeerProtocolError, RecvTimeout, RedisLinkError
+from redislink import Endpoint, PeerProtocolError, RedisLinkError
 from redislink.protocol.delivery import Delivery
 from redislink.protocol.frame import Ack, AckState, Data, Frame
 from redislink.protocol.lookahead import Family
 from redislink.protocol.seal import SealedCodec
-from redislink.transport import receiving
 from redislink.transport.lanes import Lane, Lanes
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
