@@ -250,15 +250,15 @@ def several_brokers(page: Page) -> None:
         training_row(page, what, outcome, undisturbed)
     page.head(
         f"Three parties, messages of 1 B to 64 kB, two independent brokers, {name}",
-        *("what was done to them", "runs", "moves, per run", "messages sent", "frames resent"),
+        *("what was done to them", "runs", "messages sent", "frames resent"),
         *("came again, dropped", "lost", "doubled", "longest gap"),
     )
-    for what, harm, moves in TWO_BROKERS:
+    for what, harm in TWO_BROKERS:
         talks = []
         for _ in range(SEVERAL_RUNS):
             with Two() as two:
                 talks.append(talk(two.urls, *harm(two)))
-        two_row(page, what, moves, talks)
+        page.row(*talk_cells(page, what, talks))
 
 
 def half_open(page: Page) -> None:
@@ -306,7 +306,7 @@ STALLS = {
 
 
 def talk_cells(page: Page, what: str, talks: list[Talk]) -> list[object]:
-    """What some runs of one kind have in common with those of every kind."""
+    """A row about some runs of one kind."""
 
     def total(name: str) -> list[int]:
         return [sum(getattr(stats, name) for stats in one.stats) for one in talks]
@@ -324,12 +324,6 @@ def talk_cells(page: Page, what: str, talks: list[Talk]) -> list[object]:
         sum(one.comparison.doubled for one in talks),
         span([one.longest_gap for one in talks], "{:.2f} s"),
     ]
-
-
-def two_row(page: Page, what: str, moves: str, talks: list[Talk]) -> None:
-    """Some runs of one kind."""
-    said, runs, *cells = talk_cells(page, what, talks)
-    page.row(said, runs, moves, *cells)
 
 
 def train_on_two(make: Callable[[Two], list[Injector]]) -> Outcome:
@@ -377,19 +371,17 @@ def all_away(two: Two) -> None:
 
 
 Harm = Callable[[], object]
-TWO_BROKERS: list[tuple[str, Callable[[Two], list[Harm]], str]] = [
-    ("nothing", lambda _: [], "none"),
+TWO_BROKERS: list[tuple[str, Callable[[Two], list[Harm]]]] = [
+    ("nothing", lambda _: []),
     (
         "the first killed with SIGKILL, for good",
         lambda two: [partial(two.kill, 0)],
-        "1",
     ),
     (
         "the first falls silent, its connections stand",
         lambda two: [partial(two.go_away, 0, silently=True)],
-        "1",
     ),
-    ("each party cut off from one of them, in turn", cut_off_in_turn, "3"),
+    ("each party cut off from one of them, in turn", cut_off_in_turn),
     (
         "the first killed; it comes back empty; the second killed",
         lambda two: [
@@ -397,10 +389,9 @@ TWO_BROKERS: list[tuple[str, Callable[[Two], list[Harm]], str]] = [
             two.servers[0].start,
             partial(two.kill, 1),
         ],
-        "2",
     ),
-    ("the first away for 2 s, every 2 s, 4 times", lambda two: [partial(flap, two)], "none"),
-    ("both away; the second comes back after 6 s", lambda two: [partial(all_away, two)], "1"),
+    ("the first away for 2 s, every 2 s, 4 times", lambda two: [partial(flap, two)]),
+    ("both away; the second comes back after 6 s", lambda two: [partial(all_away, two)]),
 ]
 
 
