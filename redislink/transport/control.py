@@ -31,7 +31,8 @@ from redislink.transport.lines import Lines
 from redislink.transport.peer import Peer
 from redislink.transport.receiving import Receiving
 
-_LONGEST_CONTROL_WAIT: Final = 1.0
+_LONGEST_CONTROL_WAIT: Final = 0.5
+"""Seconds in which a receive is noticed whose own connection is dead."""
 _SHORTEST_CONTROL_WAIT: Final = 0.02
 _COMPLAINT_INTERVAL: Final = 1.0
 """Seconds between two notes of an outage while the control connection is silent."""
@@ -171,7 +172,12 @@ class Control:
         core, now, pause = self._core, time.monotonic(), _LONGEST_CONTROL_WAIT
         for wait in core.inbox.waits():
             purpose = wait.purpose
-            if purpose is not None and now - purpose[2] > core.first_ask:
+            if purpose is None:
+                continue
+            left = purpose[2] + core.first_ask - now
+            if left > 0:
+                pause = min(pause, left)
+            else:
                 with core.lock:
                     self._receiving.register(wait)
                 if now > wait.give_up + wait.margin:
