@@ -109,7 +109,7 @@ class BrokerError(RedisLinkError):
     """What the broker answered, in redislink's words, such as ``out of memory``; empty if it did
     not answer."""
     is_silent = False
-    """True if the connection went silent while a BLPOP was out: the broker may still serve it."""
+    """True if the connection went silent: the broker may not know, and still serve its BLPOPs."""
 
     def restated(self, message: str) -> Self:
         """Return an error of the same class, with the same attributes and another message."""

@@ -471,8 +471,9 @@ class Core:
         with self.lock:
             self.reconnects += 1
             largest = max(peer.delivery.largest_unanswered for peer in self.peers.values())
-            # A broker that says why it will not serve us does not mind the size.
-            may_be_size = broke.refusal in ("", PROTOCOL_ERROR.called)
+            # A broker that says why it will not serve us does not mind the size; nor does one that
+            # has not even hung up.
+            may_be_size = broke.refusal in ("", PROTOCOL_ERROR.called) and not broke.is_silent
             breaks_at_size = may_be_size and size.broke(largest, now)
             is_hopeless = may_be_size and not breaks_at_size and size.is_hopeless(now)
         if breaks_at_size:

@@ -112,12 +112,12 @@ class Lines:
         for broker, since, give_up in self._core.outbox.silent(self.patience):
             if self.is_dead(broker, since):
                 silence = time.monotonic() - since
-                give_up(
-                    BrokerUnreachable(
-                        f"broker {broker.label}: a connection has been silent for {silence:.1f} s, "
-                        "while a new one is answered: something on the way has dropped it"
-                    )
+                error = BrokerUnreachable(
+                    f"broker {broker.label}: a connection has been silent for {silence:.1f} s, "
+                    "while a new one is answered: something on the way has dropped it"
                 )
+                error.is_silent = True
+                give_up(error)
 
     def is_dead(self, broker: Broker, silent_since: float) -> bool:
         """Return whether a connection is dead that has been silent for `patience`.

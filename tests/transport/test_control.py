@@ -137,7 +137,7 @@ def test_it_waits_until_the_next_timer_but_not_for_long(here: Here) -> None:
     delivery = here.core.peers["alice"].delivery
     here.core.outbox.flush()
     here.control._collect()
-    assert here.control._serve_timers() == 1.0
+    assert here.control._serve_timers() == 0.5
     with here.core.lock:
         delivery.wait("t", here.now - 0.1)  # to probe for 0.15 s after that
     assert here.control._serve_timers() == pytest.approx(0.05)

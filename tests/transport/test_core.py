@@ -261,6 +261,18 @@ def test_a_broker_that_breaks_at_a_size_gets_smaller_ones_and_one_line_is_logged
     bob.abort("done")
 
 
+def test_connections_that_go_silent_do_not_blame_the_size(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = pair()[0].parts.core
+    monkeypatch.setattr(type(core.peers["bob"].delivery), "largest_unanswered", 1 << 20)
+    silent = BrokerUnreachable("made up by the test")
+    silent.is_silent = True
+    for _ in range(5):
+        core._reconnected(silent)
+    assert core.element_size.limit is None
+
+
 def test_a_broker_that_breaks_at_every_size_is_named(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
