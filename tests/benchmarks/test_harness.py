@@ -20,7 +20,7 @@ from benchmarks.transports import MEM, NAIVE
 @pytest.mark.slow
 def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    groups = ("turns-link", "link", "line", "sessions")
+    groups = ("link", "line", "sessions")
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "benchmarks", "--toy", "--runs", "1"),
@@ -36,7 +36,7 @@ def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     content = json.loads(figures.read_text())
     measured = {(r["group"], r["variant"]): r for r in content["records"]}
     assert set(measured) == {
-        *((group, t) for group in ("link", "turns-link") for t in plan.MAIN),
+        *(("link", t) for t in plan.MAIN),
         ("line", "redislink"),
         ("sessions", "1"),
     }

@@ -86,7 +86,7 @@ TESTS: Final = {
         "protocol/test_sealed_handshake.py", "protocol/test_unopened_hellos.py",
     ],
     "protocol/status": ["protocol/test_status.py", "transport/test_party_status.py"],
-    "transport/peer": ["transport/test_fragments.py", "transport/test_endpoint.py"],
+    "transport/peer": ["transport/test_cut_elements.py", "transport/test_endpoint.py"],
     "transport/claim": ["transport/test_claim.py"],
     "transport/closing": [
         "transport/test_closing.py", "test_logs.py", "transport/test_core_lock.py",
@@ -97,11 +97,11 @@ TESTS: Final = {
     ],
     "transport/lanes": ["transport/test_lanes_in_memory.py", "transport/test_lanes.py"],
     "transport/core": [
-        "transport/test_core.py", "transport/test_fragments.py", "transport/test_core_lock.py",
+        "transport/test_core.py", "transport/test_cut_elements.py", "transport/test_core_lock.py",
         "transport/test_closing.py", "transport/test_trouble.py",
     ],
     "transport/receiving": [
-        "transport/test_receiving.py", "transport/test_fragments.py", "transport/test_core_lock.py",
+        "transport/test_receiving.py", "transport/test_cut_elements.py", "transport/test_core_lock.py",
         "transport/test_lanes.py", *_CALLS,
     ],
     "transport/sending": [

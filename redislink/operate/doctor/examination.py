@@ -310,7 +310,7 @@ class Examination:
             for line in dict.fromkeys(lines):
                 pairs = zip(asks, lines, strict=True)
                 line.send([command for (_, command), at in pairs if at is line])
-            return [self._read(line) for line in lines]
+            return self._read_all(lines)
         except BaseException:
             for line in lines:
                 line.close()  # replies are still to come: out of step
@@ -327,6 +327,17 @@ class Examination:
         if isinstance(reply, BrokerError):
             raise reply
         return reply
+
+    def _read_all(self, lines: Sequence[BrokerConnection]) -> list[Any]:
+        """Read a reply from each; where one ended its connection, it stands for the rest too."""
+        ended: dict[BrokerConnection, BrokerError] = {}
+        replies = []
+        for line in lines:
+            reply = ended.get(line) or self._read(line)
+            if isinstance(reply, BrokerError) and not line.usable:
+                ended[line] = reply
+            replies.append(reply)
+        return replies
 
     def _read(self, line: BrokerConnection) -> Any:
         try:
