@@ -101,8 +101,8 @@ TESTS: Final = {
         "transport/test_closing.py", "transport/test_trouble.py",
     ],
     "transport/receiving": [
-        "transport/test_receiving.py", "transport/test_cut_elements.py", "transport/test_core_lock.py",
-        "transport/test_lanes.py", *_CALLS,
+        "transport/test_receiving.py", "transport/test_cut_elements.py",
+        "transport/test_core_lock.py", "transport/test_lanes.py", *_CALLS,
     ],
     "transport/sending": [
         "transport/test_sending.py", "transport/test_core.py", *_CALLS, "transport/test_trouble.py",
