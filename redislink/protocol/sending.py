@@ -235,11 +235,7 @@ class Sending:
     def largest_unanswered(self) -> int:
         """The size of the largest body that was pushed and not yet answered by the broker."""
         return max(
-            (
-                len(chunk.body)
-                for chunk in self._unacked.values()
-                if chunk.account is not None and chunk.confirmed_at is None
-            ),
+            (len(chunk.body) for chunk in self._all_flying() if chunk.confirmed_at is None),
             default=0,
         )
 
@@ -367,7 +363,7 @@ class Sending:
 
     def reconnected(self) -> None:
         """Note that the connection was lost and is back: `pump` will push everything again."""
-        flying = [chunk for chunk in self._unacked.values() if chunk.account is not None]
+        flying = self._all_flying()
         self._to_clear.update(chunk.tag for chunk in flying)
         self._resend(flying)
 
@@ -380,7 +376,7 @@ class Sending:
         """
         if edition <= self.edition:
             return
-        flying = [chunk for chunk in self._unacked.values() if chunk.account is not None]
+        flying = self._all_flying()
         tags = dict.fromkeys([*(chunk.tag for chunk in flying), *sorted(self._pushed_twice)])
         self._unpushed.extend(Leftover(tag, self.edition) for tag in tags)
         self.edition = edition
@@ -441,7 +437,7 @@ class Sending:
 
         After a loss, only once the broker has had it again, and longer each time.
         """
-        if self._had_for_long(flying, now):
+        if self._had_for_long(flying, flying.times_lost, now):
             return True
         if flying.confirmed_at is None and flying.times_lost:
             return False
@@ -454,10 +450,7 @@ class Sending:
                 and bool(ranges)
                 and ranges[-1][1] > flying.seq
             )
-        if not flying.times_lost:
-            return True
-        patience = self._timing.resend_after * 2 ** min(flying.times_lost - 1, _MOST_DOUBLINGS)
-        return flying.confirmed_at is not None and flying.confirmed_at + patience <= now
+        return not flying.times_lost or self._had_for_long(flying, flying.times_lost - 1, now)
 
     def _lost(self, tag: str, now: float) -> None:
         """Push a tag again that is lost.
@@ -477,6 +470,10 @@ class Sending:
         for each in lost:
             self._take_back(each, lost=True)
 
+    def _all_flying(self) -> list[Chunk]:
+        """Return the chunks that may be on the broker, in the order of their numbers."""
+        return [chunk for chunk in self._unacked.values() if chunk.account is not None]
+
     def _first_flying(self, tag: str) -> Chunk | None:
         """Return a tag's first chunk that may be on the broker.
 
@@ -485,14 +482,17 @@ class Sending:
         chunks = self._by_tag[tag].values()
         return next((chunk for chunk in chunks if chunk.account is not None), None)
 
-    def _had_for_long(self, chunk: Chunk, now: float) -> bool:
-        """Return whether a waiting peer should have had this chunk long ago."""
-        patience = self._timing.resend_after * 2 ** min(chunk.times_lost, _MOST_DOUBLINGS)
+    def _had_for_long(self, chunk: Chunk, doublings: int, now: float) -> bool:
+        """Return whether a waiting peer should have had this chunk long ago.
+
+        Each doubling makes that twice as long.
+        """
+        patience = self._timing.resend_after * 2 ** min(doublings, _MOST_DOUBLINGS)
         return chunk.confirmed_at is not None and chunk.confirmed_at + patience <= now
 
     def _seems_lost(self, tag: str, now: float) -> bool:
         flying = self._first_flying(tag)
-        return flying is not None and self._had_for_long(flying, now)
+        return flying is not None and self._had_for_long(flying, flying.times_lost, now)
 
     def _take_back_idle(self, now: float, *, only_asked_for: bool = False) -> None:
         """Take tags back from the broker for which the peer has not waited lately.
