@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -285,6 +285,19 @@ class BrokerConnection:
     def send(self, commands: Sequence[Sequence[bytes | int | str]]) -> None:
         """Write commands in one go. Call `read` once for each."""
         self.write((b"".join(map(pack, commands)),))
+
+    @contextlib.contextmanager
+    def pipeline(self, commands: Sequence[Sequence[bytes | int | str]]) -> Iterator[None]:
+        """Write commands in one go, and let the block call `read` once for each.
+
+        If an exception leaves the block, replies are still to come, so the connection closes.
+        """
+        self.send(commands)
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def execute(self, *command: bytes | int | str, timeout: float, most: Bound = SHORT) -> Any:
         """Send one command and read its reply."""

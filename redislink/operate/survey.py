@@ -309,12 +309,8 @@ class Survey:
     def _ask(self, connection: BrokerConnection, commands: Sequence[Command]) -> list[Any]:
         """Return the reply to each command; None for a refused command."""
         give_up = time.monotonic() + self._timeout
-        connection.send(commands)
-        try:
+        with connection.pipeline(commands):
             return [self._reply(connection, command, give_up) for command in commands]
-        except BaseException:
-            connection.close()  # replies are still to come: out of step
-            raise
 
     def _reply(self, connection: BrokerConnection, command: Command, give_up: float) -> Any:
         try:

@@ -549,13 +549,9 @@ def _lists_under_way(core: Core) -> set[bytes]:
 def _execute(
     connection: BrokerConnection, commands: Sequence[Sequence[bytes | int | str]], timeout: float
 ) -> None:
-    connection.send(commands)
-    try:
+    with connection.pipeline(commands):
         for _ in commands:
             connection.read(timeout)
-    except BrokerError:
-        connection.close()  # replies are still to come: out of step
-        raise
 
 
 def _finite(seconds: float) -> float:

@@ -96,3 +96,17 @@ def test_an_error_reply_leaves_the_connection_in_step(valkey: EmbeddedBroker) ->
     with pytest.raises(BrokerRefused, match="WRONGTYPE"):
         connection.read(5)
     assert connection.read(5) == b"1"
+
+
+def test_a_pipeline_that_is_left_with_replies_to_come_closes_it(line: Line) -> None:
+    connection = line.open_answering()
+    line.server.sendall(b":1\r\n:2\r\n-NOPERM no\r\n:4\r\n")
+    with connection.pipeline([("PING",), ("PING",)]):
+        assert [connection.read(1), connection.read(1)] == [1, 2]
+    assert connection.usable
+    with (
+        pytest.raises(BrokerPermissionError),
+        connection.pipeline([("PING",), ("PING",)]),
+    ):
+        connection.read(1)
+    assert not connection.usable

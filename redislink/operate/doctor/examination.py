@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 import time
@@ -306,15 +307,12 @@ class Examination:
         """
         self.patience()
         lines = [self.connection(inbox) for inbox, _ in asks]
-        try:
+        with contextlib.ExitStack() as stack:
             for line in dict.fromkeys(lines):
                 pairs = zip(asks, lines, strict=True)
-                line.send([command for (_, command), at in pairs if at is line])
+                commands = [command for (_, command), at in pairs if at is line]
+                stack.enter_context(line.pipeline(commands))
             return self._read_all(lines)
-        except BaseException:
-            for line in lines:
-                line.close()  # replies are still to come: out of step
-            raise
 
     def ask(self, inbox: str, *command: Argument) -> Any:
         """Send one command, and return the reply.
