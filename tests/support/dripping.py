@@ -7,44 +7,30 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+from tests.support.threaded_server import ThreadedServer
 
-class Dripping:
+
+class Dripping(ThreadedServer):
     """A server that answers the first command on each connection as told, and then drips.
 
     It drips whatever it has been given, again and again, until it is closed.
     """
 
     def __init__(self, begins: bytes, drips: bytes, pause: float = 0.0) -> None:
+        super().__init__()
         self._begins, self._drips, self._pause = begins, drips, pause
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._socket.getsockname()[1])
         self._closed = threading.Event()
-        self._threads = [threading.Thread(target=self._serve)]
-        self._threads[0].start()
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._socket.accept()
-                self._threads.append(threading.Thread(target=self._drip, args=(client,)))
-                self._threads[-1].start()
-
-    def _drip(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            client.recv(65536)
-            client.sendall(self._begins)
-            while not self._closed.wait(self._pause):
-                client.sendall(self._drips)
-
-    def __enter__(self) -> Dripping:
-        return self
+    def serve(self, line: socket.socket) -> None:
+        """Take a command, and drip."""
+        line.recv(65536)
+        line.sendall(self._begins)
+        while not self._closed.wait(self._pause):
+            line.sendall(self._drips)
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        for thread in self._threads:
-            thread.join()
+        super().__exit__()
 
 
 class DripProxy:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
-HOST = "127.0.0.1"
+from tests.support.threaded_server import HOST, ThreadedServer
+
 Handler = Callable[[list[bytes]], bytes | None]
 OK = b"+OK\r\n"
 
 
-class RespServer:
+class RespServer(ThreadedServer):
     """Usage: ``with RespServer(lambda command: b"+OK\\r\\n") as server: …``
 
     Attributes:
-        port: where it listens.
         commands: all that it got, in order.
     """
 
@@ -27,52 +25,23 @@ class RespServer:
         self, handler: Handler, *, host: str = HOST, context: ssl.SSLContext | None = None
     ) -> None:
         """Args: gives the reply to a command, None to close; for TLS its context."""
+        super().__init__(host)
         self._handler = handler
         self._context = context
         self.commands: list[list[bytes]] = []
-        self._server = socket.create_server((host, 0))
-        self.port = int(self._server.getsockname()[1])
-        self._taken: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._listen, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for taken in self._taken:
-            with contextlib.suppress(OSError):
-                taken.shutdown(socket.SHUT_RDWR)
-            taken.close()
-        self._thread.join()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                taken, _ = self._server.accept()
-                self._taken.append(taken)
-                threading.Thread(target=self._serve, args=(taken,), daemon=True).start()
-
-    def _serve(self, taken: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if self._context is not None:
-                taken = self._context.wrap_socket(taken, server_side=True)
-                self._taken.append(taken)
-            with taken.makefile("rb") as commands:
-                while (command := _read(commands)) is not None:
-                    self.commands.append(command)
-                    reply = self._handler(command)
-                    if reply is None:
-                        break
-                    taken.sendall(reply)
-            taken.close()
+    def serve(self, line: socket.socket) -> None:
+        """Answer commands until the other side hangs up, or sends what is none."""
+        if self._context is not None:
+            line = self._context.wrap_socket(line, server_side=True)
+            self.taken.append(line)
+        with line, contextlib.suppress(ValueError), line.makefile("rb") as commands:
+            while (command := _read(commands)) is not None:
+                self.commands.append(command)
+                reply = self._handler(command)
+                if reply is None:
+                    break
+                line.sendall(reply)
 
 
 def _read(commands: BinaryIO) -> list[bytes] | None:

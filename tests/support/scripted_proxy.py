@@ -6,71 +6,39 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
 
-HOST: Final = "127.0.0.1"
+from tests.support.threaded_server import HOST, ThreadedServer
+
 Script = Callable[[socket.socket], None]
 
 
-class ScriptedProxy:
+class ScriptedProxy(ThreadedServer):
     """Usage: ``with ScriptedProxy(lambda line: line.sendall(b"HTTP/1.1 403 No\\r\\n\\r\\n")): …``
 
     Attributes:
-        port: where it listens.
         heads: the requests that it got.
     """
 
     def __init__(self, script: Script) -> None:
         """Args: what to do on a connection once its request is read; then it is closed."""
+        super().__init__()
         self._script = script
         self.heads: list[bytes] = []
-        self._server = socket.create_server((HOST, 0))
-        self.port = int(self._server.getsockname()[1])
-        self._taken: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._listen, daemon=True)]
 
     def url(self, credentials: str = "") -> str:
         """The proxy's URL."""
         return f"http://{credentials}{HOST}:{self.port}"
 
-    def __enter__(self) -> Self:
-        self._threads[0].start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for taken in self._taken:
-            with contextlib.suppress(OSError):
-                taken.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                taken, _ = self._server.accept()
-                self._taken.append(taken)
-                thread = threading.Thread(target=self._serve, args=(taken,), daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    def _serve(self, taken: socket.socket) -> None:
-        with taken, contextlib.suppress(OSError):
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):
-                byte = taken.recv(1)
-                if not byte:
-                    return
-                head += byte
-            self.heads.append(head)
-            self._script(taken)
+    def serve(self, line: socket.socket) -> None:
+        """Read a request, and play the script."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            byte = line.recv(1)
+            if not byte:
+                return
+            head += byte
+        self.heads.append(head)
+        self._script(line)
 
 
 def answering(answer: bytes) -> Script:
