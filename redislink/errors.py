@@ -4,6 +4,7 @@
 
     RedisLinkError
     ├── ConfigError            the cluster file, a setting or a URL is wrong: fix it
+    ├── JournalError           the journal of a run cannot be used, or does not fit this run
     ├── UsageError             the program called redislink wrongly: fix the program
     │   ├── PayloadTypeError   the payload has a type that cannot be sent
     │   ├── UsedAfterFork      a forked process used an object of its parent
@@ -82,6 +83,13 @@ def _restore(kind: type[RedisLinkError], args: tuple[object, ...]) -> RedisLinkE
 
 class ConfigError(RedisLinkError):
     """The cluster file, a setting or a URL is wrong. The message names it and the remedy."""
+
+
+class JournalError(RedisLinkError):
+    """The journal of a run cannot be opened, read or written, or does not fit this run."""
+
+    told_to_peers = "its journal cannot be used"
+    """Paths stay here. An error that may be told whole has an attribute of its own."""
 
 
 class UsageError(RedisLinkError):

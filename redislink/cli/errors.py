@@ -24,6 +24,7 @@ from redislink.errors import (
     BrokerError,
     ConfigError,
     FrameError,
+    JournalError,
     LinkError,
     PeerError,
     RedisLinkError,
@@ -61,6 +62,7 @@ MEANINGS = {
 # The first match wins; any other error counts as the program's.
 _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
     (ConfigError, ExitCode.CONFIG),
+    (JournalError, ExitCode.CONFIG),
     (LinkError, ExitCode.CONFIG),
     (BrokerError, ExitCode.BROKER),
     (PeerError, ExitCode.PEER),
