@@ -101,6 +101,8 @@ class Delivery:
         self._fin_answered = False
         self._has_answered_fin = False
         self._next_fin = now
+        self._replaces_control = False
+        """The next control frame takes the place of those that the peer has not taken."""
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -172,6 +174,11 @@ class Delivery:
         self._sending.refused(push, now)
         if not isinstance(push, DataPush):  # it may have carried an ack
             self._receiving.ack_by(self._sending.paused_until)
+            # A peer that is gone, or is suspended, takes no control frames: they may be what fills
+            # the broker. While it refuses them, no silence counts, so they would hide that the
+            # peer is gone. Whatever a peer still needs of them is said again.
+            if now - self.last_heard > 2 * self._timing.heartbeat_interval:
+                self._replaces_control = True
 
     def ask_ack(self, now: float) -> float:
         """Ask the peer for prompt acks, because somebody here waits for one.
@@ -579,13 +586,14 @@ class Delivery:
             self.stats.probes_sent += self._push_probes(says, (tag,))
             self._waits.complained(tag, now)
 
-    def _push_control(self, frame: Frame) -> None:
-        self.unpushed.append(ControlPush(frame))
+    def _push_control(self, frame: Frame, *, clear: bool = False) -> None:
+        self.unpushed.append(ControlPush(frame, clear=clear or self._replaces_control))
+        self._replaces_control = False
 
     def _push_abort(self, reason: str) -> None:
         # Twice, so that one lost pop does not cost the peer its peer_timeout. Nothing that waits
         # on the list matters any more, and the peer is to find this first.
-        self.unpushed.append(ControlPush(Abort(reason), clear=True))
+        self._push_control(Abort(reason), clear=True)
         self._push_control(Abort(reason))
 
     def _push_heartbeat(self, now: float) -> None:

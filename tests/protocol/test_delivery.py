@@ -445,6 +445,53 @@ def test_reconnects_do_not_hide_a_dead_peer(alone):
     assert isinstance(alone.failure, PeerLost)
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["a receive waits", "closing"])
+@pytest.mark.parametrize("room", [1, 8])
+def test_what_we_told_a_peer_that_is_gone_does_not_hide_that_it_is_gone(alone, closes, room):
+    """Found by the soak (seeds 4214, 9767, 13631, 27759): our control frames filled the broker.
+
+    It refused more of them, in which time no silence counts: until those frames expired.
+    """
+    alone.wait("t", 0.0)
+    if closes:
+        alone.close(0.0)
+    now, listens_at, held, refusals = 0.0, 1.0, 0, 0
+    while alone.failure is None:
+        for push in alone.pushes():
+            held = 0 if push.clear else held
+            if held < room:
+                held += 1
+                alone.confirm(push, now)
+            else:
+                refusals += 1
+                alone.refused(push, now)
+        now = min(listens_at, max(now, alone.next_timeout()))
+        alone.tick(now)
+        if now == listens_at:
+            alone.listened(now)
+            listens_at += 1.0
+        assert now < 45
+    assert isinstance(alone.failure, PeerLost)
+    assert refusals
+
+
+def test_only_a_silent_peer_loses_what_it_has_not_taken_to_a_refusal(alone):
+    def clears_after_a_refusal(now: float) -> list[bool]:
+        for _ in range(3):
+            alone.announce_silence(0.0, now)
+        first, *others = alone.pushes()
+        alone.refused(first, now)
+        assert not any(push.clear for push in (first, *others))
+        for _ in range(2):
+            alone.announce_silence(0.0, now)
+        return [push.clear for push in alone.pushes()]
+
+    assert clears_after_a_refusal(9.0) == [False, False]
+    assert clears_after_a_refusal(11.0) == [True, False]
+    alone.receive_control(acked(0), 12.0)
+    assert clears_after_a_refusal(13.0) == [False, False]
+
+
 def test_two_idle_parties_hear_each_other(pair):
     pair.advance(300)
     assert pair.states == (State.OPEN, State.OPEN)
