@@ -58,6 +58,9 @@ class RedisLinkError(Exception):
     machines said.
     """
 
+    retryable = False
+    """True if the cause may pass by itself: trying again, with nothing changed, may then work."""
+
     def __init__(self, *args: object) -> None:
         """Args:
         args: the message; `redislink.text.one_line` makes each text in it safe to print.
@@ -111,8 +114,6 @@ class NotRevealed(UsageError, TypeError):
 class BrokerError(RedisLinkError):
     """The broker cannot be reached, or refused a command."""
 
-    retryable = False
-    """True if waiting may mend it, so that trying again is right."""
     refusal = ""
     """What the broker answered, in redislink's words, such as ``out of memory``; empty if it did
     not answer."""
@@ -186,6 +187,8 @@ class PeerError(RedisLinkError):
 class HandshakeTimeout(PeerError):
     """Not every party joined in time. The message names those that are missing."""
 
+    retryable = True
+
 
 class ClusterMismatch(PeerError):
     """A party runs with another cluster file, session or protocol version than this one."""
@@ -218,6 +221,17 @@ def reason_for_peers(error: BaseException) -> str:
     return f"{type(error).__name__} in its program"
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether starting all parties again, with nothing changed, may work after this error.
+
+    What a program raises itself, it raises again. An error that stopped it from outside
+    (Ctrl-C, SIGTERM) does not come back.
+    """
+    if isinstance(error, RedisLinkError | SystemExit):
+        return getattr(error, "retryable", False) is True
+    return isinstance(error, KeyboardInterrupt)
+
+
 class _NamedPeerError(PeerError):
     """A PeerError about one peer, named by its attribute ``peer``."""
 
@@ -228,10 +242,14 @@ class _NamedPeerError(PeerError):
 
 
 class PeerAborted(_NamedPeerError):
-    """A party's run failed. ``reason`` is what it said about it, in one line."""
+    """A party's run failed. ``reason`` is what it said about it, in one line.
 
-    def __init__(self, peer: str, reason: str) -> None:
+    ``retryable`` is what that party said too: whether its own error may pass.
+    """
+
+    def __init__(self, peer: str, reason: str, *, retryable: bool = False) -> None:
         self.reason = one_line(reason)
+        self.retryable = retryable
         super().__init__(
             peer, f"{peer} aborted the session ({self.reason}): see its log, then start all again"
         )
@@ -239,6 +257,8 @@ class PeerAborted(_NamedPeerError):
 
 class PeerLost(_NamedPeerError):
     """A party has fallen silent; ``last_heard_seconds`` says how long ago it was last heard."""
+
+    retryable = True
 
     def __init__(self, peer: str, last_heard_seconds: float) -> None:
         self.last_heard_seconds = last_heard_seconds
@@ -251,6 +271,8 @@ class PeerLost(_NamedPeerError):
 
 class PeerRestarted(_NamedPeerError):
     """A party has restarted and has forgotten this run, which cannot go on."""
+
+    retryable = True
 
     def __init__(self, peer: str) -> None:
         super().__init__(
@@ -294,9 +316,13 @@ class ProgramDiverged(PeerError):
 class RecvTimeout(PeerError, TimeoutError):
     """A message did not arrive in time."""
 
+    retryable = True
+
 
 class SendTimeout(PeerError, TimeoutError):
     """A peer did not receive a message in time."""
+
+    retryable = True
 
 
 class ValueDecodeError(PeerError):

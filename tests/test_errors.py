@@ -11,7 +11,8 @@ import pytest
 
 from redislink import errors
 from redislink.broker.connection import Login
-from redislink.errors import RedisLinkError
+from redislink.cli.termination import Terminated
+from redislink.errors import PeerAborted, RedisLinkError, may_pass
 from redislink.spu.intersection import Query
 
 ARGUMENTS: dict[str, tuple[object, ...]] = {
@@ -41,7 +42,7 @@ PUBLIC = sorted(
 @pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
 def test_an_error_arrives_whole_from_a_worker_of_a_pool(kind: type[RedisLinkError]) -> None:
     error = kind(*ARGUMENTS.get(kind.__name__, ("what happened",)))
-    error.retryable = True  # type: ignore[attr-defined] - as some do to one error alone
+    error.retryable = True  # as some do to one error alone
     for arrived in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(arrived) is kind
         assert str(arrived) == str(error)
@@ -63,6 +64,37 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
         parents = [k.__name__ for k in kind.__mro__[1:] if k in PUBLIC]
         real[kind.__name__] = parents[0]
     assert drawn == real
+
+
+PASSING = {
+    "BrokerBusy",
+    "BrokerUnreachable",
+    "HandshakeTimeout",
+    "PeerLost",
+    "PeerRestarted",
+    "RecvTimeout",
+    "SendTimeout",
+}
+"""What may be gone when all parties start again. A peer's ABORT says it for that peer's error."""
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_what_may_pass(kind: type[RedisLinkError]) -> None:
+    error = kind(*ARGUMENTS.get(kind.__name__, ("what happened",)))
+    assert may_pass(error) is error.retryable is (kind.__name__ in PASSING)
+
+
+def test_an_abort_may_pass_if_its_party_says_so() -> None:
+    assert may_pass(PeerAborted("bob", "it lost carol", retryable=True))
+
+
+def test_what_ends_a_program_from_outside_may_pass_and_its_own_errors_do_not() -> None:
+    theirs = OSError("throttled")
+    theirs.retryable = True  # type: ignore[attr-defined] - as some libraries say of their own calls
+    assert may_pass(KeyboardInterrupt())
+    assert may_pass(Terminated(143))
+    for error in (SystemExit(1), ValueError("no such column"), MemoryError(), theirs):
+        assert not may_pass(error)
 
 
 def test_a_call_that_its_own_party_ended_is_no_wrong_use() -> None:

@@ -69,6 +69,8 @@ class Terminated(SystemExit):
 
     told_to_peers = "ended by SIGTERM"
     """What a `Session` tells the other parties if this error ends it."""
+    retryable = True
+    """Whoever ended this process may start it again."""
 
 
 @contextlib.contextmanager
@@ -187,7 +189,7 @@ class _Termination:
 
 
 def _abort_of(session: Session) -> Any:
-    return lambda: session.abort(Terminated.told_to_peers)
+    return lambda: session.abort(Terminated.told_to_peers, retryable=True)
 
 
 def _within(seconds: float, *works: Any) -> None:

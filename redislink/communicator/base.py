@@ -191,11 +191,12 @@ class Communicator(ClosesOrAborts):
             self._wake_sub()
 
     @abstractmethod
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
         """Tell every peer that this party's run has failed, and leave. A sub does so too.
 
         Args:
             reason: one line that the peers are shown, so it must hold no data.
+            retryable: whether the cause may pass, so that the peers may start again.
         """
 
     def trouble(self, peer: Party) -> str:  # noqa: ARG002 - threads have none

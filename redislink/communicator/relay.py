@@ -65,8 +65,8 @@ class RedisCommunicator(Communicator):
     def announce_silence(self, seconds: float = 600.0) -> AbstractContextManager[None]:
         return self._endpoint.announce_silence(seconds)
 
-    def abort(self, reason: str) -> None:
-        self._endpoint.abort(reason)
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
+        self._endpoint.abort(reason, retryable=retryable)
 
     def _close(self) -> None:
         self._endpoint.close()

@@ -94,8 +94,8 @@ class ThreadCommunicator(Communicator):
     def announce_silence(self, seconds: float = 600.0) -> AbstractContextManager[None]:  # noqa: ARG002
         return contextlib.nullcontext()  # threads are not watched
 
-    def abort(self, reason: str) -> None:
-        self._hub.abort(self.rank, " ".join(reason.split())[:500])
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
+        self._hub.abort(self.rank, " ".join(reason.split())[:500], retryable=retryable)
 
     def _close(self) -> None:
         self._hub.close(self.rank)
@@ -300,7 +300,7 @@ class _Hub:
         with self.lock:
             self._leave(rank)
 
-    def abort(self, rank: int, reason: str) -> None:
+    def abort(self, rank: int, reason: str, *, retryable: bool) -> None:
         with self.lock:
             if self.parties[rank].closed:
                 return
@@ -308,7 +308,7 @@ class _Hub:
             for party in self.parties:
                 party.inbox = {key: q for key, q in party.inbox.items() if key[0] != rank}
                 if not party.closed and party.failure is None:
-                    party.failure = PeerAborted(self.names[rank], reason)
+                    party.failure = PeerAborted(self.names[rank], reason, retryable=retryable)
 
     def check_there(self, rank: int, said: str) -> None:
         """Raise PeerClosed if a party has left."""

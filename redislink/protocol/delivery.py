@@ -287,7 +287,7 @@ class Delivery:
         if self.state is State.FAILED:
             return
         if isinstance(frame, Abort):
-            self._step(Event.ABORT, PeerAborted(self.peer, frame.reason))
+            self._step(Event.ABORT, PeerAborted(self.peer, frame.reason, retryable=frame.retryable))
             return
         self._sending.check_ack(frame.ack)
         self._heard(now)
@@ -494,7 +494,7 @@ class Delivery:
         self._step(Event.SILENCE, PeerLost(self.peer, silence))
         if self.state is not before:
             # It may only have been suspended: this is what it finds when it goes on.
-            self._push_abort(f"you were silent for {silence:.0f} s")
+            self._push_abort(f"you were silent for {silence:.0f} s", retryable=True)
 
     def not_listening(self, now: float) -> None:
         """Note that the control list could not be read until now: that time does not count."""
@@ -514,12 +514,17 @@ class Delivery:
             self._push_fin(now)
         self._step(Event.CLOSE)
 
-    def abort(self, reason: str) -> None:
-        """Tell the peer that this party's run has failed, and end the conversation."""
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
+        """Tell the peer that this party's run has failed, and end the conversation.
+
+        Args:
+            reason: one line for the peer.
+            retryable: whether the cause may pass.
+        """
         peer_listens = self._peer_listens
         self._step(Event.ABORT)
         if peer_listens:
-            self._push_abort(reason)
+            self._push_abort(reason, retryable=retryable)
 
     def restarted(self) -> None:
         """Fail the conversation: the peer said HELLO as another run."""
@@ -590,11 +595,12 @@ class Delivery:
         self.unpushed.append(ControlPush(frame, clear=clear or self._replaces_control))
         self._replaces_control = False
 
-    def _push_abort(self, reason: str) -> None:
+    def _push_abort(self, reason: str, *, retryable: bool) -> None:
         # Twice, so that one lost pop does not cost the peer its peer_timeout. Nothing that waits
         # on the list matters any more, and the peer is to find this first.
-        self._push_control(Abort(reason), clear=True)
-        self._push_control(Abort(reason))
+        frame = Abort(reason, retryable)
+        self._push_control(frame, clear=True)
+        self._push_control(frame)
 
     def _push_heartbeat(self, now: float) -> None:
         self._next_heartbeat = now + self._timing.heartbeat_interval

@@ -30,7 +30,7 @@ import msgpack
 
 from redislink.errors import FrameError
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_HEADER_BYTES: Final = 4096
 MAX_ACK_RANGES: Final = 64
 MAX_PARTS: Final = 1 << 20
@@ -321,14 +321,21 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Says that the sender's run has failed; ``reason`` is one line for people."""
+    """Says that the sender's run has failed.
+
+    Attributes:
+        reason: why, in one line for people.
+        retryable: True if that may pass, so that the sender may start again.
+    """
 
     kind: ClassVar[FrameKind] = FrameKind.ABORT
     has_body: ClassVar[bool] = False
     reason: str
+    retryable: bool = False
 
     def __post_init__(self) -> None:
         _text(self.reason, "reason", MAX_REASON_CHARS)
+        _flag(self.retryable, "retryable")
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,18 +273,19 @@ class Session(ClosesOrAborts):
 
     # -- the end -----------------------------------------------------------------------------
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
         """Tell every peer that this party's run has failed, and leave. Call it from any thread.
 
         Args:
             reason: one line that the peers are shown, so it must hold no data.
+            retryable: whether the cause may pass, so that all may start again.
         """
         with self._lock:
             self._closed = True
+        error = EndpointClosed(f"{self.party}: the session was aborted here: {reason}")
+        error.retryable = retryable
         try:
-            self._failure.set(
-                EndpointClosed(f"{self.party}: the session was aborted here: {reason}"), reason
-            )
+            self._failure.set(error, reason)
             self._leave_steps()
         finally:
             self._left = True

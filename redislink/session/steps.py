@@ -39,6 +39,8 @@ from redislink.errors import (
     RecvTimeout,
     RedisLinkError,
     UsageError,
+    may_pass,
+    reason_for_peers,
 )
 from redislink.forking import dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
@@ -123,9 +125,9 @@ class _Current:
 class Failure:
     """The first error that ended a session; all its chains of steps share it."""
 
-    def __init__(self, abort: Callable[[str], None]) -> None:
+    def __init__(self, abort: Callable[..., None]) -> None:
         """Args:
-        abort: ends the session and tells the peers the reason.
+        abort: ends the session and tells the peers the reason; see `Communicator.abort`.
         """
         self.error: RedisLinkError | None = None
         self._abort = abort
@@ -142,13 +144,14 @@ class Failure:
 
         Args:
             error: the error that every call of this party raises from now on.
-            reason: what to tell the peers; None tells them the error.
+            reason: what to tell the peers; None tells them what they may know of the error.
         """
         with self._lock:
             if self.error is not None:
                 return
             self.error = error
-        self._abort(str(error) if reason is None else reason)
+        told = reason_for_peers(error) if reason is None else reason
+        self._abort(told, retryable=may_pass(error))
 
     def of(self, error: BaseException) -> BaseException:
         """What to raise instead of an error that only is a consequence."""

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from redislink.communicator import Communicator
-from redislink.errors import LoadFailed, PeerError, UsageError, reason_for_peers
+from redislink.errors import LoadFailed, PeerError, UsageError, may_pass, reason_for_peers
 from redislink.session.steps import Steps
 from redislink.spu.psi_child import DIGEST_BYTES
 from redislink.spu.psi_relay import PsiRelay
@@ -84,7 +84,7 @@ def intersect_tables(
     communicator: Communicator,
     pair: Sequence[str],
     query: Query,
-    abort: Callable[[str], None],
+    abort: Callable[..., None],
 ) -> Table | None:
     """Make the step ``psi`` of a session.
 
@@ -93,7 +93,7 @@ def intersect_tables(
         communicator: the session's communicator.
         pair: the two parties that take part, in rank order.
         query: this party's arguments; ignored if it takes no part.
-        abort: ends the session, and gives the peers a reason.
+        abort: ends the session, and gives the peers a reason; see `Communicator.abort`.
 
     Returns:
         The columns with the common rows, in the order of their keys; None if this party takes no
@@ -121,7 +121,7 @@ def intersect_tables(
             try:
                 found = intersect(line, peer, pair.index(me), query.protocol, digests(rows, salt))
             except BaseException as error:
-                abort(reason_for_peers(error))
+                abort(reason_for_peers(error), retryable=may_pass(error))
                 raise
             return take_rows(columns, sorted(found, key=lambda number: rows[number]))
         steps.tell_failure([peer], type(failed).__name__, failed)

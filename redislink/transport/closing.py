@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from redislink.errors import BrokerError, EndpointClosed, reason_for_peers
+from redislink.errors import BrokerError, EndpointClosed, may_pass, reason_for_peers
 from redislink.protocol.states import State
 from redislink.transport.control import Control
 from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
@@ -41,7 +41,7 @@ class Closing:
         self._observer = observer
         _open.add(self)
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
         """Abort; see `Endpoint.abort`."""
         core = self.core
         with core.lock:
@@ -50,7 +50,7 @@ class Closing:
             is_closing, core.closing = core.closing, True
             core.wake_all()
         line = " ".join(reason.split())[:500]
-        core.tell_all(lambda delivery: delivery.abort(line))
+        core.tell_all(lambda delivery: delivery.abort(line, retryable=retryable))
         if not is_closing:
             self._leave(time.monotonic() + core.settings.close_timeout)
 
@@ -167,7 +167,7 @@ def leave_open_endpoints(error: BaseException | None) -> None:
                 core.cluster.session,
             )
         else:
-            leave = partial(closing.abort, reason_for_peers(error))
+            leave = partial(closing.abort, reason_for_peers(error), retryable=may_pass(error))
         leaving.append(threading.Thread(target=leave, daemon=True))
     for thread in leaving:
         thread.start()

@@ -37,6 +37,7 @@ from redislink.errors import (
     RedisLinkError,
     UsageError,
     UsedAfterFork,
+    may_pass,
     reason_for_peers,
 )
 from redislink.forking import Dead, used_after_fork
@@ -368,8 +369,8 @@ class Core:
         failure = self.failure
         if not isinstance(failure, BrokerError):
             return
-        reason = reason_for_peers(failure)
-        self.tell_all(lambda delivery: delivery.abort(reason))
+        reason, retryable = reason_for_peers(failure), may_pass(failure)
+        self.tell_all(lambda delivery: delivery.abort(reason, retryable=retryable))
         if self.outbox.error is None or isinstance(failure, BrokerUnreachable):
             return
         by_node: dict[bytes, list[tuple[bytes, tuple[bytes, Buffer]]]] = defaultdict(list)

@@ -211,15 +211,16 @@ class Endpoint(ClosesOrAborts):
             }
             return EndpointStats.of(peers, core.reconnects)
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
         """Tell every peer that this party's run has failed, and leave the session.
 
         If another thread is in `close`, this ends its wait, and that thread finishes the rest.
 
         Args:
             reason: one line. The peers see it, so it must not contain any data.
+            retryable: whether the cause may pass, so that the peers may start again.
         """
-        self.parts.closing.abort(reason)
+        self.parts.closing.abort(reason, retryable=retryable)
 
     def close(self) -> None:
         """Leave the session: wait until the peers have everything, and tell them.

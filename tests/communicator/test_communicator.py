@@ -21,6 +21,7 @@ from redislink import (
     PayloadTypeError,
     PeerAborted,
     PeerClosed,
+    PeerLost,
     RecvTimeout,
     RedisCommunicator,
     RedisLinkError,
@@ -499,6 +500,14 @@ class TestAbort:
         with pytest.raises(RecvTimeout), alice:
             alice.recv("bob", "u", timeout=0.01)
         assert "waited 0.01 s" in outcome(started).reason
+
+    @pytest.mark.parametrize("error", [PeerLost("carol", 30.1), KeyError("age")], ids=repr)
+    def test_the_peers_learn_whether_it_may_pass(self, pair: list[Any], error: Exception) -> None:
+        alice, bob = pair
+        started = start_recv(bob, "alice", "t")
+        with pytest.raises(type(error)), alice:
+            raise error
+        assert outcome(started).retryable is isinstance(error, PeerLost)
 
     def test_of_a_sub_is_of_all(self, pair: list[Any]) -> None:
         alice, bob = pair

@@ -298,6 +298,13 @@ def test_abort_ends_both(pair):
         pair.alice.send("u", b"", 0.0)
 
 
+@pytest.mark.parametrize("retryable", [False, True])
+def test_an_abort_says_whether_its_cause_may_pass(pair, retryable):
+    pair.alice.abort("no", retryable=retryable)
+    pair.settle()
+    assert pair.bob.failure.retryable is retryable
+
+
 def test_one_lost_pop_does_not_eat_an_abort(pair):
     lost = []
     pair.loses = lambda push: not lost and not lost.append(push)
@@ -401,6 +408,7 @@ def test_a_peer_that_was_given_up_finds_the_reason_when_it_comes_back(pair):
     assert str(pair.bob.failure).startswith(
         "alice aborted the session (you were silent for 31 s): "
     )
+    assert pair.bob.failure.retryable
     listen(pair.alice, lost_at, 100.0)
     pair.alice.abort("the program ends")
     assert pair.alice.pushes() == []

@@ -36,6 +36,7 @@ FRAMES = {
     "probe answered": (f.Probe(("t",), NO_ACK, f.Says.NOT_SENT), b""),
     "heartbeat": (f.Heartbeat(SOME_ACK, silence_ms=60_000), b""),
     "abort": (f.Abort("ValueError: no such column: 'age'"), b""),
+    "abort that may pass": (f.Abort("bob was last heard 30.1 s ago", retryable=True), b""),
     "fin": (f.Fin(12, SOME_ACK), b""),
     "sealed": (f.Sealed(1), b"\0ciphertext\xff"),
     "move": (f.Move(0, 0, 2), b""),
@@ -58,21 +59,21 @@ def test_round_trip(frame, body):
 HELLO_FIELDS = "c420" + DIGEST.hex() + "c408" + INSTANCE.hex()
 ACK_FIELDS = "9305" + "92" + "920709" + "920b0b" + "02"
 ON_THE_WIRE = {
-    "hello": "033400" + "9701" + HELLO_FIELDS + "c400" + "c2" + "00" + "c400",
-    "hello, sealed, step 3": "033c00" + "9701" + HELLO_FIELDS
+    "hello": "043400" + "9701" + HELLO_FIELDS + "c400" + "c2" + "00" + "c400",
+    "hello, sealed, step 3": "043c00" + "9701" + HELLO_FIELDS
     + "c408" + INSTANCE.hex() + "c3" + "03" + "c400",
-    "whole message with an ack": "032200" + "0201" + "00000000" + "01000000"
+    "whole message with an ack": "042200" + "0201" + "00000000" + "01000000"
     + "0700000000000000" + "0000000000000000" + "0600000000000000",
-    "last chunk of a value": "032200" + "0201" + "02000000" + "03000000"
+    "last chunk of a value": "042200" + "0201" + "02000000" + "03000000"
     + "0c00000000000000" + "0400000000000000" + "0500000000000000",
-    "ack": "030d00" + "9303" + ACK_FIELDS + "00",
-    "probe answered": "030a00" + "9404" + "91" + "a174" + "9300" + "90" + "00" + "03",
-    "heartbeat": "030f00" + "9305" + ACK_FIELDS + "cdea60",
-    "abort": "032500" + "9206" + "d921" + b"ValueError: no such column: 'age'".hex(),
-    "fin": "030e00" + "9407" + "0c" + ACK_FIELDS + "c2",
-    "sealed": "030300" + "9208" + "01",
-    "fragment": "030500" + "9409" + "07" + "01" + "03",
-    "move": "030600" + "950a" + "00" + "00" + "02" + "c2",
+    "ack": "040d00" + "9303" + ACK_FIELDS + "00",
+    "probe answered": "040a00" + "9404" + "91" + "a174" + "9300" + "90" + "00" + "03",
+    "heartbeat": "040f00" + "9305" + ACK_FIELDS + "cdea60",
+    "abort": "042600" + "9306" + "d921" + b"ValueError: no such column: 'age'".hex() + "c2",
+    "fin": "040e00" + "9407" + "0c" + ACK_FIELDS + "c2",
+    "sealed": "040300" + "9208" + "01",
+    "fragment": "040500" + "9409" + "07" + "01" + "03",
+    "move": "040600" + "950a" + "00" + "00" + "02" + "c2",
 }  # fmt: skip
 """The headers of some of `FRAMES`. To change one, change PROTOCOL_VERSION."""
 
@@ -225,6 +226,7 @@ def test_illegal_frames_cannot_be_made():
         lambda: f.Data(0),
         lambda: f.Data(1, part=1, parts=1),
         lambda: f.Abort("x" * 501),
+        lambda: f.Abort("x", 1),
         lambda: f.AckState(5, ((6, 7),)),
         lambda: f.AckState(5, (), -1),
         lambda: f.AckState(5, (), 1 << 31),

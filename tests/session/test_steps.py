@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from redislink import PeerError, ProgramDiverged, ThreadCommunicator, UsageError
+from redislink import (
+    BrokerUnreachable,
+    PeerError,
+    PeerLost,
+    ProgramDiverged,
+    ThreadCommunicator,
+    UsageError,
+)
 from redislink.session import steps as steps_module
 from redislink.session.steps import Failure, Silence, Steps
 from tests.conftest import in_thread, run_parties
@@ -375,3 +382,11 @@ def test_at_the_end_nobody_gets_more_than_what_is_left_of_the_time(
     getattr(alice, end)(-1.0)
     rounds = 1 if end == "finish" else 2
     assert given == [("bob", 0.0), ("carol", 0.0)] * rounds
+
+
+def test_the_peers_are_told_what_they_may_know_of_a_failure() -> None:
+    told: list[tuple[str, bool]] = []
+    for error in (BrokerUnreachable("broker-7.internal is away"), PeerLost("carol", 31.0)):
+        Failure(lambda reason, *, retryable: told.append((reason, retryable))).set(error)
+    assert told[0] == ("BrokerUnreachable at its broker", True)
+    assert told[1] == (str(PeerLost("carol", 31.0)), True)
