@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.redislink-installed
 PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
+# Some images forbid bytecode. Each process that a demo or a test starts would then compile redislink again.
+unexport PYTHONDONTWRITEBYTECODE
 # Processes that run tests at the same time; 0: one test after the other.
 WORKERS ?= 2
 SOURCES := redislink tests examples $(wildcard benchmarks)
