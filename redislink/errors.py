@@ -298,6 +298,7 @@ class LoadFailed(_NamedPeerError):
     """
 
     def __init__(self, peer: str, call: str, kind: str) -> None:
+        self.call = call
         self.kind = one_line(kind, 80)
         super().__init__(peer, f"{peer} {self.what(call, self.kind)}: see its log")
 

@@ -284,6 +284,23 @@ class RedisLinkSettings(BaseSettings):
         description="Most sends and receives in a timeline; each takes about 100 bytes.",
     )
 
+    journal_dir: Path | None = Field(
+        default=None,
+        description="Directory in which this party keeps a journal of the session's steps, "
+        "SESSION.PARTY/, from which the program goes on when all parties start again. All parties "
+        "keep one, or none does. Not set: no journal.",
+    )
+    journal_fresh: bool = Field(
+        default=False,
+        description="Whether to begin a journal anew and keep an existing one aside. All parties "
+        "must do so at once.",
+    )
+    journal_required: bool = Field(
+        default=True,
+        description="Whether the run ends if its journal cannot be written. If not, all parties "
+        "go on without journals, and the run cannot be resumed.",
+    )
+
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:

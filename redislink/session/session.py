@@ -22,15 +22,20 @@ from redislink.broker.credentials import CredentialsCallable
 from redislink.cluster import ClusterSpec
 from redislink.communicator import Communicator, RedisCommunicator
 from redislink.errors import (
+    ConfigError,
     EndpointClosed,
     RedisLinkError,
     UsageError,
+    may_pass,
+    reason_for_peers,
 )
 from redislink.forking import dies_in_child, renew_in_child
 from redislink.identity.keypair import Identity
 from redislink.joining import connect, resolve_cluster
 from redislink.logs import PartyLogger
-from redislink.session.steps import Failure, Silence, Steps
+from redislink.session.journal import NAMESPACE as JOURNALS
+from redislink.session.journal import Journal
+from redislink.session.steps import Failure, Silence, Steps, versions_here
 from redislink.settings import RedisLinkSettings
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.rendezvous import Progress
@@ -70,8 +75,13 @@ class Session(ClosesOrAborts):
         cluster: ClusterSpec,
         make_link: MakeLink,
         close_timeout: float,
+        journal: Journal | None = None,
     ) -> None:
-        """Not for users: call `join`, or `from_endpoint` if you have an endpoint."""
+        """Not for users: call `join`, or `from_endpoint` if you have an endpoint.
+
+        Raises:
+            JournalError: the parties' journals cannot meet.
+        """
         self.cluster = cluster
         self.party = communicator.party
         self._communicator = communicator
@@ -79,7 +89,8 @@ class Session(ClosesOrAborts):
         self._make_link = make_link
         self._close_timeout = close_timeout
         self._failure = Failure(communicator.abort)
-        self._steps = Steps(communicator.sub("main"), self._failure)
+        self._journal = journal
+        self._steps = self._begin_steps()
         self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
         self._closed = False
@@ -100,6 +111,7 @@ class Session(ClosesOrAborts):
         broker: Broker | None = None,
         identity: Identity | None = None,
         credentials: CredentialsCallable | None = None,
+        journal: str | Path | None = None,
     ) -> Session:
         """Join the session. Returns once every pair of parties has said hello.
 
@@ -116,10 +128,16 @@ class Session(ClosesOrAborts):
             broker: the broker to use; None means the one in the settings or the cluster file.
             identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``.
             credentials: as for `redislink.connect`.
+            journal: the directory in which this party keeps its journal of the session, so that
+                the program, run again by all parties, goes on from the last step that all have;
+                None means ``REDISLINK_JOURNAL_DIR``, and if that is not set, no journal. All
+                parties keep one, or none does.
 
         Raises:
             ConfigError, BrokerError, PartyTaken, ClusterMismatch, HandshakeTimeout: as
                 `redislink.connect`.
+            JournalError: the journal cannot be opened or written, or those of the parties cannot
+                meet.
         """
         simulated = _simulated.get()
         if simulated is not None:
@@ -127,8 +145,9 @@ class Session(ClosesOrAborts):
         settings = settings or RedisLinkSettings.load()
         spec = resolve_cluster(cluster, settings)
         party = party or settings.party
-        return cls.from_endpoint(
-            connect(
+        kept = open_journal(spec, party, settings, journal, identity)
+        try:
+            endpoint = connect(
                 spec,
                 party,
                 settings,
@@ -137,14 +156,23 @@ class Session(ClosesOrAborts):
                 identity=identity,
                 credentials=credentials,
             )
-        )
+        except BaseException:
+            if kept is not None:
+                kept.close()
+            raise
+        return cls.from_endpoint(endpoint, journal=kept)
 
     @classmethod
-    def from_endpoint(cls, endpoint: Endpoint) -> Session:
+    def from_endpoint(cls, endpoint: Endpoint, *, journal: Journal | None = None) -> Session:
         """Make a session over an existing endpoint.
 
         Args:
             endpoint: this party's endpoint; closing the session closes it.
+            journal: this party's journal, from `open_journal`; closing the session closes it.
+                None keeps none, whatever the settings say.
+
+        Raises:
+            JournalError: the parties' journals cannot meet.
         """
 
         def make_link(device: str, _members: Sequence[str]) -> SpuLink:
@@ -158,6 +186,7 @@ class Session(ClosesOrAborts):
             endpoint.cluster,
             make_link,
             endpoint.settings.close_timeout,
+            journal,
         )
 
     # -- what it is --------------------------------------------------------------------------
@@ -220,9 +249,9 @@ class Session(ClosesOrAborts):
         """
         wanted = names or tuple(self.cluster.devices)
         members = {member for name in wanted for member in self.cluster.device(name).members}
-        with self._steps.step(f"ensure_spu_env({', '.join(wanted)})", tuple(members)):
+        with self._steps.step(f"ensure_spu_env({', '.join(wanted)})", tuple(members)) as step:
             devices = [self._device(name) for name in wanted]
-            if devices:
+            if devices and not step.is_past:
                 with ThreadPoolExecutor(len(devices)) as pool:
                     for made in [pool.submit(device.ensure) for device in devices]:
                         made.result()
@@ -288,6 +317,7 @@ class Session(ClosesOrAborts):
             self._failure.set(error, reason)
             self._leave_steps()
         finally:
+            self._close_journal()
             self._left = True
 
     def close(self) -> None:
@@ -324,6 +354,7 @@ class Session(ClosesOrAborts):
                 try:
                     self._communicator.close()
                 finally:
+                    self._close_journal()
                     self._left = True
 
     def die_in_child(self) -> None:
@@ -336,6 +367,23 @@ class Session(ClosesOrAborts):
         return f"<Session {self.name} at {self.party} (rank {self.rank}), {state}>"
 
     # -- shared ------------------------------------------------------------------------------
+
+    def _begin_steps(self) -> Steps:
+        """The session's own chain, after the journals have met."""
+        place, journals = self._communicator.sub("main"), self._communicator.sub(JOURNALS)
+        if self._journal is None:
+            return Steps(place, self._failure, journals=journals)
+        try:
+            self._journal.meet(journals)
+            return Steps(place, self._failure, journal=self._journal.chain("", place))
+        except BaseException as error:
+            self._communicator.abort(reason_for_peers(error), retryable=may_pass(error))
+            self._journal.close()
+            raise
+
+    def _close_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
 
     def _device(self, name: str) -> SpuDevice:
         from redislink.spu.device import SpuDevice, Surroundings
@@ -368,6 +416,51 @@ class Session(ClosesOrAborts):
         for device in self._devices.values():
             device.leave()
         self._steps.leave()
+
+
+def open_journal(
+    cluster: ClusterSpec,
+    party: str | None,
+    settings: RedisLinkSettings,
+    directory: str | Path | None = None,
+    identity: Identity | None = None,
+) -> Journal | None:
+    """Open this party's journal of a session, or begin one, as the settings say.
+
+    Args:
+        cluster: the cluster file's content.
+        party: the name of this party.
+        settings: say where the journal is, whether it begins anew, and whether the run needs it.
+        directory: the directory of the journals; None means ``REDISLINK_JOURNAL_DIR``.
+        identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``.
+
+    Returns:
+        The journal; None if neither names a directory.
+
+    Raises:
+        ConfigError: there is no identity, from which a journal's keys are made.
+        JournalError: see `Journal.open`.
+    """
+    place = settings.journal_dir if directory is None else Path(directory)
+    if place is None:
+        return None
+    if party is None:
+        raise ConfigError("no party: pass one, or set REDISLINK_PARTY")
+    if identity is None and settings.identity_file is None:
+        raise ConfigError(
+            f"{party}: a journal is encrypted with this party's key: set REDISLINK_IDENTITY_FILE "
+            f"to the file that redislink keygen {party} wrote"
+        )
+    return Journal.open(
+        place,
+        cluster.session,
+        party,
+        cluster.digest(),
+        identity or Identity.load(settings.identity_file or ""),
+        versions_here(),
+        fresh=settings.journal_fresh,
+        required=settings.journal_required,
+    )
 
 
 def open_sessions() -> list[Session]:

@@ -25,6 +25,7 @@ from redislink.errors import ConfigError, PeerError, UsageError
 from redislink.forking import dies_in_child
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.joining import connect
+from redislink.session.journal import Journal
 from redislink.session.session import NAMESPACE, Session, _simulated
 from redislink.settings import LinkMode, RedisLinkSettings
 
@@ -233,6 +234,7 @@ def _in_memory(
     user: ThreadCommunicator,
     cluster: ClusterSpec,
     settings: RedisLinkSettings,
+    journal: Journal | None = None,
 ) -> Session:
     links = communicator.sub("links")
     numbers: dict[str, int] = {}
@@ -244,4 +246,4 @@ def _in_memory(
         place = links.sub(name).sub(str(numbers[name]))
         return create_memory_link(place, members)
 
-    return Session(communicator, user, cluster, make_link, settings.close_timeout)
+    return Session(communicator, user, cluster, make_link, settings.close_timeout, journal)

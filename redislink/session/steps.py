@@ -11,6 +11,8 @@ Rules:
 - Where no message flows, a divergence would hang. So a thread watches long steps: it tells the
   peers how far this party is, and compares that with what they tell.
 - The first party that sees a divergence aborts the session, with a reason that tells all parties.
+- With a journal, a step that all parties have made before is answered from the record: its call
+  sends and receives nothing. A step that is made for real counts once its record is on disk.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from typing import Any, Final
 
 from redislink.communicator import Communicator, Request
 from redislink.errors import (
+    ConfigError,
     EndpointClosed,
+    JournalError,
     LoadFailed,
     PeerAborted,
     PeerClosed,
@@ -44,6 +48,15 @@ from redislink.errors import (
 )
 from redislink.forking import dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
+from redislink.session.journal import (
+    NOTHING,
+    START_ANEW,
+    WHERE_TAG,
+    ChainJournal,
+    Gave,
+    Recorded,
+    StepRecord,
+)
 from redislink.text import one_line
 
 _STEP_TAG: Final = "step"
@@ -120,6 +133,53 @@ class _Current:
     parties: tuple[str, ...]
     started: float
     awaited: str | None = None
+
+
+class Step:
+    """One step, as its call sees it.
+
+    Attributes:
+        recorded: what it gave when it was made before; then the call answers with that, and sends
+            and receives nothing. None if it is made for real.
+        is_kept: whether what it gives is written to a journal.
+        is_past: whether all parties have made it before, or need nothing for it. Then the call
+            makes no link, even if this party makes the step for real.
+    """
+
+    recorded: Recorded | None = None
+    is_kept = False
+    is_past = False
+
+    def gives(self, gave: Callable[[], Gave]) -> None:
+        """Say what the step gives this party; without this call, nothing.
+
+        Args:
+            gave: makes what is written to the journal; only called if there is one.
+        """
+
+    def before_reveal(self, *, sends: bool) -> None:
+        """Wait until no party can go back behind this step; see `ChainJournal.before_reveal`."""
+
+
+_UNKEPT: Final = Step()
+
+
+class _KeptStep(Step):
+    """A step of a session with a journal."""
+
+    is_kept = True
+
+    def __init__(self, journal: ChainJournal, recorded: Recorded | None, *, is_past: bool) -> None:
+        self.recorded = recorded
+        self.is_past = is_past
+        self.gave: Callable[[], Gave] = lambda: NOTHING
+        self._journal = journal
+
+    def gives(self, gave: Callable[[], Gave]) -> None:
+        self.gave = gave
+
+    def before_reveal(self, *, sends: bool) -> None:
+        self._journal.before_reveal(sends=sends)
 
 
 class Failure:
@@ -202,12 +262,25 @@ class Silence:
 class Steps:
     """One chain of collective calls. A session has one, and so does each spawned device."""
 
-    def __init__(self, communicator: Communicator, failure: Failure, chain: str = "") -> None:
+    def __init__(
+        self,
+        communicator: Communicator,
+        failure: Failure,
+        chain: str = "",
+        *,
+        journal: ChainJournal | None = None,
+        journals: Communicator | None = None,
+    ) -> None:
         """Args:
         communicator: a communicator in a namespace of this chain only.
         failure: the session's failure.
         chain: its name in errors; "" for the session's own chain.
+        journal: this chain's; None if this party keeps none.
+        journals: in the namespace in which parties with journals meet. Without a journal, this
+            party looks there for one that waits for it in vain.
         """
+        self.journal = journal
+        self._journals = journals
         self._communicator = communicator
         self._failure = failure
         self._chain = chain
@@ -241,6 +314,11 @@ class Steps:
         return self._broken is None and self._failure.error is None
 
     @property
+    def is_next_answered(self) -> bool:
+        """Whether the next step is one that all parties have made before."""
+        return self.journal is not None and self._number < self.journal.resume
+
+    @property
     def digest(self) -> bytes:
         """The digest of all calls so far."""
         return self._digest
@@ -252,17 +330,29 @@ class Steps:
 
     @contextlib.contextmanager
     def step(
-        self, text: str, parties: Collection[str], parts: Sequence[Part] = ()
-    ) -> Iterator[None]:
+        self,
+        text: str,
+        parties: Collection[str],
+        parts: Sequence[Part] = (),
+        *,
+        touches: Collection[str] = (),
+        needs: int = 0,
+        quiet: bool = False,
+    ) -> Iterator[Step]:
         """Make one collective call; it sends and receives inside this block.
 
         Args:
             text: the call: names and shapes, never a value. It is the same at all parties.
             parties: the names of those that take part, with or without this party.
             parts: what else must be the same everywhere; only digests are sent.
+            touches: the names of those that send or receive in it, if they have not made it before.
+            needs: the number of the step of the parent's chain that it uses; 0 if none.
+            quiet: whether the peers need not know at once that its record is on disk.
 
         Raises:
             ProgramDiverged: another party made a different call.
+            JournalError: the program that wrote the journal made a different call here; or the
+                record cannot be written.
             UsageError: another thread is in a step of this chain.
             EndpointClosed: the session is closed.
         """
@@ -277,8 +367,11 @@ class Steps:
             self._check_usable(text)
             self._advance(text, parts)
             self._current = _Current(self._number, text, tuple(parties), time.monotonic())
-            self._watch_from_now()
-            yield
+            if self.journal is None:
+                self._watch_from_now()
+                yield _UNKEPT
+            else:
+                yield from self._kept(self.journal, touches, needs, quiet=quiet)
         except LoadFailed:
             raise  # all parties raise it in this step, so they still agree
         except Exception as error:
@@ -294,6 +387,54 @@ class Steps:
             self._current = None
             with contextlib.suppress(RuntimeError):  # a child that was forked in a step has another
                 self._in_step.release()
+
+    def _kept(
+        self, journal: ChainJournal, touches: Collection[str], needs: int, *, quiet: bool
+    ) -> Iterator[Step]:
+        """The inside of a step of a session with a journal."""
+        recorded = journal.begin(self._number, needs)
+        step = _KeptStep(journal, recorded, is_past=self._number <= journal.resume)
+        if recorded is not None:
+            self._check_recorded(recorded.record)
+            yield step
+            return
+        if not step.is_past:
+            self._watch_from_now()
+        try:
+            yield step
+        except LoadFailed as error:
+            failed = ["failed", error.peer, error.call, error.kind]
+            self._write(journal, touches, Gave(failed), quiet=quiet)
+            raise
+        self._write(journal, touches, step.gave(), quiet=quiet)
+
+    def _write(
+        self, journal: ChainJournal, touches: Collection[str], gave: Gave, *, quiet: bool
+    ) -> None:
+        made, labels = self._entries[-1], self._labels[-1]
+        described = (made.text, made.place, made.parts, labels)
+        journal.write(made.digest, described, touches, gave, quiet=quiet)
+
+    def _check_recorded(self, record: StepRecord) -> None:
+        """Raise JournalError if the program makes another call than the one that was recorded."""
+        now, labels = self._entries[-1], self._labels[-1]
+        if now.digest == record.digest:
+            return
+        then = _Entry(record.digest, record.text, record.place, record.parts)
+        chain = f" of {self._chain}" if self._chain else ""
+        if now.text != then.text:
+            what = f"called {now.text} ({now.place}), and {then.text}"
+        else:
+            hint = _what_differs(now, then, labels, known=True)
+            what = f"({now.place}) called {now.text} ({hint}), not as"
+        text = (
+            f"{self._me}: step {self._number}{chain} is not the one in the journal: the program "
+            f"{what} when the journal was written ({then.place}): run the program with the "
+            f"arguments that wrote it, or {START_ANEW}"
+        )
+        error = JournalError(text)
+        error.told_to_peers = text
+        raise error
 
     def send(self, peer: str, body: Any) -> Request:
         """Send a value to a party that takes part in this step. Never waits.
@@ -382,13 +523,21 @@ class Steps:
             PeerAborted: another party's run failed.
         """
         deadline = time.monotonic() + timeout
-        with self.step("close()", self._peers, parts):
-            for peer in self._peers:
-                with contextlib.suppress(PeerClosed):
-                    self.send(peer, None)
-            for peer in self._peers:
-                with contextlib.suppress(PeerClosed, RecvTimeout):
-                    self.recv(peer, max(0.0, deadline - time.monotonic()))
+        parties = self._communicator.party_names
+        with self.step("close()", self._peers, parts, touches=parties) as step:
+            if step.recorded is None:
+                self._greet(deadline)
+        if self.journal is not None:
+            self.journal.is_closed = True
+
+    def _greet(self, deadline: float) -> None:
+        """Send a message to every peer, and wait for one from each that still comes."""
+        for peer in self._peers:
+            with contextlib.suppress(PeerClosed):
+                self.send(peer, None)
+        for peer in self._peers:
+            with contextlib.suppress(PeerClosed, RecvTimeout):
+                self.recv(peer, max(0.0, deadline - time.monotonic()))
 
     def conclude(self, timeout: float, parts: Sequence[Part] = ()) -> None:
         """`finish` and `leave` a chain whose session goes on; none of its messages stays behind.
@@ -403,14 +552,11 @@ class Steps:
             ProgramDiverged, PeerAborted: see `finish`.
         """
         deadline = time.monotonic() + timeout
+        answered = self.is_next_answered
         self.finish(timeout, parts)
         self._stop_watching()
-        for peer in self._peers:
-            with contextlib.suppress(PeerClosed):
-                self.send(peer, None)
-        for peer in self._peers:
-            with contextlib.suppress(PeerClosed, RecvTimeout):
-                self.recv(peer, max(0.0, deadline - time.monotonic()))
+        if not answered:
+            self._greet(deadline)
         self.leave()
 
     def _stop_watching(self) -> None:
@@ -464,7 +610,7 @@ class Steps:
         oldest = self._number - len(self._entries) + 1
         first = max(oldest, min(first, self._number))
         told = [[e.digest, e.text, e.place, e.parts] for e in list(self._entries)[first - oldest :]]
-        return [first, told, _versions()]
+        return [first, told, versions_here()]
 
     def _parse_untrusted(self, peer: str, told: list[Any]) -> tuple[int, list[_Entry], str]:
         match told:
@@ -481,7 +627,8 @@ class Steps:
         with self._lock:
             mine, labels = list(self._entries), list(self._labels)
             oldest = self._number - len(mine) + 1
-            self._heard[peer] = max(self._heard[peer], first + len(theirs) - 1)
+            begun = first + len(theirs) - 1
+            self._heard[peer] = max(self._heard[peer], begun)
         common = range(max(first, oldest), min(first + len(theirs), oldest + len(mine)))
         for number in common:
             own, other = mine[number - oldest], theirs[number - first]
@@ -494,11 +641,13 @@ class Steps:
                 known = number > common.start or number <= self._agreed[peer] + 1
                 hint = _what_differs(own, other, labels[number - oldest], known=known)
                 what = f"({own.place}) and {peer} called {own.text}"
-            if versions != _versions():
-                what = f"has {_versions()}, {peer} has {versions}; {self._me} {what}"
+            if versions != versions_here():
+                what = f"has {versions_here()}, {peer} has {versions}; {self._me} {what}"
             raise self._diverged(number, hint, f"{self._me} {what} ({other.place})")
         if common:
             self._agreed[peer] = max(self._agreed[peer], common[-1])
+        if self.journal is not None:
+            self.journal.has_done(peer, begun - 1)
 
     def _diverged(self, number: int, hint: str, what: str) -> ProgramDiverged:
         chain = f" of {self._chain}" if self._chain else ""
@@ -553,7 +702,11 @@ class Steps:
                 self._communicator.send(peer, _STATUS_TAG, message)
 
     def _look(self) -> None:
-        """Compare the steps with those that the peers told."""
+        """Compare the steps with those that the peers told, and what they told of journals."""
+        if self.journal is not None:
+            self.journal.look()
+        elif self._journals is not None:
+            self._look_for_journals(self._journals)
         for peer in self._peers:
             with contextlib.suppress(PeerError):
                 while self._communicator.has_message(peer, _STATUS_TAG):
@@ -565,6 +718,15 @@ class Steps:
                         self._compare(peer, *told)
                     except ProgramDiverged:
                         return  # the failure has been set and has ended every call
+
+    def _look_for_journals(self, journals: Communicator) -> None:
+        for peer in self._peers:
+            with contextlib.suppress(PeerError):
+                if journals.has_message(peer, WHERE_TAG):
+                    what = f"{peer} keeps a journal and {self._me} does not: start all parties "
+                    error = ConfigError(f"{what}with a journal, or none")
+                    self._failure.set(error, str(error))
+                    return
 
     def _late(self, current: _Current) -> tuple[str, ...]:
         with self._lock:
@@ -618,7 +780,7 @@ def _place_in_program() -> str:
 
 
 @functools.cache
-def _versions() -> str:
+def versions_here() -> str:
     """The versions of the packages that must be the same everywhere."""
     found = []
     for package in ("redislink", "jax", "spu"):

@@ -83,12 +83,12 @@ renew_in_child(_compile_lock)
 _codes: Kept[bytes] = Kept()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Compiled:
-    """A function compiled for arguments of certain shapes.
+    """A function traced for arguments of certain shapes, and compiled for SPU by `lower`.
 
     Attributes:
-        code: the code for SPU.
+        code: the code for SPU; empty until `lower` was called.
         parts: the parts that must be equal everywhere.
         labels: the names of its arguments, for errors.
         out_tree: the containers of the results.
@@ -102,6 +102,20 @@ class Compiled:
     out_tree: Any
     out_shapes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
     constant_bytes: int
+    _lower: Callable[[], bytes] | None
+
+    @property
+    def is_traced_only(self) -> bool:
+        """Whether it has not been compiled yet."""
+        return self._lower is not None
+
+    def lower(self) -> None:
+        """Compile it, unless that has been done.
+
+        Raises: as `trace_function`.
+        """
+        if self._lower is not None:
+            self.code, self._lower = self._lower(), None
 
     @property
     def nbytes(self) -> int:
@@ -109,7 +123,7 @@ class Compiled:
         return len(self.code) + self.constant_bytes
 
 
-def compile_function(
+def trace_function(
     flat: Function,
     leaves: Sequence[Any],
     secret: Sequence[bool],
@@ -117,7 +131,7 @@ def compile_function(
     ranges: Ranges,
     where: str,
 ) -> Compiled:
-    """Trace and compile a function.
+    """Trace a function, so that it can be compared and compiled.
 
     Args:
         flat: a function of arrays only, made by `flatten`.
@@ -135,32 +149,28 @@ def compile_function(
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     # Without this, JAX would cut 64-bit values to 32 bits.
     wide = any(leaf.dtype.itemsize == 8 for leaf in leaves) or jax.config.jax_enable_x64
-    with _compile_lock, jax.enable_x64(wide):
-        try:
-            traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-            outputs, out_tree = jax.tree_util.tree_flatten(out)
-            rewritten = rewrite(traced, out_tree, ranges.ring_bits)
-            if rewritten is not None:
-                rewritten.__name__ = flat.__name__
-                flat, traced = rewritten, _trace_again(rewritten, shapes, where)
-            _check(traced, out, ranges, where)
-            text = str(traced)
-            constants, constant_bytes = _digest_of_constants(traced)
-            place = _digest(repr((text, constants, str(out_tree), shapes, tuple(secret), wide)))
+    with _compiling(where, wide=wide):
+        traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+        outputs, out_tree = jax.tree_util.tree_flatten(out)
+        rewritten = rewrite(traced, out_tree, ranges.ring_bits)
+        if rewritten is not None:
+            rewritten.__name__ = flat.__name__
+            flat, traced = rewritten, _trace_again(rewritten, shapes, where)
+        _check(traced, out, ranges, where)
+        text = str(traced)
+        constants, constant_bytes = _digest_of_constants(traced)
+    place = _digest(repr((text, constants, str(out_tree), shapes, tuple(secret), wide)))
+
+    def lower() -> bytes:
+        with _compiling(where, wide=wide):
             code = _codes.get(place)
             if code is None:
                 code = _lower(flat, shapes, secret)
                 _codes.put(place, code, len(code))
-        except Exception as error:
-            if isinstance(error, RuntimeError) and "spu::compiler" in str(error):
-                raise UsageError(
-                    f"{where}: SPU cannot compile it; its compiler names on stderr the operation "
-                    "that it lacks: use other operations there, or compute that part in the clear"
-                ) from error
-            error.add_note(where)
-            raise
+            return code
+
     return Compiled(
-        code,
+        b"",
         (
             ("the function", _digest(_ADDRESS.sub("", text) + str(out_tree))),
             ("what the function closes over", constants),
@@ -169,7 +179,24 @@ def compile_function(
         out_tree,
         tuple((tuple(o.shape), np.dtype(o.dtype)) for o in outputs),
         constant_bytes,
+        lower,
     )
+
+
+@contextlib.contextmanager
+def _compiling(where: str, *, wide: bool) -> Iterator[None]:
+    """Alone with the compilers of JAX and SPU, whose errors say where."""
+    with _compile_lock, jax.enable_x64(wide):
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "spu::compiler" in str(error):
+                raise UsageError(
+                    f"{where}: SPU cannot compile it; its compiler names on stderr the operation "
+                    "that it lacks: use other operations there, or compute that part in the clear"
+                ) from error
+            error.add_note(where)
+            raise
 
 
 def _trace_again(rewritten: Function, shapes: Sequence[Any], where: str) -> Any:

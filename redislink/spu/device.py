@@ -8,6 +8,8 @@ Rules:
   arrays are public: they are compiled in, or passed to SPU as public. They must be equal
   everywhere; digests of them go to the other parties.
 - A run sends no message of its own. The next message of a step proves that all ran the same.
+- A step that the journal answers makes no link, loads and compiles nothing. Links, runtimes and
+  contexts are then made by the first step that needs them, at all members in the same order.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,13 +31,24 @@ from spu import libspu
 from redislink.cluster import DeviceSpec
 from redislink.communicator import Communicator
 from redislink.errors import ConfigError, LoadFailed, NotRevealed, UsageError
-from redislink.session.steps import Failure, Silence, Steps
+from redislink.session.journal import Recorded
+from redislink.session.steps import Failure, Silence, Step, Steps
 from redislink.spu.arrays import Array, as_array, columns_of, short
-from redislink.spu.compiling import Compiled, Function, Kept, compile_function, flatten, name_of
+from redislink.spu.compiling import Compiled, Function, Kept, flatten, name_of, trace_function
 from redislink.spu.link import SpuLink, runtime_config
 from redislink.spu.pytrees import Unknown, count_leaves_untrusted, fill, take_apart
 from redislink.spu.ranges import Ranges
-from redislink.spu.shares import ShareKind, kind_of, shape_untrusted, share_untrusted
+from redislink.spu.recall import (
+    damaged,
+    error_again,
+    error_given,
+    handles_again,
+    handles_given,
+    values_again,
+    values_given,
+)
+from redislink.spu.shares import Shape, ShareKind, kind_of, shape_untrusted, share_untrusted
+from redislink.spu.variables import Variables
 
 _LEAST_ANNOUNCED: Final = 1 << 20
 """Bytes above which the peers are warned of silence before sharing or reconstructing."""
@@ -84,11 +95,12 @@ class SpuArray(_NoValue):
         dtype: the dtype, as in NumPy; every party knows it.
     """
 
-    __slots__ = ("__weakref__", "_home", "device", "dtype", "shape")
+    __slots__ = ("__weakref__", "_home", "_step", "device", "dtype", "shape")
 
     def __init__(self, home: SpuDevice, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Not for users: call `SpuDevice.private` or `SpuDevice.run`."""
         self._home = home
+        self._step = home._steps.number
         self.device = home.name
         self.shape = shape
         self.dtype = dtype
@@ -240,9 +252,9 @@ class SpuDevice:
         self._parent: SpuDevice | None = None
         self._closed = False
         self._spawned = _Spawned()
-        self._variable = 0
-        self._variables: dict[int, tuple[weakref.ref[SpuArray], str]] = {}
-        self._garbage: deque[str] = deque()
+        self._number = 0
+        self._contexts: list[Any] = []
+        self._variables = Variables()
 
     # -- what users call ---------------------------------------------------------------------
 
@@ -272,16 +284,24 @@ class SpuDevice:
         """
         self._check_party(owner, "owner")
         call = f"{self.name}.private(owner={owner})"
-        with self._steps.step(call, {*self.members, owner}):
-            if owner != self._me:
-                return self._receive_private(owner, call)
-            try:
-                loaded = self._load(load, wrap_ok=wrap_ok)
-            except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
-                failed = error
-                self._steps.tell_failure(self._others(), ["failed", type(error).__name__], error)
+        everybody = self._at.communicator.party_names
+        with self._steps.step(call, {*self.members, owner}, touches=everybody) as step:
+            if step.recorded is not None and step.recorded.kind == "raised":
+                failed = error_again(step.recorded, owner)
+            elif step.recorded is not None:
+                return self._private_again(step.recorded, owner)
+            elif owner != self._me:
+                return self._receive_private(step, owner, call)
             else:
-                return self._send_private(*loaded)
+                try:
+                    loaded = self._load(load, wrap_ok=wrap_ok)
+                except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
+                    failed = error
+                    step.gives(partial(error_given, failed))
+                    told = ["failed", type(error).__name__]
+                    self._steps.tell_failure(self._others(), told, error)
+                else:
+                    return self._send_private(step, *loaded)
         raise failed
 
     def run(
@@ -347,19 +367,29 @@ class SpuDevice:
             self._check_handle(handle, "reveal")
         names = ", ".join(short(handle) for handle in handles)
         call = f"{self.name}.reveal({names}; to={', '.join(receivers)})"
+        involved = {*self.members, *receivers}
         with self._steps.step(
-            call, {*self.members, *receivers}, [("the containers", str(tree).encode())]
-        ):
-            mine = self._own_shares(handles)
-            if mine is not None:
-                body = [[share.meta, list(share.share_chunks)] for share in mine]
-                for party in receivers:
-                    if party != self._me:
-                        self._steps.send(party, body)
+            call,
+            involved,
+            [("the containers", str(tree).encode())],
+            touches=involved,
+            needs=self._needs(handles),
+        ) as step:
             if self._me not in receivers:
                 values: list[Any] = [Withheld(h.shape, h.dtype, receivers) for h in handles]
-            else:
-                values = self._reconstruct(handles, mine)
+            elif step.recorded is not None:
+                values = values_again(step.recorded, [(h.shape, h.dtype) for h in handles])
+            if step.recorded is None and self._me in involved:
+                others = [party for party in receivers if party != self._me]
+                step.before_reveal(sends=self.is_member and bool(others))
+                mine = self._own_shares(handles)
+                if mine is not None and others:
+                    body = [[share.meta, list(share.share_chunks)] for share in mine]
+                    for party in others:
+                        self._steps.send(party, body)
+                if self._me in receivers:
+                    values = self._reconstruct(handles, mine)
+                    step.gives(partial(values_given, values))
             return jax.tree_util.tree_unflatten(tree, values)
 
     def spawn(self) -> SpuDevice:
@@ -375,20 +405,18 @@ class SpuDevice:
         Raises:
             ProgramDiverged, PeerError: as for every call of a session.
         """
-        with self._steps.step(f"{self.name}.spawn()", self.members):
+        with self._steps.step(f"{self.name}.spawn()", self.members) as step:
             number = self._spawned.next_number()
             name = f"{self.name}~{number}"
             place = self._at.communicator.sub(str(number))
-            steps = Steps(place, self._at.failure, name)
+            journal = self._steps.journal and self._steps.journal.spawned(name, place)
+            steps = Steps(place, self._at.failure, name, journal=journal)
             child = SpuDevice(
                 name, self._spec, self.members, steps, replace(self._at, communicator=place)
             )
-            child._parent = self
-            if self.is_member:
-                own = self._ensure()
-                with own.lock:
-                    context = own.context.spawn()
-                    child._own = _Members(context, spu.Runtime(context, self._config), None)
+            child._parent, child._number = self, number
+            if self.is_member and not step.is_past:
+                child._ensure()
             self._spawned.add(number, child)
             return child
 
@@ -416,7 +444,7 @@ class SpuDevice:
         )
         self._closed = True
         self._parent._spawned.retire(self)
-        self._own, self._cache = None, Kept()
+        self._own, self._cache, self._contexts = None, Kept(), []
         self._variables.clear()
 
     def __enter__(self) -> Self:
@@ -486,7 +514,7 @@ class SpuDevice:
         return [party for party in self._at.communicator.party_names if party != self._me]
 
     def _send_private(
-        self, tree: Any, leaves: list[Array], shares: list[list[libspu.Share]]
+        self, step: Step, tree: Any, leaves: list[Array], shares: list[list[libspu.Share]]
     ) -> Any:
         told = [[list(leaf.shape), leaf.dtype.name] for leaf in leaves]
         for party in self._others():
@@ -498,9 +526,10 @@ class SpuDevice:
         mine = []
         if self.is_member:
             mine = [of_all[self.members.index(self._me)] for of_all in shares]
-        return self._keep(self._me, tree, [(leaf.shape, leaf.dtype) for leaf in leaves], mine)
+        shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        return self._keep(step, self._me, tree, shapes, mine)
 
-    def _receive_private(self, owner: str, call: str) -> Any:
+    def _receive_private(self, step: Step, owner: str, call: str) -> Any:
         match self._steps.recv(owner):
             case ["failed", str(kind)]:
                 raise LoadFailed(owner, call, kind)
@@ -509,22 +538,47 @@ class SpuDevice:
                 if len(shapes) < len(told):
                     raise self._steps.not_understood(owner)
                 if not self.is_member:
-                    return self._keep(owner, tree, shapes, [])
+                    return self._keep(step, owner, tree, shapes, [])
                 kinds = [self._kind_of_private(dtype) for _, dtype in shapes]
                 mine = self._shares_untrusted(owner, theirs, shapes, kinds)
-                return self._keep(owner, tree, shapes, mine)
+                return self._keep(step, owner, tree, shapes, mine)
         raise self._steps.not_understood(owner)
 
     def _keep(
-        self, owner: str, tree: Any, shapes: Sequence[Any], mine: Sequence[libspu.Share]
+        self,
+        step: Step,
+        owner: str,
+        tree: Any,
+        shapes: Sequence[Shape],
+        mine: Sequence[libspu.Share],
     ) -> Any:
         handles = [SpuArray(self, shape, dtype) for shape, dtype in shapes]
         if self.is_member:
             own = self._ensure()
             with own.lock:
-                self._sweep(own)
+                self._variables.sweep(own.runtime)
                 for handle, share in zip(handles, mine, strict=True):
-                    self._put(own, self._name_of(handle), share, owner)
+                    self._put(own, self._variables.name(handle), share, owner)
+        step.gives(partial(handles_given, tree, handles, mine))
+        return self._fill(owner, tree, handles)
+
+    def _private_again(self, recorded: Recorded, owner: str) -> Any:
+        """What the journal says that `private` gave."""
+        tree, shapes, _ = handles_again(recorded)
+        handles = [SpuArray(self, shape, dtype) for shape, dtype in shapes]
+        self._recall(recorded, handles)
+        return self._fill(owner, tree, handles)
+
+    def _recall(self, recorded: Recorded, handles: Sequence[SpuArray]) -> None:
+        """Say that the shares of these handles, new ones, are in the journal."""
+        _, shapes, readers = handles_again(recorded)
+        if shapes != [(handle.shape, handle.dtype) for handle in handles]:
+            raise damaged(recorded)
+        for handle, read in zip(handles, readers, strict=False):
+            self._variables.keep_for_later(handle, read)
+        recorded.belongs_to(handles)
+
+    def _fill(self, owner: str, tree: Any, handles: Sequence[SpuArray]) -> Any:
         try:
             return fill(tree, handles)
         except Unknown as error:
@@ -605,7 +659,11 @@ class SpuDevice:
             ) from None
         if compiled is None:
             labels = _labels((traced, named), rest)
-            compiled = self._compile(function, len(arguments), fixed, tree, leaves, labels)
+            compiled = self._trace(function, len(arguments), fixed, tree, leaves, labels)
+        if compiled.is_traced_only:
+            if not self._steps.is_next_answered:
+                with self._at.silence():
+                    compiled.lower()
             self._cache.put(key, compiled, compiled.nbytes)
         public = [
             (label, leaf.tobytes())
@@ -613,10 +671,22 @@ class SpuDevice:
             if not isinstance(leaf, SpuArray)
         ]
         call = f"{self.name}.run({name_of(function)})({', '.join(map(short, leaves))})"
-        with self._steps.step(call, self.members, [*compiled.parts, *public]):
+        with self._steps.step(
+            call,
+            self.members,
+            [*compiled.parts, *public],
+            touches=self.members,
+            needs=self._needs(leaves),
+            quiet=True,
+        ) as step:
             outputs = [SpuArray(self, shape, dtype) for shape, dtype in compiled.out_shapes]
-            if self.is_member:
+            if step.recorded is not None:
+                self._recall(step.recorded, outputs)
+            elif self.is_member:
                 self._run_as_member(name_of(function), compiled, leaves, outputs)
+            if step.is_kept and step.recorded is None:
+                mine = map(self._share_of, outputs) if self.is_member else ()
+                step.gives(partial(handles_given, None, outputs, mine))
             return jax.tree_util.tree_unflatten(compiled.out_tree, outputs)
 
     def _flatten(self, value: Any, call: str) -> tuple[list[Any], Any]:
@@ -637,7 +707,7 @@ class SpuDevice:
             raise NotRevealed(f"{self._me}: an argument of {self.name}.run: {leaf._why()}")
         return self._hold(leaf, where, wrap_ok=wrap_ok)
 
-    def _compile(
+    def _trace(
         self,
         function: Function,
         count: int,
@@ -649,7 +719,7 @@ class SpuDevice:
         name = name_of(function)
         given = ", ".join(map(short, leaves))
         with self._at.silence():
-            return compile_function(
+            return trace_function(
                 flatten(function, count, fixed, tree),
                 leaves,
                 [isinstance(leaf, SpuArray) for leaf in leaves],
@@ -667,20 +737,20 @@ class SpuDevice:
             if isinstance(leaf, SpuArray):
                 self._bring(leaf, own)
         with own.lock:
-            self._sweep(own)
+            self._variables.sweep(own.runtime)
             inputs, passing = [], []
             for leaf in leaves:
                 if isinstance(leaf, SpuArray):
-                    inputs.append(self._variable_of(leaf))
+                    inputs.append(self._variables.of(leaf))
                     continue
                 share = self._make_shares(leaf, libspu.Visibility.VIS_PUBLIC)[relative]
-                passing.append(self._next_name())
+                passing.append(self._variables.next_name())
                 self._put(own, passing[-1], share, self._me)
                 inputs.append(passing[-1])
             executable = libspu.Executable(
                 name=name,
                 input_names=inputs,
-                output_names=[self._name_of(output) for output in outputs],
+                output_names=[self._variables.name(output) for output in outputs],
                 code=compiled.code,
             )
             try:
@@ -696,11 +766,8 @@ class SpuDevice:
     def _own_shares(self, handles: list[SpuArray]) -> list[libspu.Share] | None:
         if not self.is_member:
             return None
-        own = self._ensure()
-        for handle in handles:
-            self._bring(handle, own)
-        with own.lock, self._large(sum(h.size * h.dtype.itemsize for h in handles)):
-            return [own.runtime.get_var(self._variable_of(handle)) for handle in handles]
+        with self._large(sum(h.size * h.dtype.itemsize for h in handles)):
+            return [self._share_of(handle) for handle in handles]
 
     def _reconstruct(self, handles: list[SpuArray], mine: list[libspu.Share] | None) -> list[Array]:
         shapes = [(handle.shape, handle.dtype) for handle in handles]
@@ -731,12 +798,37 @@ class SpuDevice:
     # -- shared ------------------------------------------------------------------------------
 
     def _ensure(self) -> _Members:
+        """The link's context and the runtime, which all members make at once."""
+        if self._own is not None:
+            return self._own
+        parent = self._parent
+        context = None if parent is None else parent._context_of(self._number)
         with self._own_lock:
             if self._own is None:
-                link = self._at.make_link(self.name)
-                runtime = spu.Runtime(link.context, self._config)
-                self._own = _Members(link.context, runtime, link)
+                link = None
+                if context is None:
+                    link = self._at.make_link(self.name)
+                    context = link.context
+                self._own = _Members(context, spu.Runtime(context, self._config), link)
             return self._own
+
+    def _context_of(self, number: int) -> Any:
+        """The context of a device spawned from this one.
+
+        A context counts those spawned from it, and they must be the same ones at all members. So
+        they are made in the order of the devices' numbers, whichever is needed first.
+        """
+        own = self._ensure()
+        with own.lock:
+            while len(self._contexts) < number:
+                self._contexts.append(own.context.spawn())
+            return self._contexts[number - 1]
+
+    def _needs(self, values: Sequence[Any]) -> int:
+        """The last step of the parent's chain that made one of these handles; 0 if none did."""
+        return max(
+            (v._step for v in values if isinstance(v, SpuArray) and v._home is not self), default=0
+        )
 
     def _check_party(self, party: object, what: str) -> None:
         names = self._at.communicator.party_names
@@ -758,18 +850,24 @@ class SpuDevice:
             )
 
     def _bring(self, handle: SpuArray, own: _Members) -> None:
-        """Copy a variable of the parent, unless it is here already."""
-        if id(handle) in self._variables:
+        """Give this device's runtime the share of a handle, unless it has it."""
+        if self._variables.has(handle):
             return
-        home = handle._home
-        if home._own is None or id(handle) not in home._variables:
-            raise UsageError(f"{self._me}: {handle!r} was never computed: an earlier call failed")
-        if home is self:
-            return
-        with home._own.lock:
-            share = home._own.runtime.get_var(home._variable_of(handle))
+        share = self._share_of(handle)
         with own.lock:
-            self._put(own, self._name_of(handle), share, self._me)
+            self._put(own, self._variables.name(handle), share, self._me)
+        self._variables.arrived(handle)
+
+    def _share_of(self, handle: SpuArray) -> libspu.Share:
+        """This member's share of a handle, from the runtime of its device or the journal."""
+        home = handle._home
+        read = home._variables.waiting(handle)
+        if read is not None:
+            return read()
+        if home._own is None or not home._variables.has(handle):
+            raise UsageError(f"{self._me}: {handle!r} was never computed: an earlier call failed")
+        with home._own.lock:
+            return home._own.runtime.get_var(home._variables.of(handle))
 
     def _put(self, own: _Members, name: str, share: libspu.Share, owner: str) -> None:
         """Give SPU a share as a variable. Needs the lock.
@@ -787,35 +885,6 @@ class SpuDevice:
                 f"{self._me}: SPU on {self.name} refuses a share that it made itself: check that "
                 "this process has one version of spu, and report it"
             ) from error
-
-    def _next_name(self) -> str:
-        self._variable += 1
-        return f"v{self._variable}"
-
-    def _name_of(self, handle: SpuArray) -> str:
-        """Give the handle a variable, which is freed when the handle is."""
-        name, key = self._next_name(), id(handle)
-        variables, garbage = self._variables, self._garbage
-
-        def free(_: object) -> None:
-            variables.pop(key, None)
-            garbage.append(name)
-
-        variables[key] = (weakref.ref(handle, free), name)
-        return name
-
-    def _variable_of(self, handle: SpuArray) -> str:
-        return self._variables[id(handle)][1]
-
-    def _sweep(self, own: _Members) -> None:
-        """Free the variables whose handles are gone. Needs the lock.
-
-        Handles go in any thread at any moment, so their variables are not freed right then.
-        """
-        while self._garbage:
-            # If its run failed, the variable never existed.
-            with contextlib.suppress(RuntimeError, IndexError):
-                own.runtime.del_var(self._garbage.popleft())
 
     def _large(self, size: int) -> contextlib.AbstractContextManager[None]:
         return self._at.silence() if size >= _LEAST_ANNOUNCED else contextlib.nullcontext()

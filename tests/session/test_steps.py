@@ -163,7 +163,7 @@ def test_versions_that_differ_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     alice, bob, _ = _chains()
     with alice.step("call", NAMES, [("the function", b"1")]):
         alice.send("bob", None)
-    monkeypatch.setattr(steps_module, "_versions", lambda: "jax 0.0.1")
+    monkeypatch.setattr(steps_module, "versions_here", lambda: "jax 0.0.1")
     with (
         bob.step("call", NAMES, [("the function", b"2")]),
         pytest.raises(

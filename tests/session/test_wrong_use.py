@@ -452,7 +452,7 @@ def test_forged_shares_are_refused_before_spu_sees_them(memory: Stage, forge: An
     def program(session: Session) -> Any:
         sp, x = _share(session)
         if session.party == "alice":
-            share = sp._own.runtime.get_var(sp._variable_of(x))
+            share = sp._own.runtime.get_var(sp._variables.of(x))
             with session._steps.step("SP0.private(owner=alice)", sp.members):
                 for peer in ("bob", "carol"):
                     body = ["value", 0, [[[3], "float32"]], [forge(share)]]
@@ -475,7 +475,7 @@ def test_forged_shares_are_refused_where_a_value_is_revealed(
     def program(session: Session) -> Any:
         sp, x = _share(session, "SP1")  # of alice and bob
         if session.party == "alice":
-            share = sp._own.runtime.get_var(sp._variable_of(x))
+            share = sp._own.runtime.get_var(sp._variables.of(x))
             call = f"SP1.reveal(f32[3]; to={receiver})"
             tree = str(jax.tree_util.tree_structure(0)).encode()
             with session._steps.step(call, sp.members, [("the containers", tree)]):

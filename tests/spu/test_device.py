@@ -196,7 +196,7 @@ def test_variables_go_when_their_handles_go(memory: Stage) -> None:
         x = add(x)
         if sp.is_member:
             runtime = sp._own.runtime
-            names = [f"v{number}" for number in range(1, sp._variable + 1)]
+            names = [f"v{number}" for number in range(1, sp._variables._count + 1)]
             return sum(_is_there(runtime, name) for name in names)
         return None
 

@@ -1,0 +1,874 @@
+"""`Journal`: what each step gave this party, on disk, and where a session goes on from there.
+
+Rules:
+- A step counts as done once its record is on disk. A program that runs again from its top gets the
+  answers of the steps up to the resume point from the records; nothing is loaded, compiled or sent.
+- All parties resume at one point (`redislink.session.agreement`). Each has written that it went
+  back there before any of them goes on, so no two records of one step are ever mixed.
+- No share is sent in a reveal before every party reaches the step before it. So no crash takes a
+  session back behind a reveal, and a value is never revealed a second time with other shares.
+- The shares of a handle that is gone may leave the disk once no party can go back to a step that
+  used it.
+
+Messages, in the namespace ``session/journal`` and, for ``on disk``, in that of each chain:
+
+- ``where``: how far the sender's journal goes; each party tells all others when it joins.
+- ``reach``: how far the sender knows each party to reach, if the journals end at different steps.
+- ``ready``: the sender has written where it resumes.
+- ``on disk``: the number of a step up to which the sender's records are on disk, or why there will
+  be none any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Final, Self
+
+from redislink.communicator import Communicator
+from redislink.errors import (
+    JournalError,
+    PeerError,
+    ValueDecodeError,
+)
+from redislink.forking import dies_in_child
+from redislink.identity import Identity
+from redislink.journal import Binding, Entry, JournalStore
+from redislink.logs import PartyLogger
+from redislink.session.agreement import (
+    DIGEST_BYTES,
+    MAIN,
+    History,
+    Position,
+    first_difference,
+    last_of,
+    parent_of,
+    reaches,
+    resume_points,
+)
+from redislink.text import one_line
+from redislink.values import decode_value_untrusted, encode_value
+
+Buffer = bytes | bytearray | memoryview
+
+FORMAT: Final = 1
+"""The version of what the parties tell each other, and of the records."""
+NAMESPACE: Final = "journal"
+WHERE_TAG: Final = "where"
+_REACH_TAG: Final = "reach"
+_READY_TAG: Final = "ready"
+_ON_DISK_TAG: Final = "on disk"
+_RUN_BYTES: Final = 16
+_QUIET_STEPS: Final = 16
+_QUIET_SECONDS: Final = 1.0
+"""After so many steps, or so long, the peers are told of steps of which they need not know."""
+START_ANEW: Final = "start all parties anew with --fresh, which keeps the old journals aside"
+
+
+@dataclass(frozen=True)
+class Gave:
+    """What a step gave this party.
+
+    Attributes:
+        value: its kind, such as ``handles``, and what `redislink.values` can encode.
+        blobs: what is large, or goes when its owner goes; each in pieces.
+        owners: objects, one for each blob: when one is gone, so may be its blob.
+    """
+
+    value: Sequence[Any]
+    blobs: Sequence[Sequence[Buffer]] = ()
+    owners: Sequence[Any] = ()
+
+
+NOTHING: Final = Gave(["nothing"])
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The record of a step.
+
+    Attributes:
+        chain, number: which step it is.
+        digest: that of the chain after it.
+        text, place, parts, labels: as in `redislink.session.steps`.
+        touches: the parties that the step touches.
+        needs: see `History.add`.
+        written: when it was written, in seconds since 1970 UTC.
+        gave: what it gave this party, see `Gave.value`.
+    """
+
+    chain: str
+    number: int
+    digest: bytes
+    text: str
+    place: str
+    parts: bytes
+    labels: tuple[str, ...]
+    touches: tuple[str, ...]
+    needs: int
+    written: float
+    gave: list[Any]
+
+
+@dataclass(frozen=True)
+class BeganRecord:
+    """The parties began a run together, whose records follow."""
+
+    run: bytes
+
+
+@dataclass(frozen=True)
+class ResumedRecord:
+    """The parties resumed after these steps, by chain; records of later ones do not count."""
+
+    points: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RevealRecord:
+    """This party is about to send its shares in a reveal.
+
+    Attributes:
+        chain, number: which step it is.
+        on_disk: by party, the step up to which its records were known to be on disk.
+    """
+
+    chain: str
+    number: int
+    on_disk: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class EndedRecord:
+    """A party went on without a journal, so that nothing can be resumed.
+
+    Attributes:
+        party: its name.
+        why: what its disk said.
+    """
+
+    party: str
+    why: str
+
+
+AnyRecord = StepRecord | BeganRecord | ResumedRecord | RevealRecord | EndedRecord
+
+
+def decode_record(entry: Entry) -> AnyRecord:
+    """What an entry of a journal says.
+
+    Raises:
+        JournalError: this version of redislink does not write such entries.
+    """
+    try:
+        told = decode_value_untrusted(entry.body)
+    except ValueDecodeError as error:
+        raise JournalError(f"entry {entry.number} of the journal: {error}") from None
+    match told:
+        case ["step", str(chain), int(number), bytes(digest), str(text), str(place), bytes(parts),
+              list(labels), list(touches), int(needs), float(written), list(gave)]:  # fmt: skip
+            return StepRecord(
+                chain, number, digest, text, place, parts, tuple(labels), tuple(touches), needs,
+                written, gave,
+            )  # fmt: skip
+        case ["began", bytes(run)]:
+            return BeganRecord(run)
+        case ["resumed", dict(points)]:
+            return ResumedRecord(points)
+        case ["reveal", str(chain), int(number), dict(on_disk)]:
+            return RevealRecord(chain, number, on_disk)
+        case ["ended", str(party), str(why)]:
+            return EndedRecord(party, why)
+    raise JournalError(
+        f"entry {entry.number} of the journal is none that this version of redislink writes: run "
+        f"the version that wrote it, or {START_ANEW}"
+    )
+
+
+class Recorded:
+    """What the record of a step says that it gave, to answer the step with.
+
+    Attributes:
+        kind: the first element of `Gave.value`.
+        value: the other elements.
+    """
+
+    def __init__(self, journal: Journal, record: StepRecord, blobs: tuple[int, ...]) -> None:
+        """Not for users: `ChainJournal.begin` is."""
+        self.record = record
+        self.kind, *self.value = record.gave
+        self._journal = journal
+        self._blobs = blobs
+
+    def read(self, place: int) -> bytes:
+        """The bytes of a blob.
+
+        Args:
+            place: its place among the blobs of the step, from 0.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
+        return self._journal.read(self._blobs[place])
+
+    def belongs_to(self, owners: Sequence[Any]) -> None:
+        """Say whose the blobs are, see `Gave.owners`."""
+        self._journal.own(self._blobs, owners)
+
+
+class Journal:
+    """The journal of one party in one session. `open` makes it; `Session` uses and closes it.
+
+    Attributes:
+        party: the name of the party.
+    """
+
+    def __init__(
+        self, store: JournalStore, session: str, party: str, *, required: bool = True
+    ) -> None:
+        """Not for users: call `open`, or pass a directory to `redislink.Session.join`.
+
+        Args:
+            store: where the records are; `close` closes it.
+            session: the name of the session.
+            party: the name of this party.
+            required: whether a disk that fails ends the session. Otherwise all parties go on
+                without journals.
+
+        Raises:
+            JournalError: the records make no sense, or say that a run went on without journals.
+        """
+        self.party = party
+        self._store = store
+        self._required = required
+        self._log = PartyLogger(session, party, "redislink.progress")
+        self._run = b""
+        self._ended: EndedRecord | None = None
+        self._chains: dict[str, _Kept] = {}
+        self._open: dict[str, ChainJournal] = {}
+        self._lock = threading.Condition()
+        self._owned: dict[int, weakref.ref[Any]] = {}
+        self._gone: deque[int] = deque()
+        self._leaving: deque[tuple[dict[str, int], list[int]]] = deque()
+        self._load()
+        dies_in_child(self)
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        session: str,
+        party: str,
+        cluster_digest: bytes,
+        identity: Identity,
+        versions: str,
+        *,
+        fresh: bool = False,
+        required: bool = True,
+    ) -> Self:
+        """Open the journal of a party in a session, or begin one.
+
+        Args:
+            directory: where journals are; this one is a directory ``SESSION.PARTY`` in it.
+            session: the name of the session.
+            party: the name of the party.
+            cluster_digest: `ClusterSpec.digest`.
+            identity: the party's key pair, from which the journal's keys are made.
+            versions: the versions of what computes, in one line.
+            fresh: whether to put an existing journal aside and begin another.
+            required: whether a disk that fails ends the session.
+
+        Raises:
+            JournalError: another process has it open, or it is of another party, cluster, key or
+                version, or cannot be read or written; the message says which, and what to do.
+        """
+        program = one_line(PurePath(sys.argv[0] if sys.argv else "").name, 80)
+        binding = Binding(session, party, cluster_digest, versions, program)
+        store = JournalStore.open(directory, binding, identity, fresh=fresh)
+        try:
+            return cls(store, session, party, required=required)
+        except BaseException:
+            store.close()
+            raise
+
+    def die_in_child(self) -> None:
+        """In the child of a fork nothing is written."""
+        self._lock = threading.Condition()
+        self._ended = EndedRecord(self.party, "this process was forked")
+
+    # -- joining -----------------------------------------------------------------------------
+
+    def meet(self, communicator: Communicator) -> None:
+        """Agree with all other parties where the session resumes. All call it at once.
+
+        Args:
+            communicator: in a namespace of this call only.
+
+        Raises:
+            JournalError: the journals cannot meet; the message says why and what to do.
+            PeerError: a party does not say how far its journal goes.
+        """
+        nonce = os.urandom(_RUN_BYTES)
+        positions = {name: Position.of(kept.history) for name, kept in self._chains.items()}
+        packed = [
+            [chain, at.last, at.digest, [list(rise) for rise in at.rises]]
+            for chain, at in positions.items()
+        ]
+        ended = [] if self._ended is None else [self._ended.party, self._ended.why]
+        answers = _exchange(
+            communicator, WHERE_TAG, [FORMAT, self._run, nonce, ended, packed], _parse_where
+        )
+        told = {self.party: positions} | {p: answer.positions for p, answer in answers.items()}
+        runs = {self.party: self._run} | {p: answer.run for p, answer in answers.items()}
+        self._check_ended({p: answer.ended for p, answer in answers.items()})
+        if len(set(runs.values())) > 1 or not self._run:
+            self._begin(runs, told, [nonce, *(answer.nonce for answer in answers.values())])
+            _exchange(communicator, _READY_TAG, 0, _parse_ready)
+            return
+        self._check_positions(told)
+        histories = {name: kept.history for name, kept in self._chains.items()}
+        points = resume_points(
+            told, [{c: {p: last_of(told[p], c) for p in told} for c in _chains(told)}]
+        )
+        if any(last_of(told[p], c) != point for c, point in points.items() for p in told):
+            mine = reaches(histories, told)
+            known = _exchange(communicator, _REACH_TAG, mine, _parse_reach(mine))
+            points = resume_points(told, [mine, *known.values()])
+            self._go_back(points)
+            _exchange(communicator, _READY_TAG, 0, _parse_ready)
+        for chain, point in points.items():
+            kept = self._kept(chain)
+            kept.resume = point
+            kept.on_disk = {p: min(point, last_of(told[p], chain)) for p in told}
+        if points[MAIN]:
+            self._log.info(
+                "%s: resumes after step %d; the steps up to there are answered from the journal",
+                self.party,
+                points[MAIN],
+            )
+
+    def chain(self, name: str, communicator: Communicator, spawned_at: int = 0) -> ChainJournal:
+        """The journal of one chain. Ask for it once, when the chain begins.
+
+        Args:
+            name: the name of the chain.
+            communicator: in the namespace of the chain.
+            spawned_at: the step of the parent's chain that spawned it.
+        """
+        with self._lock:
+            self._open[name] = made = ChainJournal(
+                self, name, communicator, self._kept(name), spawned_at
+            )
+        return made
+
+    def close(self) -> None:
+        """Close the files. Safe to call twice."""
+        self._store.close()
+
+    # -- for steps ---------------------------------------------------------------------------
+
+    @property
+    def keeps(self) -> bool:
+        """Whether steps are still recorded."""
+        return self._ended is None
+
+    def read(self, blob: int) -> bytes:
+        """The bytes of a blob; JournalError if it cannot be read."""
+        return self._store.read(blob)
+
+    def own(self, blobs: Sequence[int], owners: Sequence[Any]) -> None:
+        """Say whose the blobs are: each may go from the disk once its owner is gone."""
+        gone = self._gone
+        for blob, owner in zip(blobs, owners, strict=False):
+
+            def leaves(_: object, blob: int = blob) -> None:
+                gone.append(blob)  # in any thread, at any moment
+
+            self._owned[blob] = weakref.ref(owner, leaves)
+
+    def append(
+        self, body: Sequence[Any], blobs: Sequence[Sequence[Buffer]] = (), *, durable: bool
+    ) -> Entry | None:
+        """Write an entry; None if the journal has ended, or ends now because the disk fails.
+
+        Raises:
+            JournalError: the disk fails, and the session needs the journal.
+        """
+        if self._ended is not None:
+            return None
+        try:
+            return self._store.append(encode_value(list(body)), blobs, durable=durable)
+        except JournalError as error:
+            if self._required:
+                raise
+            self._log.warning("%s: %s: all parties go on without journals", self.party, error)
+            with self._lock:
+                self._ended = EndedRecord(self.party, str(error))
+                chains = list(self._open.values())
+            for chain in chains:
+                chain.tell_ended(str(error))
+            return None
+
+    def end(self, party: str, why: str) -> None:
+        """Another party goes on without a journal, so this one does too."""
+        if self._ended is not None:
+            return
+        record = EndedRecord(party, one_line(why, 200))
+        self._log.warning(
+            "%s: %s goes on without a journal, so this party does too: %s",
+            self.party,
+            party,
+            record.why,
+        )
+        with contextlib.suppress(JournalError):
+            self.append(["ended", record.party, record.why], durable=True)
+        with self._lock:
+            self._ended = record
+            self._lock.notify_all()
+
+    def sweep(self) -> None:
+        """Let blobs go from the disk whose owners are gone and that no resume can need."""
+        gone = []
+        while self._gone:
+            gone.append(self._gone.popleft())
+            self._owned.pop(gone[-1], None)
+        with self._lock:
+            for chain in list(self._open.values()):
+                if chain.is_closed and chain.is_reached_by_all(chain.begun):
+                    del self._open[chain.name]
+            if gone:
+                self._leaving.append(({c.name: c.begun for c in self._open.values()}, gone))
+            ready: list[int] = []
+            while self._leaving and self._no_way_back_behind(self._leaving[0][0]):
+                ready += self._leaving.popleft()[1]
+        if ready:
+            self._store.free(ready)
+
+    # -- private -----------------------------------------------------------------------------
+
+    def _no_way_back_behind(self, numbers: Mapping[str, int]) -> bool:
+        return all(
+            name not in self._open or self._open[name].is_reached_by_all(number)
+            for name, number in numbers.items()
+        )
+
+    def _kept(self, chain: str) -> _Kept:
+        return self._chains.setdefault(chain, _Kept())
+
+    def _load(self) -> None:
+        for entry in self._store.entries():
+            match decode_record(entry):
+                case StepRecord() as record:
+                    kept = self._kept(record.chain)
+                    if record.number != kept.history.last + 1 or len(record.digest) != DIGEST_BYTES:
+                        raise JournalError(
+                            f"{self.party}: the journal lacks step {kept.history.last + 1}: "
+                            f"{START_ANEW}"
+                        )
+                    kept.history.add(record.digest, record.touches, record.needs)
+                    kept.records.append((entry, record))
+                case BeganRecord(run):
+                    self._run, self._chains = run, {}
+                case ResumedRecord(points):
+                    self._cut(points)
+                case RevealRecord(chain, _, on_disk):
+                    self._kept(chain).marks = dict(on_disk)
+                case EndedRecord() as ended:
+                    self._ended = ended
+
+    def _cut(self, points: Mapping[str, int]) -> list[int]:
+        """Forget the steps after these, and return the numbers of their entries."""
+        dropped = []
+        for chain, point in points.items():
+            kept = self._kept(chain)
+            kept.history.cut(point)
+            kept.marks = {party: min(mark, point) for party, mark in kept.marks.items()}
+            dropped += [entry.number for entry, _ in kept.records[point:]]
+            del kept.records[point:]
+        return dropped
+
+    def _begin(
+        self,
+        runs: Mapping[str, bytes],
+        told: Mapping[str, Mapping[str, Position]],
+        nonces: Sequence[bytes],
+    ) -> None:
+        """Begin a run, because some party has none yet, if nobody has a step."""
+        begun = [p for p in told if any(at.last for at in told[p].values())]
+        without = [party for party, run in runs.items() if not run]
+        if begun and without:
+            raise _cannot_meet(
+                f"{self.party}: {_list(without)} has no journal of the run that "
+                f"{_list(begun)} would resume: put it back, or {START_ANEW}"
+            )
+        if begun:
+            others = [party for party, run in runs.items() if run != self._run]
+            raise _cannot_meet(
+                f"{self.party}: the journals of {self.party} and {_list(others)} are of different "
+                f"runs: put those of one run back, or {START_ANEW}"
+            )
+        self._run = hashlib.sha256(b"".join(sorted(nonces))).digest()[:_RUN_BYTES]
+        self._chains.clear()
+        self._write_at_joining(["began", self._run])
+        self._kept(MAIN).on_disk = dict.fromkeys(told, 0)
+
+    def _go_back(self, points: Mapping[str, int]) -> None:
+        dropped = self._cut(points)
+        self._write_at_joining(["resumed", dict(points)])
+        self._store.drop(dropped)
+
+    def _write_at_joining(self, body: list[Any]) -> None:
+        # Without the record, later ones would make no sense: this is needed in any case.
+        self._store.append(encode_value(body), durable=True)
+
+    def _check_ended(self, others: Mapping[str, EndedRecord | None]) -> None:
+        for ended in (self._ended, *others.values()):
+            if ended is not None:
+                raise _cannot_meet(
+                    f"{self.party}: the run went on without journals, because {ended.party}'s "
+                    f"failed ({one_line(ended.why, 200)}), so it cannot be resumed: {START_ANEW}"
+                )
+
+    def _check_positions(self, told: Mapping[str, Mapping[str, Position]]) -> None:
+        histories = {name: kept.history for name, kept in self._chains.items()}
+        for chain, kept in self._chains.items():
+            for party, mark in kept.marks.items():
+                last = last_of(told[party], chain) if party in told else mark
+                if kept.history.reach(party, last) < mark:
+                    raise _cannot_meet(
+                        f"{self.party}: {party}'s journal ends at step {last}{_of(chain)}, and "
+                        f"{party} had written step {mark}: it is an older copy: put {party}'s "
+                        f"newest journal back, or {START_ANEW}"
+                    )
+        found = first_difference(histories, told)
+        if found is not None:
+            party, chain, number = found
+            raise _cannot_meet(
+                f"{self.party}: the journals of {self.party} and {party} differ at step {number}"
+                f"{_of(chain)} or before: the programs were not the same: {START_ANEW}"
+            )
+
+
+@dataclass
+class _Kept:
+    """What is known of one chain from the disk, and from joining."""
+
+    history: History = field(default_factory=History)
+    records: list[tuple[Entry, StepRecord]] = field(default_factory=list)
+    marks: dict[str, int] = field(default_factory=dict)
+    resume: int = 0
+    on_disk: dict[str, int] = field(default_factory=dict)
+
+
+class ChainJournal:
+    """The journal of one chain of steps. `Journal.chain` makes it; `Steps` uses it.
+
+    Attributes:
+        name: the name of the chain.
+        resume: the step up to which all parties have made the chain before; later ones are made
+            for real.
+        begun: the number of the last step begun.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        name: str,
+        communicator: Communicator,
+        kept: _Kept,
+        spawned_at: int,
+    ) -> None:
+        """Not for users: `Journal.chain` is."""
+        self.name = name
+        self.resume = kept.resume
+        self.begun = 0
+        self.is_closed = False
+        self._journal = journal
+        self._communicator = communicator
+        self._me = communicator.party
+        self._peers = tuple(p for p in communicator.party_names if p != self._me)
+        self._history = kept.history
+        self._records = dict(enumerate(kept.records, 1))
+        self._on_disk = {p: kept.on_disk.get(p, 0) for p in self._peers}
+        self._needs = spawned_at
+        self._receiving: set[str] = set()
+        self._told = kept.history.last
+        self._told_at = time.monotonic()
+
+    def spawned(self, name: str, communicator: Communicator) -> ChainJournal:
+        """The journal of the chain of a device that is spawned in the present step."""
+        return self._journal.chain(name, communicator, self.begun)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether steps are still recorded."""
+        return self._journal.keeps
+
+    def begin(self, number: int, needs: int) -> Recorded | None:
+        """A step begins: its record, if this party has made it before.
+
+        Args:
+            number: the number of the step.
+            needs: the step of the parent's chain that it needs itself; 0 if none.
+        """
+        self.begun = number
+        self._needs = max(self._needs, needs)
+        kept = self._records.pop(number, None)
+        if kept is None:
+            return None
+        entry, record = kept
+        return Recorded(self._journal, record, entry.blobs)
+
+    def write(
+        self,
+        digest: bytes,
+        described: tuple[str, str, bytes, tuple[str, ...]],
+        touches: Collection[str],
+        gave: Gave,
+        *,
+        quiet: bool,
+    ) -> None:
+        """Write the record of the step that this party has made: the last one begun.
+
+        Args:
+            digest: that of the chain after it.
+            described: the step's text, place, parts and labels, see `StepRecord`.
+            touches: the parties that it touches.
+            gave: what it gave.
+            quiet: whether the peers need not know at once that it is on disk.
+
+        Raises:
+            JournalError: the disk fails, and the session needs the journal.
+        """
+        journal, number = self._journal, self.begun
+        text, place, parts, labels = described
+        body = [
+            *("step", self.name, number, digest, text, place, parts, list(labels)),
+            *(sorted(touches), self._needs, time.time(), list(gave.value)),
+        ]
+        entry = journal.append(body, gave.blobs, durable=self._me in touches)
+        if entry is None:
+            return
+        with journal._lock:
+            self._history.add(digest, touches, self._needs)
+        journal.own(entry.blobs, gave.owners)
+        if self._me in touches:
+            late = (
+                number - self._told >= _QUIET_STEPS
+                or time.monotonic() - self._told_at >= _QUIET_SECONDS
+            )
+            if late or not quiet:
+                self.tell()
+        journal.sweep()
+
+    def before_reveal(self, *, sends: bool) -> None:
+        """Wait until no party can go back behind the step that has begun, a reveal.
+
+        Args:
+            sends: whether this party is about to send its shares.
+
+        Raises:
+            PeerError: a party does not write its journal any more.
+            JournalError: see `write`.
+        """
+        needed = self._all_before(self.begun)
+        for chain, _ in needed:
+            chain.tell()
+        for chain, number in needed:
+            chain._wait_for_all(number)
+        if sends:
+            marks = dict(self._on_disk)
+            self._journal.append(["reveal", self.name, self.begun, marks], durable=True)
+
+    def tell(self) -> None:
+        """Tell all others how far this party's records are on disk."""
+        if not self.keeps:
+            return
+        with self._journal._lock:
+            last = self._history.last
+        self._told, self._told_at = last, time.monotonic()
+        self._send(last)
+
+    def tell_ended(self, why: str) -> None:
+        """Tell all others that there will be no more records, and why."""
+        self._send(why)
+
+    def has_done(self, peer: str, number: int) -> None:
+        """A peer said in another message that it has done a step."""
+        with self._journal._lock:
+            if number > self._on_disk[peer]:
+                self._on_disk[peer] = number
+                self._journal._lock.notify_all()
+
+    def look(self) -> None:
+        """Take what the others have told."""
+        for peer in self._peers:
+            with contextlib.suppress(PeerError), self._as_receiver(peer) as may:
+                while may and self._communicator.has_message(peer, _ON_DISK_TAG):
+                    self._take(peer, 0.0)
+
+    def is_reached_by_all(self, number: int) -> bool:
+        """Whether every party reaches a step. Needs the journal's lock."""
+        return self._history.last >= number and all(
+            self._history.reach(peer, on_disk) >= number for peer, on_disk in self._on_disk.items()
+        )
+
+    # -- private -----------------------------------------------------------------------------
+
+    def _all_before(self, number: int) -> list[tuple[ChainJournal, int]]:
+        """This chain up to the step before ``number``, and what that needs of the chains above."""
+        found, chain, number = [(self, number - 1)], self, number - 1
+        while chain.name != MAIN:
+            with self._journal._lock:
+                number = chain._needs
+                chain = self._journal._open[parent_of(chain.name)]
+            found.append((chain, number))
+        return found
+
+    def _wait_for_all(self, number: int) -> None:
+        for peer in self._peers:
+            while self.keeps and not self._is_reached(peer, number):
+                with self._as_receiver(peer) as may:
+                    if may:
+                        self._take(peer, None)
+                    else:
+                        self._wait_for_change()
+
+    def _is_reached(self, peer: str, number: int) -> bool:
+        with self._journal._lock:
+            return self._history.reach(peer, self._on_disk[peer]) >= number
+
+    def _wait_for_change(self) -> None:
+        with self._journal._lock:
+            self._journal._lock.wait(0.1)
+
+    @contextlib.contextmanager
+    def _as_receiver(self, peer: str) -> Iterator[bool]:
+        """One thread at a time receives from a peer: gives whether it is this one."""
+        with self._journal._lock:
+            may = peer not in self._receiving
+            if may:
+                self._receiving.add(peer)
+        try:
+            yield may
+        finally:
+            if may:
+                with self._journal._lock:
+                    self._receiving.discard(peer)
+                    self._journal._lock.notify_all()
+
+    def _take(self, peer: str, timeout: float | None) -> None:
+        match self._communicator.recv(peer, _ON_DISK_TAG, timeout):
+            case int(number):
+                self.has_done(peer, number)
+            case str(why):
+                self._journal.end(peer, why)
+
+    def _send(self, body: int | str) -> None:
+        for peer in self._peers:
+            with contextlib.suppress(PeerError):
+                self._communicator.send(peer, _ON_DISK_TAG, body)
+
+
+# -- what the parties tell each other when they join -----------------------------------------
+
+
+@dataclass(frozen=True)
+class _Where:
+    run: bytes
+    nonce: bytes
+    ended: EndedRecord | None
+    positions: dict[str, Position]
+
+
+def _parse_where(told: Any) -> _Where | None:
+    match told:
+        case [int(version), *_] if version != FORMAT:
+            return None
+        case [_, bytes(run), bytes(nonce), list(ended), list(packed)]:
+            positions: dict[str, Position] = {}
+            for entry in packed:
+                match entry:
+                    case [str(chain), int(last), bytes(digest), list(rises)] if last >= 0:
+                        pairs = [(r[0], r[1]) for r in rises if _is_pair(r)]
+                        if len(pairs) < len(rises):
+                            return None
+                        positions[chain] = Position(last, digest, tuple(pairs))
+                    case _:
+                        return None
+            match ended:
+                case []:
+                    return _Where(run, nonce, None, positions)
+                case [str(party), str(why)]:
+                    record = EndedRecord(one_line(party, 64), one_line(why, 200))
+                    return _Where(run, nonce, record, positions)
+    return None
+
+
+def _is_pair(told: Any) -> bool:
+    return isinstance(told, list) and len(told) == 2 and all(type(n) is int for n in told)
+
+
+def _parse_reach(mine: dict[str, dict[str, int]]) -> Callable[[Any], dict[str, dict[str, int]]]:
+    def parse(told: Any) -> dict[str, dict[str, int]] | None:
+        if not isinstance(told, dict) or told.keys() != mine.keys():
+            return None
+        for chain, by_party in told.items():
+            if not isinstance(by_party, dict) or by_party.keys() != mine[chain].keys():
+                return None
+            if not all(type(number) is int for number in by_party.values()):
+                return None
+        return told
+
+    return parse  # type: ignore[return-value]
+
+
+def _parse_ready(told: Any) -> bool | None:
+    return True if told == 0 else None
+
+
+def _exchange(communicator: Communicator, tag: str, body: Any, parse: Callable[[Any], Any]) -> Any:
+    """Send ``body`` to all others, and return what each of them sent, by party."""
+    peers = [p for p in communicator.party_names if p != communicator.party]
+    for peer in peers:
+        communicator.send(peer, tag, body)
+    found = {}
+    for peer in peers:
+        found[peer] = parse(communicator.recv(peer, tag))
+        if found[peer] is None:
+            raise PeerError(
+                f"{communicator.party}: {peer} told of its journal in a way that makes no sense "
+                "here: check that all parties run the same version of redislink"
+            )
+    return found
+
+
+def _cannot_meet(text: str) -> JournalError:
+    """An error that the peers may be told whole: it names no path."""
+    error = JournalError(text)
+    error.told_to_peers = text
+    return error
+
+
+def _chains(told: Mapping[str, Mapping[str, Position]]) -> set[str]:
+    return {MAIN, *(chain for positions in told.values() for chain in positions)}
+
+
+def _of(chain: str) -> str:
+    return f" of {chain}" if chain else ""
+
+
+def _list(parties: Sequence[str]) -> str:
+    return " and ".join(parties)
+
+
+__all__ = ["Journal"]

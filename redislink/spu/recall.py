@@ -1,0 +1,146 @@
+"""What the steps of a device give a party, as its journal has it, and back.
+
+Rule: a record comes from this party's own disk, sealed with its key. What makes no sense is damage,
+and raises JournalError; nothing in a record is looked up anywhere but in modules that this process
+has imported.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from spu import libspu
+
+from redislink.errors import JournalError, LoadFailed, ValueDecodeError
+from redislink.session.journal import Gave, Recorded
+from redislink.spu.arrays import Array
+from redislink.spu.shares import Shape, shape_untrusted
+from redislink.spu.variables import ReadShare
+from redislink.values import decode_value_untrusted, encode_value
+
+_MOST_TEXT = 1000
+
+
+def handles_given(tree: Any, handles: Sequence[Any], shares: Iterable[libspu.Share]) -> Gave:
+    """What `private` or `run` gave.
+
+    Args:
+        tree: the containers of a private value; None after `run`.
+        handles: the handles.
+        shares: this party's shares of them; none if it is not a member.
+    """
+    told = [[list(handle.shape), handle.dtype.name] for handle in handles]
+    split = [(share.meta, list(share.share_chunks)) for share in shares]
+    metas = [[meta, [len(chunk) for chunk in chunks]] for meta, chunks in split]
+    owners = handles if split else ()
+    return Gave(["handles", tree, told, metas], [chunks for _, chunks in split], owners)
+
+
+def handles_again(recorded: Recorded) -> tuple[Any, list[Shape], list[ReadShare]]:
+    """The tree, the shapes of the handles, and what reads this party's shares of them.
+
+    Raises:
+        LoadFailed: the step failed in this way at all parties.
+    """
+    check_loaded(recorded)
+    match recorded.kind, recorded.value:
+        case "handles", [tree, list(told), list(metas)]:
+            shapes = [shape for entry in told if (shape := shape_untrusted(entry)) is not None]
+            if len(shapes) == len(told) and len(metas) in (0, len(told)):
+                readers: list[ReadShare] = [
+                    partial(_read_share, recorded, place, meta) for place, meta in enumerate(metas)
+                ]
+                return tree, shapes, readers
+    raise damaged(recorded)
+
+
+def _read_share(recorded: Recorded, place: int, meta: Any) -> libspu.Share:
+    match meta:
+        case [bytes(packed), list(lengths)] if all(type(length) is int for length in lengths):
+            data = memoryview(recorded.read(place))
+            chunks, start = [], 0
+            for length in lengths:
+                chunks.append(bytes(data[start : start + length]))
+                start += length
+            if start == len(data):
+                share = libspu.Share()
+                share.meta, share.share_chunks = packed, chunks
+                return share
+    raise damaged(recorded)
+
+
+def values_given(values: Sequence[Array]) -> Gave:
+    """What `reveal` gave a receiver."""
+    return Gave(["values"], [[encode_value(list(values))]])
+
+
+def values_again(recorded: Recorded, shapes: Sequence[Shape]) -> list[Array]:
+    """The values of a `reveal`, which the program may change.
+
+    Args:
+        recorded: the record.
+        shapes: those of the handles that were revealed.
+    """
+    found = decoded(recorded, 0) if recorded.kind == "values" else None
+    if isinstance(found, list) and [(a.shape, a.dtype) for a in found] == list(shapes):
+        return [np.array(array) for array in found]
+    raise damaged(recorded)
+
+
+def error_given(error: Exception) -> Gave:
+    """What a `load` that raised gave the party whose load it was."""
+    kind = type(error)
+    return Gave(["raised", kind.__module__, kind.__qualname__, str(error)[:_MOST_TEXT]])
+
+
+def error_again(recorded: Recorded, party: str) -> Exception:
+    """The error of a load once more: of the same type, if this process has the type.
+
+    Args:
+        recorded: the record.
+        party: the party whose load it was.
+    """
+    match recorded.value:
+        case [str(module), str(name), str(text)]:
+            kind: Any = sys.modules.get(module, builtins)
+            for part in name.split("."):
+                kind = vars(kind).get(part) if hasattr(kind, "__dict__") else None
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                with contextlib.suppress(Exception):  # it takes other arguments
+                    return kind(text)
+            return LoadFailed(party, recorded.record.text, name)
+    raise damaged(recorded)
+
+
+def check_loaded(recorded: Recorded) -> None:
+    """Raise LoadFailed if that is what the step gave: another party could not load its data."""
+    match recorded.kind, recorded.value:
+        case "failed", [str(peer), str(call), str(kind)]:
+            raise LoadFailed(peer, call, kind)
+
+
+def decoded(recorded: Recorded, place: int) -> Any:
+    """The value in a blob of a step.
+
+    Raises:
+        JournalError: it is none.
+    """
+    try:
+        return decode_value_untrusted(recorded.read(place))
+    except ValueDecodeError as error:
+        raise damaged(recorded) from error
+
+
+def damaged(recorded: Recorded) -> JournalError:
+    """The error for a record of a step that does not fit its call."""
+    record = recorded.record
+    return JournalError(
+        f"the journal's record of step {record.number}, {record.text}, makes no sense here: run "
+        "the version of redislink that wrote it, or start all parties anew with --fresh"
+    )
