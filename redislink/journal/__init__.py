@@ -5,5 +5,23 @@ It knows bytes, not steps: what a record means is for `redislink.session` to say
 
 from redislink.journal.contents import Binding, Entry
 from redislink.journal.store import JournalStore
+from redislink.journal.tools import (
+    Description,
+    Verification,
+    describe,
+    drop,
+    find_journals,
+    verify,
+)
 
-__all__ = ["Binding", "Entry", "JournalStore"]
+__all__ = [
+    "Binding",
+    "Description",
+    "Entry",
+    "JournalStore",
+    "Verification",
+    "describe",
+    "drop",
+    "find_journals",
+    "verify",
+]

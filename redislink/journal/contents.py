@@ -9,11 +9,12 @@ Rules:
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgpack
 
@@ -50,6 +51,15 @@ class Binding:
         """Name of the journal's directory."""
         return f"{self.session}.{self.party}"
 
+    def packed(self) -> dict[str, Any]:
+        """What the first record of a segment says of it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def unpacked(cls, first: dict[str, Any]) -> Self:
+        """Return what `packed` was of."""
+        return cls(*(first[field.name] for field in dataclasses.fields(cls)))
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -76,7 +86,7 @@ class Segment:
     binding: Binding
     first: dict[str, Any]
     records: int = 0
-    end: int = layout.HEADER_BYTES
+    end: int = 0
     """How many bytes of it count."""
 
 
@@ -104,6 +114,41 @@ class Record:
 def segment_name(number: int) -> str:
     """Name of a segment's file."""
     return f"{number:08d}.journal"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name is a segment, finished or not."""
+    return _SEGMENT.fullmatch(name.removesuffix(UNFINISHED)) is not None
+
+
+def entry_body(opened: bytes) -> bytes:
+    """The body of an entry, from what its record holds."""
+    body: bytes = msgpack.unpackb(opened)[3]
+    return body
+
+
+def check_binding(path: Path, found: Binding, wanted: Binding) -> None:
+    """Refuse a journal of something else.
+
+    Raises:
+        JournalError: it says what differs, and what to do.
+    """
+    for what, theirs, ours, remedy in (
+        ("of another session", found.session, wanted.session, "give each session a directory"),
+        ("of another party", found.party, wanted.party, "give each party a directory"),
+        ("of another program", found.program, wanted.program, "run that program"),
+        ("from other versions", found.versions, wanted.versions, "install those versions"),
+        (
+            "from another cluster file",
+            f"digest {found.cluster_digest.hex()[:16]}",
+            f"digest {wanted.cluster_digest.hex()[:16]}",
+            "use that cluster file",
+        ),
+    ):
+        if theirs != ours:
+            raise JournalError(
+                f"journal {path}: is {what} ({theirs}; here it is {ours}): {remedy}, {FRESH}"
+            )
 
 
 def damaged(path: Path, what: str) -> JournalError:
@@ -160,6 +205,15 @@ class Contents:
         for blob in gone:
             self.live -= sum(piece.size for piece in self.blobs.pop(blob, ()))
 
+    def emptied(self) -> Contents:
+        """Contents without entries, which go on counting where these are."""
+        return Contents(
+            self.path,
+            next_entry=self.next_entry,
+            next_blob=self.next_blob,
+            next_segment=self.next_segment,
+        )
+
     def close(self) -> None:
         """Close all files."""
         for segment in self.segments:
@@ -188,7 +242,7 @@ def _read(contents: Contents, identity: Identity, disk: Disk) -> None:
     for name in disk.names(path):
         if match := _SEGMENT.fullmatch(name):
             numbers[int(match[1])] = name
-        elif name.endswith(UNFINISHED):
+        elif is_ours(name):
             contents.stale.append(name)
     contents.next_segment = max(numbers, default=0) + 1
     for number in sorted(numbers, reverse=True):
@@ -229,11 +283,8 @@ def _open_segment(path: Path, number: int, identity: Identity, disk: Disk) -> Se
         file.close()
         raise
     first = msgpack.unpackb(body)
-    binding = Binding(
-        first["session"], first["party"], first["cluster"], first["versions"], first["program"]
-    )
     end = layout.HEADER_BYTES + layout.RECORD_BYTES + claim[1]
-    return Segment(number, file, cipher, binding, first, 1, end)
+    return Segment(number, file, cipher, Binding.unpacked(first), first, 1, end)
 
 
 def _read_records(contents: Contents, segment: Segment, after: Segment | None) -> None:
@@ -252,7 +303,7 @@ def _read_records(contents: Contents, segment: Segment, after: Segment | None) -
     for commit in commits:
         commit.apply(contents)
         segment.end = commit.end
-    contents.torn = there - most if after is not None else there - segment.end
+    contents.torn += there - segment.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +322,13 @@ class _Commit:
     @property
     def end(self) -> int:
         return self.record.offset + self.record.size
+
+    @property
+    def wanted(self) -> int:
+        """How many pieces its blobs have."""
+        if self.record.kind is Kind.GONE:
+            return 0
+        return sum(count or 0 for _, count in self.said[2])
 
     def apply(self, contents: Contents) -> None:
         if self.record.kind is Kind.GONE:
@@ -301,6 +359,8 @@ def _commits(path: Path, segment: Segment, most: int) -> list[_Commit]:
             broken = record.offset if broken is None else broken
             continue
         commit = _Commit(record, pieces, msgpack.unpackb(body))
+        if broken is None and len(pieces) != commit.wanted:
+            raise damaged(path, segment_name(segment.number))
         pieces = []
         if broken is None:
             commits.append(commit)

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -172,7 +173,7 @@ class OsDisk:
         descriptor = os.open(path, flags)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise OSError(f"{path.name} is not a regular file")
+            raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
         return _OsFile(descriptor)
 
     def rename(self, path: Path, to: Path) -> None:
@@ -186,12 +187,20 @@ class OsDisk:
     def lock(self, path: Path, note: str) -> File:
         """See `Disk`."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        file = _OsFile(os.open(path, flags, OWNER_ONLY))
-        try:
-            fcntl.flock(file._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(note.encode())
-        except BaseException:
-            file.close()
-            raise
-        return file
+        while True:
+            descriptor = os.open(path, flags, OWNER_ONLY)
+            file = _OsFile(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                there = self.status(path)
+                if there is not None and os.path.samestat(there, os.fstat(descriptor)):
+                    file.truncate(0)
+                    file.write(note.encode())
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # its directory was put aside or dropped in between
+
+
+OS_DISK: Final = OsDisk()

@@ -56,6 +56,9 @@ class Kind(enum.IntEnum):
     """Entries and blobs that are no longer wanted."""
 
 
+_KINDS: Final = {int(kind): kind for kind in Kind}
+
+
 class NotOurs(Exception):
     """The bytes are not the header of a segment that this identity can open."""
 
@@ -158,7 +161,6 @@ def decode_record(header: bytes) -> tuple[Kind, int] | None:
     """Kind and length that a record claims; None if it claims what cannot be."""
     if len(header) < RECORD_BYTES:
         return None
-    kind, length = _RECORD.unpack(header)
-    if kind not in Kind.__members__.values() or length < SEAL_BYTES:
-        return None
-    return Kind(kind), length
+    number, length = _RECORD.unpack(header)
+    kind = _KINDS.get(number)
+    return None if kind is None or length < SEAL_BYTES else (kind, length)

@@ -11,9 +11,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import stat
 import threading
 import time
 from collections import deque
@@ -21,27 +18,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-import msgpack
-
-from redislink.errors import JournalError, UsageError
+from redislink.errors import JournalError, RedisLinkError, UsageError
+from redislink.forking import dies_in_child, has_ended, used_after_fork
 from redislink.identity import Identity
 from redislink.journal import format as layout
 from redislink.journal.contents import (
-    UNFINISHED,
     Binding,
     Contents,
     Entry,
     Record,
-    Segment,
+    check_binding,
     damaged,
+    entry_body,
     read_contents,
     segment_name,
 )
-from redislink.journal.disk import Buffer, Disk, File, OsDisk
-from redislink.journal.format import FRESH, Kind
+from redislink.journal.directory import LOCK, cannot, lock, make_directories, unused
+from redislink.journal.disk import OS_DISK, Buffer, Disk, File
+from redislink.journal.format import Kind
+from redislink.journal.writing import SegmentWriter
 
-OS_DISK: Final = OsDisk()
-LOCK: Final = "lock"
+LEAST_WASTED: Final = 16 << 20
+"""In bytes: less is not worth a compaction."""
+MOST_SEGMENTS: Final = 16
+"""How many a start leaves: one comes with each."""
 
 
 class JournalStore:
@@ -59,15 +59,18 @@ class JournalStore:
         self._lock = threading.Lock()
         self._held: File | None = None
         self._contents = Contents(path)
+        self._writer: SegmentWriter
         self._freed: deque[int] = deque()
-        """Blobs that `free` was told of, and that no record says yet."""
-        self._synced = 0
-        """How far this run's segment is on disk."""
-        self._tail = 0
-        """How far it is written."""
+        """Blobs that `free` was told of, and that nobody has looked at yet."""
         self._unsaid: list[int] = []
         """Blobs that are gone, and that no record says yet."""
-        self._failed: str | None = None
+        self._spared = 0
+        """Bytes that a compaction would have freed when the disk had no space for it."""
+        self._ended: RedisLinkError | None = None
+        """Why nothing can be done with the journal any more."""
+        self._failed: JournalError | None = None
+        """Why nothing can be written any more."""
+        dies_in_child(self)
 
     @classmethod
     def open(
@@ -96,7 +99,7 @@ class JournalStore:
             store._begin(fresh=fresh)
         except OSError as error:
             store.close()
-            raise _cannot(store.path, "be opened", error) from None
+            raise cannot(store.path, "be opened", error) from None
         except BaseException:
             store.close()
             raise
@@ -110,45 +113,47 @@ class JournalStore:
         Raises:
             JournalError: one cannot be read.
         """
-        with self._lock:
-            numbers = list(self._contents.entries)
+        with self._reading() as contents:
+            numbers = list(contents.entries)
         for number in numbers:
-            with self._lock:
-                kept = self._contents.entries.get(number)
-                if kept is None:
+            with self._reading() as contents:
+                if number not in contents.entries:
                     continue
-                said = msgpack.unpackb(self._opened(kept[0]))
-            yield Entry(number, said[3], kept[1])
+                record, blobs = contents.entries[number]
+                body = entry_body(self._opened(record))
+            yield Entry(number, body, blobs)
 
     def has(self, blob: int) -> bool:
         """Whether a blob can be read: it was appended, and not freed or dropped."""
-        with self._lock:
+        with self._reading() as contents:
             self._take_freed()
-            return blob in self._contents.blobs
+            return blob in contents.blobs
 
     def read(self, blob: int) -> bytes:
         """Return the bytes of a blob.
 
         Raises:
-            JournalError: it is not there any more, or cannot be read.
+            UsageError: it is not there: `has` says so.
+            JournalError: it cannot be read.
         """
-        with self._lock:
-            pieces = self._contents.blobs.get(blob)
+        with self._reading() as contents:
+            pieces = contents.blobs.get(blob)
             if pieces is None:
-                raise JournalError(f"journal {self.path}: blob {blob} is not in it any more")
-            return b"".join(map(self._opened, pieces))
+                raise UsageError(f"journal {self.path}: blob {blob} is not in it: ask has() first")
+            return b"".join([self._opened(piece) for piece in pieces])
 
     @property
     def size(self) -> int:
         """Bytes of all files that count."""
-        with self._lock:
-            return self._contents.size
+        with self._reading() as contents:
+            return contents.size
 
     @property
     def live_bytes(self) -> int:
         """Bytes of what is still wanted; the rest of `size` goes at the next compaction."""
-        with self._lock:
-            return self._contents.live
+        with self._reading() as contents:
+            self._take_freed()
+            return contents.live
 
     # -- writing ---------------------------------------------------------------------------------
 
@@ -171,19 +176,17 @@ class JournalStore:
                 f"a journal entry has {len(body)} bytes, more than {layout.MOST_BODY}: put what is "
                 "large into a blob"
             )
-        with self._lock, self._writing():
+        views = [[memoryview(part) for part in parts] for parts in blobs]
+        with self._lock, self._writing() as writer:
             contents = self._contents
             number, blob = contents.next_entry, contents.next_blob
-            self._write_gone(())
-            said, kept = [], []
-            for parts in blobs:
-                pieces = [self._write(Kind.PIECE, piece) for piece in _pieces(parts)]
-                said.append([blob, len(pieces)])
-                kept.append((blob, pieces))
-                blob += 1
-            record = self._write(Kind.ENTRY, msgpack.packb([self._synced, number, said, body]))
+            kept = [
+                (blob + k, [writer.write(Kind.PIECE, piece) for piece in _pieces(parts)])
+                for k, parts in enumerate(views)
+            ]
+            record = writer.write_entry(number, body, kept)
             if durable:
-                self._sync()
+                writer.sync()
             contents.add(number, record, kept)
             return Entry(number, body, contents.entries[number][1])
 
@@ -200,129 +203,95 @@ class JournalStore:
         Raises:
             JournalError: it cannot be written.
         """
-        with self._lock, self._writing():
-            self._write_gone(sorted(entries))
-            self._sync()
+        gone = sorted(entries)
+        with self._lock, self._writing() as writer:
+            writer.write_gone(gone, ())
+            writer.sync()
+            self._contents.forget(gone, ())
 
     def close(self) -> None:
         """Close the files and release the lock; twice is harmless."""
         with self._lock:
-            self._contents.close()
-            self._failed = "is closed"
-            if self._held is not None:
-                self._held.close()
+            self._close(JournalError(f"journal {self.path}: is closed: open it again"))
+
+    def die_in_child(self) -> None:
+        """Close this process's copies of the files; the parent keeps them, and the lock."""
+        self._lock = threading.Lock()
+        self._close(used_after_fork(f"the journal {self.path}"))
 
     # -- within ----------------------------------------------------------------------------------
 
+    def _close(self, why: RedisLinkError) -> None:
+        if self._ended is None:
+            self._ended = why
+            self._contents.close()
+            if self._held is not None:
+                self._held.close()
+            has_ended(self)
+
     def _begin(self, *, fresh: bool) -> None:
-        _make_directories(self.path, self._disk)
-        self._held = lock(self.path, self._disk)
-        if fresh and any(name != LOCK for name in self._disk.names(self.path)):
-            held = self._put_aside()
-            self._held.close()
-            self._held = held
-        contents = self._contents = read_contents(self.path, self._identity, self._disk)
+        disk = self._disk
+        make_directories(self.path, disk)
+        self._held = lock(self.path, disk)
+        if fresh and any(name != LOCK for name in disk.names(self.path)):
+            self._put_aside()
+        # What is read may be in memory only, if the last run was killed before it synced.
+        disk.sync_directory(self.path)
+        contents = self._contents = read_contents(self.path, self._identity, disk)
         for segment in contents.segments:
-            self._check(segment)
+            check_binding(self.path, segment.binding, self._binding)
+        if contents.segments:
+            contents.segments[-1].file.sync()
         for name in contents.stale:
-            self._disk.unlink(self.path / name)
-        previous = contents.segments[-1] if contents.segments else None
-        if previous is not None:
-            # What was read may be in memory only, if the last run was killed before it synced.
-            previous.file.sync()
-        self._new_segment(previous)
+            disk.unlink(self.path / name)
+        if (self._wastes or len(contents.segments) >= MOST_SEGMENTS) and self._compact():
+            return
+        self._writer = SegmentWriter(
+            contents, self._binding, self._identity, disk, replaces=not contents.segments
+        )
+        self._writer.finish()
+        self._writer.take_name(contents)
 
-    def _put_aside(self) -> File:
+    def _put_aside(self) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._disk.rename(self.path, self.path.with_name(f"{self.path.name}.aside-{stamp}"))
-        _make_directories(self.path, self._disk)
-        return lock(self.path, self._disk)
-
-    def _check(self, segment: Segment) -> None:
-        found, mine = segment.binding, self._binding
-        for what, theirs, ours, remedy in (
-            ("session", found.session, mine.session, "give this session a directory of its own"),
-            ("party", found.party, mine.party, "give each party a directory of its own"),
-            ("program", found.program, mine.program, "run that program"),
-            ("versions", found.versions, mine.versions, "install those versions"),
-        ):
-            if theirs != ours:
-                raise JournalError(
-                    f"journal {self.path}: belongs to another {what} ({theirs}; this is {ours}): "
-                    f"{remedy}, {FRESH}"
-                )
-        if found.cluster_digest != mine.cluster_digest:
-            raise JournalError(
-                f"journal {self.path}: was written with another cluster file "
-                f"(digest {found.cluster_digest.hex()[:16]}, and this one's is "
-                f"{mine.cluster_digest.hex()[:16]}): use that cluster file, {FRESH}"
-            )
-
-    def _new_segment(self, previous: Segment | None) -> None:
-        contents = self._contents
-        number = contents.next_segment
-        contents.next_segment += 1
-        name = segment_name(number)
-        header = layout.Header.make(number, self._identity)
-        first = {
-            "session": self._binding.session,
-            "party": self._binding.party,
-            "cluster": self._binding.cluster_digest,
-            "versions": self._binding.versions,
-            "program": self._binding.program,
-            "began": int(time.time()),
-            "replaces": previous is None,
-            "previous": previous.end if previous is not None else 0,
-            "entry": contents.next_entry,
-            "blob": contents.next_blob,
-        }
-        cipher = header.cipher(self._identity)
-        record = cipher.seal(0, Kind.FIRST, msgpack.packb(first))
-        unfinished = self.path / (name + UNFINISHED)
-        file = self._disk.create(unfinished)
-        end = layout.HEADER_BYTES + len(record)
-        contents.segments.append(Segment(number, file, cipher, self._binding, first, 1, end))
-        file.write(header.encode() + record)
-        file.sync()
-        self._disk.rename(unfinished, self.path / name)
-        self._disk.sync_directory(self.path)
-        self._synced = self._tail = end
+        aside = unused(self.path.with_name(f"{self.path.name}.aside-{stamp}"), self._disk)
+        self._disk.rename(self.path, aside)
+        make_directories(self.path, self._disk)
+        held, self._held = self._held, lock(self.path, self._disk)
+        if held is not None:
+            held.close()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[SegmentWriter]:
+        """Write records that count all together, or not at all."""
+        self._check_open()
         if self._failed is not None:
-            raise JournalError(f"journal {self.path}: {self._failed}")
-        self._take_freed()
-        segment = self._contents.segments[-1]
+            raise self._failed.with_traceback(None)
         try:
-            yield
+            self._take_freed()
+            if self._wastes:
+                self._compact()
+            writer = self._writer
+            if self._unsaid:
+                writer.write_gone((), self._unsaid)
+            yield writer
         except BaseException as error:
-            # Never go on in this segment: its next nonces may have been used.
-            self._failed = "has failed before, and takes no more entries: start again"
-            with contextlib.suppress(OSError):
-                segment.file.truncate(segment.end)
-                segment.file.sync()
+            # Nothing more goes into this segment: its next nonces may have been used.
+            self._writer.cut_back()
             if isinstance(error, OSError):
-                raise _cannot(self.path, "be written", error) from None
+                self._failed = cannot(self.path, "be written", error)
+                raise self._failed from None
+            self._failed = (
+                error
+                if isinstance(error, JournalError)
+                else JournalError(
+                    f"journal {self.path}: takes no more entries, since writing was interrupted "
+                    f"({type(error).__name__}): start again: the run goes on from what it holds"
+                )
+            )
             raise
-        segment.end = self._tail
-
-    def _write(self, kind: Kind, body: Buffer) -> Record:
-        segment = self._contents.segments[-1]
-        sealed = segment.cipher.seal(segment.records, kind, body)
-        record = Record(
-            segment, segment.records, kind, self._tail, len(sealed) - layout.RECORD_BYTES
-        )
-        segment.records += 1
-        segment.file.write(sealed)
-        self._tail += len(sealed)
-        return record
-
-    def _write_gone(self, entries: Sequence[int]) -> None:
-        if entries or self._unsaid:
-            self._write(Kind.GONE, msgpack.packb([self._synced, entries, self._unsaid]))
-            self._contents.forget(entries, ())
-            self._unsaid = []
+        writer.commit()
+        self._unsaid.clear()
 
     def _take_freed(self) -> None:
         while self._freed:
@@ -331,28 +300,88 @@ class JournalStore:
                 self._contents.forget((), [blob])
                 self._unsaid.append(blob)
 
-    def _sync(self) -> None:
-        self._contents.segments[-1].file.sync()
-        self._synced = self._tail
+    @property
+    def _wastes(self) -> bool:
+        """Whether compaction is worth its copy of all that is alive."""
+        contents = self._contents
+        wasted = contents.size - contents.live
+        return wasted > max(contents.live, LEAST_WASTED, 2 * self._spared)
+
+    def _compact(self) -> bool:
+        """Write all that is alive into one new segment, in place of the others.
+
+        Returns:
+            False if there is no space for it; then all stays as it is.
+
+        Raises:
+            OSError: nothing more can be written.
+        """
+        old = self._contents
+        try:
+            writer = SegmentWriter(old, self._binding, self._identity, self._disk, replaces=True)
+            new = self._copied(writer)
+        except OSError:
+            self._spared = old.size - old.live
+            return False
+        writer.take_name(new)
+        self._contents, self._writer = new, writer
+        self._unsaid.clear()
+        self._spared = 0
+        old.close()
+        for segment in old.segments:
+            with contextlib.suppress(OSError):  # the next one to open the journal does it
+                self._disk.unlink(self.path / segment_name(segment.number))
+        return True
+
+    def _copied(self, writer: SegmentWriter) -> Contents:
+        """Write all that is alive, and tell where it is then."""
+        old = self._contents
+        new = old.emptied()
+        try:
+            for number, (record, blobs) in old.entries.items():
+                kept = [(blob, self._copied_pieces(old.blobs.get(blob), writer)) for blob in blobs]
+                body = entry_body(self._opened(record))
+                new.add(number, writer.write_entry(number, body, kept), kept)
+        except BaseException:
+            writer.discard()
+            raise
+        writer.finish()
+        return new
+
+    def _copied_pieces(
+        self, pieces: Sequence[Record] | None, writer: SegmentWriter
+    ) -> list[Record] | None:
+        if pieces is None:
+            return None
+        return [writer.write(Kind.PIECE, self._opened(piece)) for piece in pieces]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Contents]:
+        with self._lock:
+            self._check_open()
+            yield self._contents
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
 
     def _opened(self, record: Record) -> bytes:
         try:
             body = record.open()
         except OSError as error:
-            raise _cannot(self.path, "be read", error) from None
+            raise cannot(self.path, "be read", error) from None
         if body is None:
             raise damaged(self.path, segment_name(record.segment.number))
         return body
 
 
-def _pieces(parts: Sequence[Buffer]) -> Iterator[Buffer]:
+def _pieces(parts: Sequence[memoryview]) -> Iterator[Buffer]:
     """The bytes of a blob in pieces. Large parts are not copied."""
     short = bytearray()
     for part in parts:
-        view = memoryview(part)
-        if not view.nbytes:
+        if not part.nbytes:
             continue
-        view = view.cast("B")
+        view = part.cast("B")
         if short and len(short) + len(view) > layout.PIECE_BYTES:
             yield short
             short = bytearray()
@@ -363,77 +392,3 @@ def _pieces(parts: Sequence[Buffer]) -> Iterator[Buffer]:
             yield view[start : start + layout.PIECE_BYTES]
     if short:
         yield short
-
-
-def lock(path: Path, disk: Disk) -> File:
-    """Lock a journal's directory.
-
-    Raises:
-        JournalError: another process has locked it.
-        OSError: it cannot be locked.
-    """
-    try:
-        return disk.lock(path / LOCK, f"process {os.getpid()}")
-    except BlockingIOError:
-        holder = ""
-        with contextlib.suppress(OSError):
-            file = disk.open(path / LOCK)
-            holder = file.read(100, 0).decode(errors="replace")
-            file.close()
-        raise JournalError(
-            f"journal {path}: {holder or 'another process'} uses it: end that process first, or "
-            "give this one another directory"
-        ) from None
-
-
-def _make_directories(path: Path, disk: Disk) -> None:
-    """Make the journal's directory and those above it; refuse one that is not its owner's only."""
-    missing = []
-    above = path.parent
-    while disk.status(above) is None:
-        missing.append(above)
-        above = above.parent
-    for directory in reversed(missing):
-        disk.make_directory(directory)
-        disk.sync_directory(directory.parent)
-    status = disk.status(path)
-    if status is None:
-        disk.make_directory(path)
-        disk.sync_directory(path.parent)
-        return
-    check_directory(path, status)
-
-
-def check_directory(path: Path, status: os.stat_result) -> None:
-    """Refuse what is no directory of this user's own.
-
-    Raises:
-        JournalError: it says what to do.
-    """
-    if stat.S_ISLNK(status.st_mode):
-        raise JournalError(f"journal {path}: is a symbolic link: name the directory itself")
-    if not stat.S_ISDIR(status.st_mode):
-        raise JournalError(f"journal {path}: is a file, not a directory: name another directory")
-    if status.st_uid != os.geteuid():
-        raise JournalError(
-            f"journal {path}: belongs to another user: run this as its owner, or name another "
-            "directory"
-        )
-    if status.st_mode & 0o077:
-        raise JournalError(
-            f"journal {path}: others on this machine can use the directory: run chmod 700 {path}"
-        )
-
-
-_REMEDIES: Final = {
-    errno.ENOSPC: "free space there, then start again: the run goes on from what it holds",
-    errno.EDQUOT: "raise the quota or free space, then start again: the run goes on from there",
-    errno.EROFS: "name a directory that can be written",
-    errno.EACCES: "run this as the owner of the directory, or name another one",
-    errno.ENOTDIR: "name a directory, not a file",
-}
-
-
-def _cannot(path: Path, what: str, error: OSError) -> JournalError:
-    remedy = _REMEDIES.get(error.errno or 0, "check the disk, then start again")
-    return JournalError(f"journal {path}: cannot {what} ({error.strerror or error}): {remedy}")
