@@ -98,7 +98,7 @@ def connect(
     else:
         claim = PartyClaim(home, inboxes[name], instance, who, log)
     try:
-        claim.acquire(outage)
+        claim.acquire(outage, patient=settings.broker_wait)
     except BrokerPermissionError as error:
         observers.close()
         owner = owner_of_user(broker.user, spec.session, spec.party_names)

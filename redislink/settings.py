@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import io
 import logging
@@ -34,6 +35,8 @@ LONGEST_SECONDS: Final = 2_000_000
 """The longest timeout, 23 days: poll(2) takes no more."""
 _PREFIX: Final = "REDISLINK_"
 PROXY_SETTING: Final = f"{_PREFIX}BROKER_PROXY"
+_ATTEMPT: Final = f"{_PREFIX}ATTEMPT"
+"""No setting: what one attempt of ``redislink run --retries`` tells the next one."""
 _PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 """The first one that is set counts, as in curl."""
 _MOST_BYTES: Final = 1 << 20
@@ -164,6 +167,11 @@ class RedisLinkSettings(BaseSettings):
         default=60.0,
         gt=0,
         description="Seconds that the broker may be unreachable before the run ends.",
+    )
+    broker_wait: bool = Field(
+        default=False,
+        description="Whether a broker that cannot be reached at the start is waited for as long, "
+        "too. Otherwise that is an error at once, because the URL may be wrong.",
     )
     broker_move_after: _Seconds = Field(
         default=3.0,
@@ -390,6 +398,28 @@ def proxy_of_environment() -> ProxyChoice | None:
             no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
             return ProxyChoice(SecretStr(whole), name, no_proxy)
     return None
+
+
+def name_attempt(environment: Mapping[str, str], number: int, begins_at: float) -> dict[str, str]:
+    """The environment of the next attempt of ``redislink run --retries``.
+
+    Args:
+        environment: that of the first attempt.
+        number: the number of the next one.
+        begins_at: when it is to begin, in seconds of `time.monotonic`.
+    """
+    return {**environment, _ATTEMPT: f"{number} {begins_at!r}"}
+
+
+def take_attempt() -> tuple[int, float]:
+    """What `name_attempt` was told; (1, 0.0) in a first attempt.
+
+    It is removed from the environment, so that no process that the program starts inherits it.
+    """
+    with contextlib.suppress(ValueError):
+        number, begins_at = os.environ.pop(_ATTEMPT, "").split()
+        return int(number), float(begins_at)
+    return 1, 0.0
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:

@@ -4,7 +4,8 @@ Rules: errors in the cluster file or the party are reported before the program s
 runs as under ``python PROGRAM ARGS``, with ``REDISLINK_CLUSTER_FILE``, ``REDISLINK_PARTY`` and the
 variables for ``--identity`` and ``--trace`` set; its exit code is passed on. SIGTERM ends the
 session for all parties at once, with code 143, unless the program has its own handler
-(`redislink.cli.termination`).
+(`redislink.cli.termination`). With ``--retries``, an error that may pass is followed by another
+attempt (`redislink.cli.retries`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Annotated
 import typer
 
 from redislink.cli import errors, who
-from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.errors import ExitCode, Verbose, check_finite
+from redislink.cli.retries import Attempts
 from redislink.cli.termination import ended_by_sigterm
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
@@ -51,6 +53,25 @@ def run(
             show_default=False,
         ),
     ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Run PROGRAM again, up to N times, after an error that may pass: another party is "
+            "lost, late or has started again, or the broker stayed away. PROGRAM begins at its "
+            "start, with the same arguments.",
+        ),
+    ] = 0,
+    retry_delay: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            callback=check_finite,
+            help="Seconds between two attempts of --retries.",
+        ),
+    ] = 1.0,
     verbose: Verbose = False,
 ) -> None:
     """Run PROGRAM as one party; redislink.Session.join() in it joins the session.
@@ -59,6 +80,7 @@ def run(
 
         redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
     """
+    attempts = Attempts(retries, retry_delay)
     path, _, name = who.resolve(RedisLinkSettings.load(), cluster, party, identity)
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
@@ -69,7 +91,9 @@ def run(
         os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
     if trace is not None:
         os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())
-    _run_as_main(program, arguments or [], name)
+    if attempts.number > 1:
+        os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
+    _run_as_main(program, arguments or [], name, attempts)
 
 
 def _run_program(program: str) -> None:
@@ -86,13 +110,16 @@ def _run_program(program: str) -> None:
             closing.leave_open_endpoints(failed)
 
 
-def _run_as_main(program: str, arguments: list[str], party: str) -> None:
+def _run_as_main(program: str, arguments: list[str], party: str, attempts: Attempts) -> None:
     sys.argv = [program, *arguments]
     sys.path[0] = str(Path(program).resolve().parent)
     try:
         with errors.say_progress(party), ended_by_sigterm(party):
+            attempts.wait()
             _run_program(program)
     except RedisLinkError as error:
+        if attempts.may_follow(error):
+            attempts.begin_next(error, party)
         errors.fail(error, party)
     except KeyboardInterrupt:
         errors.say(f"{party}: interrupted")

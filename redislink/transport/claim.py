@@ -85,7 +85,7 @@ class PartyClaim:
         """Of several brokers, the present one's place in the list, from 1; 0 if there is one."""
         dies_in_child(self)
 
-    def acquire(self, outage: Outage) -> None:
+    def acquire(self, outage: Outage, *, patient: bool = False) -> None:
         """Claim the party.
 
         Waits at most one lease (6 s) for a dead run's claim to lapse; or, if the broker's clock
@@ -96,25 +96,26 @@ class PartyClaim:
 
         Args:
             outage: keeps track of how long the broker is away.
+            patient: whether the first tries get that time too.
 
         Raises:
             PartyTaken: another process keeps renewing its claim.
             BrokerError: the broker is out of reach, refuses us, or answers nonsense.
         """
-        self._claim(outage)
+        self._claim(outage, patient=patient)
         self._start(self._renew)
 
     def _start(self, run: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=run, name="redislink-claim", daemon=True)
         self._thread.start()
 
-    def _claim(self, outage: Outage) -> None:
+    def _claim(self, outage: Outage, *, patient: bool = False) -> None:
         last_left: float = float("inf")
         renewals = 0
         beyond_since: float | None = None
         give_up = time.monotonic() + _LONGEST_WAIT
         failures = 0
-        is_there = False
+        is_there = patient
         while True:
             try:
                 connection = self._connection

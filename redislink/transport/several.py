@@ -83,12 +83,12 @@ class BrokerWatch(PartyClaim):
         self.outcome: BrokerError | PartyTaken | bool | None = None
         """True once the party is claimed here; the error if the first tries have failed."""
 
-    def begin(self, outage: Outage) -> None:
+    def begin(self, outage: Outage, *, patient: bool) -> None:
         """Start the thread."""
 
         def run() -> None:
             try:
-                self._claim(outage)
+                self._claim(outage, patient=patient)
             except (BrokerError, PartyTaken) as error:
                 self.outcome = error
                 self._claims.decided(self._index, error)
@@ -241,7 +241,7 @@ class SeveralClaims:
         """The last round trip to the present broker."""
         return self._watches[self._moves.current].last_round_trip
 
-    def acquire(self, outage: Outage) -> None:
+    def acquire(self, outage: Outage, *, patient: bool = False) -> None:
         """Claim the party on every broker that this party reaches; begin on the first of these.
 
         A broker that has not answered ``move_after`` seconds after another one did is not waited
@@ -249,6 +249,7 @@ class SeveralClaims:
 
         Args:
             outage: keeps track of how long the present broker is away.
+            patient: as for `PartyClaim.acquire`.
 
         Raises:
             PartyTaken: another process keeps renewing its claim on one of them.
@@ -256,7 +257,7 @@ class SeveralClaims:
         """
         self._outage = outage
         for watch in self._watches:
-            watch.begin(Outage(self._party, outage.limit))
+            watch.begin(Outage(self._party, outage.limit), patient=patient)
         give_up: float | None = None
         try:
             with self._decided:
