@@ -2,7 +2,7 @@
 
 Rules: errors in the cluster file or the party are reported before the program starts. The program
 runs as under ``python PROGRAM ARGS``, with ``REDISLINK_CLUSTER_FILE``, ``REDISLINK_PARTY`` and the
-variables for ``--identity`` and ``--trace`` set; its exit code is passed on. SIGTERM ends the
+variables for the other options set; its exit code is passed on. SIGTERM ends the
 session for all parties at once, with code 143, unless the program has its own handler
 (`redislink.cli.termination`). With ``--retries``, an error that may pass is followed by another
 attempt (`redislink.cli.retries`).
@@ -53,14 +53,32 @@ def run(
             show_default=False,
         ),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            "--journal",
+            metavar="DIR",
+            help="Keep a journal of the session's steps in DIR: when all parties start again, they "
+            "go on from the last step that all have. Otherwise in REDISLINK_JOURNAL_DIR.",
+            show_default=False,
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Begin the journal anew, and keep the one that is there aside. All parties do so. "
+            "With --retries it counts for the first attempt only.",
+        ),
+    ] = False,
     retries: Annotated[
         int,
         typer.Option(
             metavar="N",
             min=0,
             help="Run PROGRAM again, up to N times, after an error that may pass: another party is "
-            "lost, late or has started again, or the broker stayed away. PROGRAM begins at its "
-            "start, with the same arguments.",
+            "lost, late or has started again, or the broker stayed away. With --journal the steps "
+            "so far are not computed again; without, all is.",
         ),
     ] = 0,
     retry_delay: Annotated[
@@ -81,7 +99,8 @@ def run(
         redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
     """
     attempts = Attempts(retries, retry_delay)
-    path, _, name = who.resolve(RedisLinkSettings.load(), cluster, party, identity)
+    settings = RedisLinkSettings.load()
+    path, _, name = who.resolve(settings, cluster, party, identity)
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
     os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
@@ -91,7 +110,14 @@ def run(
         os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
     if trace is not None:
         os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())
+    if journal is not None:
+        os.environ["REDISLINK_JOURNAL_DIR"] = str(journal.resolve())
+    elif fresh and settings.journal_dir is None:
+        raise ConfigError("--fresh without a journal: give --journal DIR too")
+    if fresh:
+        os.environ["REDISLINK_JOURNAL_FRESH"] = "true"
     if attempts.number > 1:
+        os.environ["REDISLINK_JOURNAL_FRESH"] = "false"
         os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
     _run_as_main(program, arguments or [], name, attempts)
 

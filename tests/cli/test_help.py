@@ -39,7 +39,7 @@ def spaced(text: str) -> str:
         ([], COMMANDS),
         (["demo"], ["--broker", "--acl", "--json", "--verbose"]),
         (["run"], ["--cluster", "--party", "--identity", "PROGRAM", "ARGS", "--verbose"]),
-        (["run"], ["--trace"]),
+        (["run"], ["--trace", "--journal", "--fresh", "--retries", "--retry-delay"]),
         (["trace"], ["merge"]),
         (["trace", "merge"], ["FILE...", "--out", "--verbose"]),
         (["simulate"], ["--cluster", "--parties", "--for", "--timeout", "PROGRAM", "--verbose"]),
