@@ -53,7 +53,7 @@ class Binding:
 
     def packed(self) -> dict[str, Any]:
         """What the first record of a segment says of it."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def unpacked(cls, first: dict[str, Any]) -> Self:
@@ -119,12 +119,6 @@ def segment_name(number: int) -> str:
 def is_ours(name: str) -> bool:
     """Whether a file of this name is a segment, finished or not."""
     return _SEGMENT.fullmatch(name.removesuffix(UNFINISHED)) is not None
-
-
-def entry_body(opened: bytes) -> bytes:
-    """The body of an entry, from what its record holds."""
-    body: bytes = msgpack.unpackb(opened)[3]
-    return body
 
 
 def check_binding(path: Path, found: Binding, wanted: Binding) -> None:
@@ -204,6 +198,23 @@ class Contents:
                 gone += kept[1]
         for blob in gone:
             self.live -= sum(piece.size for piece in self.blobs.pop(blob, ()))
+
+    def opened(self, record: Record) -> bytes:
+        """Read the body of a record.
+
+        Raises:
+            JournalError: it does not open.
+            OSError: it cannot be read.
+        """
+        body = record.open()
+        if body is None:
+            raise damaged(self.path, segment_name(record.segment.number))
+        return body
+
+    def entry(self, number: int) -> Entry:
+        """Read an entry; raises what `opened` does."""
+        record, blobs = self.entries[number]
+        return Entry(number, msgpack.unpackb(self.opened(record))[3], blobs)
 
     def emptied(self) -> Contents:
         """Contents without entries, which go on counting where these are."""

@@ -28,8 +28,6 @@ from redislink.journal.contents import (
     Entry,
     Record,
     check_binding,
-    damaged,
-    entry_body,
     read_contents,
     segment_name,
 )
@@ -119,9 +117,8 @@ class JournalStore:
             with self._reading() as contents:
                 if number not in contents.entries:
                     continue
-                record, blobs = contents.entries[number]
-                body = entry_body(self._opened(record))
-            yield Entry(number, body, blobs)
+                entry = contents.entry(number)
+            yield entry
 
     def has(self, blob: int) -> bool:
         """Whether a blob can be read: it was appended, and not freed or dropped."""
@@ -140,7 +137,7 @@ class JournalStore:
             pieces = contents.blobs.get(blob)
             if pieces is None:
                 raise UsageError(f"journal {self.path}: blob {blob} is not in it: ask has() first")
-            return b"".join([self._opened(piece) for piece in pieces])
+            return b"".join([contents.opened(piece) for piece in pieces])
 
     @property
     def size(self) -> int:
@@ -337,42 +334,36 @@ class JournalStore:
         """Write all that is alive, and tell where it is then."""
         old = self._contents
         new = old.emptied()
+
+        def copy(piece: Record) -> Record:
+            return writer.write(Kind.PIECE, old.opened(piece))
+
         try:
-            for number, (record, blobs) in old.entries.items():
-                kept = [(blob, self._copied_pieces(old.blobs.get(blob), writer)) for blob in blobs]
-                body = entry_body(self._opened(record))
-                new.add(number, writer.write_entry(number, body, kept), kept)
+            for entry in map(old.entry, old.entries):
+                kept = []
+                for blob in entry.blobs:
+                    pieces = old.blobs.get(blob)
+                    kept.append((blob, None if pieces is None else list(map(copy, pieces))))
+                record = writer.write_entry(entry.number, entry.body, kept)
+                new.add(entry.number, record, kept)
         except BaseException:
             writer.discard()
             raise
         writer.finish()
         return new
 
-    def _copied_pieces(
-        self, pieces: Sequence[Record] | None, writer: SegmentWriter
-    ) -> list[Record] | None:
-        if pieces is None:
-            return None
-        return [writer.write(Kind.PIECE, self._opened(piece)) for piece in pieces]
-
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Contents]:
         with self._lock:
             self._check_open()
-            yield self._contents
+            try:
+                yield self._contents
+            except OSError as error:
+                raise cannot(self.path, "be read", error) from None
 
     def _check_open(self) -> None:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
-
-    def _opened(self, record: Record) -> bytes:
-        try:
-            body = record.open()
-        except OSError as error:
-            raise cannot(self.path, "be read", error) from None
-        if body is None:
-            raise damaged(self.path, segment_name(record.segment.number))
-        return body
 
 
 def _pieces(parts: Sequence[memoryview]) -> Iterator[Buffer]:

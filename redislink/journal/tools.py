@@ -16,7 +16,6 @@ from redislink.journal.contents import (
     Binding,
     Contents,
     Entry,
-    entry_body,
     is_ours,
     read_contents,
     segment_name,
@@ -102,11 +101,7 @@ def describe(directory: Path, identity: Identity, *, disk: Disk = OS_DISK) -> De
             path=directory,
             binding=contents.segments[-1].binding,
             began=contents.segments[0].first["began"],
-            entries=tuple(
-                Entry(number, entry_body(opened), blobs)
-                for number, (record, blobs) in contents.entries.items()
-                if (opened := record.open()) is not None
-            ),
+            entries=tuple(map(contents.entry, contents.entries)),
             blob_bytes={
                 blob: sum(piece.size for piece in pieces) for blob, pieces in contents.blobs.items()
             },

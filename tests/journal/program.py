@@ -150,28 +150,36 @@ def after(requests: int, error: Callable[[], BaseException]) -> Callable[[str], 
     return inject
 
 
-def crash_and_go_on(seed: int, request: int, *more: int, power_lost: bool | None = None) -> None:
-    """Crash at a request, then maybe again while the journal is opened; then run to the end.
-
-    Args:
-        seed: of the program.
-        request: where it crashes first.
-        more: how many requests after a crash the next one comes; without them, by chance.
-        power_lost: whether the power goes at the first crash; by chance at the others.
-    """
-    program = Program(seed)
+def crash_and_go_on(seed: int, request: int) -> None:
+    """Crash at a request, then maybe again while the journal is opened; then run to the end."""
     chance = random.Random(seed * 1000 + request)
-    program.disk.inject = after(request, Crash)
-    nexts = list(more) or [chance.choice((3, 6, 9)) for _ in range(chance.randint(0, 5))]
+    _crash(
+        Program(seed),
+        [request, *(chance.choice((3, 6, 9)) for _ in range(chance.randint(0, 5)))],
+        [chance.random() < 0.7 for _ in range(6)],
+    )
+
+
+def killed_and_then_without_power(seed: int, request: int, then: int, luck: int) -> None:
+    """Only the process is killed at first, so the next one sees what is not on the disk yet."""
+    program = Program(seed)
+    program.disk.rng.seed(luck)
+    _crash(program, [request, then], [False, True])
+
+
+def _crash(program: Program, requests: list[int], power_lost: list[bool]) -> None:
+    """Run to the end; after each start, crash when so many requests were made."""
+    crashes = 0
+    program.disk.inject = after(requests[0], Crash)
     for step in range(program.steps):
         try:
             program.step(step)
         except Crash:
             program.store = None
-            lost = chance.random() < 0.7 if power_lost is None else power_lost
-            power_lost = None
-            program.disk.restart(power_lost=lost)
-            program.disk.inject = after(nexts.pop(0) if nexts else 10**6, Crash)
+            program.disk.restart(power_lost=power_lost[crashes])
+            crashes += 1
+            follows = requests[crashes] if crashes < len(requests) else 10**6
+            program.disk.inject = after(follows, Crash)
     program.disk.inject = lambda request: None
     program.disk.restart(power_lost=True)
     program.open()

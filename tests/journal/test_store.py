@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import random
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -26,6 +28,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from redislink.errors import JournalError, UsageError, UsedAfterFork, reason_for_peers
 from redislink.identity import Identity
 from redislink.journal import Entry, JournalStore, describe
+from redislink.journal import disk as disk_module
 from redislink.journal import format as layout
 from redislink.journal import store as store_module
 from redislink.journal.disk import OS_DISK, OsDisk
@@ -290,6 +293,28 @@ class TestSealed:
         disk.unlink(JOURNAL / "00000001.journal")
         one_line(r"00000001.journal is missing", open_store, DIRECTORY, disk=disk)
 
+    def test_damage_before_the_end_is_no_torn_end(self, directory: Path, journal: Path) -> None:
+        """In the last file too, once a later entry says that all before it was on the disk."""
+        store = open_store(directory)
+        places = [store.size]
+        for n in range(3):
+            store.append(b"entry %d" % n, [[b"blob"]])
+            places.append(store.size)
+        store.close()
+        path = journal / "00000001.journal"
+        good = path.read_bytes()
+        for place, damaged in (
+            (places[1] - 1, True),
+            (places[2] - 1, True),
+            (places[3] - 1, False),
+        ):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            if damaged:
+                one_line("00000001.journal is damaged", open_store, directory)
+        store = open_store(directory)
+        assert bodies(store) == [b"entry 0", b"entry 1"]
+        store.close()
+
 
 def _what_it_says(disk: MemoryDisk) -> str | None:
     """The error with which a damaged journal is refused; None if it opens, and is right."""
@@ -358,6 +383,26 @@ class TestWrongUse:
         store.append(b"still here")
         store.close()
         open_store(directory).close()
+
+    def test_a_directory_that_is_put_aside_while_it_is_locked(
+        self, directory: Path, journal: Path, monkeypatch: Any
+    ) -> None:
+        """The lock of what has another name now is none of the journal's."""
+        open_store(directory).close()
+
+        def flock(descriptor: int, how: int) -> None:
+            if journal.exists():
+                journal.rename(directory / "aside")
+                journal.mkdir(mode=0o700)
+            fcntl.flock(descriptor, how)
+            monkeypatch.undo()
+
+        monkeypatch.setattr(
+            disk_module, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": flock})
+        )
+        store = open_store(directory)
+        one_line("uses it", open_store, directory)
+        store.close()
 
     def test_a_killed_process_leaves_no_lock(self, directory: Path) -> None:
         ready, told = os.pipe()
