@@ -15,8 +15,8 @@ Messages, in the namespace ``session/journal`` and, for ``on disk``, in that of 
 - ``where``: how far the sender's journal goes; each party tells all others when it joins.
 - ``reach``: how far the sender knows each party to reach, if the journals end at different steps.
 - ``ready``: the sender has written where it resumes.
-- ``on disk``: the number of a step up to which the sender's records are on disk, or why there will
-  be none any more.
+- ``on disk``: the number of a step up to which the sender's records are on disk; or which party's
+  disk failed, and how, after which nobody writes records any more.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from typing import Any, Final, Self
 
 from redislink.communicator import Communicator
 from redislink.errors import (
+    EndpointClosed,
     JournalError,
     PeerError,
     ValueDecodeError,
@@ -68,6 +69,7 @@ _REACH_TAG: Final = "reach"
 _READY_TAG: Final = "ready"
 _ON_DISK_TAG: Final = "on disk"
 _RUN_BYTES: Final = 16
+_MOST_WHY: Final = 200
 _QUIET_STEPS: Final = 16
 _QUIET_SECONDS: Final = 1.0
 """After so many steps, or so long, the peers are told of steps of which they need not know."""
@@ -253,6 +255,7 @@ class Journal:
         self._log = PartyLogger(session, party, "redislink.progress")
         self._run = b""
         self._ended: EndedRecord | None = None
+        self._closed = False
         self._chains: dict[str, _Kept] = {}
         self._open: dict[str, ChainJournal] = {}
         self._lock = threading.Condition()
@@ -372,14 +375,15 @@ class Journal:
 
     def close(self) -> None:
         """Close the files. Safe to call twice."""
+        self._closed = True
         self._store.close()
 
     # -- for steps ---------------------------------------------------------------------------
 
     @property
-    def keeps(self) -> bool:
-        """Whether steps are still recorded."""
-        return self._ended is None
+    def ended(self) -> EndedRecord | None:
+        """Why no steps are recorded any more; None while they are."""
+        return self._ended
 
     def read(self, blob: int) -> bytes:
         """The bytes of a blob; JournalError if it cannot be read."""
@@ -405,35 +409,38 @@ class Journal:
         """
         if self._ended is not None:
             return None
+        if self._closed:  # by another thread, which has left the session
+            raise EndpointClosed(f"{self.party}: the session is closed: join a new one")
         try:
             return self._store.append(encode_value(list(body)), blobs, durable=durable)
         except JournalError as error:
             if self._required:
                 raise
             self._log.warning("%s: %s: all parties go on without journals", self.party, error)
-            with self._lock:
-                self._ended = EndedRecord(self.party, str(error))
-                chains = list(self._open.values())
-            for chain in chains:
-                chain.tell_ended(str(error))
+            self._end(EndedRecord(self.party, one_line(str(error), _MOST_WHY)))
             return None
 
-    def end(self, party: str, why: str) -> None:
-        """Another party goes on without a journal, so this one does too."""
+    def end(self, record: EndedRecord) -> None:
+        """A party, says another, has no journal any more, so this one keeps none either."""
         if self._ended is not None:
             return
-        record = EndedRecord(party, one_line(why, 200))
         self._log.warning(
-            "%s: %s goes on without a journal, so this party does too: %s",
+            "%s: %s goes on without a journal (%s), and so do all parties",
             self.party,
-            party,
+            record.party,
             record.why,
         )
         with contextlib.suppress(JournalError):
             self.append(["ended", record.party, record.why], durable=True)
+        self._end(record)
+
+    def _end(self, record: EndedRecord) -> None:
         with self._lock:
             self._ended = record
+            chains = list(self._open.values())
             self._lock.notify_all()
+        for chain in chains:
+            chain.tell()
 
     def sweep(self) -> None:
         """Let blobs go from the disk whose owners are gone and that no resume can need."""
@@ -535,7 +542,7 @@ class Journal:
             if ended is not None:
                 raise _cannot_meet(
                     f"{self.party}: the run went on without journals, because {ended.party}'s "
-                    f"failed ({one_line(ended.why, 200)}), so it cannot be resumed: {START_ANEW}"
+                    f"failed ({ended.why}), so it cannot be resumed: {START_ANEW}"
                 )
 
     def _check_positions(self, told: Mapping[str, Mapping[str, Position]]) -> None:
@@ -602,6 +609,7 @@ class ChainJournal:
         self._needs = spawned_at
         self._receiving: set[str] = set()
         self._told = kept.history.last
+        self._told_ended = False
         self._told_at = time.monotonic()
 
     def spawned(self, name: str, communicator: Communicator) -> ChainJournal:
@@ -611,7 +619,7 @@ class ChainJournal:
     @property
     def keeps(self) -> bool:
         """Whether steps are still recorded."""
-        return self._journal.keeps
+        return self._journal.ended is None
 
     def begin(self, number: int, needs: int) -> Recorded | None:
         """A step begins: its record, if this party has made it before.
@@ -657,7 +665,7 @@ class ChainJournal:
         ]
         entry = journal.append(body, gave.blobs, durable=self._me in touches)
         if entry is None:
-            return
+            return  # `Journal` has told the others
         with journal._lock:
             self._history.add(digest, touches, self._needs)
         journal.own(entry.blobs, gave.owners)
@@ -690,17 +698,19 @@ class ChainJournal:
             self._journal.append(["reveal", self.name, self.begun, marks], durable=True)
 
     def tell(self) -> None:
-        """Tell all others how far this party's records are on disk."""
-        if not self.keeps:
-            return
-        with self._journal._lock:
-            last = self._history.last
-        self._told, self._told_at = last, time.monotonic()
-        self._send(last)
-
-    def tell_ended(self, why: str) -> None:
-        """Tell all others that there will be no more records, and why."""
-        self._send(why)
+        """Tell all others how far this party's records are on disk, or that there are no more."""
+        ended: EndedRecord | None = self._journal.ended
+        body: int | list[str] | None = None
+        if ended is None:
+            with self._journal._lock:
+                body = self._told = self._history.last
+            self._told_at = time.monotonic()
+        elif not self._told_ended:
+            self._told_ended = True
+            body = [ended.party, ended.why]
+        for peer in self._peers if body is not None else ():
+            with contextlib.suppress(PeerError):
+                self._communicator.send(peer, _ON_DISK_TAG, body)
 
     def has_done(self, peer: str, number: int) -> None:
         """A peer said in another message that it has done a step."""
@@ -770,13 +780,8 @@ class ChainJournal:
         match self._communicator.recv(peer, _ON_DISK_TAG, timeout):
             case int(number):
                 self.has_done(peer, number)
-            case str(why):
-                self._journal.end(peer, why)
-
-    def _send(self, body: int | str) -> None:
-        for peer in self._peers:
-            with contextlib.suppress(PeerError):
-                self._communicator.send(peer, _ON_DISK_TAG, body)
+            case [str(party), str(why)]:
+                self._journal.end(_ended_untrusted(party, why))
 
 
 # -- what the parties tell each other when they join -----------------------------------------
@@ -809,9 +814,12 @@ def _parse_where(told: Any) -> _Where | None:
                 case []:
                     return _Where(run, nonce, None, positions)
                 case [str(party), str(why)]:
-                    record = EndedRecord(one_line(party, 64), one_line(why, 200))
-                    return _Where(run, nonce, record, positions)
+                    return _Where(run, nonce, _ended_untrusted(party, why), positions)
     return None
+
+
+def _ended_untrusted(party: str, why: str) -> EndedRecord:
+    return EndedRecord(one_line(party, 64), one_line(why, _MOST_WHY))
 
 
 def _is_pair(told: Any) -> bool:
@@ -869,6 +877,3 @@ def _of(chain: str) -> str:
 
 def _list(parties: Sequence[str]) -> str:
     return " and ".join(parties)
-
-
-__all__ = ["Journal"]

@@ -167,10 +167,9 @@ _UNKEPT: Final = Step()
 class _KeptStep(Step):
     """A step of a session with a journal."""
 
-    is_kept = True
-
     def __init__(self, journal: ChainJournal, recorded: Recorded | None, *, is_past: bool) -> None:
         self.recorded = recorded
+        self.is_kept = journal.keeps
         self.is_past = is_past
         self.gave: Callable[[], Gave] = lambda: NOTHING
         self._journal = journal
@@ -406,7 +405,8 @@ class Steps:
             failed = ["failed", error.peer, error.call, error.kind]
             self._write(journal, touches, Gave(failed), quiet=quiet)
             raise
-        self._write(journal, touches, step.gave(), quiet=quiet)
+        if step.is_kept:
+            self._write(journal, touches, step.gave(), quiet=quiet)
 
     def _write(
         self, journal: ChainJournal, touches: Collection[str], gave: Gave, *, quiet: bool

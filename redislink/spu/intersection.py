@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ from redislink.errors import LoadFailed, PeerError, UsageError, may_pass, reason
 from redislink.session.steps import Steps
 from redislink.spu.psi_child import DIGEST_BYTES
 from redislink.spu.psi_relay import PsiRelay
+from redislink.spu.recall import check_kept, error_again, error_given, table_again, table_given
 from redislink.spu.tables import Table, read_table, select_columns, take_rows
 
 PROTOCOLS: Final = ("KKRT", "RR22", "ECDH")
@@ -104,29 +106,39 @@ def intersect_tables(
     """
     me = communicator.party
     call = f"psi({query.protocol}, {len(query.keys)} keys; {', '.join(pair)})"
-    with steps.step(call, pair):
+    with steps.step(call, pair, touches=pair) as step:
         if me not in pair:
             return None
-        (peer,) = (party for party in pair if party != me)
-        failed: Exception | None = None
-        try:
-            rows, columns = query.load()
-        except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
-            failed = error
-        if failed is None:
-            salt = _agree(steps, peer, call, len(rows))
-            if salt is None:
-                return take_rows(columns, [])
-            line = communicator.sub(_NAMESPACE).sub(str(steps.number))
+        if step.recorded is not None and step.recorded.kind != "raised":
+            return table_again(step.recorded)
+        if step.recorded is not None:
+            failed = error_again(step.recorded, me)
+        else:
+            (peer,) = (party for party in pair if party != me)
             try:
-                found = intersect(line, peer, pair.index(me), query.protocol, digests(rows, salt))
-            except BaseException as error:
-                abort(reason_for_peers(error), retryable=may_pass(error))
-                raise
-            return take_rows(columns, sorted(found, key=lambda number: rows[number]))
-        steps.tell_failure([peer], type(failed).__name__, failed)
-        with suppress(PeerError):  # it would hide this party's own error
-            steps.recv(peer)
+                rows, columns = query.load()
+                if step.is_kept:
+                    check_kept(columns)
+            except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
+                failed = error
+                step.gives(partial(error_given, failed))
+                steps.tell_failure([peer], type(failed).__name__, failed)
+                with suppress(PeerError):  # it would hide this party's own error
+                    steps.recv(peer)
+            else:
+                salt = _agree(steps, peer, call, len(rows))
+                found: list[int] = []
+                if salt is not None:
+                    line = communicator.sub(_NAMESPACE).sub(str(steps.number))
+                    own = digests(rows, salt)
+                    try:
+                        found = intersect(line, peer, pair.index(me), query.protocol, own)
+                    except BaseException as error:
+                        abort(reason_for_peers(error), retryable=may_pass(error))
+                        raise
+                table = take_rows(columns, sorted(found, key=lambda number: rows[number]))
+                step.gives(partial(table_given, table))
+                return table
     raise failed
 
 

@@ -12,19 +12,21 @@ import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from spu import libspu
 
-from redislink.errors import JournalError, LoadFailed, ValueDecodeError
+from redislink.errors import JournalError, LoadFailed, PayloadTypeError, ValueDecodeError
 from redislink.session.journal import Gave, Recorded
 from redislink.spu.arrays import Array
 from redislink.spu.shares import Shape, shape_untrusted
+from redislink.spu.tables import Table
 from redislink.spu.variables import ReadShare
 from redislink.values import decode_value_untrusted, encode_value
 
-_MOST_TEXT = 1000
+_MOST_TEXT: Final = 1000
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
 def handles_given(tree: Any, handles: Sequence[Any], shares: Iterable[libspu.Share]) -> Gave:
@@ -93,10 +95,80 @@ def values_again(recorded: Recorded, shapes: Sequence[Shape]) -> list[Array]:
     raise damaged(recorded)
 
 
+def check_kept(table: Table) -> None:
+    """Refuse a table that the journal could not give back, before anything is computed.
+
+    Raises:
+        ValueError: a column holds objects of other kinds than text, numbers, None and lists.
+    """
+    for name, column in table.items():
+        items: Any = column
+        if isinstance(column, np.ndarray):
+            if isinstance(column, np.ma.MaskedArray) or column.dtype.kind == "V":
+                raise _not_kept(name, "masked or structured values")
+            items = column.ravel().tolist() if column.dtype.hasobject else ()
+        for item in (name, *items):
+            if type(item) in _PLAIN:
+                continue
+            try:
+                encode_value(item)
+            except PayloadTypeError:
+                raise _not_kept(name, type(item).__name__) from None
+
+
+def _not_kept(name: Any, what: str) -> ValueError:
+    return ValueError(
+        f"column {name!r:.80} holds {what}, which a journal cannot keep: convert it to text or "
+        "numbers, or leave it out with columns="
+    )
+
+
+def table_given(table: Table) -> Gave:
+    """What `psi` gave one of its two parties."""
+    described: list[Any] = []
+    blobs: list[list[Any]] = []
+    for name, column in table.items():
+        if not isinstance(column, np.ndarray):
+            described.append([name, "list", column])
+        elif column.dtype.hasobject:
+            described.append([name, "objects", list(column.shape), column.ravel().tolist()])
+        else:
+            described.append([name, "array", list(column.shape), column.dtype.str, len(blobs) + 1])
+            blobs.append([np.ascontiguousarray(column).reshape(-1).view(np.uint8).data])
+    return Gave(["table"], [[encode_value(described)], *blobs])
+
+
+def table_again(recorded: Recorded) -> Table:
+    """The columns of a `psi`, which the program may change.
+
+    Raises:
+        LoadFailed: the other party could not load its table.
+    """
+    check_loaded(recorded)
+    table: Table = {}
+    for column in decoded(recorded, 0) if recorded.kind == "table" else [None]:
+        match column:
+            case [name, "list", list(items)]:
+                table[name] = items
+            case [name, "objects", list(shape), list(items)]:
+                objects = np.empty(len(items), object)
+                for place, item in enumerate(items):  # one by one: an item may be a list
+                    objects[place] = item
+                table[name] = objects.reshape(shape)
+            case [name, "array", list(shape), str(dtype), int(place)]:
+                data = bytearray(recorded.read(place))
+                table[name] = np.ndarray(tuple(shape), np.dtype(dtype), data)
+            case _:
+                raise damaged(recorded)
+    return table
+
+
 def error_given(error: Exception) -> Gave:
     """What a `load` that raised gave the party whose load it was."""
-    kind = type(error)
-    return Gave(["raised", kind.__module__, kind.__qualname__, str(error)[:_MOST_TEXT]])
+    kind, arguments = type(error), list(error.args)
+    if len(str(arguments)) > _MOST_TEXT or not _PLAIN.issuperset(map(type, arguments)):
+        arguments = [str(error)[:_MOST_TEXT]]
+    return Gave(["raised", kind.__module__, kind.__qualname__, arguments])
 
 
 def error_again(recorded: Recorded, party: str) -> Exception:
@@ -107,13 +179,13 @@ def error_again(recorded: Recorded, party: str) -> Exception:
         party: the party whose load it was.
     """
     match recorded.value:
-        case [str(module), str(name), str(text)]:
+        case [str(module), str(name), list(arguments)]:
             kind: Any = sys.modules.get(module, builtins)
             for part in name.split("."):
                 kind = vars(kind).get(part) if hasattr(kind, "__dict__") else None
             if isinstance(kind, type) and issubclass(kind, Exception):
                 with contextlib.suppress(Exception):  # it takes other arguments
-                    return kind(text)
+                    return kind(*arguments)
             return LoadFailed(party, recorded.record.text, name)
     raise damaged(recorded)
 

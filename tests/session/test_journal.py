@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from redislink import ClusterSpec, Session, ThreadCommunicator
+from redislink import ClusterSpec, LoadFailed, Session, ThreadCommunicator
 from redislink.communicator import DEFAULT_NAMESPACE
 from redislink.identity import Identity
 from redislink.journal import Binding, JournalStore
@@ -18,6 +19,8 @@ from redislink.session import simulator
 from redislink.session.journal import Journal
 from redislink.session.session import NAMESPACE
 from redislink.settings import RedisLinkSettings
+from redislink.spu.device import SpuDevice, Withheld
+from tests.support.waiting import wait_until
 
 NAMES = ("alice", "bob", "carol")
 CLUSTER = ClusterSpec.parse(
@@ -31,6 +34,7 @@ CLUSTER = ClusterSpec.parse(
 )
 IDENTITY = Identity.generate()
 Program = Callable[[Session], Any]
+Hook = Callable[[Any], Any]
 
 
 class Killed(BaseException):
@@ -53,14 +57,14 @@ class Stage:
     def outcomes(
         self,
         program: Program,
-        kill: Mapping[str, int] | None = None,
+        hooks: Mapping[str, Hook] | None = None,
         journals: Callable[[str], Journal | None] | None = None,
     ) -> dict[str, Any]:
         """What each party's program returned or raised.
 
         Args:
             program: the program.
-            kill: for a party, the number of the entry of this run at whose writing it dies.
+            hooks: by party, what makes another function of its journal's `JournalStore.append`.
             journals: makes the parties' journals.
         """
         mine = ThreadCommunicator.make(NAMES, namespace=NAMESPACE, recv_timeout=20)
@@ -71,8 +75,11 @@ class Stage:
             user = ThreadCommunicator(communicator._hub, communicator.rank, DEFAULT_NAMESPACE)
             try:
                 journal = (journals or self.journal)(party)
-                if journal is not None and kill and party in kill:
-                    _die_at(journal._store, kill[party])
+                if journal is not None:
+                    self.journals[party] = journal
+                    if hooks and party in hooks:
+                        store = journal._store
+                        store.append = hooks[party](store.append)  # type: ignore[method-assign]
                 self.stats[party] = communicator
                 with simulator._in_memory(
                     communicator, user, CLUSTER, SETTINGS, journal
@@ -93,17 +100,25 @@ class Stage:
 SETTINGS = RedisLinkSettings.model_construct()
 
 
-def _die_at(store: JournalStore, number: int) -> None:
-    append, count = store.append, 0
+def _dies_at(number: int, *, after: bool = False) -> Hook:
+    """A party dies at its entry with this number: before it is on disk, or just after."""
 
-    def dying(*arguments: Any, **named: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count >= number:
-            raise Killed
-        return append(*arguments, **named)
+    def hook(append: Any) -> Any:
+        count = 0
 
-    store.append = dying  # type: ignore[method-assign]
+        def dying(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > number or (count == number and not after):
+                raise Killed
+            entry = append(*arguments, **named)
+            if count == number:
+                raise Killed
+            return entry
+
+        return dying
+
+    return hook
 
 
 @pytest.fixture
@@ -113,6 +128,10 @@ def stage(tmp_path: Path) -> Stage:
 
 def _add(x: Any, y: Any) -> Any:
     return x + y
+
+
+def _double(x: Any) -> Any:
+    return x + x
 
 
 def test_a_run_that_has_ended_is_answered_whole_from_the_journals(stage: Stage) -> None:
@@ -136,3 +155,78 @@ def test_a_run_that_has_ended_is_answered_whole_from_the_journals(stage: Stage) 
     assert loads == ["carol"]
     for party in NAMES:
         assert stage.stats[party].stats().messages_sent == len(NAMES) - 1  # where the journals end
+
+
+def _long(session: Session) -> Any:
+    """All calls, a value that is another one each time it is loaded, and a load that fails."""
+
+    def refuse() -> Any:
+        raise OSError(2, "no such file")
+
+    device = session.spu("SP0")
+    session.ensure_spu_env()
+    x = device.private(lambda: np.asarray(np.random.default_rng().integers(1 << 30)), owner="carol")
+    y = device.run(_double)(x)
+    mine = device.reveal(y, to="alice")
+    with contextlib.suppress(LoadFailed, OSError):
+        device.private(refuse, owner="bob")
+    del y
+    with device.spawn() as other:
+        z = other.run(_double)(x)
+        theirs = other.reveal(z, to=["bob", "carol"])
+    last = device.reveal(device.run(_double)(x), to=["alice", "bob", "carol"])
+    for value in (mine, theirs):
+        assert isinstance(value, Withheld) or value == last
+    return int(last)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every value that any party reconstructs, in any attempt."""
+    found: list[int] = []
+    real = SpuDevice._reconstruct
+
+    def reconstruct(self: SpuDevice, *arguments: Any) -> Any:
+        values = real(self, *arguments)
+        found.extend(int(value) for value in values)
+        return values
+
+    monkeypatch.setattr(SpuDevice, "_reconstruct", reconstruct)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(2, 16))
+def test_whoever_dies_the_run_goes_on_and_reveals_no_other_value(
+    stage: Stage, shown: list[int], number: int
+) -> None:
+    party, after = NAMES[number % 3], number % 2 == 0
+    killed = stage.outcomes(_long, {party: _dies_at(number, after=after)})
+    assert isinstance(killed[party], Killed)
+    results = stage.outcomes(_long)
+    assert len(set(shown)) == 1
+    assert set(results.values()) == set(shown)
+
+
+def test_no_share_is_sent_in_a_reveal_while_a_party_may_go_back_behind_it(
+    stage: Stage, shown: list[int]
+) -> None:
+    def program(session: Session) -> Any:
+        device = session.spu("SP0")
+        x = device.private(lambda: np.asarray(np.random.default_rng().integers(1 << 30)), "alice")
+        return device.reveal(x, to="bob")
+
+    def dies_when_the_others_wait(append: Any) -> Any:
+        def dying(*arguments: Any, **named: Any) -> Any:
+            if b"private" in arguments[0]:
+                others = [stage.journals[party] for party in ("alice", "bob")]
+                wait_until(lambda: shown or all(j._open[""]._receiving for j in others))
+                raise Killed
+            return append(*arguments, **named)
+
+        return dying
+
+    stage.outcomes(program, {"carol": dies_when_the_others_wait})
+    results = stage.outcomes(program)
+    assert len(set(shown)) == 1
+    assert results["bob"] == shown[0]
