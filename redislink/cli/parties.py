@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 import psutil
 
@@ -89,19 +89,24 @@ class PartyProcess:
         self._report.touch()
         self._read_to = 0
         self._output = directory / f"{name}.log"
+        words = [
+            *("run", "--cluster", str(cluster), "--party", name),
+            *(str(program), *arguments, "--report", str(self._report)),
+        ]
         with self._output.open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "redislink", "run"),
-                    *("--cluster", str(cluster), "--party", name),
-                    *(str(program), *arguments, "--report", str(self._report)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-            )
+            self._process = self._start(words, {**os.environ, **environment}, output)
         self.sockets = SocketWatch(self._process.pid)
+
+    def _start(
+        self, words: list[str], environment: dict[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[Any]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "redislink", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
 
     @property
     def pid(self) -> int:

@@ -67,7 +67,7 @@ take_turns(one, other)
 
 
 def test_a_turn_is_not_lost_with_one_that_is_killed_while_it_gives_it_away(tmp_path: Path) -> None:
-    for number in range(10):
+    for number in range(4):
         directory = tmp_path / str(number)
         directory.mkdir()
         with contextlib.closing(Ring(directory, [1, 1])) as ring:

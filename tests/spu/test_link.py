@@ -19,7 +19,7 @@ from redislink.spu import create_link, runtime_config
 from tests.conftest import DEVICES, connect_as, join, make_cluster, quick_settings, run_parties
 from tests.support.children import error_of, in_child
 
-X = np.linspace(-2, 2, 24).reshape(4, 6)
+X = np.linspace(-2, 2, 6).reshape(3, 2)
 Y = np.cos(X)
 
 

@@ -14,7 +14,9 @@ import sys
 from collections.abc import Sequence
 from multiprocessing import reduction
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
+
+from redislink.cli.parties import PartyProcess
 
 _PRELOADED: Final = [
     __name__,
@@ -29,14 +31,22 @@ _SERVER.set_forkserver_preload(_PRELOADED)
 class ForkedCommand(subprocess.Popen[str]):
     """``redislink WORDS``; to be used as the Popen that it is."""
 
-    def __init__(self, words: Sequence[str], *, cwd: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        cwd: Path,
+        env: dict[str, str],
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+    ) -> None:
         super().__init__(
             list(words),
             cwd=cwd,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
             text=True,
         )
 
@@ -69,6 +79,17 @@ class ForkedCommand(subprocess.Popen[str]):
         if code is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         return code
+
+
+class ForkedParty(PartyProcess):
+    """`PartyProcess` by a `ForkedCommand`: for programs that do not use SPU."""
+
+    def _start(
+        self, words: list[str], environment: dict[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[Any]:
+        return ForkedCommand(
+            words, cwd=Path.cwd(), env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
 
 
 class _Descriptor:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redislink.cli.parties import PartyProcess
 from redislink.cluster.trial import write_trial
+from tests.support.forking import ForkedParty
 from tests.support.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("spread_party.py")
@@ -32,7 +32,7 @@ class Trio:
     url: str
     settings: dict[str, str]
     cluster: Path
-    processes: dict[str, PartyProcess] = field(default_factory=dict)
+    processes: dict[str, ForkedParty] = field(default_factory=dict)
     events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     _starts: int = 0
 
@@ -42,7 +42,7 @@ class Trio:
         directory = self.directory / f"{self._starts}-{party}"
         directory.mkdir()
         self.events[party] = []
-        self.processes[party] = PartyProcess(
+        self.processes[party] = ForkedParty(
             party,
             cluster=self.cluster,
             program=PROGRAM,
