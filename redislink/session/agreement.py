@@ -78,10 +78,6 @@ class History:
         """The digest of the chain after a step; empty for step 0."""
         return bytes(self._digests[(number - 1) * DIGEST_BYTES : number * DIGEST_BYTES])
 
-    def touches(self, party: str, number: int) -> bool:
-        """Whether a step touches a party."""
-        return self._next_touching(party, number - 1) == number
-
     def reach(self, party: str, on_disk: int) -> int:
         """How far a party reaches whose journal ends at ``on_disk``, as far as is known here."""
         return max(on_disk, self._next_touching(party, on_disk) - 1)

@@ -10,26 +10,20 @@ Rules:
 - The shares of a handle that is gone may leave the disk once no party can go back to a step that
   used it.
 
-Messages, in the namespace ``session/journal`` and, for ``on disk``, in that of each chain:
-
-- ``where``: how far the sender's journal goes; each party tells all others when it joins.
-- ``reach``: how far the sender knows each party to reach, if the journals end at different steps.
-- ``ready``: the sender has written where it resumes.
-- ``on disk``: the number of a step up to which the sender's records are on disk; or which party's
-  disk failed, and how, after which nobody writes records any more.
+The parties meet in the namespace ``session/journal`` (`redislink.session.meeting`). In that of each
+chain they send messages with the tag ``on disk``: the number of a step up to which the sender's
+records are on disk; or which party's disk failed, and how, after which nobody writes any more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Final, Self
@@ -39,161 +33,33 @@ from redislink.errors import (
     EndpointClosed,
     JournalError,
     PeerError,
-    ValueDecodeError,
 )
 from redislink.forking import dies_in_child
 from redislink.identity import Identity
 from redislink.journal import Binding, Entry, JournalStore
 from redislink.logs import PartyLogger
-from redislink.session.agreement import (
-    DIGEST_BYTES,
-    MAIN,
-    History,
-    Position,
-    first_difference,
-    last_of,
-    parent_of,
-    reaches,
-    resume_points,
+from redislink.session.agreement import DIGEST_BYTES, MAIN, History, parent_of
+from redislink.session.meeting import Journaled, meet
+from redislink.session.records import (
+    START_ANEW,
+    BeganRecord,
+    Buffer,
+    EndedRecord,
+    Gave,
+    ResumedRecord,
+    RevealRecord,
+    StepRecord,
+    decode_record,
 )
 from redislink.text import one_line
-from redislink.values import decode_value_untrusted, encode_value
+from redislink.values import encode_value
 
-Buffer = bytes | bytearray | memoryview
-
-FORMAT: Final = 1
-"""The version of what the parties tell each other, and of the records."""
 NAMESPACE: Final = "journal"
-WHERE_TAG: Final = "where"
-_REACH_TAG: Final = "reach"
-_READY_TAG: Final = "ready"
 _ON_DISK_TAG: Final = "on disk"
-_RUN_BYTES: Final = 16
-_MOST_WHY: Final = 200
 _QUIET_STEPS: Final = 16
 _QUIET_SECONDS: Final = 1.0
 """After so many steps, or so long, the peers are told of steps of which they need not know."""
-START_ANEW: Final = "start all parties anew with --fresh, which keeps the old journals aside"
-
-
-@dataclass(frozen=True)
-class Gave:
-    """What a step gave this party.
-
-    Attributes:
-        value: its kind, such as ``handles``, and what `redislink.values` can encode.
-        blobs: what is large, or goes when its owner goes; each in pieces.
-        owners: objects, one for each blob: when one is gone, so may be its blob.
-    """
-
-    value: Sequence[Any]
-    blobs: Sequence[Sequence[Buffer]] = ()
-    owners: Sequence[Any] = ()
-
-
 NOTHING: Final = Gave(["nothing"])
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """The record of a step.
-
-    Attributes:
-        chain, number: which step it is.
-        digest: that of the chain after it.
-        text, place, parts, labels: as in `redislink.session.steps`.
-        touches: the parties that the step touches.
-        needs: see `History.add`.
-        written: when it was written, in seconds since 1970 UTC.
-        gave: what it gave this party, see `Gave.value`.
-    """
-
-    chain: str
-    number: int
-    digest: bytes
-    text: str
-    place: str
-    parts: bytes
-    labels: tuple[str, ...]
-    touches: tuple[str, ...]
-    needs: int
-    written: float
-    gave: list[Any]
-
-
-@dataclass(frozen=True)
-class BeganRecord:
-    """The parties began a run together, whose records follow."""
-
-    run: bytes
-
-
-@dataclass(frozen=True)
-class ResumedRecord:
-    """The parties resumed after these steps, by chain; records of later ones do not count."""
-
-    points: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class RevealRecord:
-    """This party is about to send its shares in a reveal.
-
-    Attributes:
-        chain, number: which step it is.
-        on_disk: by party, the step up to which its records were known to be on disk.
-    """
-
-    chain: str
-    number: int
-    on_disk: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class EndedRecord:
-    """A party went on without a journal, so that nothing can be resumed.
-
-    Attributes:
-        party: its name.
-        why: what its disk said.
-    """
-
-    party: str
-    why: str
-
-
-AnyRecord = StepRecord | BeganRecord | ResumedRecord | RevealRecord | EndedRecord
-
-
-def decode_record(entry: Entry) -> AnyRecord:
-    """What an entry of a journal says.
-
-    Raises:
-        JournalError: this version of redislink does not write such entries.
-    """
-    try:
-        told = decode_value_untrusted(entry.body)
-    except ValueDecodeError as error:
-        raise JournalError(f"entry {entry.number} of the journal: {error}") from None
-    match told:
-        case ["step", str(chain), int(number), bytes(digest), str(text), str(place), bytes(parts),
-              list(labels), list(touches), int(needs), float(written), list(gave)]:  # fmt: skip
-            return StepRecord(
-                chain, number, digest, text, place, parts, tuple(labels), tuple(touches), needs,
-                written, gave,
-            )  # fmt: skip
-        case ["began", bytes(run)]:
-            return BeganRecord(run)
-        case ["resumed", dict(points)]:
-            return ResumedRecord(points)
-        case ["reveal", str(chain), int(number), dict(on_disk)]:
-            return RevealRecord(chain, number, on_disk)
-        case ["ended", str(party), str(why)]:
-            return EndedRecord(party, why)
-    raise JournalError(
-        f"entry {entry.number} of the journal is none that this version of redislink writes: run "
-        f"the version that wrote it, or {START_ANEW}"
-    )
 
 
 class Recorded:
@@ -320,39 +186,17 @@ class Journal:
             JournalError: the journals cannot meet; the message says why and what to do.
             PeerError: a party does not say how far its journal goes.
         """
-        nonce = os.urandom(_RUN_BYTES)
-        positions = {name: Position.of(kept.history) for name, kept in self._chains.items()}
-        packed = [
-            [chain, at.last, at.digest, [list(rise) for rise in at.rises]]
-            for chain, at in positions.items()
-        ]
-        ended = [] if self._ended is None else [self._ended.party, self._ended.why]
-        answers = _exchange(
-            communicator, WHERE_TAG, [FORMAT, self._run, nonce, ended, packed], _parse_where
+        mine = Journaled(
+            {chain: kept.history for chain, kept in self._chains.items()},
+            {chain: kept.marks for chain, kept in self._chains.items()},
+            self._begin,
+            self._go_back,
         )
-        told = {self.party: positions} | {p: answer.positions for p, answer in answers.items()}
-        runs = {self.party: self._run} | {p: answer.run for p, answer in answers.items()}
-        self._check_ended({p: answer.ended for p, answer in answers.items()})
-        if len(set(runs.values())) > 1 or not self._run:
-            self._begin(runs, told, [nonce, *(answer.nonce for answer in answers.values())])
-            _exchange(communicator, _READY_TAG, 0, _parse_ready)
-            return
-        self._check_positions(told)
-        histories = {name: kept.history for name, kept in self._chains.items()}
-        points = resume_points(
-            told, [{c: {p: last_of(told[p], c) for p in told} for c in _chains(told)}]
-        )
-        if any(last_of(told[p], c) != point for c, point in points.items() for p in told):
-            mine = reaches(histories, told)
-            known = _exchange(communicator, _REACH_TAG, mine, _parse_reach(mine))
-            points = resume_points(told, [mine, *known.values()])
-            self._go_back(points)
-            _exchange(communicator, _READY_TAG, 0, _parse_ready)
+        points, on_disk = meet(communicator, self._run, self._ended, mine)
         for chain, point in points.items():
             kept = self._kept(chain)
-            kept.resume = point
-            kept.on_disk = {p: min(point, last_of(told[p], chain)) for p in told}
-        if points[MAIN]:
+            kept.resume, kept.on_disk = point, on_disk[chain]
+        if points.get(MAIN):
             self._log.info(
                 "%s: resumes after step %d; the steps up to there are answered from the journal",
                 self.party,
@@ -417,7 +261,7 @@ class Journal:
             if self._required:
                 raise
             self._log.warning("%s: %s: all parties go on without journals", self.party, error)
-            self._end(EndedRecord(self.party, one_line(str(error), _MOST_WHY)))
+            self._end(EndedRecord.of(self.party, str(error)))
             return None
 
     def end(self, record: EndedRecord) -> None:
@@ -503,32 +347,13 @@ class Journal:
             del kept.records[point:]
         return dropped
 
-    def _begin(
-        self,
-        runs: Mapping[str, bytes],
-        told: Mapping[str, Mapping[str, Position]],
-        nonces: Sequence[bytes],
-    ) -> None:
-        """Begin a run, because some party has none yet, if nobody has a step."""
-        begun = [p for p in told if any(at.last for at in told[p].values())]
-        without = [party for party, run in runs.items() if not run]
-        if begun and without:
-            raise _cannot_meet(
-                f"{self.party}: {_list(without)} has no journal of the run that "
-                f"{_list(begun)} would resume: put it back, or {START_ANEW}"
-            )
-        if begun:
-            others = [party for party, run in runs.items() if run != self._run]
-            raise _cannot_meet(
-                f"{self.party}: the journals of {self.party} and {_list(others)} are of different "
-                f"runs: put those of one run back, or {START_ANEW}"
-            )
-        self._run = hashlib.sha256(b"".join(sorted(nonces))).digest()[:_RUN_BYTES]
+    def _begin(self, run: bytes) -> None:
+        self._run = run
         self._chains.clear()
-        self._write_at_joining(["began", self._run])
-        self._kept(MAIN).on_disk = dict.fromkeys(told, 0)
+        self._write_at_joining(["began", run])
 
     def _go_back(self, points: Mapping[str, int]) -> None:
+        # Written even if nothing is dropped here: a step may be made anew now that had a record.
         dropped = self._cut(points)
         self._write_at_joining(["resumed", dict(points)])
         self._store.drop(dropped)
@@ -536,33 +361,6 @@ class Journal:
     def _write_at_joining(self, body: list[Any]) -> None:
         # Without the record, later ones would make no sense: this is needed in any case.
         self._store.append(encode_value(body), durable=True)
-
-    def _check_ended(self, others: Mapping[str, EndedRecord | None]) -> None:
-        for ended in (self._ended, *others.values()):
-            if ended is not None:
-                raise _cannot_meet(
-                    f"{self.party}: the run went on without journals, because {ended.party}'s "
-                    f"failed ({ended.why}), so it cannot be resumed: {START_ANEW}"
-                )
-
-    def _check_positions(self, told: Mapping[str, Mapping[str, Position]]) -> None:
-        histories = {name: kept.history for name, kept in self._chains.items()}
-        for chain, kept in self._chains.items():
-            for party, mark in kept.marks.items():
-                last = last_of(told[party], chain) if party in told else mark
-                if kept.history.reach(party, last) < mark:
-                    raise _cannot_meet(
-                        f"{self.party}: {party}'s journal ends at step {last}{_of(chain)}, and "
-                        f"{party} had written step {mark}: it is an older copy: put {party}'s "
-                        f"newest journal back, or {START_ANEW}"
-                    )
-        found = first_difference(histories, told)
-        if found is not None:
-            party, chain, number = found
-            raise _cannot_meet(
-                f"{self.party}: the journals of {self.party} and {party} differ at step {number}"
-                f"{_of(chain)} or before: the programs were not the same: {START_ANEW}"
-            )
 
 
 @dataclass
@@ -781,99 +579,4 @@ class ChainJournal:
             case int(number):
                 self.has_done(peer, number)
             case [str(party), str(why)]:
-                self._journal.end(_ended_untrusted(party, why))
-
-
-# -- what the parties tell each other when they join -----------------------------------------
-
-
-@dataclass(frozen=True)
-class _Where:
-    run: bytes
-    nonce: bytes
-    ended: EndedRecord | None
-    positions: dict[str, Position]
-
-
-def _parse_where(told: Any) -> _Where | None:
-    match told:
-        case [int(version), *_] if version != FORMAT:
-            return None
-        case [_, bytes(run), bytes(nonce), list(ended), list(packed)]:
-            positions: dict[str, Position] = {}
-            for entry in packed:
-                match entry:
-                    case [str(chain), int(last), bytes(digest), list(rises)] if last >= 0:
-                        pairs = [(r[0], r[1]) for r in rises if _is_pair(r)]
-                        if len(pairs) < len(rises):
-                            return None
-                        positions[chain] = Position(last, digest, tuple(pairs))
-                    case _:
-                        return None
-            match ended:
-                case []:
-                    return _Where(run, nonce, None, positions)
-                case [str(party), str(why)]:
-                    return _Where(run, nonce, _ended_untrusted(party, why), positions)
-    return None
-
-
-def _ended_untrusted(party: str, why: str) -> EndedRecord:
-    return EndedRecord(one_line(party, 64), one_line(why, _MOST_WHY))
-
-
-def _is_pair(told: Any) -> bool:
-    return isinstance(told, list) and len(told) == 2 and all(type(n) is int for n in told)
-
-
-def _parse_reach(mine: dict[str, dict[str, int]]) -> Callable[[Any], dict[str, dict[str, int]]]:
-    def parse(told: Any) -> dict[str, dict[str, int]] | None:
-        if not isinstance(told, dict) or told.keys() != mine.keys():
-            return None
-        for chain, by_party in told.items():
-            if not isinstance(by_party, dict) or by_party.keys() != mine[chain].keys():
-                return None
-            if not all(type(number) is int for number in by_party.values()):
-                return None
-        return told
-
-    return parse  # type: ignore[return-value]
-
-
-def _parse_ready(told: Any) -> bool | None:
-    return True if told == 0 else None
-
-
-def _exchange(communicator: Communicator, tag: str, body: Any, parse: Callable[[Any], Any]) -> Any:
-    """Send ``body`` to all others, and return what each of them sent, by party."""
-    peers = [p for p in communicator.party_names if p != communicator.party]
-    for peer in peers:
-        communicator.send(peer, tag, body)
-    found = {}
-    for peer in peers:
-        found[peer] = parse(communicator.recv(peer, tag))
-        if found[peer] is None:
-            raise PeerError(
-                f"{communicator.party}: {peer} told of its journal in a way that makes no sense "
-                "here: check that all parties run the same version of redislink"
-            )
-    return found
-
-
-def _cannot_meet(text: str) -> JournalError:
-    """An error that the peers may be told whole: it names no path."""
-    error = JournalError(text)
-    error.told_to_peers = text
-    return error
-
-
-def _chains(told: Mapping[str, Mapping[str, Position]]) -> set[str]:
-    return {MAIN, *(chain for positions in told.values() for chain in positions)}
-
-
-def _of(chain: str) -> str:
-    return f" of {chain}" if chain else ""
-
-
-def _list(parties: Sequence[str]) -> str:
-    return " and ".join(parties)
+                self._journal.end(EndedRecord.of(party, why))

@@ -48,15 +48,9 @@ from redislink.errors import (
 )
 from redislink.forking import dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
-from redislink.session.journal import (
-    NOTHING,
-    START_ANEW,
-    WHERE_TAG,
-    ChainJournal,
-    Gave,
-    Recorded,
-    StepRecord,
-)
+from redislink.session.journal import NOTHING, ChainJournal, Recorded
+from redislink.session.meeting import WHERE_TAG
+from redislink.session.records import START_ANEW, Gave, StepRecord
 from redislink.text import one_line
 
 _STEP_TAG: Final = "step"

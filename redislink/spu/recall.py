@@ -18,7 +18,8 @@ import numpy as np
 from spu import libspu
 
 from redislink.errors import JournalError, LoadFailed, PayloadTypeError, ValueDecodeError
-from redislink.session.journal import Gave, Recorded
+from redislink.session.journal import Recorded
+from redislink.session.records import START_ANEW, Gave
 from redislink.spu.arrays import Array
 from redislink.spu.shares import Shape, shape_untrusted
 from redislink.spu.tables import Table
@@ -214,5 +215,5 @@ def damaged(recorded: Recorded) -> JournalError:
     record = recorded.record
     return JournalError(
         f"the journal's record of step {record.number}, {record.text}, makes no sense here: run "
-        "the version of redislink that wrote it, or start all parties anew with --fresh"
+        f"the version of redislink that wrote it, or {START_ANEW}"
     )

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from redislink.errors import JournalError, LoadFailed
-from redislink.session.journal import Gave, Recorded, StepRecord
+from redislink.session.journal import Recorded
+from redislink.session.records import Gave, StepRecord
 from redislink.spu import recall
 from redislink.values import decode_value_untrusted, encode_value
 

@@ -1,0 +1,276 @@
+"""`meet`: all parties with journals agree, when they join, where the session resumes.
+
+Messages, in a namespace of their own:
+
+- ``where``: how far the sender's journal goes.
+- ``reach``: how far the sender knows each party to reach, if the journals end at different steps.
+- ``ready``: the sender has written where it resumes. Nobody goes on before all are ready: otherwise
+  one party could make a step anew of which another, which dies now, still has the old record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from redislink.communicator import Communicator
+from redislink.errors import JournalError, PeerError
+from redislink.session.agreement import (
+    History,
+    Position,
+    Positions,
+    chains_of,
+    first_difference,
+    last_of,
+    reaches,
+    resume_points,
+)
+from redislink.session.records import START_ANEW, EndedRecord, named
+
+FORMAT: Final = 1
+"""The version of what parties tell each other here."""
+WHERE_TAG: Final = "where"
+_REACH_TAG: Final = "reach"
+_READY_TAG: Final = "ready"
+_READY: Final = "written"
+_RUN_BYTES: Final = 16
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a party's journal goes.
+
+    Attributes:
+        run: what all journals of one run have in common; empty if it has no run yet.
+        positions: by chain.
+        ended: why the run cannot be resumed; None if it can.
+        nonce: random bytes of this joining, of which a new run's name is made.
+    """
+
+    run: bytes
+    positions: Positions
+    ended: EndedRecord | None = None
+    nonce: bytes = field(default_factory=lambda: os.urandom(_RUN_BYTES))
+
+    def encode(self) -> list[Any]:
+        """The message ``where``."""
+        packed = [
+            [chain, at.last, at.digest, [list(rise) for rise in at.rises]]
+            for chain, at in self.positions.items()
+        ]
+        ended = [] if self.ended is None else [self.ended.party, self.ended.why]
+        return [FORMAT, self.run, self.nonce, ended, packed]
+
+    @classmethod
+    def parse_untrusted(cls, told: Any) -> Standing | None:
+        """What `encode` made; None if it did not make this."""
+        match told:
+            case [int(version), bytes(run), bytes(nonce), list(ended), list(packed)] if (
+                version == FORMAT
+            ):
+                positions = {}
+                for entry in packed:
+                    match entry:
+                        case [str(chain), int(last), bytes(digest), list(rises)] if (
+                            last >= 0 and all(map(_is_pair, rises))
+                        ):
+                            pairs = tuple((number, needs) for number, needs in rises)
+                            positions[chain] = Position(last, digest, pairs)
+                        case _:
+                            return None
+                match ended:
+                    case []:
+                        return cls(run, positions, None, nonce)
+                    case [str(party), str(why)]:
+                        return cls(run, positions, EndedRecord.of(party, why), nonce)
+        return None
+
+
+@dataclass(frozen=True)
+class Journaled:
+    """What one party's journal holds, for `meet`.
+
+    Attributes:
+        histories: by chain.
+        marks: by chain and party, how far that party's records were on disk, as far as was known.
+        begin: writes that a new run begins, which has no step yet.
+        go_back: writes after which step each chain resumes.
+    """
+
+    histories: Mapping[str, History]
+    marks: Mapping[str, Mapping[str, int]]
+    begin: Callable[[bytes], None]
+    go_back: Callable[[Mapping[str, int]], None]
+
+
+def meet(
+    communicator: Communicator, run: bytes, ended: EndedRecord | None, mine: Journaled
+) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """Agree with all other parties where the session resumes. All call it at once.
+
+    Args:
+        communicator: in a namespace of this call only.
+        run: see `Standing.run`.
+        ended: see `Standing.ended`.
+        mine: this party's journal.
+
+    Returns:
+        By chain, the step after which it goes on; and by chain and party, up to where that party's
+        records of these steps are on disk.
+
+    Raises:
+        JournalError: the journals cannot meet; the message says why and what to do.
+        PeerError: a party does not say how far its journal goes.
+    """
+    me = communicator.party
+    positions = {chain: Position.of(history) for chain, history in mine.histories.items()}
+    standing = Standing(run, positions, ended)
+    standings = _exchange(communicator, WHERE_TAG, standing.encode(), Standing.parse_untrusted)
+    standings[me] = standing
+    told = {party: standings[party].positions for party in communicator.party_names}
+    _check_ended(me, standings)
+    if not run or any(other.run != run for other in standings.values()):
+        _check_nothing_begun(me, standings)
+        nonces = b"".join(sorted(other.nonce for other in standings.values()))
+        mine.begin(hashlib.sha256(nonces).digest()[:_RUN_BYTES])
+        _exchange(communicator, _READY_TAG, _READY, _parse_ready)
+        return {}, {}
+    _check_marks(me, mine, told)
+    _check_digests(me, mine, told)
+    lasts = {
+        chain: {party: last_of(told[party], chain) for party in told} for chain in chains_of(told)
+    }
+    points = resume_points(told, [lasts])
+    if any(
+        last != points[chain] for chain, by_party in lasts.items() for last in by_party.values()
+    ):
+        known = reaches(mine.histories, told)
+        others = _exchange(communicator, _REACH_TAG, known, _parser_of_reach(known))
+        points = resume_points(told, [known, *others.values()])
+        mine.go_back(points)
+        _exchange(communicator, _READY_TAG, _READY, _parse_ready)
+    on_disk = {
+        chain: {party: min(last, points[chain]) for party, last in by_party.items()}
+        for chain, by_party in lasts.items()
+    }
+    return points, on_disk
+
+
+# -- what makes it impossible ----------------------------------------------------------------
+
+
+def _check_ended(me: str, standings: Mapping[str, Standing]) -> None:
+    for standing in standings.values():
+        if standing.ended is not None:
+            raise _cannot_meet(
+                f"{me}: the run went on without journals, because {standing.ended.party}'s failed "
+                f"({standing.ended.why}), so it cannot be resumed: {START_ANEW}"
+            )
+
+
+def _check_nothing_begun(me: str, standings: Mapping[str, Standing]) -> None:
+    """Refuse journals of different runs, or none at some parties, unless nobody has a step."""
+    begun = [p for p, s in standings.items() if any(at.last for at in s.positions.values())]
+    if not begun:
+        return
+    without = [party for party, standing in standings.items() if not standing.run]
+    if without:
+        raise _cannot_meet(
+            f"{me}: {named(without)} {_has(without)} no journal of the run that {named(begun)} "
+            f"would resume: put it back, or {START_ANEW}"
+        )
+    (first, *_) = begun
+    others = [p for p, s in standings.items() if s.run != standings[first].run]
+    raise _cannot_meet(
+        f"{me}: the journals of {first} and {named(others)} are of different runs: put those of "
+        f"one run back, or {START_ANEW}"
+    )
+
+
+def _check_marks(me: str, mine: Journaled, told: Mapping[str, Positions]) -> None:
+    for chain, by_party in mine.marks.items():
+        for party, mark in by_party.items():
+            last = last_of(told.get(party, {}), chain)
+            if mine.histories[chain].reach(party, last) < mark:
+                raise _cannot_meet(
+                    f"{me}: {party}'s journal ends at step {last}{_of(chain)}, but step {mark} was "
+                    f"in it: it is an older copy: put {party}'s newest journal back, or "
+                    f"{START_ANEW}"
+                )
+
+
+def _check_digests(me: str, mine: Journaled, told: Mapping[str, Positions]) -> None:
+    found = first_difference(mine.histories, told)
+    if found is not None:
+        party, chain, number = found
+        raise _cannot_meet(
+            f"{me}: the journals of {me} and {party} differ at step {number}{_of(chain)} or "
+            f"before, so their programs or arguments did: {START_ANEW}"
+        )
+
+
+def _cannot_meet(text: str) -> JournalError:
+    """An error that the peers may be told whole: it names no path."""
+    error = JournalError(text)
+    error.told_to_peers = text
+    return error
+
+
+def _of(chain: str) -> str:
+    return f" of {chain}" if chain else ""
+
+
+def _has(parties: Collection[str]) -> str:
+    return "has" if len(parties) == 1 else "have"
+
+
+# -- messages --------------------------------------------------------------------------------
+
+
+def _exchange(
+    communicator: Communicator, tag: str, body: Any, parse: Callable[[Any], _Answer | None]
+) -> dict[str, _Answer]:
+    """Send ``body`` to all others, and return what each of them sent, by party."""
+    peers = [party for party in communicator.party_names if party != communicator.party]
+    for peer in peers:
+        communicator.send(peer, tag, body)
+    found = {}
+    for peer in peers:
+        answer = parse(communicator.recv(peer, tag))
+        if answer is None:
+            raise PeerError(
+                f"{communicator.party}: {peer} told of its journal in a way that makes no sense "
+                "here: check that all parties run the same version of redislink"
+            )
+        found[peer] = answer
+    return found
+
+
+def _is_pair(told: Any) -> bool:
+    return isinstance(told, list) and len(told) == 2 and all(type(n) is int for n in told)
+
+
+def _parse_ready(told: Any) -> bool | None:
+    return True if told == _READY else None
+
+
+def _parser_of_reach(
+    known: Mapping[str, Mapping[str, int]],
+) -> Callable[[Any], dict[str, dict[str, int]] | None]:
+    """Parses a message that is like ``known`` but for the numbers."""
+
+    def parse(told: Any) -> dict[str, dict[str, int]] | None:
+        if type(told) is dict and told.keys() == known.keys():
+            for chain, by_party in told.items():
+                if type(by_party) is not dict or by_party.keys() != known[chain].keys():
+                    return None
+                if not all(type(number) is int for number in by_party.values()):
+                    return None
+            return told
+        return None
+
+    return parse
