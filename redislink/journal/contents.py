@@ -148,8 +148,8 @@ def check_binding(path: Path, found: Binding, wanted: Binding) -> None:
 def damaged(path: Path, what: str) -> JournalError:
     """An error for a journal whose bytes are not those that were written."""
     return JournalError(
-        f"journal {path}: {what} is damaged, so nothing in the journal is used: restore the "
-        f"directory from a copy, {FRESH}"
+        f"journal {path}: {what} is damaged, so nothing in the journal is used: check the disk, "
+        f"{FRESH}"
     )
 
 

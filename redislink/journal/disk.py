@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -91,7 +92,11 @@ class Disk(Protocol):
         ...
 
     def lock(self, path: Path, note: str) -> File:
-        """Lock a file until it is closed; make it if it is missing, and write ``note`` into it.
+        """Lock a file until it is closed; make it if it is missing.
+
+        Args:
+            path: the file.
+            note: what to write into it, if the disk takes it.
 
         Raises:
             BlockingIOError: another process has locked it.
@@ -194,8 +199,9 @@ class OsDisk:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 there = self.status(path)
                 if there is not None and os.path.samestat(there, os.fstat(descriptor)):
-                    file.truncate(0)
-                    file.write(note.encode())
+                    with contextlib.suppress(OSError):  # a full disk must not hinder `drop`
+                        file.truncate(0)
+                        file.write(note.encode())
                     return file
             except BaseException:
                 file.close()

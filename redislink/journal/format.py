@@ -27,10 +27,13 @@ from redislink.journal.disk import Buffer
 
 VERSION: Final = 1
 SEAL_BYTES: Final = 16
-FRESH: Final = "or begin anew with --fresh at all parties"
+"""How many bytes sealing adds to a body."""
 PIECE_BYTES: Final = 4 << 20
 """The most bytes of a blob in one record."""
 MOST_BODY: Final = 64 << 20
+"""The most bytes of an entry's body: it is read whole, and again at each compaction."""
+FRESH: Final = "or start all parties anew with --fresh, which keeps the old journals aside"
+"""What to do about a journal that cannot be used, after any other remedy."""
 
 _MAGIC: Final = b"redislink journal\n"
 _HEADER: Final = struct.Struct(f">{len(_MAGIC)}sHQ32s16s")
@@ -101,7 +104,7 @@ class Header:
         if len(data) < HEADER_BYTES or not data.startswith(_MAGIC):
             raise NotOurs(
                 "is not the file of a journal, or is damaged",
-                f"restore the directory from a copy, {FRESH}",
+                f"check the disk, {FRESH}",
             )
         _, version, number, salt, mark = _HEADER.unpack(data[:HEADER_BYTES])
         if version != VERSION:

@@ -92,7 +92,8 @@ class JournalStore:
         Raises:
             JournalError: it cannot be opened; the message says why and what to do.
         """
-        store = cls(directory / binding.name, binding, identity, disk)
+        # Absolute, because a program may change its directory while it runs.
+        store = cls(directory.absolute() / binding.name, binding, identity, disk)
         try:
             store._begin(fresh=fresh)
         except OSError as error:

@@ -7,6 +7,7 @@ by itself or not.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -237,10 +238,7 @@ class MemoryDisk:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         file = MemoryFile(self, node)
         file.hold()
-        try:
+        with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(note.encode())
-        except BaseException:
-            file.close()
-            raise
         return file

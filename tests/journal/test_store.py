@@ -32,6 +32,7 @@ from redislink.journal import disk as disk_module
 from redislink.journal import format as layout
 from redislink.journal import store as store_module
 from redislink.journal.disk import OS_DISK, OsDisk
+from redislink.journal.format import Kind
 from tests.journal.memory_disk import MemoryDisk
 from tests.journal.program import BINDING, DIRECTORY, IDENTITY
 
@@ -117,6 +118,19 @@ class TestEntries:
         later = store.append(b"again", [[b"blob"]])
         assert (later.number, later.blobs) == (5, (5,))
         store.close()
+
+    def test_the_program_may_change_its_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store_module, "LEAST_WASTED", 100)
+        monkeypatch.chdir(tmp_path)
+        store = open_store(Path("journals"))
+        monkeypatch.chdir("/")
+        for n in range(5):
+            store.free(store.append(b"%d" % n, [[b"x" * 200]]).blobs)
+        store.close()
+        (path,) = (tmp_path / "journals" / BINDING.name).glob("*.journal")
+        assert path.name != "00000001.journal"
 
     def test_threads_append_and_read_at_once(self, directory: Path) -> None:
         store = open_store(directory)
@@ -315,6 +329,19 @@ class TestSealed:
         assert bodies(store) == [b"entry 0", b"entry 1"]
         store.close()
 
+    def test_an_entry_cannot_be_made_to_look_like_a_piece(self, directory: Path) -> None:
+        store = open_store(directory)
+        place = store.size
+        store.append(b"entry 0")
+        store.append(b"entry 1", [[b"blob"]])
+        store.close()
+        (path,) = directory.rglob("*.journal")
+        data = bytearray(path.read_bytes())
+        assert data[place] == Kind.ENTRY
+        data[place] = Kind.PIECE
+        path.write_bytes(data)
+        one_line("00000001.journal is damaged", open_store, directory)
+
 
 def _what_it_says(disk: MemoryDisk) -> str | None:
     """The error with which a damaged journal is refused; None if it opens, and is right."""
@@ -347,7 +374,9 @@ class TestWrongUse:
     ) -> None:
         open_store(directory).close()
         before = sorted(journal.iterdir())
-        one_line(said + ".* --fresh at all parties", open_store, directory, **changes)
+        one_line(
+            said + ".* or start all parties anew with --fresh", open_store, directory, **changes
+        )
         assert sorted(journal.iterdir()) == before
         open_store(directory, fresh=True, **changes).close()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ import pytest
 from redislink.errors import JournalError
 from redislink.identity import Identity
 from redislink.journal import JournalStore, describe, drop, find_journals, verify
-from tests.journal.program import BINDING, IDENTITY
+from tests.journal.memory_disk import MemoryDisk
+from tests.journal.program import BINDING, DIRECTORY, IDENTITY
 
 
 @pytest.fixture
@@ -107,6 +111,19 @@ def test_a_dropped_one_is_gone_and_another_can_be_begun(journal: Path, tmp_path:
     store = JournalStore.open(tmp_path, BINDING, IDENTITY)
     assert list(store.entries()) == []
     store.close()
+
+
+def test_a_full_disk_can_be_freed_by_it() -> None:
+    disk = MemoryDisk(random.Random(1))
+    JournalStore.open(DIRECTORY, BINDING, IDENTITY, disk=disk).close()
+
+    def full(request: str) -> None:
+        if request in ("write", "create"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    disk.inject = full
+    drop(DIRECTORY / BINDING.name, disk=disk)
+    assert disk.names(DIRECTORY) == []
 
 
 def test_one_that_was_dropped_by_half_is_no_journal_of_a_run(journal: Path, tmp_path: Path) -> None:
