@@ -155,8 +155,8 @@ def crash_and_go_on(seed: int, request: int) -> None:
     chance = random.Random(seed * 1000 + request)
     _crash(
         Program(seed),
-        [request, *(chance.choice((3, 6, 9)) for _ in range(chance.randint(0, 5)))],
-        [chance.random() < 0.7 for _ in range(6)],
+        [request, *(chance.choice((3, 6, 9)) for _ in range(chance.randint(0, 2)))],
+        [chance.random() < 0.7 for _ in range(3)],
     )
 
 
