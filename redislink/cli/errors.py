@@ -51,7 +51,7 @@ class ExitCode(enum.IntEnum):
 MEANINGS = {
     ExitCode.OK: "ok",
     ExitCode.PROGRAM: "program failed",
-    ExitCode.CONFIG: "wrong command line, cluster file, setting or URL",
+    ExitCode.CONFIG: "wrong command line, cluster file, setting, URL or journal",
     ExitCode.BROKER: "broker cannot be reached, or refused us",
     ExitCode.PEER: "other party missing, late, failed or not matching, or this one taken",
     ExitCode.TAMPERED: "broker delivered what no party sent",
