@@ -329,6 +329,12 @@ class TestSealed:
         assert bodies(store) == [b"entry 0", b"entry 1"]
         store.close()
 
+    def test_a_file_counts_under_its_own_name_only(self, directory: Path, journal: Path) -> None:
+        open_store(directory).close()
+        first, second = journal / "00000001.journal", journal / "00000002.journal"
+        first.rename(second)
+        one_line("00000002.journal is damaged", open_store, directory)
+
     def test_an_entry_cannot_be_made_to_look_like_a_piece(self, directory: Path) -> None:
         store = open_store(directory)
         place = store.size
