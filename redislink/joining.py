@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from redislink.broker import Broker, Inbox, Outbox, SeveralBrokers, make_broker, make_outbox
@@ -16,10 +15,9 @@ from redislink.identity.keypair import Identity
 from redislink.logs import PartyLogger
 from redislink.observe.observers import Observers
 from redislink.protocol import list_names
-from redislink.protocol.handshake import INSTANCE_BYTES
 from redislink.protocol.status import encode_status
 from redislink.settings import RedisLinkSettings
-from redislink.transport.claim import PartyClaim
+from redislink.transport.claim import PartyClaim, Run
 from redislink.transport.core import Core
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.party_status import status_before_meeting, status_of
@@ -37,6 +35,7 @@ def connect(
     broker: Broker | None = None,
     identity: Identity | None = None,
     credentials: CredentialsCallable | None = None,
+    run: Run | None = None,
 ) -> Endpoint:
     """Join a session. Returns once every pair of parties has said hello.
 
@@ -51,6 +50,8 @@ def connect(
         credentials: returns the broker's password, or user and password, to use instead of those
             in the URL. It is called for each new connection, from any thread, so they may change
             during a run.
+        run: what tells this run from others, for a `Session` that has a journal; None means that
+            nothing is known of earlier ones.
 
     Raises:
         ConfigError: the cluster, party, settings or identity are wrong.
@@ -73,8 +74,8 @@ def connect(
         raise UsageError("connect got broker and credentials: give the credentials to the broker")
     if broker is None:
         broker = make_broker(settings, spec.broker, credentials=credentials)
-    instance = secrets.token_bytes(INSTANCE_BYTES)
-    handshake = make_handshake(spec, name, settings, identity, instance)
+    run = run or Run()
+    handshake = make_handshake(spec, name, settings, identity, run.instance)
     who = f"party {name!r} of session {spec.session!r}"
     log = PartyLogger(spec.session, name)
     progress = PartyLogger(spec.session, name, "redislink.progress")
@@ -94,9 +95,10 @@ def connect(
     home = broker.at(inboxes[name])
     claim: AnyClaim
     if isinstance(broker, SeveralBrokers):
-        claim = SeveralClaims(broker, spec, name, instance, log, settings.broker_move_after)
+        move_after = settings.broker_move_after
+        claim = SeveralClaims(broker, spec, name, run.instance, log, move_after, run.before)
     else:
-        claim = PartyClaim(home, inboxes[name], instance, who, log)
+        claim = PartyClaim(home, inboxes[name], run.instance, who, log, run.before)
     try:
         claim.acquire(outage, patient=settings.broker_wait)
     except BrokerPermissionError as error:

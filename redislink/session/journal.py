@@ -46,17 +46,20 @@ from redislink.session.records import (
     Buffer,
     EndedRecord,
     Gave,
+    JoiningRecord,
     ResumedRecord,
     RevealRecord,
     StepRecord,
     decode_record,
 )
 from redislink.text import one_line
+from redislink.transport.claim import Run
 from redislink.values import encode_value
 
 NAMESPACE: Final = "journal"
 _ON_DISK_TAG: Final = "on disk"
 _QUIET_STEPS: Final = 16
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _QUIET_SECONDS: Final = 1.0
 """After so many steps, or so long, the peers are told of steps of which they need not know."""
 NOTHING: Final = Gave(["nothing"])
@@ -120,6 +123,7 @@ class Journal:
         self._required = required
         self._log = PartyLogger(session, party, "redislink.progress")
         self._run = b""
+        self._joined: JoiningRecord | None = None
         self._ended: EndedRecord | None = None
         self._closed = False
         self._chains: dict[str, _Kept] = {}
@@ -175,6 +179,17 @@ class Journal:
         self._ended = EndedRecord(self.party, "this process was forked")
 
     # -- joining -----------------------------------------------------------------------------
+
+    def joins(self) -> Run:
+        """Make a run that is about to claim the party's name on the broker, and note it.
+
+        The run before has ended, because this process has locked its journal. But if it was on
+        another machine, this may be a copy of the journal, so nothing is known of it.
+        """
+        last, boot = self._joined, _boot()
+        run = Run(before=last.instance if last and last.boot == boot != "" else None)
+        self.append(["joining", run.instance, boot, time.time()], durable=False)
+        return run
 
     def meet(self, communicator: Communicator) -> None:
         """Agree with all other parties where the session resumes. All call it at once.
@@ -327,6 +342,8 @@ class Journal:
                         )
                     kept.history.add(record.digest, record.touches, record.needs)
                     kept.records.append((entry, record))
+                case JoiningRecord() as joined:
+                    self._joined = joined
                 case BeganRecord(run):
                     self._run, self._chains = run, {}
                 case ResumedRecord(points):
@@ -361,6 +378,14 @@ class Journal:
     def _write_at_joining(self, body: list[Any]) -> None:
         # Without the record, later ones would make no sense: this is needed in any case.
         self._store.append(encode_value(body), durable=True)
+
+
+def _boot() -> str:
+    """What tells this start of this machine from others; "" if that is not known."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 @dataclass

@@ -69,6 +69,21 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class JoiningRecord:
+    """A process of this party is about to claim the party's name on the broker.
+
+    Attributes:
+        instance: what tells its run from others there.
+        boot: what tells this start of this machine from others; "" if that is not known.
+        written: as in `StepRecord`.
+    """
+
+    instance: bytes
+    boot: str
+    written: float
+
+
+@dataclass(frozen=True)
 class BeganRecord:
     """The parties began a run together, whose records follow."""
 
@@ -114,7 +129,7 @@ class EndedRecord:
         return cls(one_line(party, 64), one_line(why, _MOST_WHY))
 
 
-AnyRecord = StepRecord | BeganRecord | ResumedRecord | RevealRecord | EndedRecord
+AnyRecord = StepRecord | JoiningRecord | BeganRecord | ResumedRecord | RevealRecord | EndedRecord
 
 
 def decode_record(entry: Entry) -> AnyRecord:
@@ -134,6 +149,8 @@ def decode_record(entry: Entry) -> AnyRecord:
                 chain, number, digest, text, place, parts, tuple(labels), tuple(touches), needs,
                 written, gave,
             )  # fmt: skip
+        case ["joining", bytes(instance), str(boot), float(written)]:
+            return JoiningRecord(instance, boot, written)
         case ["began", bytes(run)]:
             return BeganRecord(run)
         case ["resumed", dict(points)]:

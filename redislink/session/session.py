@@ -37,6 +37,7 @@ from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
 from redislink.session.steps import Failure, Silence, Steps, versions_here
 from redislink.settings import RedisLinkSettings
+from redislink.transport.claim import Run
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.rendezvous import Progress
 from redislink.transport.stats import EndpointStats
@@ -155,6 +156,7 @@ class Session(ClosesOrAborts):
                 broker=broker,
                 identity=identity,
                 credentials=credentials,
+                run=Run() if kept is None else kept.joins(),
             )
         except BaseException:
             if kept is not None:

@@ -3,10 +3,11 @@
 A string key with a time to live holds the instance of the run that claims the party. A thread
 renews the key; when the process dies, the key lapses. A second process sees either that the claim
 is being renewed (the first is alive: `PartyTaken`), or that it lapses (the first is dead). It
-tells the two apart by the key's remaining time to live, as the broker counts it. If the broker's
-clock went back, a dead run's claim has more time left than any run asks for; a living run would
-have renewed it. The broker is not trusted with this: if it lets two runs through, the handshake
-tells them apart by their instances.
+tells the two apart by the key's remaining time to live, as the broker counts it. A process that
+knows for sure that the first is dead, because it has locked that one's journal, need not wait. If
+the broker's clock went back, a dead run's claim has more time left than any run asks for; a living
+run would have renewed it. The broker is not trusted with this: if it lets two runs through, the
+handshake tells them apart by their instances.
 
 The same thread also publishes the party's status (`protocol.status`), on the same connection. Only
 operators read it: whatever happens to the status, the claim is renewed.
@@ -15,9 +16,11 @@ operators read it: whatever happens to the status, the claim is renewed.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from redislink.broker.broker import Broker
@@ -33,6 +36,7 @@ from redislink.errors import (
 )
 from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
+from redislink.protocol.handshake import INSTANCE_BYTES
 
 _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.0
@@ -47,11 +51,30 @@ _NO_EXPIRY: Final = -1
 _FIRST_TRIES: Final = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What tells one run of a party from others.
+
+    Attributes:
+        instance: 8 random bytes.
+        before: the instance of an earlier run that has ended for sure; None if none is known.
+    """
+
+    instance: bytes = field(default_factory=lambda: secrets.token_bytes(INSTANCE_BYTES))
+    before: bytes | None = None
+
+
 class PartyClaim:
     """One run's claim to be a party; `acquire`, then `release`."""
 
     def __init__(
-        self, broker: Broker, key: bytes, instance: bytes, who: str, log: PartyLogger
+        self,
+        broker: Broker,
+        key: bytes,
+        instance: bytes,
+        who: str,
+        log: PartyLogger,
+        before: bytes | None = None,
     ) -> None:
         """Not for users.
 
@@ -61,11 +84,13 @@ class PartyClaim:
             instance: this run's instance, 8 bytes.
             who: the party, as messages name it.
             log: the party's logger.
+            before: the instance of an earlier run that has ended for sure; None if none is known.
         """
         self._log = log
         self._broker = broker
         self._key = key
         self._instance = instance.hex().encode()
+        self._before = None if before is None else before.hex().encode()
         self._who = who
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -233,8 +258,15 @@ class PartyClaim:
 
     def _set(self, connection: BrokerConnection) -> bool:
         reply = self._call(connection, b"SET", self._key, self._instance, b"PX", _LEASE_MS, b"NX")
+        if reply is not None:
+            return True
+        holder = self._call(connection, b"GET", self._key)
+        if holder is not None and holder == self._before:
+            self._before = None
+            self._call(connection, b"DEL", self._key)  # nobody renews it: it need not lapse
+            return self._set(connection)
         # An earlier SET may have worked although its reply was lost.
-        return reply is not None or self._call(connection, b"GET", self._key) == self._instance
+        return bool(holder == self._instance)
 
     def _renew(self) -> None:
         while not self._pause():

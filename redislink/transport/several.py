@@ -68,15 +68,16 @@ class BrokerWatch(PartyClaim):
         instance: bytes,
         who: str,
         log: PartyLogger,
+        before: bytes | None,
     ) -> None:
         """Not for users.
 
         Args:
             claims: all of this party's watches.
             index: the broker's index.
-            key, instance, who, log: as for `PartyClaim`.
+            key, instance, who, log, before: as for `PartyClaim`.
         """
-        super().__init__(claims.brokers.members[index], key, instance, who, log)
+        super().__init__(claims.brokers.members[index], key, instance, who, log, before)
         self._claims = claims
         self._index = index
         self._longest_wait = claims.brokers.members[index].timeout
@@ -180,6 +181,7 @@ class SeveralClaims:
         instance: bytes,
         log: PartyLogger,
         move_after: float,
+        before: bytes | None = None,
     ) -> None:
         """Not for users.
 
@@ -190,6 +192,7 @@ class SeveralClaims:
             instance: this run's instance, 8 bytes.
             log: the party's logger.
             move_after: seconds that the present broker may be away.
+            before: as for `PartyClaim`.
         """
         self.brokers = brokers
         self._party = party
@@ -216,7 +219,7 @@ class SeveralClaims:
         key = list_names.claim_key(spec.session, party)
         who = f"party {party!r} of session {spec.session!r}"
         self._watches = [
-            BrokerWatch(self, index, key, instance, who, log)
+            BrokerWatch(self, index, key, instance, who, log, before)
             for index in range(len(brokers.members))
         ]
         self.instance = instance.hex()

@@ -15,6 +15,7 @@ from redislink import ClusterSpec, LoadFailed, Session, ThreadCommunicator
 from redislink.communicator import DEFAULT_NAMESPACE
 from redislink.identity import Identity
 from redislink.journal import Binding, JournalStore
+from redislink.session import journal as journal_module
 from redislink.session import simulator
 from redislink.session.journal import Journal
 from redislink.session.session import NAMESPACE
@@ -230,3 +231,20 @@ def test_no_share_is_sent_in_a_reveal_while_a_party_may_go_back_behind_it(
     results = stage.outcomes(program)
     assert len(set(shown)) == 1
     assert results["bob"] == shown[0]
+
+
+def test_a_run_knows_the_one_before_it_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, before = Stage(tmp_path), None
+    for _ in range(3):
+        journal = stage.journal("alice")
+        run = journal.joins()
+        assert run.before == before
+        before = run.instance
+        journal.close()
+    for boot in ("another", ""):
+        monkeypatch.setattr(journal_module, "_boot", lambda boot=boot: boot)
+        journal = stage.journal("alice")
+        assert journal.joins().before is None
+        journal.close()

@@ -78,6 +78,19 @@ def test_a_broker_that_is_not_reached_is_an_error_soon() -> None:
     assert time.monotonic() - started < 5
 
 
+def test_the_claim_of_a_run_that_has_ended_for_sure_need_not_lapse() -> None:
+    broker = CuttingBroker(set())
+    dead, other = b"of alice", b"a second"
+    for holder, taken in ((dead, True), (other, False)):
+        value_of(broker, "SET", b"claim", holder.hex(), b"PX", 60_000)
+        claim = PartyClaim(broker, b"claim", b"instance", "alice", PartyLogger("t", "alice"), dead)
+        connection = broker.open()
+        assert claim._set(connection) is taken
+        connection.close()
+        held = b"instance" if taken else holder
+        assert value_of(broker, "GET", b"claim") == held.hex().encode()
+
+
 STATUS = b"status"
 
 
