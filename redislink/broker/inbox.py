@@ -308,7 +308,7 @@ class Wait:
             slice_ = _LATE_STEP
 
     def has_moved(self) -> bool:
-        """Return whether anything came on the connection since the last call.
+        """Return whether anything came on the connection since the last call, or waits to be read.
 
         Any thread may call it. Where nobody counts what comes, it is False.
         """
@@ -316,7 +316,7 @@ class Wait:
         traffic = None if connection is None else connection.traffic
         came = None if traffic is None else traffic.received
         came, self._came = self._came, came
-        return came != self._came
+        return came != self._came or (traffic is not None and traffic.is_unread)
 
     def connect(self) -> None:
         """Open the connection now instead of at the first pop.

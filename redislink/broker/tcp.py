@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from typing import Final, NamedTuple
@@ -62,11 +63,13 @@ class Traffic(NamedTuple):
         received: the bytes that have come, read or not.
         acknowledged: the bytes of ours that the other end's kernel has acknowledged.
         is_under_way: whether there are others, which it has not.
+        is_unread: whether some of what has come waits to be read.
     """
 
     received: int
     acknowledged: int
     is_under_way: bool
+    is_unread: bool = False
 
 
 def traffic(line: socket.socket) -> Traffic | None:
@@ -76,9 +79,12 @@ def traffic(line: socket.socket) -> Traffic | None:
     try:
         # Not the method of an SSLSocket, of which only one thread may make use at a time.
         info = socket.socket.getsockopt(line, socket.IPPROTO_TCP, _INFO, _FIELDS.size)
-    except OSError:
+        poll = select.poll()
+        poll.register(line, select.POLLIN)
+        is_unread = bool(poll.poll(0))
+    except (OSError, ValueError):  # closed meanwhile
         return None
     if len(info) < _FIELDS.size:
         return None
     unacknowledged, acknowledged, received, unsent = _FIELDS.unpack(info)
-    return Traffic(received, acknowledged, bool(unacknowledged or unsent))
+    return Traffic(received, acknowledged, bool(unacknowledged or unsent), is_unread)

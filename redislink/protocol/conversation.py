@@ -25,8 +25,8 @@ class Timing:
         round_trip: the time from here to the broker and back.
         ask_interval: the least time between two probes for the same tag; see `Waits`.
         probe_interval: a tag counts as waited for until three times as long after a probe.
-        resend_after: a frame counts as lost if the broker has had it for so long and the peer
-            still asks for it. Doubles each time that the frame is lost, up to 16 times as long.
+        resend_after: a frame that was lost counts as lost again only if the broker has had it for
+            so long. Doubles each time that the frame is lost, up to 16 times as long.
         overdue_after: the least time that a message, of which the peer says that the broker has
             taken it, may still take. After that, our connection counts as lost.
         fin_interval: the time between two FINs.

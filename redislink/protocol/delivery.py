@@ -75,7 +75,7 @@ class Delivery:
         self.stats = DeliveryStats()
         self.last_heard = now
         self.often_lost = 0
-        """The size of a body that was lost several times, each time after the broker took it."""
+        """The size of a body at which the peer's connection broke again and again."""
         self.unpushed: list[Push | Leftover] = []
         """What `pushes` will return."""
         self._timing = timing
@@ -338,6 +338,10 @@ class Delivery:
         """Note that a receive has blocked on this tag, so the peer will be probed for it."""
         self._waits.wait(tag, since)
 
+    def came_again(self, tag: str) -> None:
+        """Note that what comes next of this tag was pushed again. Call it before `receive_data`."""
+        self._waits.came_again(tag)
+
     def came_in_part(self, tag: str, now: float) -> None:
         """Note that part of a frame of this tag has come: it is on its way, so do not probe yet."""
         self._waits.came(tag, now, whole=False)
@@ -347,7 +351,7 @@ class Delivery:
         self._complain(Says.LOST, tag, now)
 
     def misses(self, tag: str, now: float) -> None:
-        """Have the peer push this tag again: elements of it may have been popped and lost."""
+        """Have the peer push this tag again: the connection broke that may have popped some."""
         self._complain(Says.MISSES, tag, now)
 
     def overdue(self, now: float) -> list[str]:
@@ -370,9 +374,10 @@ class Delivery:
         if wait is None or not self._peer_listens:
             return False
         if wait.missed:
+            wait.missed = False  # if the line cannot be left, the peer is told again
             return True
-        self._complain(Says.MISSES, tag, now)
-        wait.missed, wait.asked_at = True, now
+        self._complain(Says.OVERDUE, tag, now)
+        self._waits.missed(wait, now)
         return False
 
     def read_anew(self, now: float) -> None:

@@ -1,9 +1,14 @@
-"""Fragments: split an element that is already sealed, but too large for the broker.
+"""Fragments: elements around an element that is already sealed.
+
+They split one that is too large for the broker, or tell that one was pushed before.
 
 A message is cut before it is sealed, and its first push fixes a frame: sealing other bytes under
 the same number would give the key away. So a frame that turns out to be too large for the broker
 travels unchanged, cut into several elements on its list. The receiver joins the pieces and decodes
 the result like any element; until then it trusts nothing in them.
+
+A frame that is pushed again is the same, byte for byte. So that the receiver knows it from the
+first, which may only be late, it travels as a single fragment.
 """
 
 from __future__ import annotations
@@ -39,6 +44,16 @@ def split_element(
     for part in range(parts):
         piece = whole[part * most : (part + 1) * most]
         yield encode_header(Fragment(number, part, parts)), piece
+
+
+def pushed_again(element: tuple[bytes, BytesLike], number: int) -> tuple[bytes, bytes]:
+    """Return an element that tells that this one was pushed before.
+
+    Args:
+        element: the element, in two parts.
+        number: the number of its frame.
+    """
+    return encode_header(Fragment(number, 0, 1)), b"".join(element)
 
 
 @dataclass(slots=True)

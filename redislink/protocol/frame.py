@@ -87,7 +87,7 @@ class Says(enum.IntEnum):
     WAITS = 0
     """I wait for the next message of each."""
     MISSES = 1
-    """I wait, and something was lost on the way: send all again that the broker should have."""
+    """I wait, and my connection broke: send all again of each that the broker should have."""
     LOST = 2
     """I took an element of each from the broker that is of no use: send it again."""
     NOT_SENT = 3
@@ -96,6 +96,8 @@ class Says(enum.IntEnum):
     """The answer: the broker has had the next element of each before this frame."""
     RESENT = 5
     """The answer: likewise, but that counted as lost and was pushed again."""
+    OVERDUE = 6
+    """I wait, you said SENT, and nothing has come for too long since: as MISSES."""
 
 
 def _number(value: Any, what: str, low: int = 0, high: int = _MAX_NUMBER) -> None:

@@ -49,9 +49,11 @@ class DataPush(Push):
 
     Attributes:
         tag: the list's tag.
+        again: whether it was pushed before; the peer is to know.
     """
 
     tag: str
+    again: bool = False
 
     @property
     def frame(self) -> Data:
@@ -95,6 +97,8 @@ class Chunk(DataPush):
         launched: True once it was pushed, which fixes its frame.
         refused: True if the broker had no room for it last time.
         times_lost: how often the peer asked for it although the broker had it.
+        broke: whether the peer's connection broke since it was last pushed.
+        times_broke: how often it was pushed again after that.
     """
 
     # Defaults on the class: most chunks never need another value, and every message makes one.
@@ -111,6 +115,8 @@ class Chunk(DataPush):
     launched: bool = False
     refused: bool = False
     times_lost: int = 0
+    broke: bool = False
+    times_broke: int = 0
 
     @property
     def frame(self) -> Data:
@@ -135,6 +141,7 @@ class Clearing(DataPush):
     """
 
     clear = True
+    again = True
 
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk

@@ -38,8 +38,8 @@ _SMALL: Final = 16 << 10
 """Elements of up to so many bytes reach the broker in the order of their numbers."""
 _LOSS_MEMORY: Final = 10.0
 """Seconds for which a loss makes the next one look like more than a lost pop."""
-_MOST_SUSPECTED: Final = 2
-"""Losses in that time that may still be single ones, where only the peer says that they are."""
+_MOST_SINGLE: Final = 2
+"""Losses in that time that may still be single ones."""
 _RAW: Final = Encoding.RAW
 _new: Final = object.__new__  # a class called as usual costs five times as much
 
@@ -52,8 +52,8 @@ class Answer:
         not_sent: tags of which nothing is unacked.
         sent: tags whose next chunk the broker has before what is pushed now.
         resent: likewise, but the chunk counted as lost and was pushed again.
-        often_lost: the size of a tag's next chunk, if it was lost several times, each time after
-            the broker took it; otherwise 0.
+        often_lost: the size of a tag's next chunk, if the peer's connection broke at it several
+            times, each time after the broker took it; otherwise 0.
     """
 
     not_sent: list[str] = field(default_factory=list)
@@ -412,6 +412,10 @@ class Sending:
             flying = self._first_flying(tag)
             if flying is None:
                 continue
+            if probe.says is Says.MISSES:
+                flying.broke = True
+                if flying.times_broke + 1 >= _OFTEN_LOST:
+                    answer.often_lost = len(flying.body)
             if self._should_resend(flying, probe, now):
                 lost.append((tag, flying))
             elif probe.says is Says.WAITS and (in_order or flying.confirmed_at is not None):
@@ -424,8 +428,6 @@ class Sending:
                 self._resend([flying])
             else:
                 self._lost(tag, now)
-            if flying.times_lost >= _OFTEN_LOST:
-                answer.often_lost = len(flying.body)
         self.pump(now)
         if in_order and probe.says is not Says.LOST:
             tags = (tag for tag, flying in lost if flying.account is not None)
@@ -435,17 +437,15 @@ class Sending:
     def _should_resend(self, flying: Chunk, probe: Probe, now: float) -> bool:
         """Return whether a chunk that the peer should have had is to be pushed again.
 
-        After a loss, only once the broker has had it again, and longer each time.
+        How long its line may take, only the peer knows. After a loss, only once the broker has had
+        it again for a while, and longer each time.
         """
-        if self._had_for_long(flying, flying.times_lost, now):
-            return True
-        if flying.confirmed_at is None and flying.times_lost:
-            return False
         if probe.says is Says.WAITS:
             # The peer has had something that was pushed later, and has waited for this one since.
             ranges = probe.ack.ranges
             return (
-                not flying.was_queued
+                not flying.times_lost
+                and not flying.was_queued
                 and len(flying.body) <= _SMALL
                 and bool(ranges)
                 and ranges[-1][1] > flying.seq
@@ -458,10 +458,9 @@ class Sending:
         One lost pop costs one list. Losses in a row mean that the broker lost more than a pop:
         then everything that it has had for a while is pushed again, less at a time.
         """
-        certain = self._seems_lost(tag, now)
         self._losses = [at for at in self._losses if now - at < _LOSS_MEMORY]
         lost = [tag]
-        if len(self._losses) >= (1 if certain else _MOST_SUSPECTED):
+        if len(self._losses) >= _MOST_SINGLE:
             self._shrink_window()
             lost += [
                 other for other in self._by_tag if other != tag and self._seems_lost(other, now)
@@ -522,6 +521,8 @@ class Sending:
         self._stats.frames_resent += len(chunks)
         for chunk in chunks:
             self._land(chunk)
+            chunk.times_broke += chunk.broke
+            chunk.broke = False
             self._pushed_twice.add(chunk.tag)
             self._enqueue(chunk)
 
@@ -569,7 +570,9 @@ class Sending:
     def _launch(self, chunk: Chunk, account: Account) -> None:
         chunk.account = account
         account.bytes += chunk.size
-        if not chunk.launched:
+        if chunk.launched:
+            chunk.again = True
+        else:
             chunk.acked = self._received.cumulative
             chunk.launched = True
         if chunk.tag in self._to_clear:

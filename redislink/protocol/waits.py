@@ -10,6 +10,9 @@ Rules:
 - What is overdue is missed first (`Delivery.missed_in_vain`): the peer pushes it again. What is
   overdue after that has a dead line, whose replacement costs more: it gets at least
   ``overdue_after``.
+- If it was on its way after all, the peer's messages get twice as long from then on, and half as
+  long again for every 30 s since. An element that was pushed again says so (`came_again`).
+- How long question and answer take is measured on every answer, also if the message was faster.
 """
 
 from __future__ import annotations
@@ -25,6 +28,13 @@ _LEAST_GRACE: Final = 0.02
 _MOST_DOUBLINGS: Final = 6
 _LONGEST_INTERVAL: Final = 2.5
 """The peer counts a tag as waited for while the last question is not older than 3 s."""
+_ASK_AFTER: Final = 0.75
+"""The share of the time for question and answer after which a receive asks: a message that is on
+its way comes sooner."""
+_LOST_AND_LEFT: Final = 2
+"""So often a message is overdue that was lost once, and whose connection was dead: no oftener."""
+_EASE_SECONDS: Final = 30.0
+"""So long after something was missed without need, patience halves again."""
 
 
 @dataclass(slots=True)
@@ -41,6 +51,7 @@ class Wait:
         overdue_at: by then, what the broker has taken should have come.
         times_overdue: how often it had not, since something last came.
         missed: the peer was told that the message must have been lost.
+        doubted: likewise, and nothing that was pushed again has come since.
     """
 
     next_ask: float
@@ -51,6 +62,7 @@ class Wait:
     overdue_at: float | None = None
     times_overdue: int = 0
     missed: bool = False
+    doubted: bool = False
 
 
 class Waits:
@@ -61,7 +73,12 @@ class Waits:
         self.by_tag: dict[str, Wait] = {}
         self._circle = 2 * timing.round_trip
         """Seconds that a question and its answer took lately."""
+        self._open: tuple[str, float] | None = None
+        """Tag and time of a question whose message came before its answer."""
         self._lost_at = LONG_AGO
+        self._doublings = 0
+        """How often patience was doubled, at `_doubled_at`."""
+        self._doubled_at = LONG_AGO
 
     @property
     def _interval(self) -> float:
@@ -72,7 +89,8 @@ class Waits:
         """Note that a receive blocks on this tag."""
         wait = self.by_tag.get(tag)
         if wait is None:
-            self.by_tag[tag] = Wait(since + self._timing.first_ask)
+            pause = min(_ASK_AFTER * self._circle, _LONGEST_INTERVAL)
+            self.by_tag[tag] = Wait(since + max(self._timing.first_ask, pause))
         else:
             wait.threads += 1
 
@@ -87,10 +105,37 @@ class Waits:
         """Note that a frame of this tag has come, or that something is on its way."""
         if (wait := self.by_tag.get(tag)) is not None:
             wait.next_ask = now + self._interval
+            if wait.asked_at is not None and (
+                self._open is None or now - self._open[1] > _LONGEST_INTERVAL
+            ):
+                self._open = tag, wait.asked_at
             wait.asked_at = wait.overdue_at = None
-            wait.times_overdue = 0
             if whole:
-                wait.missed, wait.not_sent_at = False, LONG_AGO
+                if wait.doubted or wait.times_overdue > _LOST_AND_LEFT:
+                    self._doublings = min(self._patience(now) + 1, _MOST_DOUBLINGS)
+                    self._doubled_at = now
+                wait.missed = wait.doubted = False
+                wait.not_sent_at = LONG_AGO
+            wait.times_overdue = 0
+
+    def came_again(self, tag: str) -> None:
+        """Note that what comes next of this tag was pushed again: the peer was right to be asked.
+
+        Call it before `came`.
+        """
+        if (wait := self.by_tag.get(tag)) is not None:
+            wait.doubted = False
+
+    def missed(self, wait: Wait, now: float) -> None:
+        """Note that the peer is told now that what is overdue must have been lost."""
+        wait.missed = wait.doubted = True
+        wait.asked_at = now
+
+    def _patience(self, now: float) -> int:
+        """Return how often the time for messages that may be lost is doubled at present."""
+        if not self._doublings:
+            return 0
+        return max(0, self._doublings - int((now - self._doubled_at) / _EASE_SECONDS))
 
     def ask_all(self, now: float) -> None:
         """Ask for every tag at once, and conclude nothing from what was said before."""
@@ -142,8 +187,9 @@ class Waits:
                 if wait.overdue_at is None:
                     least = self._timing.overdue_after if wait.missed else _LEAST_GRACE
                     # Longer each time: perhaps it cannot come at all.
-                    doublings = min(wait.times_overdue - wait.missed, _MOST_DOUBLINGS)
-                    wait.overdue_at = now + max(least, took) * 2 ** max(0, doublings)
+                    doublings = max(0, wait.times_overdue - wait.missed) + self._patience(now)
+                    doublings = min(doublings, _MOST_DOUBLINGS)
+                    wait.overdue_at = now + max(least, took) * 2**doublings
         return asked_for
 
     def _answered(self, tags: Iterable[str], now: float) -> Iterator[tuple[Wait, float | None]]:
@@ -152,13 +198,19 @@ class Waits:
         It is answered then.
         """
         for tag in tags:
-            if (wait := self.by_tag.get(tag)) is None:
-                continue
-            took = None if wait.asked_at is None else now - wait.asked_at
-            wait.asked_at = None
+            wait = self.by_tag.get(tag)
+            took = None if wait is None or wait.asked_at is None else now - wait.asked_at
             if took is not None:
-                self._circle = max(took, 0.75 * self._circle + 0.25 * took)
-            yield wait, took
+                self._measure(took)
+            elif self._open is not None and self._open[0] == tag:
+                self._measure(now - self._open[1])
+                self._open = None
+            if wait is not None:
+                wait.asked_at = None
+                yield wait, took
+
+    def _measure(self, took: float) -> None:
+        self._circle = max(took, (self._circle + took) / 2)
 
     def overdue(self, now: float) -> list[str]:
         """Return the tags whose messages should have come. Each is named once for each answer."""

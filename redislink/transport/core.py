@@ -45,13 +45,13 @@ from redislink.logs import PartyLogger, is_power_of_two
 from redislink.protocol import list_names
 from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timing
 from redislink.protocol.element_size import LEAST, ElementSize
-from redislink.protocol.fragments import split_element
-from redislink.protocol.frame import Abort
+from redislink.protocol.fragments import pushed_again, split_element
+from redislink.protocol.frame import Abort, Frame
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.settings import RedisLinkSettings
 from redislink.transport.claim import PartyClaim
 from redislink.transport.lanes import Lanes
-from redislink.transport.peer import Party, Peer
+from redislink.transport.peer import Encode, Party, Peer
 from redislink.transport.rendezvous import Rendezvous
 
 UNREAD_CONTROL_WAIT: Final = 0.2
@@ -251,15 +251,18 @@ class Core:
                 if push.clear:
                     again.append(push.tag)
                 size = push.message_bytes or len(push.body)
-                if large_before and len(push.body) >= LARGE and self.element_size.limit is None:
+                limit = self.element_size.limit
+                splits = limit is not None and len(push.body) > limit
+                if push.again and not splits:
+                    encode = partial(_encode_again, push.frame.seq, encode)
+                if large_before and len(push.body) >= LARGE and limit is None:
                     # Earlier chunks fill the line: seal and write this one when they are through.
                     later = partial(encode, name, push.frame, push.body)
                     outbox.push_later(name, later, size, token, clear=push.clear)
                     continue
                 large_before = len(push.body) >= LARGE
                 element = encode(name, push.frame, push.body)
-                limit = self.element_size.limit
-                if limit is not None and len(push.body) > limit:
+                if limit is not None and splits:
                     # Its number is used up: it must not be sealed again in smaller frames.
                     *first, last = split_element(element, push.frame.seq, limit)
                     for at, fragment in enumerate(first):
@@ -533,6 +536,12 @@ class Core:
             peer.codec.forget_keys(dead)
             peer.codec = peer.delivery = peer.kept = peer.lanes = dead
         self.outbox = self.inbox = self.rendezvous = dead
+
+
+def _encode_again(
+    number: int, encode: Encode, name: bytes, frame: Frame, body: bytes | memoryview
+) -> tuple[bytes, bytes]:
+    return pushed_again(encode(name, frame, body), number)
 
 
 def _least_chunk_bytes(round_trip: float, chunk_bytes: int) -> int:

@@ -359,6 +359,8 @@ class Receiving:
             joined = peer.fragments.add_untrusted(name, element)
             if joined is None:
                 delivery.came_in_part(tag, time.monotonic())
+            else:  # or it was only too large for the broker: then nothing can be concluded
+                delivery.came_again(tag)
             return joined
 
     def _wake_another(self, peer: Peer, tag: str, mine: Wait | None) -> None:

@@ -25,8 +25,11 @@ class Pair:
         self.now = 0.0
         self.alice = Delivery("bob", timing, 0.0)
         self.bob = Delivery("alice", timing, 0.0)
-        self.lists: dict[tuple[Delivery, str], deque[tuple[Frame, bytes]]] = defaultdict(deque)
-        """By receiver and tag, with the edition before it if that is not the first."""
+        self.lists: dict[tuple[Delivery, str], deque[tuple[Frame, bytes, bool]]] = defaultdict(
+            deque
+        )
+        """By receiver and tag, with the edition before it if that is not the first: frame, body,
+        and whether it was pushed before."""
         self.log: list[tuple[str, Push | Leftover]] = []
         """All that was pushed, with the name of who did."""
         self.loses: Callable[[Push], bool] = lambda push: False
@@ -56,8 +59,8 @@ class Pair:
             if push.clear:
                 self.lists.pop((dst, name), None)
             if not self.loses(push):
-                self.lists[dst, name].append((push.frame, bytes(push.body)))
-        held = sum(len(body) + 128 for name in self.lists.values() for _, body in name)
+                self.lists[dst, name].append((push.frame, bytes(push.body), push.again))
+        held = sum(len(body) + 128 for name in self.lists.values() for _, body, _ in name)
         self.peak = max(self.peak, held)
         return bool(pushes)
 
@@ -68,7 +71,9 @@ class Pair:
         if not self.lists[dst, name]:
             del self.lists[dst, name]
             return False
-        frame, body = self.lists[dst, name].popleft()
+        frame, body, again = self.lists[dst, name].popleft()
+        if again:
+            dst.came_again(tag)
         dst.receive_data(tag, frame, body, self.now)
         self.settle()
         return True

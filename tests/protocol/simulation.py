@@ -39,7 +39,7 @@ from redislink.errors import (
     PeerLost,
     PeerRestarted,
 )
-from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
+from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import Data, Frame, Move
 from redislink.protocol.moves import Moves
 from redislink.protocol.states import State
@@ -114,6 +114,7 @@ class Faults:
 class Element:
     frame: Frame
     body: bytes
+    again: bool = field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -727,6 +728,8 @@ class World:
             delivery.lost(tag, self.now)
         elif element is not None:
             frame = element.frame
+            if element.again:
+                delivery.came_again(tag)
             if isinstance(frame, Data) and frame.parts == 1 and not frame.previous:
                 whole = (frame.seq, frame.encoding, frame.acked, element.body)
                 message = delivery.receive_whole(tag, whole, self.now)
@@ -915,7 +918,8 @@ class World:
             key = (peer, party.name, (tag, edition))
         write = Write(key, True, None)
         if isinstance(push, Push):
-            element = Element(push.frame, bytes(push.body))
+            again = isinstance(push, DataPush) and push.again
+            element = Element(push.frame, bytes(push.body), again)
             write = Write(key, push.clear, element)
             if isinstance(push.frame, Data):
                 number = (party.name, peer, push.frame.seq)

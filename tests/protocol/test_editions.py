@@ -45,7 +45,7 @@ def test_what_is_overdue_is_missed_before_its_line_is_left(alone):
     answer(alone, "t", Says.SENT, 1.01)
     assert alone.overdue(1.03) == ["t"]
     assert not alone.missed_in_vain("t", 1.03)
-    assert control(take_pushes(alone), Probe) == [Probe(("t",), AckState(0), Says.MISSES)]
+    assert control(take_pushes(alone), Probe) == [Probe(("t",), AckState(0), Says.OVERDUE)]
     answer(alone, "t", Says.RESENT, 1.04)
     assert alone.overdue(1.2) == []
     assert alone.overdue(1.04 + TIMING.overdue_after) == ["t"]

@@ -314,7 +314,7 @@ def test_a_silent_loss_is_healed_before_the_second_question(pair):
     pair.bob.wait("t", 0.0)
     pair.advance(0.18)
     assert pair.receive(pair.bob, "t") == b"x"
-    assert [push.frame.says for push in pair.pushed("bob", Probe)] == [Says.WAITS, Says.MISSES]
+    assert [push.frame.says for push in pair.pushed("bob", Probe)] == [Says.WAITS, Says.OVERDUE]
     assert [push.frame.says for push in pair.pushed("alice", Probe)] == [Says.SENT, Says.RESENT]
     assert pair.bob.edition_in == 0, "the line is well"
     assert pair.alice.stats.frames_resent == 1
