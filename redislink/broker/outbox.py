@@ -83,14 +83,33 @@ def push_afresh(
         ttl: seconds that the lists live.
     """
     with contextlib.suppress(BrokerError), contextlib.closing(broker.open()) as connection:
-        for name, element in elements:
-            connection.write(pack_push(name, element, ttl * 1000))
-            for _ in range(PUSH_REPLIES):
-                try:
-                    connection.read(broker.timeout)
-                except BrokerError:  # it may accept the next one, to another peer
-                    if not connection.usable:
-                        return
+        push_each(connection, elements, ttl, broker.timeout)
+
+
+def push_each(
+    connection: BrokerConnection,
+    elements: Sequence[tuple[bytes, tuple[bytes, Buffer]]],
+    ttl: int,
+    timeout: float,
+) -> None:
+    """Push small elements, as many as the broker accepts.
+
+    Args:
+        connection: the connection to use.
+        elements, ttl: as for `push_afresh`.
+        timeout: seconds for each reply.
+
+    Raises:
+        BrokerError: the connection broke.
+    """
+    for name, element in elements:
+        connection.write(pack_push(name, element, ttl * 1000))
+        for _ in range(PUSH_REPLIES):
+            try:
+                connection.read(timeout)
+            except BrokerError:  # it may accept the next one, to another peer
+                if not connection.usable:
+                    raise
 
 
 class Silence(NamedTuple):

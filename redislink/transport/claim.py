@@ -19,13 +19,15 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.outage import Outage, Way
+from redislink.broker.outbox import push_each
+from redislink.broker.wire import Buffer
 from redislink.errors import (
     BrokerBusy,
     BrokerError,
@@ -36,7 +38,9 @@ from redislink.errors import (
 )
 from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
+from redislink.protocol.frame import Frame
 from redislink.protocol.handshake import INSTANCE_BYTES
+from redislink.transport.peer import Peer
 
 _LEASE_MS: Final = 6000
 _RENEW_SECONDS: Final = 1.0
@@ -46,6 +50,8 @@ _RENEWALS: Final = 2
 _TOLERANCE_MS: Final = 50
 _LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
 _PINGS: Final = 3
+_LAST_WORDS_TTL: Final = 120
+"""Seconds that peers have time to hear them."""
 _NO_EXPIRY: Final = -1
 """PTTL's reply for a key without a time to live."""
 _FIRST_TRIES: Final = 3
@@ -97,6 +103,7 @@ class PartyClaim:
         self._connection: BrokerConnection | None = None
         self._status: tuple[bytes, Callable[[], bytes]] | None = None
         self._may_publish = True
+        self._last_words: Sequence[tuple[bytes, tuple[bytes, Buffer]]] = ()
         self.instance = instance.hex()
         self.since = time.monotonic()
         """When this run began."""
@@ -213,6 +220,30 @@ class PartyClaim:
         if connection is not None:
             connection.interrupt()
 
+    def say(self, last_words: Sequence[tuple[Peer, Frame]]) -> None:
+        """Push control frames soon, and before the claim is released. Any thread may call it, once.
+
+        This connection may be the only one that still works.
+
+        Args:
+            last_words: peers, and what to tell each.
+        """
+        self.push_soon(
+            [
+                (peer.control_out, peer.codec.encode_parts(peer.control_out, frame, b""))
+                for peer, frame in last_words
+            ]
+        )
+
+    def push_soon(self, elements: Sequence[tuple[bytes, tuple[bytes, Buffer]]]) -> None:
+        """Push small elements as `say` does: (list's name, element in two parts)."""
+        self._last_words = elements
+
+    def _push_last_words(self, connection: BrokerConnection, timeout: float) -> None:
+        elements, self._last_words = self._last_words, ()
+        if elements:
+            push_each(connection, elements, _LAST_WORDS_TTL, timeout)
+
     def release(self, timeout: float | None = None) -> None:
         """Give up the claim, if it is still ours. Never raises.
 
@@ -231,6 +262,7 @@ class PartyClaim:
         if connection is None:
             return
         try:
+            self._push_last_words(connection, longest)
             self._take_leave(connection, longest)
             if connection.execute(b"GET", self._key, timeout=longest) == self._instance:
                 mine = [self._key] if self._status is None else [self._key, self._status[0]]
@@ -284,6 +316,7 @@ class PartyClaim:
         connection = self._connection
         if connection is None or not connection.usable:
             connection = self._connection = self._broker.open()
+        self._push_last_words(connection, self._broker.timeout)
         started = time.monotonic()
         holder = self._call(connection, b"GET", self._key)
         self.last_round_trip = time.monotonic() - started

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from redislink.broker import Broker
@@ -26,6 +26,7 @@ from redislink.errors import (
 )
 from redislink.logs import PartyLogger
 from redislink.protocol.delivery import Delivery, Push
+from redislink.protocol.frame import Frame
 from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
 from redislink.transport.lines import Lines
 from redislink.transport.peer import Peer
@@ -49,6 +50,7 @@ class Control:
         receiving: Receiving,
         round_trip: float,
         distrust_claim: Callable[[], None],
+        say: Callable[[Sequence[tuple[Peer, Frame]]], None],
     ) -> None:
         """Not for users.
 
@@ -57,10 +59,12 @@ class Control:
             receiving: the receives; this thread registers their waits, and ends overdue ones.
             round_trip: seconds to the broker and back.
             distrust_claim: called when the claim's connection may be dead.
+            say: tells peers something in another way than through the outbox.
         """
         self._core = core
         self._receiving = receiving
         self._distrust_claim = distrust_claim
+        self._say = say
         self._lines = Lines(core, round_trip, self._leave_lines)
         self._progress = PartyLogger(core.cluster.session, core.party, "redislink.progress")
         self._silence_reports: dict[str, float] = {}
@@ -89,7 +93,7 @@ class Control:
     def _run(self) -> None:
         try:
             self._serve()
-            self._core.tell_of_broker()
+            self._core.tell_of_broker(self._say)
         except RedisLinkError as error:
             self._core.fail(error)
         except Exception as error:

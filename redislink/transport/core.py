@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Final
@@ -363,21 +363,28 @@ class Core:
         elif self.outage.lasts and self.outbox.error is None:
             self.outage.ended(Way.PUSH)
 
-    def tell_of_broker(self) -> None:
+    def tell_of_broker(self, say: Callable[[Sequence[tuple[Peer, Frame]]], None]) -> None:
         """Tell the peers if a failure at the broker has ended the session.
 
         The program may notice the failure much later. And the outbox may be lost while the broker
-        still lets us in: it may refuse only what we push to one peer.
+        still lets us in: it may refuse only what we push to one peer, or only new connections.
+
+        Args:
+            say: tells peers something in another way than through the outbox.
         """
         failure = self.failure
         if not isinstance(failure, BrokerError):
             return
         reason, retryable = reason_for_peers(failure), may_pass(failure)
         self.tell_all(lambda delivery: delivery.abort(reason, retryable=retryable))
-        if self.outbox.error is None or isinstance(failure, BrokerUnreachable):
+        if self.outbox.error is None:
+            return
+        words = tuple(self.last_words)
+        say([(peer, push.frame) for peer, push in words if type(push.frame) is Abort])
+        if isinstance(failure, BrokerUnreachable):
             return
         by_node: dict[bytes, list[tuple[bytes, tuple[bytes, Buffer]]]] = defaultdict(list)
-        for peer, push in tuple(self.last_words):
+        for peer, push in words:
             name = peer.control_out
             node = list_names.inbox_of(name) if self.broker.is_cluster else b""
             by_node[node].append((name, peer.codec.encode_parts(name, push.frame, push.body)))

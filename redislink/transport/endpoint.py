@@ -71,7 +71,7 @@ class Endpoint(ClosesOrAborts):
         self.party = core.party
         self.settings = core.settings
         self.rank = core.cluster.rank(core.party)
-        control = Control(core, receiving, claim.round_trip, claim.distrust)
+        control = Control(core, receiving, claim.round_trip, claim.distrust, claim.say)
         closing = Closing(core, control, claim, observer)
         self.parts = EndpointParts(core, sending, receiving, control, closing)
         dies_in_child(self)

@@ -36,7 +36,7 @@ from redislink.errors import (
 from redislink.forking import dies_in_child
 from redislink.logs import PartyLogger
 from redislink.protocol import list_names
-from redislink.protocol.frame import Move
+from redislink.protocol.frame import Abort, Frame, Move
 from redislink.protocol.moves import LISTEN_SECONDS, Moves
 from redislink.protocol.states import State
 from redislink.transport.claim import PartyClaim
@@ -133,6 +133,7 @@ class BrokerWatch(PartyClaim):
 
     def _listen(self, connection: BrokerConnection) -> None:
         claims, index = self._claims, self._index
+        self._push_last_words(connection, self._longest_wait)
         for commands in claims.to_do(index):
             _execute(connection, commands, self._longest_wait)
         names, seconds = claims.lists(index), claims.slice
@@ -216,6 +217,8 @@ class SeveralClaims:
         self._left: list[set[bytes]] = [set() for _ in brokers.members]
         """Lists of this run on each broker that the session has left."""
         self._warn_at = float("inf")
+        self._has_said = False
+        """Whether there are last words on the peers' move lists."""
         key = list_names.claim_key(spec.session, party)
         who = f"party {party!r} of session {spec.session!r}"
         self._watches = [
@@ -301,6 +304,24 @@ class SeveralClaims:
         """Write a status next to each claim; see `PartyClaim.publish`."""
         for watch in self._watches:
             watch.publish(key, snapshot)
+
+    def say(self, last_words: Sequence[tuple[Peer, Frame]]) -> None:
+        """Tell peers something on every broker that can be reached; see `PartyClaim.say`.
+
+        On the present one they listen to their control lists, on the others to their move lists.
+        """
+        session = self._session
+        if session is None:
+            return
+        self._has_said = True
+        for index, watch in enumerate(self._watches):
+            if index == self._moves.current:
+                watch.say(last_words)
+                continue
+            lists = [(session.moves_out[peer.name], peer, frame) for peer, frame in last_words]
+            watch.push_soon(
+                [(name, peer.codec.encode_parts(name, frame, b"")) for name, peer, frame in lists]
+            )
 
     def release(self, timeout: float | None = None) -> None:
         """Give up every claim that can be reached. Never raises; see `PartyClaim.release`."""
@@ -467,7 +488,9 @@ class SeveralClaims:
         if session is None or rendezvous is None:
             return []
         peers = session.core.peers.values()
-        names = {*session.moves_in, *session.moves_out.values(), *self._left[index]}
+        names = {*session.moves_in, *self._left[index]}
+        if not self._has_said:
+            names.update(session.moves_out.values())
         if index != self._moves.current:
             names.update(rendezvous.lists, (peer.control_in for peer in peers))
             # A peer that never reached this broker has not taken our hellos either.
@@ -486,6 +509,11 @@ class SeveralClaims:
             frame, _ = peer.codec.decode_untrusted(name, element)
         except FrameError as error:
             core.blame(peer, error)
+            return
+        if isinstance(frame, Abort):
+            with core.talk(peer) as delivery:
+                delivery.receive_control(frame, time.monotonic())
+            core.check_peers()
             return
         if not isinstance(frame, Move):
             core.blame_peer(peer, FrameError(f"a {frame.kind.name} frame on a list for moves"))

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from redislink import BrokerUnreachable, PartyTaken, UsedAfterFork
+from redislink import BrokerUnreachable, PartyTaken, PeerAborted, UsedAfterFork
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.outage import Outage
 from redislink.logs import PartyLogger
+from redislink.testing.proxy import Proxy
 from redislink.transport import claim as claim_module
 from redislink.transport.claim import PartyClaim
+from tests.conftest import connect_as, make_cluster, quick_settings, run_parties
 from tests.support.waiting import wait_until
 
 COMMANDS = 4
@@ -237,3 +239,34 @@ def test_a_clock_that_goes_back_a_little_looks_like_no_renewal(
     claim._call = step_back  # type: ignore[method-assign]
     claim.acquire(Outage("alice", 10))
     claim.release()
+
+
+@pytest.mark.slow
+def test_peers_are_told_over_the_claims_connection_if_no_other_works(
+    valkey: EmbeddedBroker,
+) -> None:
+    """A firewall lets no new connection through to the broker: what is open stays."""
+    cluster = make_cluster(valkey.url, 2)
+    with Proxy(valkey.port) as line:
+        settings = {
+            "alice": quick_settings(broker_url=line.url(), broker_timeout=1.0, peer_timeout=60.0),
+            "bob": quick_settings(peer_timeout=60.0, recv_timeout=20.0),
+        }
+        alice, bob = run_parties(
+            *(lambda n=n: connect_as(cluster, n, settings[n]) for n in settings)
+        )
+        others = line.connections[1:]  # the first is the claim's
+        line._max_connections = 0
+        for connection in others:
+            connection.cut()
+
+        def fail() -> None:
+            with pytest.raises(BrokerUnreachable), alice:
+                alice.recv("bob", "never")
+
+        def hear() -> None:
+            with pytest.raises(PeerAborted, match="BrokerUnreachable"), bob:
+                bob.recv("alice", "never")
+
+        run_parties(fail, hear)
+        assert line.taken > len(others) + 1

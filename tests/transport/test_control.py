@@ -32,7 +32,9 @@ class Here:
         bob.parts.control._wait.interrupt()
         bob.parts.control._thread.join()
         self.core.stopped.clear()
-        self.control = Control(self.core, bob.parts.receiving, 0.0, lambda: None)
+        self.control = Control(
+            self.core, bob.parts.receiving, 0.0, lambda: None, lambda words: None
+        )
 
     def serve(self, *replies: Any) -> list[list[bytes]]:
         """Run it until the replies to its pops are used up; return the lists that it asked for."""

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from redislink import BrokerUnreachable, ClusterMismatch, ConfigError, PartyTaken, PeerAborted
+from redislink import (
+    BrokerPermissionError,
+    BrokerUnreachable,
+    ClusterMismatch,
+    ConfigError,
+    PartyTaken,
+    PeerAborted,
+)
 from redislink.broker import Broker, EmbeddedBroker, SeveralBrokers
 from redislink.operate import acl
 from redislink.protocol import list_names
@@ -270,6 +277,50 @@ def test_a_broker_that_refuses_pushes_is_left(pair):
     exchange(ends, 10, 10)
     assert [where(end) for end in ends] == [1, 1]
     run_parties(*(end.close for end in ends))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_party_that_its_broker_refuses_for_good_tells_the_others_over_another(pair, present):
+    """Its user lost the right to push there, to anybody; the other broker knows nothing of it."""
+    cluster = make_cluster(urls(*pair))
+    names = cluster.party_names
+    users = acl.party_users(cluster.session, names)
+    for server in pair:
+        acl.apply_users(Broker(server.url), users, dict.fromkeys(names, "pw"))
+    with Proxy(pair[0].port) as line:
+        settings = {}
+        for user in users:
+            both = [acl.party_url(url, user.name, "pw") for url in (line.url(), pair[1].url)]
+            settings[user.party] = quick_settings(
+                broker_url=urls(*both), peer_timeout=60.0, recv_timeout=20.0, **QUICK
+            )
+        ends = run_parties(*(lambda n=n: connect_as(cluster, n, settings[n]) for n in names))
+        exchange(ends, 0, 5)
+        if present:
+            line.go_away()
+            exchange(ends, 5, 5)
+            line.come_back()
+            wait_until(lambda: all(reaches(end, 0) for end in ends))
+        alice = next(user.name for user in users if user.party == "alice")
+        with contextlib.closing(Admin(pair[present])) as admin:
+            admin(b"ACL", b"SETUSER", alice.encode(), b"-rpush")
+
+        def fail(end):
+            end.send("bob", "t", b"x")
+            with pytest.raises(BrokerPermissionError), end:
+                end.recv("bob", "never")
+
+        def hear(end):
+            with pytest.raises(PeerAborted, match="BrokerPermissionError") as caught, end:
+                end.recv("alice", "t")
+            return caught.value.peer
+
+        assert run_parties(lambda: fail(ends[0]), lambda: hear(ends[1]), lambda: hear(ends[2])) == [
+            None,
+            "alice",
+            "alice",
+        ]
 
 
 @pytest.mark.slow
