@@ -248,8 +248,8 @@ class Core:
                     outbox.push(name, element, token, clear=push.clear, ttl=ttl, urgent=True)
                     continue
                 name, encode = peer.to_list(push.tag)
-                if push.clear:
-                    again.append(push.tag)
+                if push.again:
+                    again.append((push.tag, name))
                 size = push.message_bytes or len(push.body)
                 limit = self.element_size.limit
                 splits = limit is not None and len(push.body) > limit
@@ -277,13 +277,18 @@ class Core:
         if self.outbox.error is not None:
             self.mend_outbox()
 
-    def _remove_acked(self, peer: Peer, tags: list[str]) -> None:
-        """Remove lists onto which this thread has pushed again what was acked before it could."""
+    def _remove_acked(self, peer: Peer, pushed: list[tuple[str, bytes]]) -> None:
+        """Remove lists onto which this thread has pushed again what was acked before it could.
+
+        Args:
+            peer: the peer.
+            pushed: the tags of the lists, and their names.
+        """
         with self.lock:
             kept = set(peer.delivery.unacked_tags())
-        for tag in tags:
+        for tag, name in pushed:
             if tag not in kept:
-                self.outbox.delete(peer.out_list(tag))
+                self.outbox.delete(name)
 
     # -- failure -----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,6 +22,7 @@ from redislink.broker import Outbox
 from redislink.errors import FrameError
 from redislink.protocol.delivery import Leftover, Push
 from redislink.protocol.element_size import LEAST
+from redislink.protocol.frame import Ack, AckState, Probe, Says
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.transport import core as core_module
 from redislink.transport.core import Core
@@ -131,6 +133,32 @@ def test_a_leftover_is_removed_from_the_broker(pair: Callable[..., Pair]) -> Non
     with contextlib.closing(core.broker.open()) as connection:
         left = [connection.execute(b"LLEN", peer.out_list(tag), timeout=5) for tag in "tu"]
     assert left == [0, 1]
+
+
+@pytest.mark.parametrize("why", ["the peer misses it", "the line broke", "a later edition"])
+def test_what_is_acked_before_it_is_pushed_again_leaves_no_list(
+    pair: Callable[..., Pair], why: str
+) -> None:
+    """Another thread takes the ack, and removes the list, before this one has pushed."""
+    alice, _ = pair()
+    core, peer = alice.parts.core, alice.parts.core.peers["bob"]
+    seq = alice.parts.sending.post("bob", "t", b"x")
+    with core.lock:
+        now = time.monotonic()
+        if why == "the line broke":
+            peer.delivery.reconnected(now)
+        elif why == "the peer misses it":
+            peer.delivery.receive_control(Probe(("t",), AckState(0), Says.MISSES), now)
+        else:
+            peer.delivery.receive_control(Ack(AckState(0, (), 1)), now)
+            peer.follow()
+        late = peer.delivery.pushes()
+    with core.talk(peer) as delivery:
+        delivery.receive_control(Ack(AckState(seq, (), delivery.edition_out)), now)
+    core.push(peer, late)
+    alice.flush()
+    with contextlib.closing(core.broker.open()) as connection:
+        assert connection.execute(b"EXISTS", peer.out_list("t"), timeout=5) == 0
 
 
 def test_only_a_party_that_leaves_keeps_its_control_frames(pair: Callable[..., Pair]) -> None:

@@ -79,11 +79,6 @@ def keys(server: EmbeddedBroker) -> list[bytes]:
         admin.close()
 
 
-def own_keys(server: EmbeddedBroker) -> list[bytes]:
-    """The transport's own keys. A fault may undo the removal of a message's list, which expires."""
-    return [name for name in keys(server) if name.rsplit(b":")[-1].startswith(b"!")]
-
-
 @contextlib.contextmanager
 def joined(cluster, settings):
     """Every party's endpoint, each with its own settings; closed at the end."""
@@ -105,7 +100,7 @@ def test_the_present_broker_is_killed_for_good_and_all_go_on(pair):
     exchange(ends, 20, 200)
     assert [where(end) for end in ends] == [1, 1, 1]
     run_parties(*(end.close for end in ends))
-    assert own_keys(pair[1]) == []
+    assert keys(pair[1]) == []
 
 
 @pytest.mark.slow
@@ -127,7 +122,7 @@ def test_one_party_is_cut_off_and_all_move_and_clear_up_behind_them(pair):
                 lambda: {k.rsplit(b":")[-1] for k in keys(pair[0])} == {b"!claim", b"!status"}
             )
             wait_until(lambda: reaches(ends[1], 0))
-    assert own_keys(pair[0]) == own_keys(pair[1]) == []
+    assert keys(pair[0]) == keys(pair[1]) == []
 
 
 @pytest.mark.slow
