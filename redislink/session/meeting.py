@@ -129,13 +129,13 @@ def meet(
     me = communicator.party
     positions = {chain: Position.of(history) for chain, history in mine.histories.items()}
     standing = Standing(run, positions, ended)
-    standings = _exchange(communicator, WHERE_TAG, standing.encode(), Standing.parse_untrusted)
-    standings[me] = standing
-    told = {party: standings[party].positions for party in communicator.party_names}
+    others = _exchange(communicator, WHERE_TAG, standing.encode(), Standing.parse_untrusted)
+    standings = {party: others.get(party, standing) for party in communicator.party_names}
+    told = {party: each.positions for party, each in standings.items()}
     _check_ended(me, standings)
-    if not run or any(other.run != run for other in standings.values()):
+    if not run or any(each.run != run for each in standings.values()):
         _check_nothing_begun(me, standings)
-        nonces = b"".join(sorted(other.nonce for other in standings.values()))
+        nonces = b"".join(sorted(each.nonce for each in standings.values()))
         mine.begin(hashlib.sha256(nonces).digest()[:_RUN_BYTES])
         _exchange(communicator, _READY_TAG, _READY, _parse_ready)
         return {}, {}
@@ -149,8 +149,8 @@ def meet(
         last != points[chain] for chain, by_party in lasts.items() for last in by_party.values()
     ):
         known = reaches(mine.histories, told)
-        others = _exchange(communicator, _REACH_TAG, known, _parser_of_reach(known))
-        points = resume_points(told, [known, *others.values()])
+        answers = _exchange(communicator, _REACH_TAG, known, _parser_of_reach(known))
+        points = resume_points(told, [known, *answers.values()])
         mine.go_back(points)
         _exchange(communicator, _READY_TAG, _READY, _parse_ready)
     on_disk = {
