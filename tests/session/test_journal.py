@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,16 +12,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-from redislink import ClusterSpec, LoadFailed, Session, ThreadCommunicator
+from redislink import (
+    ClusterSpec,
+    ConfigError,
+    LoadFailed,
+    RedisLinkError,
+    Session,
+    ThreadCommunicator,
+)
+from redislink.broker import EmbeddedBroker
 from redislink.communicator import DEFAULT_NAMESPACE
+from redislink.errors import JournalError
 from redislink.identity import Identity
 from redislink.journal import Binding, JournalStore
 from redislink.session import journal as journal_module
 from redislink.session import simulator
+from redislink.session import steps as steps_module
 from redislink.session.journal import Journal
-from redislink.session.session import NAMESPACE
+from redislink.session.records import START_ANEW
+from redislink.session.session import NAMESPACE, open_journal
 from redislink.settings import RedisLinkSettings
+from redislink.spu import intersection
+from redislink.spu.compiling import Compiled
 from redislink.spu.device import SpuDevice, Withheld
+from tests.conftest import IDENTITIES, connect_as, make_cluster, quick_settings, run_parties
 from tests.support.waiting import wait_until
 
 NAMES = ("alice", "bob", "carol")
@@ -135,29 +150,6 @@ def _double(x: Any) -> Any:
     return x + x
 
 
-def test_a_run_that_has_ended_is_answered_whole_from_the_journals(stage: Stage) -> None:
-    loads: list[str] = []
-
-    def program(session: Session) -> Any:
-        def load() -> Any:
-            loads.append(session.party)
-            return np.arange(3)
-
-        device = session.spu("SP0")
-        x = device.private(load, owner="carol")
-        y = device.private(lambda: np.ones(3, np.int32), owner="alice")
-        return device.reveal(device.run(_add)(x, y), to=["carol"])
-
-    first = stage.outcomes(program)
-    assert first["carol"].tolist() == [1, 2, 3]
-    second = stage.outcomes(program)
-    assert second["carol"].tolist() == [1, 2, 3]
-    assert second["carol"].flags.writeable
-    assert loads == ["carol"]
-    for party in NAMES:
-        assert stage.stats[party].stats().messages_sent == len(NAMES) - 1  # where the journals end
-
-
 def _long(session: Session) -> Any:
     """All calls, a value that is another one each time it is loaded, and a load that fails."""
 
@@ -179,6 +171,23 @@ def _long(session: Session) -> Any:
     for value in (mine, theirs):
         assert isinstance(value, Withheld) or value == last
     return int(last)
+
+
+def test_a_run_that_has_ended_is_answered_whole_from_the_journals(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = stage.outcomes(_long)
+    assert len(set(first.values())) == 1
+    for cls, what in (
+        (SpuDevice, "_load"),
+        (SpuDevice, "_make_shares"),
+        (SpuDevice, "_ensure"),
+        (Compiled, "lower"),
+    ):
+        monkeypatch.setattr(cls, what, lambda *_, **__: pytest.fail("something was made anew"))
+    assert stage.outcomes(_long) == first
+    for party in NAMES:
+        assert stage.stats[party].stats().messages_sent == len(NAMES) - 1  # where the journals end
 
 
 @pytest.fixture
@@ -248,3 +257,232 @@ def test_a_run_knows_the_one_before_it_on_this_machine(
         journal = stage.journal("alice")
         assert journal.joins().before is None
         journal.close()
+
+
+def test_a_party_that_lags_where_it_takes_no_part_holds_nobody_back(
+    stage: Stage, shown: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+    real = SpuDevice._run_as_member
+    monkeypatch.setattr(
+        SpuDevice,
+        "_run_as_member",
+        lambda self, *arguments: (runs.append(self._me), real(self, *arguments)),
+    )
+
+    def program(session: Session) -> Any:
+        device = session.spu("SP0")
+        x = device.private(lambda: np.int32(1), owner="carol")
+        for _ in range(4):
+            x = device.run(_double)(x)
+        return device.reveal(x, to=["alice"])
+
+    def dies_when_the_others_have_run(append: Any) -> Any:
+        def dying(*arguments: Any, **named: Any) -> Any:
+            if b"run(" in arguments[0]:
+                wait_until(
+                    lambda: all(stage.journals[p]._open[""]._history.last == 6 for p in NAMES[:2])
+                )
+                raise Killed
+            return append(*arguments, **named)
+
+        return dying
+
+    stage.outcomes(program, {"carol": dies_when_the_others_have_run})
+    assert sorted(runs) == ["alice"] * 4 + ["bob"] * 4
+    results = stage.outcomes(program)
+    assert len(runs) == 8
+    assert results["alice"] == shown[0] == 16
+    assert isinstance(results["carol"], Withheld)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [9, 10, 11, 12, 13])
+def test_devices_that_were_spawned_for_threads_go_on(
+    stage: Stage, shown: list[int], number: int
+) -> None:
+    def program(session: Session) -> Any:
+        device = session.spu("SP0")
+        x = device.private(lambda: np.asarray(np.random.default_rng().integers(1 << 30)), "carol")
+        found: dict[int, int] = {}
+
+        def compute(place: int, other: SpuDevice) -> None:
+            with contextlib.suppress(RedisLinkError, Killed):
+                y = other.run(_double)(x)
+                found[place] = int(other.reveal(other.run(_double)(y), to=NAMES))
+
+        others = [device.spawn(), device.spawn()]
+        threads = [threading.Thread(target=compute, args=o) for o in enumerate(others)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        last = device.reveal(device.run(_double)(device.run(_double)(x)), to=NAMES)
+        return {*found.values(), int(last)}
+
+    stage.outcomes(program, {NAMES[number % 2]: _dies_at(number)})
+    results = stage.outcomes(program)
+    assert len(set(shown)) == 1
+    assert all(result == set(shown) for result in results.values())
+
+
+def test_an_intersection_is_not_made_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = intersection.intersect
+    monkeypatch.setattr(
+        intersection,
+        "intersect",
+        lambda line, *arguments: (made.append(line.party), real(line, *arguments))[1],
+    )
+
+    def program(session: Session) -> Any:
+        tables = {
+            "alice": {"id": ["a", "b", "c"], "x": np.arange(3.0)},
+            "bob": lambda: {"id": ["c", "a"], "y": [[1], None]},
+        }
+        found = session.psi(tables.get(session.party), "id", parties=["alice", "bob"])
+        with contextlib.suppress(LoadFailed, ValueError):
+            session.psi({"id": [object()]}, "id", parties=["alice", "bob"])
+        device = session.spu("SP0")
+        total = device.private(lambda: found["x"], owner="alice")
+        return found, device.reveal(total, to=NAMES).tolist()
+
+    first = stage.outcomes(program, {"bob": _dies_at(7)})
+    assert isinstance(first["bob"], Killed)
+    assert sorted(made) == ["alice", "bob"]
+    results = stage.outcomes(program)
+    assert sorted(made) == ["alice", "bob"]
+    assert results["alice"][0]["x"].tolist() == [0.0, 2.0]
+    assert results["bob"][0] == {"id": ["a", "c"], "y": [None, [1]]}
+    assert results["carol"] == (None, [0.0, 2.0])
+
+
+# -- a program that is another one -----------------------------------------------------------
+
+
+def _program(
+    session: Session,
+    *,
+    number: int = 1,
+    constant: int = 2,
+    function: Any = None,
+    swap: bool = False,
+) -> Any:
+    weights = np.full(3, constant)
+    device = session.spu("SP0")
+    x = device.private(lambda: np.arange(3), owner="alice")
+    calls = [
+        lambda: device.run(function or (lambda x, n: x * weights + n))(x, number),
+        lambda: device.run(_double)(x),
+    ]
+    for call in reversed(calls) if swap else calls:
+        call()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The journals of `_program`."""
+    directory = tmp_path_factory.mktemp("written")
+    assert set(Stage(directory).outcomes(_program).values()) == {None}
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"number": 5}, "what differs: argument 2"),
+        ({"constant": 3}, "what differs: what the function closes over"),
+        ({"function": lambda x, n: x - n}, "what differs: the function"),
+        ({"function": _add}, "called SP0.run(_add)(i64[3], i32[]) ("),
+        ({"swap": True}, "called SP0.run(_double)(i64[3]) ("),
+    ],
+    ids=["argument", "constant", "function", "its name", "order"],
+)
+def test_what_the_program_does_otherwise_is_named_at_its_step(
+    stage: Stage, written: Path, changes: dict[str, Any], what: str
+) -> None:
+    shutil.copytree(written, stage.directory, dirs_exist_ok=True)
+    results = stage.outcomes(lambda session: _program(session, **changes))
+    errors = [error for error in results.values() if isinstance(error, JournalError)]
+    assert errors
+    for error in errors:
+        assert "step 3 is not the one in the journal: the program" in str(error)
+        assert what in str(error)
+        assert "(test_journal.py:" in str(error)
+        assert "when the journal was written" in str(error)
+        assert str(error).endswith(START_ANEW)
+    for error in results.values():
+        assert "step 3 is not the one in the journal" in str(error)
+
+
+def test_a_program_that_makes_fewer_calls_is_named_too(stage: Stage, written: Path) -> None:
+    shutil.copytree(written, stage.directory, dirs_exist_ok=True)
+    results = stage.outcomes(lambda session: session.spu("SP0"))
+    assert all("step 2 is not the one" in str(error) for error in results.values())
+    assert any("called close() (" in str(error) for error in results.values())
+
+
+# -- journals at some parties only, disks that fail ------------------------------------------
+
+
+def test_a_journal_at_some_parties_only_is_named_at_all(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for what in ("_TICK", "_PATIENCE", "_LOOK_INTERVAL"):
+        monkeypatch.setattr(steps_module, what, 0.02)
+    results = stage.outcomes(
+        lambda session: session.spu("SP0").private(lambda: 1, "carol"),
+        journals=lambda party: None if party == "bob" else stage.journal(party),
+    )
+    assert isinstance(results["bob"], ConfigError)
+    for error in results.values():
+        assert " keeps a journal and bob does not: start all parties with a journal, or none" in (
+            str(error)
+        )
+
+
+def test_a_disk_that_fails_ends_the_run_and_what_was_written_stays_good(stage: Stage) -> None:
+    def full(append: Any) -> Any:
+        def failing(*arguments: Any, **named: Any) -> Any:
+            if b"reveal(" in arguments[0]:
+                raise JournalError("/var/journal: no space left")
+            return append(*arguments, **named)
+
+        return failing
+
+    results = stage.outcomes(_long, {"alice": full})
+    assert isinstance(results["alice"], JournalError)
+    for party in ("bob", "carol"):
+        assert "alice aborted the session (its journal cannot be used)" in str(results[party])
+    assert len(set(stage.outcomes(_long).values())) == 1
+
+
+# -- over a broker, from the settings --------------------------------------------------------
+
+
+def test_a_session_over_a_broker_keeps_a_journal_and_resumes(
+    valkey: EmbeddedBroker, tmp_path: Path
+) -> None:
+    cluster = make_cluster(valkey.url, size=2, devices={})
+    settings = quick_settings(journal_dir=tmp_path)
+    loads: list[str] = []
+
+    def program(party: str) -> Any:
+        identity = IDENTITIES[party]
+        journal = open_journal(cluster, party, settings, identity=identity)
+        with Session.from_endpoint(connect_as(cluster, party, settings), journal=journal) as joined:
+            table = {"id": ["a", party]}
+            return joined.psi(lambda: loads.append(party) or table, "id", parties=NAMES[:2])
+
+    for _ in range(2):
+        results = run_parties(*(lambda p=p: program(p) for p in NAMES[:2]))
+        assert results == [{"id": ["a"]}] * 2
+    assert sorted(loads) == ["alice", "bob"]
+
+
+def test_a_journal_needs_the_partys_key(tmp_path: Path) -> None:
+    settings = quick_settings(journal_dir=tmp_path)
+    with pytest.raises(ConfigError, match="encrypted with this party's key: set REDISLINK_IDENTIT"):
+        open_journal(CLUSTER, "alice", settings)
+    assert open_journal(CLUSTER, "alice", quick_settings()) is None
+    assert list(tmp_path.iterdir()) == []
