@@ -188,7 +188,7 @@ class Journal:
         """
         last, boot = self._joined, _boot()
         run = Run(before=last.instance if last and last.boot == boot != "" else None)
-        self.append(["joining", run.instance, boot, time.time()], durable=False)
+        self._write_at_joining(["joining", run.instance, boot, time.time()], durable=False)
         return run
 
     def meet(self, communicator: Communicator) -> None:
@@ -375,9 +375,9 @@ class Journal:
         self._write_at_joining(["resumed", dict(points)])
         self._store.drop(dropped)
 
-    def _write_at_joining(self, body: list[Any]) -> None:
-        # Without the record, later ones would make no sense: this is needed in any case.
-        self._store.append(encode_value(body), durable=True)
+    def _write_at_joining(self, body: list[Any], *, durable: bool = True) -> None:
+        # Who cannot write even now ends in any case: nobody has computed anything yet.
+        self._store.append(encode_value(body), durable=durable)
 
 
 def _boot() -> str:
