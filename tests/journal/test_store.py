@@ -103,14 +103,17 @@ class TestEntries:
             opened.append(bytes(layout.MOST_BODY + 1))
         assert opened.append(b"good").number == 1
 
+    @pytest.mark.parametrize("least_wasted", [1, 1 << 20], ids=["compacted", "not compacted"])
     def test_dropped_ones_are_gone_and_their_numbers_are_not_used_again(
-        self, directory: Path
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, least_wasted: int
     ) -> None:
+        monkeypatch.setattr(store_module, "LEAST_WASTED", least_wasted)
         store = open_store(directory)
-        entries = [store.append(b"%d" % n, [[b"blob"]]) for n in range(4)]
+        entries = [store.append(b"%d" % n, [[b"blob" * 300]]) for n in range(4)]
         store.drop([entries[2].number, entries[3].number])
-        store.close()
-        store = open_store(directory)
+        for _ in range(2):
+            store.close()
+            store = open_store(directory)
         assert bodies(store) == [b"0", b"1"]
         assert not store.has(entries[3].blobs[0])
         with pytest.raises(UsageError, match="is not in it"):
@@ -429,6 +432,7 @@ class TestWrongUse:
             if journal.exists():
                 journal.rename(directory / "aside")
                 journal.mkdir(mode=0o700)
+                (journal / "lock").touch(0o600)
             fcntl.flock(descriptor, how)
             monkeypatch.undo()
 
