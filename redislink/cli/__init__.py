@@ -19,6 +19,7 @@ from redislink.cli.broker import broker
 from redislink.cli.demo import demo
 from redislink.cli.doctor import doctor
 from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.journal import drop_journals, show_journals, verify_journals
 from redislink.cli.keys import init, keygen, show_fingerprints
 from redislink.cli.run import run
 from redislink.cli.sessions import inspect, purge, sessions
@@ -74,6 +75,13 @@ def _trace_group() -> None:  # else a single command would stand for the group
 
 
 _trace.command("merge", epilog=_EPILOG)(merge_files)
+_journal = typer.Typer(
+    help="Show, check or destroy the journals that redislink run --journal keeps.",
+    no_args_is_help=True,
+)
+_journal.command("show", epilog=_EPILOG)(show_journals)
+_journal.command("verify", epilog=_EPILOG)(verify_journals)
+_journal.command("drop", epilog=_EPILOG)(drop_journals)
 app.command(epilog=_EPILOG)(demo)
 app.command(
     epilog=_EPILOG,
@@ -93,6 +101,7 @@ app.command(epilog=_EPILOG)(sessions)
 app.command(epilog=_EPILOG)(inspect)
 app.command(epilog=_EPILOG)(purge)
 app.add_typer(_trace, name="trace", epilog=_EPILOG)
+app.add_typer(_journal, name="journal", epilog=_EPILOG)
 app.command("version", epilog=_EPILOG)(show_versions)
 
 

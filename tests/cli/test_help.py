@@ -25,7 +25,8 @@ from redislink.errors import (
 from tests.cli.conftest import Run, Start, Write, ended
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
-COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace", "version"]
+COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
+COMMANDS += ["journal", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -42,6 +43,10 @@ def spaced(text: str) -> str:
         (["run"], ["--trace", "--journal", "--fresh", "--retries", "--retry-delay"]),
         (["trace"], ["merge"]),
         (["trace", "merge"], ["FILE...", "--out", "--verbose"]),
+        (["journal"], ["show", "verify", "drop"]),
+        (["journal", "show"], ["DIR", "--identity", "--json", "--verbose"]),
+        (["journal", "verify"], ["DIR", "--identity", "--verbose"]),
+        (["journal", "drop"], ["DIR", "--yes", "--verbose"]),
         (["simulate"], ["--cluster", "--parties", "--for", "--timeout", "PROGRAM", "--verbose"]),
         (["init"], ["PARTY", "--session", "--dir", "--verbose"]),
         (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
