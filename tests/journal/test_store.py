@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from redislink.errors import JournalError, UsageError, UsedAfterFork, reason_for_peers
+from redislink.errors import JournalError, UsageError, reason_for_peers
 from redislink.identity import Identity
 from redislink.journal import Entry, JournalStore, describe
 from redislink.journal import disk as disk_module
@@ -35,6 +35,7 @@ from redislink.journal.disk import OS_DISK, OsDisk
 from redislink.journal.format import Kind
 from tests.journal.memory_disk import MemoryDisk
 from tests.journal.program import BINDING, DIRECTORY, IDENTITY
+from tests.support.children import error_of, in_child
 
 JOURNAL = DIRECTORY / BINDING.name
 
@@ -447,30 +448,29 @@ class TestWrongUse:
         ready, told = os.pipe()
         child = os.fork()
         if child == 0:
-            open_store(directory).append(b"before the kill")
-            os.write(told, b"!")
-            signal.pause()
-        os.read(ready, 1)
+            try:
+                signal.alarm(30)
+                open_store(directory).append(b"before the kill")
+                os.write(told, b"!")
+                signal.pause()
+            finally:
+                os._exit(1)
+        os.close(told)
+        assert os.read(ready, 1) == b"!"
+        os.close(ready)
         one_line(f"process {child} on", open_store, directory)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         store = open_store(directory)
         assert bodies(store) == [b"before the kill"]
         store.close()
-        os.close(ready)
-        os.close(told)
 
     def test_a_forked_child_cannot_use_it(self, directory: Path) -> None:
         store = open_store(directory)
-        child = os.fork()
-        if child == 0:
-            try:
-                store.append(b"from the child")
-            except UsedAfterFork:
-                store.close()
-                os._exit(7)
-            os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        calls = (lambda: store.append(b"from the child"), lambda: store.has(1), store.close)
+        assert in_child(lambda: [error_of(call) for call in calls]) == [
+            "UsedAfterFork", "UsedAfterFork", "",
+        ]  # fmt: skip
         one_line("uses it", open_store, directory)
         store.append(b"from the parent")
         assert bodies(store) == [b"from the parent"]
