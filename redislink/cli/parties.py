@@ -73,6 +73,7 @@ class PartyProcess:
         arguments: Sequence[str],
         directory: Path,
         environment: Mapping[str, str],
+        options: Sequence[str] = (),
     ) -> None:
         """Start the process.
 
@@ -83,6 +84,7 @@ class PartyProcess:
             arguments: the program's arguments; ``--report FILE`` is added.
             directory: where to put the report and the output.
             environment: variables to add to those of this process.
+            options: further options of ``redislink run``.
         """
         self.name = name
         self._report = directory / f"{name}.jsonl"
@@ -90,7 +92,7 @@ class PartyProcess:
         self._read_to = 0
         self._output = directory / f"{name}.log"
         words = [
-            *("run", "--cluster", str(cluster), "--party", name),
+            *("run", "--cluster", str(cluster), "--party", name, *options),
             *(str(program), *arguments, "--report", str(self._report)),
         ]
         with self._output.open("wb") as output:
