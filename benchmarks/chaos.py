@@ -10,17 +10,18 @@ import argparse
 import os
 import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from benchmarks.chaos_journal import journals
+from benchmarks.chaos_page import Page, span, version
 from redislink.broker import EmbeddedBroker
 from redislink.testing import Proxy
 from tests.support import training
@@ -54,34 +55,6 @@ REFUSALS: dict[str, tuple[bytes, ...]] = {
 }
 
 
-class Page:
-    """Lines of Markdown, printed as they come; and whether all was as it has to be."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.failed = False
-
-    def write(self, *lines: str) -> None:
-        """Add lines."""
-        self.lines += lines
-        print(*lines, sep="\n", flush=True)
-
-    def head(self, title: str, *columns: str) -> None:
-        """Begin a table."""
-        self.write(
-            "", f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"
-        )
-
-    def row(self, *cells: object) -> None:
-        """Add a row to the table."""
-        self.write(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
-
-    def problem(self, text: str) -> None:
-        """Something was lost, doubled or wrong."""
-        self.failed = True
-        self.write(f"**{text}**")
-
-
 def machine(page: Page) -> None:
     """Say where and on what this was measured."""
     cpu = next(
@@ -98,16 +71,6 @@ def machine(page: Page) -> None:
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}. "
         "All parties and the broker on this machine, over 127.0.0.1.",
     )
-
-
-def version(server: EmbeddedBroker) -> str:
-    """Name and version of a server."""
-    admin = Admin(server)
-    info = admin.info("server")
-    admin.close()
-    if "valkey_version" in info:
-        return f"Valkey {info['valkey_version']}"
-    return f"Redis {info['redis_version']}"
 
 
 # ---- training ----
@@ -332,12 +295,6 @@ def train_on_two(make: Callable[[Two], list[Injector]]) -> Outcome:
         return training.train(
             two.urls, Path(directory), steps=STEPS, injectors=make(two), timeout=300
         )
-
-
-def span(values: Sequence[float], form: str) -> str:
-    """The median of some values, and their lowest and highest."""
-    low, middle, high = (form.format(f(values)) for f in (min, statistics.median, max))
-    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def cut_off_in_turn(two: Two) -> list[Callable[[], None]]:
@@ -568,7 +525,7 @@ def main() -> int:
         "--only",
         choices=[
             *("training", "sentinel", "cluster", "several", "bulk", "failures", "refusing"),
-            "half-open",
+            *("half-open", "journal"),
         ],
         help="one part, and write no file",
     )
@@ -596,6 +553,8 @@ def main() -> int:
     if only in (None, "failures"):
         spreading(page)
         crash(page)
+    if only in (None, "journal"):
+        journals(page)
     page.write("", f"All of it took {time.monotonic() - started:.0f} s.")
     if only is None:
         text = PAGE.read_text()

@@ -220,7 +220,8 @@ class _Run:
             done = [event for event in events if event["event"] == "progress"]
             outcome.computed[name] = Counter(e["step"] for e in done if not e["answered"])
             outcome.loads[name] = Counter(e["what"] for e in events if e["event"] == "loaded")
-            outcome.results |= {name: e for e in events if e["event"] == "result"}
+            if process.exit_code() == 0:
+                outcome.results[name] = events[-1]
         for path in self._directory.glob("*-*/*.log"):
             outcome.attempts += 1 + path.read_text(errors="replace").count(" begins at ")
         return outcome
