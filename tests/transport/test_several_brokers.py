@@ -79,6 +79,14 @@ def keys(server: EmbeddedBroker) -> list[bytes]:
         admin.close()
 
 
+def left(server: EmbeddedBroker) -> list[bytes]:
+    """What a session has left behind, but for acks that were written after their reader had left.
+
+    Their list lives for two minutes.
+    """
+    return [name for name in keys(server) if not name.endswith(b":!control")]
+
+
 @contextlib.contextmanager
 def joined(cluster, settings):
     """Every party's endpoint, each with its own settings; closed at the end."""
@@ -100,7 +108,7 @@ def test_the_present_broker_is_killed_for_good_and_all_go_on(pair):
     exchange(ends, 20, 200)
     assert [where(end) for end in ends] == [1, 1, 1]
     run_parties(*(end.close for end in ends))
-    assert keys(pair[1]) == []
+    assert left(pair[1]) == []
 
 
 @pytest.mark.slow
@@ -122,7 +130,7 @@ def test_one_party_is_cut_off_and_all_move_and_clear_up_behind_them(pair):
                 lambda: {k.rsplit(b":")[-1] for k in keys(pair[0])} == {b"!claim", b"!status"}
             )
             wait_until(lambda: reaches(ends[1], 0))
-    assert keys(pair[0]) == keys(pair[1]) == []
+    assert left(pair[0]) == left(pair[1]) == []
 
 
 @pytest.mark.slow
