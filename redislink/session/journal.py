@@ -203,7 +203,7 @@ class Journal:
         """
         mine = Journaled(
             {chain: kept.history for chain, kept in self._chains.items()},
-            {chain: kept.marks for chain, kept in self._chains.items()},
+            {chain: kept.reached for chain, kept in self._chains.items()},
             self._begin,
             self._go_back,
         )
@@ -348,8 +348,10 @@ class Journal:
                     self._run, self._chains = run, {}
                 case ResumedRecord(points):
                     self._cut(points)
-                case RevealRecord(chain, _, on_disk):
-                    self._kept(chain).marks = dict(on_disk)
+                case RevealRecord(_, _, reached):
+                    for chain, number in reached.items():
+                        kept = self._kept(chain)
+                        kept.reached = max(kept.reached, number)
                 case EndedRecord() as ended:
                     self._ended = ended
 
@@ -359,7 +361,6 @@ class Journal:
         for chain, point in points.items():
             kept = self._kept(chain)
             kept.history.cut(point)
-            kept.marks = {party: min(mark, point) for party, mark in kept.marks.items()}
             dropped += [entry.number for entry, _ in kept.records[point:]]
             del kept.records[point:]
         return dropped
@@ -394,7 +395,7 @@ class _Kept:
 
     history: History = field(default_factory=History)
     records: list[tuple[Entry, StepRecord]] = field(default_factory=list)
-    marks: dict[str, int] = field(default_factory=dict)
+    reached: int = 0
     resume: int = 0
     on_disk: dict[str, int] = field(default_factory=dict)
 
@@ -517,8 +518,8 @@ class ChainJournal:
         for chain, number in needed:
             chain._wait_for_all(number)
         if sends:
-            marks = dict(self._on_disk)
-            self._journal.append(["reveal", self.name, self.begun, marks], durable=True)
+            reached = {chain.name: number for chain, number in needed}
+            self._journal.append(["reveal", self.name, self.begun, reached], durable=True)
 
     def tell(self) -> None:
         """Tell all others how far this party's records are on disk, or that there are no more."""

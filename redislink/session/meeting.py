@@ -96,13 +96,13 @@ class Journaled:
 
     Attributes:
         histories: by chain.
-        marks: by chain and party, how far that party's records were on disk, as far as was known.
+        reached: by chain, the step that every party reached when something was revealed.
         begin: writes that a new run begins, which has no step yet.
         go_back: writes after which step each chain resumes.
     """
 
     histories: Mapping[str, History]
-    marks: Mapping[str, Mapping[str, int]]
+    reached: Mapping[str, int]
     begin: Callable[[bytes], None]
     go_back: Callable[[Mapping[str, int]], None]
 
@@ -139,7 +139,7 @@ def meet(
         mine.begin(hashlib.sha256(nonces).digest()[:_RUN_BYTES])
         _exchange(communicator, _READY_TAG, _READY, _parse_ready)
         return {}, {}
-    _check_marks(me, mine, told)
+    _check_reached(me, mine, told)
     _check_digests(me, mine, told)
     lasts = {
         chain: {party: last_of(told[party], chain) for party in told} for chain in chains_of(told)
@@ -191,15 +191,16 @@ def _check_nothing_begun(me: str, standings: Mapping[str, Standing]) -> None:
     )
 
 
-def _check_marks(me: str, mine: Journaled, told: Mapping[str, Positions]) -> None:
-    for chain, by_party in mine.marks.items():
-        for party, mark in by_party.items():
-            last = last_of(told.get(party, {}), chain)
-            if mine.histories[chain].reach(party, last) < mark:
+def _check_reached(me: str, mine: Journaled, told: Mapping[str, Positions]) -> None:
+    """Refuse to go back behind a reveal: no journal that is the newest one leads there."""
+    for chain, number in mine.reached.items():
+        for party, positions in told.items():
+            last = last_of(positions, chain)
+            if mine.histories[chain].reach(party, last) < number:
                 raise _cannot_meet(
-                    f"{me}: {party}'s journal ends at step {last}{_of(chain)}, but step {mark} was "
-                    f"in it: it is an older copy: put {party}'s newest journal back, or "
-                    f"{START_ANEW}"
+                    f"{me}: {party}'s journal ends at step {last}{_of(chain)}, but it went to step "
+                    f"{number} or further before a value was revealed: it is an older copy: put "
+                    f"{party}'s newest journal back, or {START_ANEW}"
                 )
 
 

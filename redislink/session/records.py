@@ -103,12 +103,12 @@ class RevealRecord:
 
     Attributes:
         chain, number: which step it is.
-        on_disk: by party, the step up to which its records were known to be on disk.
+        reached: by chain, the step that every party reaches, so that none can go back behind it.
     """
 
     chain: str
     number: int
-    on_disk: Mapping[str, int]
+    reached: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def decode_record(entry: Entry) -> AnyRecord:
             return BeganRecord(run)
         case ["resumed", dict(points)]:
             return ResumedRecord(points)
-        case ["reveal", str(chain), int(number), dict(on_disk)]:
-            return RevealRecord(chain, number, on_disk)
+        case ["reveal", str(chain), int(number), dict(reached)]:
+            return RevealRecord(chain, number, reached)
         case ["ended", str(party), str(why)]:
             return EndedRecord(party, why)
     raise JournalError(

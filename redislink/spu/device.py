@@ -682,11 +682,10 @@ class SpuDevice:
             outputs = [SpuArray(self, shape, dtype) for shape, dtype in compiled.out_shapes]
             if step.recorded is not None:
                 self._recall(step.recorded, outputs)
-            elif self.is_member:
-                self._run_as_member(name_of(function), compiled, leaves, outputs)
-            if step.is_kept and step.recorded is None:
-                mine = map(self._share_of, outputs) if self.is_member else ()
-                step.gives(partial(handles_given, None, outputs, mine))
+            else:
+                if self.is_member:
+                    self._run_as_member(name_of(function), compiled, leaves, outputs)
+                step.gives(lambda: handles_given(None, outputs, self._own_shares(outputs) or ()))
             return jax.tree_util.tree_unflatten(compiled.out_tree, outputs)
 
     def _flatten(self, value: Any, call: str) -> tuple[list[Any], Any]:

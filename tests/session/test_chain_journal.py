@@ -119,7 +119,7 @@ def test_a_reveal_waits_for_whom_the_steps_before_it_touch(parties: list[Party])
     carol.make(NAMES)  # step 2 does not touch it
     thread.join(5)
     assert outcome == [None]
-    assert _entries(alice)[-1] == RevealRecord("", 3, {"bob": 2, "carol": 1})
+    assert _entries(alice)[-1] == RevealRecord("", 3, {"": 2})
 
 
 def test_a_reveal_to_oneself_writes_nothing_before_it(parties: list[Party]) -> None:
@@ -142,7 +142,7 @@ def test_what_a_peer_has_begun_tells_what_it_has_done(parties: list[Party]) -> N
         alice.chain.has_done(peer, 0)
     alice.chain.begin(2, 0)
     alice.chain.before_reveal(sends=True)
-    assert _entries(alice)[-1] == RevealRecord("", 2, {"bob": 1, "carol": 1})
+    assert _entries(alice)[-1] == RevealRecord("", 2, {"": 1})
 
 
 def test_a_reveal_on_a_spawned_device_waits_for_the_chain_that_it_needs(
@@ -164,6 +164,7 @@ def test_a_reveal_on_a_spawned_device_waits_for_the_chain_that_it_needs(
     thread.join(5)
     assert outcome == [None]
     assert alice.chain._on_disk["bob"] == 2
+    assert _entries(alice)[-1] == RevealRecord("SP~1", 1, {"SP~1": 0, "": 3})
 
 
 def test_two_threads_that_wait_for_one_peer_both_hear_it(parties: list[Party]) -> None:

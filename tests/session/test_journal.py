@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,133 +12,28 @@ import numpy as np
 import pytest
 
 from redislink import (
-    ClusterSpec,
     ConfigError,
     LoadFailed,
     RedisLinkError,
     Session,
-    ThreadCommunicator,
 )
 from redislink.broker import EmbeddedBroker
-from redislink.communicator import DEFAULT_NAMESPACE
 from redislink.errors import JournalError
-from redislink.identity import Identity
-from redislink.journal import Binding, JournalStore
 from redislink.session import journal as journal_module
-from redislink.session import simulator
 from redislink.session import steps as steps_module
-from redislink.session.journal import Journal
 from redislink.session.records import START_ANEW
-from redislink.session.session import NAMESPACE, open_journal
-from redislink.settings import RedisLinkSettings
+from redislink.session.session import open_journal
 from redislink.spu import intersection
 from redislink.spu.compiling import Compiled
 from redislink.spu.device import SpuDevice, Withheld
 from tests.conftest import IDENTITIES, connect_as, make_cluster, quick_settings, run_parties
+from tests.support.journaled import CLUSTER, NAMES, JournaledParties, Killed, dies_at
 from tests.support.waiting import wait_until
-
-NAMES = ("alice", "bob", "carol")
-CLUSTER = ClusterSpec.parse(
-    {
-        "session": "s",
-        "parties": list(NAMES),
-        "devices": {
-            "SP0": {"kind": "SPU", "members": ["alice", "bob"], "config": {"protocol": "SEMI2K"}}
-        },
-    }
-)
-IDENTITY = Identity.generate()
-Program = Callable[[Session], Any]
-Hook = Callable[[Any], Any]
-
-
-class Killed(BaseException):
-    """Ends a party's thread as a power cut ends a process."""
-
-
-class Stage:
-    """The parties of a session, over and over again, with journals that stay."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.stats: dict[str, Any] = {}
-        self.journals: dict[str, Journal] = {}
-
-    def journal(self, party: str) -> Journal:
-        binding = Binding("s", party, b"c" * 32, "versions", "program")
-        store = JournalStore.open(self.directory, binding, IDENTITY)
-        return Journal(store, "s", party)
-
-    def outcomes(
-        self,
-        program: Program,
-        hooks: Mapping[str, Hook] | None = None,
-        journals: Callable[[str], Journal | None] | None = None,
-    ) -> dict[str, Any]:
-        """What each party's program returned or raised.
-
-        Args:
-            program: the program.
-            hooks: by party, what makes another function of its journal's `JournalStore.append`.
-            journals: makes the parties' journals.
-        """
-        mine = ThreadCommunicator.make(NAMES, namespace=NAMESPACE, recv_timeout=20)
-        found: dict[str, Any] = {}
-
-        def play(communicator: ThreadCommunicator) -> None:
-            party = communicator.party
-            user = ThreadCommunicator(communicator._hub, communicator.rank, DEFAULT_NAMESPACE)
-            try:
-                journal = (journals or self.journal)(party)
-                if journal is not None:
-                    self.journals[party] = journal
-                    if hooks and party in hooks:
-                        store = journal._store
-                        store.append = hooks[party](store.append)  # type: ignore[method-assign]
-                self.stats[party] = communicator
-                with simulator._in_memory(
-                    communicator, user, CLUSTER, SETTINGS, journal
-                ) as session:
-                    found[party] = program(session)
-            except BaseException as error:  # noqa: BLE001 - the test looks at it
-                found[party] = error
-
-        threads = [threading.Thread(target=play, args=(c,), daemon=True) for c in mine]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive(), f"a party hangs; others: {found}"
-        return found
-
-
-SETTINGS = RedisLinkSettings.model_construct()
-
-
-def _dies_at(number: int, *, after: bool = False) -> Hook:
-    """A party dies at its entry with this number: before it is on disk, or just after."""
-
-    def hook(append: Any) -> Any:
-        count = 0
-
-        def dying(*arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count > number or (count == number and not after):
-                raise Killed
-            entry = append(*arguments, **named)
-            if count == number:
-                raise Killed
-            return entry
-
-        return dying
-
-    return hook
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+def stage(tmp_path: Path) -> JournaledParties:
+    return JournaledParties(tmp_path)
 
 
 def _add(x: Any, y: Any) -> Any:
@@ -174,7 +68,7 @@ def _long(session: Session) -> Any:
 
 
 def test_a_run_that_has_ended_is_answered_whole_from_the_journals(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: JournaledParties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = stage.outcomes(_long)
     assert len(set(first.values())) == 1
@@ -208,10 +102,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(2, 16))
 def test_whoever_dies_the_run_goes_on_and_reveals_no_other_value(
-    stage: Stage, shown: list[int], number: int
+    stage: JournaledParties, shown: list[int], number: int
 ) -> None:
     party, after = NAMES[number % 3], number % 2 == 0
-    killed = stage.outcomes(_long, {party: _dies_at(number, after=after)})
+    killed = stage.outcomes(_long, {party: dies_at(number, after=after)})
     assert isinstance(killed[party], Killed)
     results = stage.outcomes(_long)
     assert len(set(shown)) == 1
@@ -219,7 +113,7 @@ def test_whoever_dies_the_run_goes_on_and_reveals_no_other_value(
 
 
 def test_no_share_is_sent_in_a_reveal_while_a_party_may_go_back_behind_it(
-    stage: Stage, shown: list[int]
+    stage: JournaledParties, shown: list[int]
 ) -> None:
     def program(session: Session) -> Any:
         device = session.spu("SP0")
@@ -245,7 +139,7 @@ def test_no_share_is_sent_in_a_reveal_while_a_party_may_go_back_behind_it(
 def test_a_run_knows_the_one_before_it_on_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage, before = Stage(tmp_path), None
+    stage, before = JournaledParties(tmp_path), None
     for _ in range(3):
         journal = stage.journal("alice")
         run = journal.joins()
@@ -260,7 +154,7 @@ def test_a_run_knows_the_one_before_it_on_this_machine(
 
 
 def test_a_party_that_lags_where_it_takes_no_part_holds_nobody_back(
-    stage: Stage, shown: list[int], monkeypatch: pytest.MonkeyPatch
+    stage: JournaledParties, shown: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
     real = SpuDevice._run_as_member
@@ -299,7 +193,7 @@ def test_a_party_that_lags_where_it_takes_no_part_holds_nobody_back(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [9, 10, 11, 12, 13])
 def test_devices_that_were_spawned_for_threads_go_on(
-    stage: Stage, shown: list[int], number: int
+    stage: JournaledParties, shown: list[int], number: int
 ) -> None:
     def program(session: Session) -> Any:
         device = session.spu("SP0")
@@ -320,13 +214,15 @@ def test_devices_that_were_spawned_for_threads_go_on(
         last = device.reveal(device.run(_double)(device.run(_double)(x)), to=NAMES)
         return {*found.values(), int(last)}
 
-    stage.outcomes(program, {NAMES[number % 2]: _dies_at(number)})
+    stage.outcomes(program, {NAMES[number % 2]: dies_at(number)})
     results = stage.outcomes(program)
     assert len(set(shown)) == 1
     assert all(result == set(shown) for result in results.values())
 
 
-def test_an_intersection_is_not_made_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_intersection_is_not_made_again(
+    stage: JournaledParties, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[str] = []
     real = intersection.intersect
     monkeypatch.setattr(
@@ -347,7 +243,7 @@ def test_an_intersection_is_not_made_again(stage: Stage, monkeypatch: pytest.Mon
         total = device.private(lambda: found["x"], owner="alice")
         return found, device.reveal(total, to=NAMES).tolist()
 
-    first = stage.outcomes(program, {"bob": _dies_at(7)})
+    first = stage.outcomes(program, {"bob": dies_at(7)})
     assert isinstance(first["bob"], Killed)
     assert sorted(made) == ["alice", "bob"]
     results = stage.outcomes(program)
@@ -383,7 +279,7 @@ def _program(
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The journals of `_program`."""
     directory = tmp_path_factory.mktemp("written")
-    assert set(Stage(directory).outcomes(_program).values()) == {None}
+    assert set(JournaledParties(directory).outcomes(_program).values()) == {None}
     return directory
 
 
@@ -399,7 +295,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["argument", "constant", "function", "its name", "order"],
 )
 def test_what_the_program_does_otherwise_is_named_at_its_step(
-    stage: Stage, written: Path, changes: dict[str, Any], what: str
+    stage: JournaledParties, written: Path, changes: dict[str, Any], what: str
 ) -> None:
     shutil.copytree(written, stage.directory, dirs_exist_ok=True)
     results = stage.outcomes(lambda session: _program(session, **changes))
@@ -415,7 +311,9 @@ def test_what_the_program_does_otherwise_is_named_at_its_step(
         assert "step 3 is not the one in the journal" in str(error)
 
 
-def test_a_program_that_makes_fewer_calls_is_named_too(stage: Stage, written: Path) -> None:
+def test_a_program_that_makes_fewer_calls_is_named_too(
+    stage: JournaledParties, written: Path
+) -> None:
     shutil.copytree(written, stage.directory, dirs_exist_ok=True)
     results = stage.outcomes(lambda session: session.spu("SP0"))
     assert all("step 2 is not the one" in str(error) for error in results.values())
@@ -426,7 +324,7 @@ def test_a_program_that_makes_fewer_calls_is_named_too(stage: Stage, written: Pa
 
 
 def test_a_journal_at_some_parties_only_is_named_at_all(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: JournaledParties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for what in ("_TICK", "_PATIENCE", "_LOOK_INTERVAL"):
         monkeypatch.setattr(steps_module, what, 0.02)
@@ -441,7 +339,9 @@ def test_a_journal_at_some_parties_only_is_named_at_all(
         )
 
 
-def test_a_disk_that_fails_ends_the_run_and_what_was_written_stays_good(stage: Stage) -> None:
+def test_a_disk_that_fails_ends_the_run_and_what_was_written_stays_good(
+    stage: JournaledParties,
+) -> None:
     def full(append: Any) -> Any:
         def failing(*arguments: Any, **named: Any) -> Any:
             if b"reveal(" in arguments[0]:

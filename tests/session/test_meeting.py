@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,11 +30,11 @@ class Party:
         self.histories = {MAIN: History()} if steps else {}
         for number, touches in enumerate(steps, 1):
             self.histories[MAIN].add(f"{program} {number}".encode().ljust(16), touches, 0)
-        self.marks: dict[str, Mapping[str, int]] = {}
+        self.reached: dict[str, int] = {}
         self.wrote: list[Any] = []
 
     def meet(self, communicator: ThreadCommunicator) -> Any:
-        mine = Journaled(self.histories, self.marks, self.wrote.append, self.wrote.append)
+        mine = Journaled(self.histories, self.reached, self.wrote.append, self.wrote.append)
         return meet(communicator, self.run, self.ended, mine)
 
 
@@ -110,12 +110,13 @@ def test_a_journal_that_is_not_there_is_named_at_all_parties() -> None:
 def test_an_older_copy_of_a_journal_is_named_by_who_knows_of_the_newer() -> None:
     steps = [ALL, ("alice", "bob"), ALL]
     parties = [Party(steps), Party(steps), Party(steps[:1])]
-    parties[0].marks = {MAIN: {"bob": 3, "carol": 2}}
+    parties[0].reached = {MAIN: 2}
     # What took place without carol need not be in its journal.
     assert all(points == {MAIN: 2} for points, _ in _meet(*parties))
-    parties[0].marks = {MAIN: {"bob": 3, "carol": 3}}
+    parties[0].reached = {MAIN: 3}
     (told, *_) = _meet(*parties, leaving=True)
-    assert "carol's journal ends at step 1, but step 3 was in it: it is an older copy" in str(told)
+    assert "carol's journal ends at step 1, but it went to step 3 or further before" in str(told)
+    assert "it is an older copy: put carol's newest journal back" in str(told)
 
 
 def test_journals_of_different_programs_are_told_apart() -> None:
