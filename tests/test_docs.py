@@ -136,7 +136,7 @@ def test_tests_of_a_program(pytester: pytest.Pytester) -> None:
         if use.startswith("file: "):
             (pytester.path / use.removeprefix("file: ")).write_text(text)
     pytester.syspathinsert()
-    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=4)
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=5)
 
 
 def test_retries() -> None:

@@ -23,6 +23,7 @@ from redislink.errors import (
     EndpointClosed,
     PeerAborted,
     PeerClosed,
+    PeerRestarted,
     RecvTimeout,
     RedisLinkError,
     SendTimeout,
@@ -309,6 +310,16 @@ class _Hub:
                 party.inbox = {key: q for key, q in party.inbox.items() if key[0] != rank}
                 if not party.closed and party.failure is None:
                     party.failure = PeerAborted(self.names[rank], reason, retryable=retryable)
+
+    def lose(self, rank: int) -> None:
+        """A party has been killed, and starts again in another hub."""
+        with self.lock:
+            if self.parties[rank].closed:
+                return
+            for party in self.parties:
+                if not party.closed and party.failure is None:
+                    party.failure = PeerRestarted(self.names[rank])
+            self._leave(rank)
 
     def check_there(self, rank: int, said: str) -> None:
         """Raise PeerClosed if a party has left."""

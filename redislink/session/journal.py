@@ -239,6 +239,15 @@ class Journal:
 
     # -- for steps ---------------------------------------------------------------------------
 
+    def begins(self, chain: str, number: int) -> None:
+        """A step begins. A `Simulator` may end the party here, or in the two that follow."""
+
+    def writes(self, chain: str, number: int) -> None:
+        """The record of a step is about to be written."""
+
+    def written(self, chain: str, number: int) -> None:
+        """The record of a step is on disk, and nobody has been told."""
+
     @property
     def ended(self) -> EndedRecord | None:
         """Why no steps are recorded any more; None while they are."""
@@ -453,6 +462,7 @@ class ChainJournal:
             needs: the step of the parent's chain that it needs itself; 0 if none.
         """
         self.begun = number
+        self._journal.begins(self.name, number)
         self._needs = max(self._needs, needs)
         kept = self._records.pop(number, None)
         if kept is None:
@@ -482,6 +492,7 @@ class ChainJournal:
             JournalError: the disk fails, and the session needs the journal.
         """
         journal, number = self._journal, self.begun
+        journal.writes(self.name, number)
         text, place, parts, labels = described
         body = [
             *("step", self.name, number, digest, text, place, parts, list(labels)),
@@ -490,6 +501,7 @@ class ChainJournal:
         entry = journal.append(body, gave.blobs, durable=self._me in touches)
         if entry is None:
             return  # `Journal` has told the others
+        journal.written(self.name, number)
         with journal._lock:
             self._history.add(digest, touches, self._needs)
         journal.own(entry.blobs, gave.owners)

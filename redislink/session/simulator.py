@@ -5,12 +5,15 @@ Rules:
   through memory, or sealed through fakeredis or an embedded broker.
 - It needs no port but the embedded broker's, no key file and no settings of this machine.
 - The first exception of any party ends all of them, and is raised.
+- With ``kill``, parties keep journals in a temporary directory. What may pass ends an attempt, and
+  all start again from there (`redislink.session.kills`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,13 +29,17 @@ from redislink.forking import dies_in_child
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.joining import connect
 from redislink.session.journal import Journal
+from redislink.session.kills import Attempts, Kill, MortalJournal, Plan, goes_on_after
 from redislink.session.session import NAMESPACE, Session, _simulated
+from redislink.session.steps import versions_here
 from redislink.settings import LinkMode, RedisLinkSettings
 
 if TYPE_CHECKING:
     from redislink.spu.link import SpuLink
 
 Program = Callable[..., Any]
+Join = Callable[[int], Session]
+"""Joins the session, in the attempt with this number."""
 Through = Literal["memory", "fakeredis", "embedded"]
 NAMES: Final = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 """Names of the parties if only their number is given; party9 and so on follow."""
@@ -59,6 +66,7 @@ class Simulator:
         *,
         through: Through = "memory",
         settings: RedisLinkSettings | None = None,
+        kill: Kill | None = None,
     ) -> None:
         """Args:
         cluster: a cluster or the path of its file, whose keys and broker are ignored; or a number
@@ -67,25 +75,52 @@ class Simulator:
         through: the way of the messages: ``memory``; ``fakeredis``, which must be installed; or
             ``embedded``, a real Valkey server on this machine.
         settings: timeouts and sizes; None means the defaults, whatever the environment says.
+        kill: ``{"bob": [3, 7]}`` kills bob when he comes to the session's third step, and, once
+            all have started again from their journals, at the seventh. The steps are those of the
+            session's own chain, without those of spawned devices, also if a journal answers them.
 
         Raises:
             ConfigError: the cluster is not valid.
-            UsageError: ``through`` is none of these.
+            UsageError: ``through`` is none of these, or ``kill`` names no party or no step.
         """
         if through not in ("memory", "fakeredis", "embedded"):
             raise UsageError(
                 f"a simulator has no way through {through!r:.40}: use memory, fakeredis, embedded"
             )
         self.cluster = simulated_cluster(cluster)
-        self._through = through
+        self._kill = dict(kill or {})
+        Plan(self._kill, self.cluster.party_names)
+        self._through: Through = through
         # In one process nobody is late: a party that does not join has failed.
         defaults = RedisLinkSettings.model_construct(connect_timeout=_CONNECT_TIMEOUT)
         self._settings = (settings or defaults).model_copy(
             update={"link_mode": LinkMode.CHANNELS, "psk_dir": None}
         )
 
+    def __call__(
+        self,
+        *,
+        through: Through | None = None,
+        settings: RedisLinkSettings | None = None,
+        kill: Kill | None = None,
+    ) -> Simulator:
+        """Return another simulator of the same cluster. None leaves an option as it is here.
+
+        Args:
+            through, settings, kill: as for the class.
+        """
+        return Simulator(
+            self.cluster,
+            through=through or self._through,
+            settings=settings or self._settings,
+            kill=self._kill if kill is None else kill,
+        )
+
     def run(self, program: Program, *arguments: Any) -> dict[str, Any]:
         """Run ``program(session, *arguments)`` as every party, each in a thread.
+
+        A party that is killed raises an exception in the program that only ``except BaseException``
+        and ``finally`` see; whatever they do with the session has no effect.
 
         Args:
             program: the program. ``session.party`` tells it which party it is; `Session.join` in it
@@ -97,24 +132,40 @@ class Simulator:
 
         Raises:
             Exception: the first exception that any party raised; a note names the party.
+            UsageError: a party was to be killed at a step that the program does not make.
         """
-        with self._sessions() as joins:
-            return _Run(program, arguments, joins).results()
+        plan = Plan(self._kill, self.cluster.party_names)
+        with self._sessions(plan) as joins:
+            results = _Run(program, arguments, joins, plan).results()
+        plan.check_done()
+        return results
 
     @contextlib.contextmanager
-    def _sessions(self) -> Iterator[Mapping[str, Callable[[], Session]]]:
+    def _sessions(self, plan: Plan) -> Iterator[Mapping[str, Join]]:
         """For each party a function that joins the session, to call in its thread."""
         names = self.cluster.party_names
-        if self._through == "memory":
-            timeout = self._settings.recv_timeout
-            mine = ThreadCommunicator.make(names, namespace=NAMESPACE, recv_timeout=timeout)
-            theirs = [ThreadCommunicator(c._hub, c.rank, DEFAULT_NAMESPACE) for c in mine]
-            yield {
-                c.party: partial(_in_memory, c, user, self.cluster, self._settings)
-                for c, user in zip(mine, theirs, strict=True)
-            }
-            return
         with contextlib.ExitStack() as stack:
+            directory = (
+                stack.enter_context(
+                    tempfile.TemporaryDirectory(
+                        prefix="redislink-simulator-", ignore_cleanup_errors=True
+                    )
+                )
+                if self._kill
+                else None
+            )
+            if self._through == "memory":
+                identities = {name: Identity.generate() for name in names if self._kill}
+                rooms = _Rooms(names, self._settings.recv_timeout)
+
+                def enter(name: str, attempt: int) -> Session:
+                    mine, user = rooms.enter(name, attempt)
+                    vanish = partial(mine._hub.lose, mine.rank)
+                    journal = _journal(directory, self.cluster, identities, plan, name, vanish)
+                    return _in_memory(mine, user, self.cluster, self._settings, journal)
+
+                yield {name: partial(enter, name) for name in names}
+                return
             if self._through == "embedded":
                 url = stack.enter_context(EmbeddedBroker()).unix_url
             else:
@@ -130,11 +181,19 @@ class Simulator:
             }
             spec, broker = ClusterSpec.parse(content), Broker(url)
 
-            def join(name: str) -> Session:
-                identity = identities[name]
-                return Session.from_endpoint(
-                    connect(spec, name, self._settings, broker=broker, identity=identity)
+            def join(name: str, _attempt: int) -> Session:
+                journal = _journal(directory, spec, identities, plan, name)
+                endpoint = connect(
+                    spec,
+                    name,
+                    self._settings,
+                    broker=broker,
+                    identity=identities[name],
+                    run=None if journal is None else journal.joins(),
                 )
+                if journal is not None:
+                    journal.vanish = endpoint.parts.closing.vanish
+                return Session.from_endpoint(endpoint, journal=journal)
 
             yield {name: partial(join, name) for name in names}
 
@@ -167,17 +226,19 @@ class _Run:
     """The threads of one run."""
 
     def __init__(
-        self, program: Program, arguments: Sequence[Any], joins: Mapping[str, Callable[[], Session]]
+        self, program: Program, arguments: Sequence[Any], joins: Mapping[str, Join], plan: Plan
     ) -> None:
         self._program = program
         self._arguments = arguments
+        self._most_attempts = plan.most_attempts
+        self._attempts = Attempts(tuple(joins))
         self._results: dict[str, Any] = {}
         self._errors: list[BaseException] = []
         self._sessions: list[Session] = []
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(
-                target=self._play, args=(party, join), name=f"simulated-{party}", daemon=True
+                target=self._play_on, args=(party, join), name=f"simulated-{party}", daemon=True
             )
             for party, join in joins.items()
         ]
@@ -195,6 +256,7 @@ class _Run:
             for thread in self._threads:
                 thread.join()
         except BaseException:
+            self._attempts.give_up()
             with self._lock:
                 sessions = list(self._sessions)
             for session in sessions:
@@ -206,9 +268,16 @@ class _Run:
             raise (causes or self._errors)[0]
         return {party: self._results[party] for party in self._order}
 
-    def _play(self, party: str, join: Callable[[], Session]) -> None:
+    def _play_on(self, party: str, join: Join) -> None:
+        attempt: int | None = 1
+        while attempt is not None:
+            attempt = self._play(party, join, attempt)
+
+    def _play(self, party: str, join: Join, attempt: int) -> int | None:
+        """Make one attempt; return the next one, None if there is none."""
+        is_last = attempt >= self._most_attempts
         try:
-            session = join()
+            session = join(attempt)
             with self._lock:
                 self._sessions.append(session)
             with session:
@@ -216,17 +285,74 @@ class _Run:
                     _simulated.set(session)
                     result = self._program(session, *self._arguments)
                 except BaseException as error:
-                    self._failed(error, party)  # before the others hear of it
+                    if is_last or not goes_on_after(error):
+                        self._failed(error, party)  # before the others hear of it
                     raise
             self._results[party] = result
         except BaseException as error:  # noqa: BLE001 - raised by results()
-            self._failed(error, party)
+            if is_last or not goes_on_after(error):
+                self._failed(error, party)
+                return None
+            return self._attempts.failed(attempt)
+        return None if is_last else self._attempts.ended_well(party, attempt)
 
     def _failed(self, error: BaseException, party: str) -> None:
+        self._attempts.give_up()
         with self._lock:
             if not any(known is error for known in self._errors):
                 error.add_note(f"at {party}, in a simulator")
                 self._errors.append(error)
+
+
+class _Rooms:
+    """Where the parties meet in memory: another place for each attempt."""
+
+    def __init__(self, names: Sequence[str], recv_timeout: float) -> None:
+        self._names = names
+        self._recv_timeout = recv_timeout
+        self._lock = threading.Lock()
+        self._made: dict[int, dict[str, tuple[ThreadCommunicator, ThreadCommunicator]]] = {}
+        dies_in_child(self)
+
+    def die_in_child(self) -> None:
+        """In the child of a fork only one party's thread is left."""
+        self._lock = threading.Lock()
+
+    def enter(self, name: str, attempt: int) -> tuple[ThreadCommunicator, ThreadCommunicator]:
+        """A party's communicators for an attempt: the session's, and the program's."""
+        with self._lock:
+            if attempt not in self._made:
+                made = ThreadCommunicator.make(
+                    self._names, namespace=NAMESPACE, recv_timeout=self._recv_timeout
+                )
+                self._made[attempt] = {
+                    c.party: (c, ThreadCommunicator(c._hub, c.rank, DEFAULT_NAMESPACE))
+                    for c in made
+                }
+            return self._made[attempt][name]
+
+
+def _journal(
+    directory: str | None,
+    cluster: ClusterSpec,
+    identities: Mapping[str, Identity],
+    plan: Plan,
+    party: str,
+    vanish: Callable[[], None] = lambda: None,
+) -> MortalJournal | None:
+    """Open a party's journal; None if nobody keeps one."""
+    if directory is None:
+        return None
+    journal = MortalJournal.open(
+        Path(directory),
+        cluster.session,
+        party,
+        cluster.digest(),
+        identities[party],
+        versions_here(),
+    )
+    journal.plan, journal.vanish = plan, vanish
+    return journal
 
 
 def _in_memory(

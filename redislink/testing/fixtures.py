@@ -142,5 +142,8 @@ def simulator(simulated_cluster: ClusterSpec | str | Path | int) -> Simulator:
             return sp.reveal(sp.run(lambda x: x + 1)(x), to=["bob"])
 
         assert simulator.run(program)["bob"] == 2
+
+    Called, it gives one with other options: ``simulator(kill={"bob": [3]}).run(program)`` kills bob
+    at the third step, and all start again from their journals.
     """
     return Simulator(simulated_cluster)

@@ -271,6 +271,16 @@ class PartyClaim:
             self._log.debug("%s: claim not released; it lapses by itself", self._who)
         connection.close()
 
+    def abandon(self) -> None:
+        """Leave the claim to lapse, as a killed process does. Never raises."""
+        self._stop.set()
+        self.distrust()
+        if self._thread is not None:
+            self._thread.join(self._broker.timeout)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
     def _take_leave(self, connection: BrokerConnection, timeout: float) -> None:
         """What else there is to do on this broker before leaving."""
 

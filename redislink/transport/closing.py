@@ -81,6 +81,24 @@ class Closing:
             )
         self._leave(deadline)
 
+    def vanish(self) -> None:
+        """Leave as a killed process does: nobody is told, and nothing is removed. For tests."""
+        core = self.core
+        with core.lock:
+            if core.stopped.is_set():
+                return
+            core.closing = True
+            core.stopped.set()
+            core.wake_all()
+        _open.discard(self)
+        core.outbox.close()
+        self._control.stop(_LEAST_TO_LEAVE)
+        for peer in core.peers.values():
+            peer.lanes.close()
+        core.inbox.close()
+        self._claim.abandon()
+        self._observer.close()
+
     def die_in_child(self) -> None:
         """In a forked child: do not close this endpoint when the program ends."""
         _open.discard(self)

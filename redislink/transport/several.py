@@ -323,6 +323,11 @@ class SeveralClaims:
                 [(name, peer.codec.encode_parts(name, frame, b"")) for name, peer, frame in lists]
             )
 
+    def abandon(self) -> None:
+        """Leave every claim to lapse; see `PartyClaim.abandon`."""
+        for watch in self._watches:
+            watch.abandon()
+
     def release(self, timeout: float | None = None) -> None:
         """Give up every claim that can be reached. Never raises; see `PartyClaim.release`."""
         now = time.monotonic()
