@@ -188,6 +188,15 @@ class JournalStore:
             contents.add(number, record, kept)
             return Entry(number, body, contents.entries[number][1])
 
+    def sync(self) -> None:
+        """Return when all entries are on disk.
+
+        Raises:
+            JournalError: see `append`.
+        """
+        with self._lock, self._writing() as writer:
+            writer.sync()
+
     def free(self, blobs: Iterable[int]) -> None:
         """Say that blobs are no longer wanted. Takes no lock and writes nothing by itself.
 

@@ -1,8 +1,11 @@
 """`Journal`: what each step gave this party, on disk, and where a session goes on from there.
 
 Rules:
-- A step counts as done once its record is on disk. A program that runs again from its top gets the
-  answers of the steps up to the resume point from the records; nothing is loaded, compiled or sent.
+- A step counts as done once its record is written, which survives the end of the process. It is on
+  disk, and survives a power cut, before anybody is told so, and before this party sends anything in
+  a later step: at once, or for runs of less than a second up to a second later.
+- A program that runs again from its top gets the answers of the steps up to the resume point from
+  the records; nothing is loaded, compiled or sent.
 - All parties resume at one point (`redislink.session.agreement`). Each has written that it went
   back there before any of them goes on, so no two records of one step are ever mixed.
 - No share is sent in a reveal before every party reaches the step before it. So no crash takes a
@@ -23,10 +26,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from redislink.communicator import Communicator
 from redislink.errors import (
@@ -61,7 +64,8 @@ _ON_DISK_TAG: Final = "on disk"
 _QUIET_STEPS: Final = 16
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _QUIET_SECONDS: Final = 1.0
-"""After so many steps, or so long, the peers are told of steps of which they need not know."""
+"""After so many steps, or so long, steps that are quiet are put on disk and told to the peers."""
+_Written = TypeVar("_Written")
 NOTHING: Final = Gave(["nothing"])
 
 
@@ -126,6 +130,7 @@ class Journal:
         self._joined: JoiningRecord | None = None
         self._ended: EndedRecord | None = None
         self._closed = False
+        self._may_be_lost = False
         self._chains: dict[str, _Kept] = {}
         self._open: dict[str, ChainJournal] = {}
         self._lock = threading.Condition()
@@ -275,12 +280,27 @@ class Journal:
         Raises:
             JournalError: the disk fails, and the session needs the journal.
         """
+        if durable:
+            self._may_be_lost = False  # before, as another thread may append meanwhile
+        packed = encode_value(list(body))
+        entry = self._write(lambda: self._store.append(packed, blobs, durable=durable))
+        if not durable:
+            self._may_be_lost = True
+        return entry
+
+    def put_on_disk(self) -> None:
+        """Return once all entries are on disk; raises what `append` raises."""
+        if self._may_be_lost:
+            self._may_be_lost = False
+            self._write(self._store.sync)
+
+    def _write(self, write: Callable[[], _Written]) -> _Written | None:
         if self._ended is not None:
             return None
         if self._closed:  # by another thread, which has left the session
             raise EndpointClosed(f"{self.party}: the session is closed: join a new one")
         try:
-            return self._store.append(encode_value(list(body)), blobs, durable=durable)
+            return write()
         except JournalError as error:
             if self._required:
                 raise
@@ -383,7 +403,8 @@ class Journal:
         # Written even if nothing is dropped here: a step may be made anew now that had a record.
         dropped = self._cut(points)
         self._write_at_joining(["resumed", dict(points)])
-        self._store.drop(dropped)
+        if dropped:
+            self._store.drop(dropped)
 
     def _write_at_joining(self, body: list[Any], *, durable: bool = True) -> None:
         # Who cannot write even now ends in any case: nobody has computed anything yet.
@@ -454,18 +475,24 @@ class ChainJournal:
         """Whether steps are still recorded."""
         return self._journal.ended is None
 
-    def begin(self, number: int, needs: int) -> Recorded | None:
+    def begin(self, number: int, needs: int, *, quiet: bool = False) -> Recorded | None:
         """A step begins: its record, if this party has made it before.
 
         Args:
             number: the number of the step.
             needs: the step of the parent's chain that it needs itself; 0 if none.
+            quiet: see `write`.
+
+        Raises:
+            JournalError: see `write`.
         """
         self.begun = number
         self._journal.begins(self.name, number)
         self._needs = max(self._needs, needs)
         kept = self._records.pop(number, None)
         if kept is None:
+            if not quiet:  # what it sends tells the peers that all steps before are on disk
+                self._journal.put_on_disk()
             return None
         entry, record = kept
         return Recorded(self._journal, record, entry.blobs)
@@ -486,7 +513,8 @@ class ChainJournal:
             described: the step's text, place, parts and labels, see `StepRecord`.
             touches: the parties that it touches.
             gave: what it gave.
-            quiet: whether the peers need not know at once that it is on disk.
+            quiet: whether the step sends nothing by itself, so that it need not be on disk, and
+                the peers need not know, at once.
 
         Raises:
             JournalError: the disk fails, and the session needs the journal.
@@ -498,20 +526,20 @@ class ChainJournal:
             *("step", self.name, number, digest, text, place, parts, list(labels)),
             *(sorted(touches), self._needs, time.time(), list(gave.value)),
         ]
-        entry = journal.append(body, gave.blobs, durable=self._me in touches)
+        at_once = self._me in touches and (
+            not quiet
+            or number - self._told >= _QUIET_STEPS
+            or time.monotonic() - self._told_at >= _QUIET_SECONDS
+        )
+        entry = journal.append(body, gave.blobs, durable=at_once)
         if entry is None:
             return  # `Journal` has told the others
         journal.written(self.name, number)
         with journal._lock:
             self._history.add(digest, touches, self._needs)
         journal.own(entry.blobs, gave.owners)
-        if self._me in touches:
-            late = (
-                number - self._told >= _QUIET_STEPS
-                or time.monotonic() - self._told_at >= _QUIET_SECONDS
-            )
-            if late or not quiet:
-                self.tell()
+        if at_once:
+            self.tell()
         journal.sweep()
 
     def before_reveal(self, *, sends: bool) -> None:
@@ -534,7 +562,12 @@ class ChainJournal:
             self._journal.append(["reveal", self.name, self.begun, reached], durable=True)
 
     def tell(self) -> None:
-        """Tell all others how far this party's records are on disk, or that there are no more."""
+        """Tell all others how far this party's records are on disk, or that there are no more.
+
+        Raises:
+            JournalError: see `write`.
+        """
+        self._journal.put_on_disk()
         ended: EndedRecord | None = self._journal.ended
         body: int | list[str] | None = None
         if ended is None:

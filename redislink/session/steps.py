@@ -340,7 +340,8 @@ class Steps:
             parts: what else must be the same everywhere; only digests are sent.
             touches: the names of those that send or receive in it, if they have not made it before.
             needs: the number of the step of the parent's chain that it uses; 0 if none.
-            quiet: whether the peers need not know at once that its record is on disk.
+            quiet: whether the session sends nothing in it, so that its record need not be on disk,
+                and the peers need not know of that, at once.
 
         Raises:
             ProgramDiverged: another party made a different call.
@@ -385,7 +386,7 @@ class Steps:
         self, journal: ChainJournal, touches: Collection[str], needs: int, *, quiet: bool
     ) -> Iterator[Step]:
         """The inside of a step of a session with a journal."""
-        recorded = journal.begin(self._number, needs)
+        recorded = journal.begin(self._number, needs, quiet=quiet)
         step = _KeptStep(journal, recorded, is_past=self._number <= journal.resume)
         if recorded is not None:
             self._check_recorded(recorded.record)
@@ -484,6 +485,8 @@ class Steps:
         first, entries, versions = self._parse_untrusted(peer, message[:3])
         self._compare(peer, first, entries, versions)
         last = first + len(entries) - 1
+        if self.journal is not None:
+            self.journal.has_done(peer, last - 1)
         if last != self._number:
             own, other = self._entries[-1], entries[-1]
             raise self._diverged(
@@ -621,8 +624,7 @@ class Steps:
         with self._lock:
             mine, labels = list(self._entries), list(self._labels)
             oldest = self._number - len(mine) + 1
-            begun = first + len(theirs) - 1
-            self._heard[peer] = max(self._heard[peer], begun)
+            self._heard[peer] = max(self._heard[peer], first + len(theirs) - 1)
         common = range(max(first, oldest), min(first + len(theirs), oldest + len(mine)))
         for number in common:
             own, other = mine[number - oldest], theirs[number - first]
@@ -640,8 +642,6 @@ class Steps:
             raise self._diverged(number, hint, f"{self._me} {what} ({other.place})")
         if common:
             self._agreed[peer] = max(self._agreed[peer], common[-1])
-        if self.journal is not None:
-            self.journal.has_done(peer, begun - 1)
 
     def _diverged(self, number: int, hint: str, what: str) -> ProgramDiverged:
         chain = f" of {self._chain}" if self._chain else ""

@@ -73,7 +73,7 @@ def step(
     quiet: bool = False,
 ) -> int:
     """Make a step for real."""
-    assert chain.begin(number, needs) is None
+    assert chain.begin(number, needs, quiet=quiet) is None
     digest = f"{chain.name} {number}".encode().ljust(16)
     chain.write(digest, ("call", "p.py:1", b"", ()), touches, gave, quiet=quiet)
     return number
@@ -218,6 +218,41 @@ def test_quiet_steps_are_told_now_and_then(
     alice.make(PAIR, quiet=True)
     bob.chain.look()
     assert bob.chain._on_disk["alice"] == 18
+
+
+def test_nothing_is_told_or_sent_before_it_is_on_disk(parties: list[Party]) -> None:
+    alice, bob, _ = parties
+    done: list[str] = []
+    append, sync = alice.store.append, alice.store.sync
+    send = alice.chain._communicator.send
+
+    def appends(*arguments: Any, durable: bool) -> Any:
+        entry = append(*arguments, durable=durable)
+        done.append("synced" if durable else "written")
+        return entry
+
+    alice.store.append = appends  # type: ignore[method-assign]
+    alice.store.sync = lambda: (sync(), done.append("synced"))  # type: ignore[method-assign]
+    alice.chain._communicator.send = lambda *message: (  # type: ignore[method-assign]
+        done.append("told"),
+        send(*message),
+    )
+    alice.make(PAIR, quiet=True)
+    alice.chain.begin(2, 0, quiet=True)
+    assert done == ["written"]
+    alice.chain.begin(2, 0)  # a step that sends
+    assert done == ["written", "synced"]
+    alice.chain.begin(2, 0)
+    assert done == ["written", "synced"]
+    done.clear()
+    alice.make(PAIR)
+    assert done == ["synced", "told", "told"]
+    alice.make(PAIR, quiet=True)
+    done.clear()
+    alice.chain.tell()
+    assert done == ["synced", "told", "told"]
+    bob.chain.look()
+    assert bob.chain._on_disk["alice"] == 3
 
 
 # -- what is freed ---------------------------------------------------------------------------
