@@ -24,7 +24,7 @@ Y = np.cos(X)
 
 
 def program(x, y):
-    return jnp.dot(x, y.T), jnp.where(x > y, x * y, x / (1.5 + y)), jnp.sort(x.sum(axis=1))
+    return jnp.dot(x, y.T), jnp.where(x > y, x * y, x), jnp.sort(x.sum(axis=1))
 
 
 def compiled():
