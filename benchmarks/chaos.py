@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.chaos_journal import journals
 from benchmarks.chaos_page import Page, span, version
+from benchmarks.pages import JOURNAL, write_part
 from redislink.broker import EmbeddedBroker
 from redislink.testing import Proxy
 from tests.support import training
@@ -42,7 +43,6 @@ from tests.support.training import (
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 STEPS = 30
 SEVERAL_RUNS = 5
 HALF_OPEN = {"REPLY_TIMEOUT": "2", "BLPOP_TIMEOUT": "2"}
@@ -518,19 +518,9 @@ def crash(page: Page) -> None:
         page.problem("a key does not expire")
 
 
-def main() -> int:
-    """Run everything and write the page; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
-    parser.add_argument(
-        "--only",
-        choices=[
-            *("training", "sentinel", "cluster", "several", "bulk", "failures", "refusing"),
-            *("half-open", "journal"),
-        ],
-        help="one part, and write no file",
-    )
-    only = parser.parse_args().only
-    page, started = Page(), time.monotonic()
+def brokers(page: Page, only: str | None) -> None:
+    """Brokers and lines that fail, and parties without journals that do; all parts or one."""
+    started = time.monotonic()
     machine(page)
     for kind in KINDS:
         if kind == "redis-server" and debian_redis() is None:
@@ -553,16 +543,34 @@ def main() -> int:
     if only in (None, "failures"):
         spreading(page)
         crash(page)
-    if only in (None, "journal"):
-        journals(page)
     page.write("", f"All of it took {time.monotonic() - started:.0f} s.")
-    if only is None:
-        text = PAGE.read_text()
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        PAGE.write_text("\n".join([f"{head}{BEGIN}", *page.lines, f"{END}{tail}"]))
-        print(f"written to {PAGE}")
-    return 1 if page.failed else 0
+
+
+def main() -> int:
+    """Run everything and write the page; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Faults on purpose; writes docs/reliability.md")
+    parser.add_argument(
+        "--only",
+        choices=[
+            *("training", "sentinel", "cluster", "several", "bulk", "failures", "refusing"),
+            *("half-open", JOURNAL),
+        ],
+        help="one part; only journal is written to the page by itself",
+    )
+    only = parser.parse_args().only
+    parts: dict[str, Page] = {}
+    if only != JOURNAL:
+        parts["measured"] = Page()
+        brokers(parts["measured"], only)
+    if only in (None, JOURNAL):
+        parts[JOURNAL] = Page()
+        machine(parts[JOURNAL])
+        journals(parts[JOURNAL])
+    for name, page in parts.items():
+        if only in (None, name):
+            write_part(PAGE, name, "\n".join(page.lines))
+            print(f"written to {PAGE}: {name}")
+    return 1 if any(page.failed for page in parts.values()) else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos_page import Page, span, version
@@ -16,10 +18,49 @@ from tests.support import resuming
 from tests.support.resuming import Kill, Outcome, at_random, differences, weight_error
 from tests.support.servers import make_server
 
-STEPS = 60
 EACH = 5
 SEED = 18
-RUNS = {"ABY3": resuming.PARTIES, "SEMI2K": resuming.PARTIES, "CHEETAH": resuming.PARTIES[:2]}
+ALL, PAIR = resuming.PARTIES, resuming.PARTIES[:2]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Which training: the protocol, its parties, and how many steps."""
+
+    protocol: str
+    parties: tuple[str, ...]
+    steps: int
+
+    def run(self, server: EmbeddedBroker, kills: Sequence[Kill] = ()) -> Outcome:
+        """Train."""
+        with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+            return resuming.train(
+                server,
+                Path(directory),
+                steps=self.steps,
+                protocol=self.protocol,
+                parties=self.parties,
+                kills=kills,
+                timeout=300,
+            )
+
+    def plans(self, seconds: float) -> dict[str, list[Kill]]:
+        """What is done to it, if an undisturbed run takes so many seconds."""
+        ones = [(party,) for party in self.parties]
+        pairs = [(self.parties[i - 1], party) for i, party in enumerate(self.parties)]
+        together, what = [self.parties] * 2, "all at once, twice"
+        if len(self.parties) > 2:
+            together, what = [*pairs, *together], f"two at once, three times; {what}"
+        drawn = partial(at_random, steps=self.steps, seconds=seconds, seed=SEED)
+        return {
+            f"each killed {EACH} times": drawn(ones * EACH),
+            what: drawn(together),
+            "each killed, and the broker with it, which comes back empty": drawn(ones, broker=True),
+            "each killed, and another one while they come back": while_they_come_back(drawn(ones)),
+        }
+
+
+TRAININGS = [Training("ABY3", ALL, 60), Training("SEMI2K", ALL, 60), Training("CHEETAH", PAIR, 20)]
 
 
 def journals(page: Page) -> None:
@@ -31,13 +72,14 @@ def journals(page: Page) -> None:
             *("steps run twice", "loads and PSI run twice", "equal result"),
             *("all compute again after", "seconds"),
         )
-        for protocol, parties in RUNS.items():
-            undisturbed = train(server, protocol, parties)
-            row(page, protocol, "nothing", undisturbed, undisturbed)
+        for training in TRAININGS:
+            undisturbed = training.run(server)
+            row(page, training, "nothing", undisturbed, undisturbed)
             if undisturbed.problems:
                 continue
-            for what, kills in plans(parties).items():
-                row(page, protocol, what, train(server, protocol, parties, kills), undisturbed)
+            plans = training.plans(undisturbed.results["alice"]["seconds"])
+            for what, kills in plans.items():
+                row(page, training, what, training.run(server, kills), undisturbed)
     page.write(
         "",
         "*Attempts* are runs of the program, of all parties. *All compute again after*: from the "
@@ -46,56 +88,24 @@ def journals(page: Page) -> None:
     )
 
 
-def plans(parties: Sequence[str]) -> dict[str, list[Kill]]:
-    """What is done to a run of these parties."""
-    ones = [(party,) for party in parties]
-    twos = [(parties[i - 1], parties[i]) for i in range(len(parties))] if len(parties) > 2 else []
-    all_of_them = [tuple(parties)] * 2
-    pairs = "two at once, three times; " if twos else ""
-    return {
-        f"each killed {EACH} times": at_random(ones * EACH, STEPS, SEED),
-        f"{pairs}all at once, twice": at_random([*twos, *all_of_them], STEPS, SEED),
-        "each killed, and the broker with it, which comes back empty": at_random(
-            ones, STEPS, SEED, broker=True
-        ),
-        "each killed, and another one while they come back": while_they_come_back(ones),
-    }
-
-
-def while_they_come_back(ones: Sequence[tuple[str]]) -> list[Kill]:
-    """Each is killed, and before all compute again, the next one."""
+def while_they_come_back(kills: Sequence[Kill]) -> list[Kill]:
+    """After each kill, and before all compute again, the next one's victims are killed too."""
     chance = random.Random(SEED)
-    kills = []
-    for number, first in enumerate(at_random(ones, STEPS, SEED)):
-        kills += [first, Kill(ones[number - 1], None, chance.uniform(0.5, 5.0))]
-    return kills
+    found = []
+    for number, first in enumerate(kills):
+        found += [first, Kill(kills[number - 1].parties, None, chance.uniform(0.5, 5.0))]
+    return found
 
 
-def train(
-    server: EmbeddedBroker, protocol: str, parties: Sequence[str], kills: Sequence[Kill] = ()
-) -> Outcome:
-    """One run."""
-    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
-        return resuming.train(
-            server,
-            Path(directory),
-            steps=STEPS,
-            protocol=protocol,
-            parties=parties,
-            kills=kills,
-            timeout=300,
-        )
-
-
-def row(page: Page, protocol: str, what: str, outcome: Outcome, undisturbed: Outcome) -> None:
+def row(page: Page, training: Training, what: str, outcome: Outcome, undisturbed: Outcome) -> None:
     """One run."""
     wrong = differences(outcome, undisturbed)
     page.row(
-        f"{protocol}, {len(RUNS[protocol])}, {STEPS}",
+        f"{training.protocol}, {len(training.parties)}, {training.steps}",
         *(what, outcome.kills or "none", outcome.attempts, outcome.twice, outcome.loaded_again),
         f"yes, weights within {weight_error(outcome, undisturbed):.0e}" if not wrong else "**no**",
         span(outcome.recoveries, "{:.1f} s") if outcome.recoveries else "",
         f"{outcome.seconds:.1f}",
     )
     for text in wrong:
-        page.problem(f"{protocol}, {what}: {text}")
+        page.problem(f"{training.protocol}, {what}: {text}")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from benchmarks import plan
 from benchmarks import results as of
+from benchmarks.pages import JOURNAL, read_part
 from benchmarks.results import Extract, Results, Sample, table
 from benchmarks.transports import ALL, BRPC, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
 
@@ -39,7 +40,7 @@ _TRANSPORTS: Final = f"""\
 
 
 def write(path: Path, results: Results, meta: Meta, plots: Sequence[str]) -> None:
-    """Write the page.
+    """Write the page. What `benchmarks.journal` has written into it stays.
 
     Args:
         path: of the page; plots lie in a directory of its name without ``.md``.
@@ -57,6 +58,7 @@ def write(path: Path, results: Results, meta: Meta, plots: Sequence[str]) -> Non
         _networks(results, meta),
         _resources(results),
         _scaling(results),
+        read_part(path, JOURNAL),
         _method(results, meta),
     ]
     text = "\n".join(section for section in sections if section)

@@ -66,6 +66,7 @@ class Outcome:
         attempts: how many runs of the program there were, of all parties.
         journal_bytes: by party, the size of its journal at the end.
         seconds: of the whole run, processes included.
+        events: by party, everything that it reported.
     """
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Outcome:
     attempts: int = 0
     journal_bytes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    events: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def twice(self) -> int:
@@ -216,7 +218,7 @@ class _Run:
                 outcome.problems.append(
                     f"{name}: exit code {process.exit_code()}: {process.last_line()}"
                 )
-            events = self._events[name]
+            outcome.events[name] = events = self._events[name]
             done = [event for event in events if event["event"] == "progress"]
             outcome.computed[name] = Counter(e["step"] for e in done if not e["answered"])
             outcome.loads[name] = Counter(e["what"] for e in events if e["event"] == "loaded")
@@ -286,13 +288,14 @@ def weight_error(outcome: Outcome, undisturbed: Outcome) -> float:
 
 
 def at_random(
-    whom: Sequence[tuple[str, ...]], steps: int, seed: int, *, broker: bool = False
+    whom: Sequence[tuple[str, ...]], steps: int, seconds: float, seed: int, *, broker: bool = False
 ) -> list[Kill]:
     """Kills at moments drawn at random, in an order drawn at random.
 
     Args:
         whom: who is killed at once, for each kill.
         steps: of training.
+        seconds: what they take.
         seed: of the moments.
         broker: whether the broker is killed too each time.
     """
@@ -300,6 +303,6 @@ def at_random(
     order = chance.sample(list(whom), len(whom))
     moments = sorted(chance.uniform(0, steps) for _ in order)
     return [
-        Kill(parties, BEFORE_TRAINING + int(moment), moment % 1 * 0.05, broker)
+        Kill(parties, BEFORE_TRAINING + int(moment), moment % 1 * seconds / steps, broker)
         for parties, moment in zip(order, moments, strict=True)
     ]
