@@ -233,6 +233,13 @@ def test_unattended_runs() -> None:
     assert set(settings) <= known
     job = yaml.safe_load(_block(page, "workflow"))["jobs"]["party"]
     assert set(job["env"]) <= known
+    drop_in = configparser.ConfigParser(interpolation=None, strict=False)
+    drop_in.optionxform = str  # type: ignore[assignment,method-assign]
+    drop_in.read_string(_block("docs/how-to/long-runs.md", "unit"))
+    again = ("Restart", "RestartSec", "RestartPreventExitStatus")
+    assert [drop_in["Service"][key] for key in again] == [unit["Service"][key] for key in again]
+    command = unit["Service"]["ExecStart"].replace(" run ", " run --retries 1000 ")
+    assert drop_in["Service"]["ExecStart"] == command
 
 
 @pytest.mark.parametrize("page", PAGES)
