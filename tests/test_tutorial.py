@@ -99,8 +99,8 @@ class People:
 
     def type(self, who: str, block: str) -> str:
         """What it printed."""
-        self._opened[who].start(self._as_typed(who, block))
-        return self._opened[who].wait()
+        self.start(who, block)
+        return self.wait(who)
 
     def all_type(self, block: str) -> dict[str, str]:
         """The three parties at the same time; what each printed."""
@@ -109,8 +109,20 @@ class People:
     def each_types(self, block_of: dict[str, str]) -> dict[str, str]:
         """At the same time, each its own block."""
         for who, block in block_of.items():
-            self._opened[who].start(self._as_typed(who, block))
-        return {who: self._opened[who].wait() for who in block_of}
+            self.start(who, block)
+        return {who: self.wait(who) for who in block_of}
+
+    def start(self, who: str, block: str) -> None:
+        """Type it, and do not wait."""
+        self._opened[who].start(self._as_typed(who, block))
+
+    def read_until(self, who: str, text: str) -> str:
+        """What it printed until it printed this."""
+        return self._opened[who].read_until(text)
+
+    def wait(self, who: str) -> str:
+        """What it printed to its end."""
+        return self._opened[who].wait()
 
     def administer(self, *headings: str) -> str:
         """The administrator types sections of the guide, for systemd on Debian 12."""
@@ -169,6 +181,7 @@ def test_the_tutorial_from_top_to_bottom(people: People) -> None:
     train(people)
     watch(people)
     add_a_session(people)
+    kill_bob(people)
 
 
 def set_up(people: People) -> None:
@@ -300,6 +313,30 @@ def add_a_session(people: People) -> None:
         for peer in PARTIES:
             assert peer == party or re.search(rf"{peer}\W.*\d", said), said
     people.log_in("hospitals~alice").close()
+
+
+def kill_bob(people: People) -> None:
+    """Step 9: alice loads at most one day a second time, although bob has died on the way."""
+    step = "Kill bob, and start bob again"
+    for party in PARTIES:
+        program = file("days.py").replace("sleep(1)", "sleep(0.05)")
+        (people.root / party / "days.py").write_text(program)
+    (others,) = blocks(step, "alice and carol, at once")
+    for party in ("alice", "carol"):
+        people.start(party, others)
+    (first,) = blocks(step, "bob, at once")
+    people.type("bob", first)
+    said = people.read_until("alice", "loading day 3\n")
+    for place in ("bob kills it", "bob again"):
+        (block,) = blocks(step, place)
+        people.type("bob", block)
+    said += people.wait("alice")
+    people.wait("carol")
+    days = re.findall(r"^loading day (\d+)$", said, re.MULTILINE)
+    assert set(days) == {str(day) for day in range(1, 13)}
+    assert len(days) <= 13, days
+    assert "attempt 2 begins" in said
+    assert re.search(r"^223\.\d", said, re.MULTILINE), said
 
 
 def test_every_block_of_the_tutorial_belongs_to_somebody() -> None:
