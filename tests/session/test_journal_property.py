@@ -12,7 +12,8 @@ import pytest
 
 from redislink import Session
 from redislink.spu.device import SpuDevice, Withheld
-from tests.support.journaled import NAMES, JournaledParties, Killed, dies_at
+from tests.journal.memory_disk import Crash, MemoryDisk
+from tests.support.journaled import NAMES, JournaledParties
 
 Made = dict[int, Any]
 Call = Callable[[SpuDevice, Made], Any]
@@ -119,20 +120,31 @@ class Plan:
         self.calls.append(call)
 
 
-def _kill(chance: random.Random) -> dict[str, Any]:
-    parties = chance.sample(NAMES, chance.choice([1, 1, 1, 2, 3]))
-    return {p: dies_at(chance.randrange(1, 30), after=chance.random() < 0.5) for p in parties}
+def _crash_later(disk: MemoryDisk, requests: int) -> None:
+    """Crash at a request of this number from now on."""
+
+    def inject(_: str) -> None:
+        if len(disk.requests) >= requests:
+            raise Crash
+
+    disk.inject = inject
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_random_program_killed_at_random_steps_gives_what_it_gives_undisturbed(
-    tmp_path: Path, seed: int
+    seed: int,
 ) -> None:
     chance = random.Random(seed)
-    plan, parties = Plan(chance), JournaledParties(tmp_path)
+    disks = {party: MemoryDisk(random.Random(f"{seed} {party}")) for party in NAMES}
+    plan, parties = Plan(chance), JournaledParties(Path("/journals"), disks)
     for _ in range(chance.randrange(1, 4)):
-        outcomes = parties.outcomes(plan, _kill(chance))
-        if not any(isinstance(outcome, Killed) for outcome in outcomes.values()):
+        for party in chance.sample(NAMES, chance.choice([1, 1, 1, 2, 3])):
+            _crash_later(disks[party], chance.randrange(1, 120))
+        outcomes = parties.outcomes(plan)
+        for disk in disks.values():
+            disk.inject = lambda _: None
+            disk.restart(power_lost=chance.random() < 0.5)
+        if not any(isinstance(outcome, BaseException) for outcome in outcomes.values()):
             plan.check(outcomes)
     plan.check(parties.outcomes(plan))

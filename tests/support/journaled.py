@@ -11,6 +11,7 @@ from redislink import ClusterSpec, Session, ThreadCommunicator
 from redislink.communicator import DEFAULT_NAMESPACE
 from redislink.identity import Identity
 from redislink.journal import Binding, JournalStore
+from redislink.journal.disk import Disk, OsDisk
 from redislink.session import simulator
 from redislink.session.journal import Journal
 from redislink.session.session import NAMESPACE
@@ -39,14 +40,19 @@ class Killed(BaseException):
 class JournaledParties:
     """The parties of a session, over and over again, with journals that stay."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disks: Mapping[str, Disk] | None = None) -> None:
+        """Args:
+        directory: of the journals.
+        disks: by party; None means this machine's.
+        """
         self.directory = directory
+        self._disks = disks or dict.fromkeys(NAMES, OsDisk())
         self.stats: dict[str, Any] = {}
         self.journals: dict[str, Journal] = {}
 
     def journal(self, party: str) -> Journal:
         binding = Binding("s", party, b"c" * 32, "versions", "program")
-        store = JournalStore.open(self.directory, binding, _IDENTITY)
+        store = JournalStore.open(self.directory, binding, _IDENTITY, disk=self._disks[party])
         return Journal(store, "s", party)
 
     def outcomes(
@@ -82,6 +88,7 @@ class JournaledParties:
                     found[party] = program(session)
             except BaseException as error:  # noqa: BLE001 - the test looks at it
                 found[party] = error
+                communicator.abort("its process has ended")  # if it had no session yet
 
         threads = [threading.Thread(target=play, args=(c,), daemon=True) for c in mine]
         for thread in threads:
