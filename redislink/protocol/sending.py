@@ -412,13 +412,14 @@ class Sending:
             flying = self._first_flying(tag)
             if flying is None:
                 continue
-            if probe.says is Says.MISSES:
+            had_by_broker = in_order or flying.confirmed_at is not None
+            if probe.says is Says.MISSES and had_by_broker:
                 flying.broke = True
                 if flying.times_broke + 1 >= _OFTEN_LOST:
                     answer.often_lost = len(flying.body)
             if self._should_resend(flying, probe, now):
                 lost.append((tag, flying))
-            elif probe.says is Says.WAITS and (in_order or flying.confirmed_at is not None):
+            elif probe.says is Says.WAITS and had_by_broker:
                 answer.sent.append(tag)
         if stuck:
             self._take_back_idle(now, only_asked_for=not any(chunk.refused for chunk in stuck))

@@ -240,9 +240,9 @@ class PartyClaim:
         self._last_words = elements
 
     def _push_last_words(self, connection: BrokerConnection, timeout: float) -> None:
-        elements, self._last_words = self._last_words, ()
-        if elements:
-            push_each(connection, elements, _LAST_WORDS_TTL, timeout)
+        if self._last_words:
+            push_each(connection, self._last_words, _LAST_WORDS_TTL, timeout)
+            self._last_words = ()
 
     def release(self, timeout: float | None = None) -> None:
         """Give up the claim, if it is still ours. Never raises.

@@ -15,6 +15,7 @@ from redislink.broker.inbox import Interrupted, Wait
 from redislink.testing import Proxy
 from tests.conftest import in_thread
 from tests.support.line import Line
+from tests.support.waiting import wait_until
 
 NAME = b"rl:{s:bob}:alice:0:t"
 OTHER = b"rl:{s:bob}:carol:0:t"
@@ -241,6 +242,22 @@ def test_idle_connections_are_opened_anew_and_others_stay(valkey: EmbeddedBroker
     inbox.close()
     for wait in (used, idle):
         inbox.release(wait)
+
+
+def test_what_waits_to_be_read_has_come(valkey: EmbeddedBroker) -> None:
+    """The thread that would read it may wait for a core; nothing is lost for that."""
+    wait = Wait(Broker(valkey.url))
+    wait.connect()
+    assert not wait.has_moved()
+    wait.post([NAME], 10)
+    Broker(valkey.url).open().execute(b"RPUSH", NAME, b"x", timeout=5)
+    wait_until(wait.has_moved)
+    assert wait.has_moved()
+    assert wait.has_moved()
+    assert wait.read_posted(NAME, 10) == b"x"
+    wait.has_moved()
+    assert not wait.has_moved()
+    wait.disconnect()
 
 
 class Decider:
