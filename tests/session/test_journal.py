@@ -55,7 +55,7 @@ def _long(session: Session) -> Any:
     x = device.private(lambda: np.asarray(np.random.default_rng().integers(1 << 30)), owner="carol")
     y = device.run(_double)(x)
     mine = device.reveal(y, to="alice")
-    with contextlib.suppress(LoadFailed, OSError):
+    with pytest.raises((LoadFailed, OSError)) as caught:
         device.private(refuse, owner="bob")
     del y
     with device.spawn() as other:
@@ -64,14 +64,17 @@ def _long(session: Session) -> Any:
     last = device.reveal(device.run(_double)(x), to=["alice", "bob", "carol"])
     for value in (mine, theirs):
         assert isinstance(value, Withheld) or value == last
-    return int(last)
+    return int(last), f"{caught.value!r}"
 
 
 def test_a_run_that_has_ended_is_answered_whole_from_the_journals(
     stage: JournaledParties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = stage.outcomes(_long)
-    assert len(set(first.values())) == 1
+    assert len({value for value, _ in first.values()}) == 1
+    assert first["bob"][1] == "FileNotFoundError(2, 'no such file')"
+    assert first["alice"][1] == first["carol"][1]
+    assert first["alice"][1].startswith("LoadFailed('bob could not load its data for SP0.private(")
     for cls, what in (
         (SpuDevice, "_load"),
         (SpuDevice, "_make_shares"),
@@ -100,7 +103,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(2, 16))
+@pytest.mark.parametrize("number", [3, 5, 8, 10, 13, 15])
 def test_whoever_dies_the_run_goes_on_and_reveals_no_other_value(
     stage: JournaledParties, shown: list[int], number: int
 ) -> None:
@@ -109,7 +112,7 @@ def test_whoever_dies_the_run_goes_on_and_reveals_no_other_value(
     assert isinstance(killed[party], Killed)
     results = stage.outcomes(_long)
     assert len(set(shown)) == 1
-    assert set(results.values()) == set(shown)
+    assert {value for value, _ in results.values()} == set(shown)
 
 
 def test_no_share_is_sent_in_a_reveal_while_a_party_may_go_back_behind_it(
@@ -191,7 +194,7 @@ def test_a_party_that_lags_where_it_takes_no_part_holds_nobody_back(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [9, 10, 11, 12, 13])
+@pytest.mark.parametrize("number", [9, 12])
 def test_devices_that_were_spawned_for_threads_go_on(
     stage: JournaledParties, shown: list[int], number: int
 ) -> None:
@@ -220,6 +223,7 @@ def test_devices_that_were_spawned_for_threads_go_on(
     assert all(result == set(shown) for result in results.values())
 
 
+@pytest.mark.slow
 def test_an_intersection_is_not_made_again(
     stage: JournaledParties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +255,25 @@ def test_an_intersection_is_not_made_again(
     assert results["alice"][0]["x"].tolist() == [0.0, 2.0]
     assert results["bob"][0] == {"id": ["a", "c"], "y": [None, [1]]}
     assert results["carol"] == (None, [0.0, 2.0])
+
+
+@pytest.mark.slow
+def test_the_disk_holds_the_shares_that_live(stage: JournaledParties) -> None:
+    size, held = 200_000, dict[str, list[int]]()
+
+    def program(session: Session) -> int:
+        device = session.spu("SP0")
+        x = device.private(lambda: np.zeros(size // 8, np.int64), owner="alice")
+        for _ in range(60):
+            x = device.run(_double)(x)
+            store = stage.journals[session.party]._store
+            held.setdefault(session.party, []).append(store.live_bytes)
+        return int(device.reveal(x, to=NAMES).sum())
+
+    assert stage.outcomes(program) == dict.fromkeys(NAMES, 0)
+    for party in ("alice", "bob"):
+        assert size < max(held[party]) < 40 * size
+    assert max(held["carol"]) < size
 
 
 # -- a program that is another one -----------------------------------------------------------
@@ -354,12 +377,13 @@ def test_a_disk_that_fails_ends_the_run_and_what_was_written_stays_good(
     assert isinstance(results["alice"], JournalError)
     for party in ("bob", "carol"):
         assert "alice aborted the session (its journal cannot be used)" in str(results[party])
-    assert len(set(stage.outcomes(_long).values())) == 1
+    assert len({value for value, _ in stage.outcomes(_long).values()}) == 1
 
 
 # -- over a broker, from the settings --------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_session_over_a_broker_keeps_a_journal_and_resumes(
     valkey: EmbeddedBroker, tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def _crash_later(disk: MemoryDisk, requests: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_random_program_killed_at_random_steps_gives_what_it_gives_undisturbed(
     seed: int,
 ) -> None:
