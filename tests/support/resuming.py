@@ -101,7 +101,6 @@ def train(
     parties: Sequence[str] = PARTIES,
     kills: Sequence[Kill] = (),
     journal: bool = True,
-    settings: dict[str, str] | None = None,
     timeout: float = 120.0,
 ) -> Outcome:
     """Run the parties to their end, and kill them on the way.
@@ -114,7 +113,6 @@ def train(
         parties: their names.
         kills: in order; the next one comes when all have computed again after the last.
         journal: whether the parties keep journals.
-        settings: further ``REDISLINK_*``, by name in capitals.
         timeout: seconds for each wait.
     """
     content = {
@@ -124,8 +122,7 @@ def train(
     }
     keys = {name: directory / f"{name}.key" for name in parties}
     write_trial(content, directory / "cluster.yaml", keys, "of one test")
-    environment = {f"REDISLINK_{key}": value for key, value in (settings or {}).items()}
-    environment |= {"REDISLINK_BROKER_URL": server.url}
+    environment = {"REDISLINK_BROKER_URL": server.url}
     if journal:
         environment["REDISLINK_JOURNAL_DIR"] = str(directory / "journals")
     started = time.monotonic()
@@ -290,7 +287,7 @@ def weight_error(outcome: Outcome, undisturbed: Outcome) -> float:
 def at_random(
     whom: Sequence[tuple[str, ...]], steps: int, seconds: float, seed: int, *, broker: bool = False
 ) -> list[Kill]:
-    """Kills at moments drawn at random, in an order drawn at random.
+    """Kills at moments of the training drawn at random, in an order drawn at random.
 
     Args:
         whom: who is killed at once, for each kill.
@@ -301,7 +298,7 @@ def at_random(
     """
     chance = random.Random(seed)
     order = chance.sample(list(whom), len(whom))
-    moments = sorted(chance.uniform(0, steps) for _ in order)
+    moments = sorted(chance.uniform(1, steps) for _ in order)
     return [
         Kill(parties, BEFORE_TRAINING + int(moment), moment % 1 * seconds / steps, broker)
         for parties, moment in zip(order, moments, strict=True)
