@@ -333,10 +333,10 @@ class Journal:
     def sweep(self) -> None:
         """Let blobs go from the disk whose owners are gone and that no resume can need."""
         gone = []
-        while self._gone:
-            gone.append(self._gone.popleft())
-            self._owned.pop(gone[-1], None)
         with self._lock:
+            while self._gone:
+                gone.append(self._gone.popleft())
+                self._owned.pop(gone[-1], None)
             for chain in list(self._open.values()):
                 if chain.is_closed and chain.is_reached_by_all(chain.begun):
                     del self._open[chain.name]
@@ -459,6 +459,7 @@ class ChainJournal:
         self._peers = tuple(p for p in communicator.party_names if p != self._me)
         self._history = kept.history
         self._records = dict(enumerate(kept.records, 1))
+        kept.records = []  # from here on a record goes when its step has been answered
         self._on_disk = {p: kept.on_disk.get(p, 0) for p in self._peers}
         self._needs = spawned_at
         self._receiving: set[str] = set()

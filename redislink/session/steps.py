@@ -12,7 +12,7 @@ Rules:
   peers how far this party is, and compares that with what they tell.
 - The first party that sees a divergence aborts the session, with a reason that tells all parties.
 - With a journal, a step that all parties have made before is answered from the record: its call
-  sends and receives nothing. A step that is made for real counts once its record is on disk.
+  sends and receives nothing. A step that is made for real counts once its record is written.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ class Steps:
         self._number = 0
         self._digest = b""
         self._told = dict.fromkeys(self._peers, 0)
-        self._heard = dict.fromkeys(self._peers, 0)
+        self._heard = dict.fromkeys(self._peers, 0 if journal is None else journal.resume)
         self._agreed = dict.fromkeys(self._peers, 0)
         self._status_told = 0
         self._broken: BaseException | None = None
