@@ -139,7 +139,9 @@ def connect(
         claim.serve(core, endpoint.parts.control)
     observers.attach(endpoint, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
     if settings.status:
-        claim.publish(status_key, lambda: encode_status(status_of(core, claim)))
+        claim.publish(
+            status_key, lambda: encode_status(status_of(core, claim, endpoint.resumed_steps))
+        )
     return endpoint
 
 

@@ -165,6 +165,9 @@ _STYLES: Final = {"joining": "yellow", "closing": "yellow", "failed": "bold red"
 def _state(party: PartyView, broker_number: int) -> Text:
     """A party's own state, and below it what delays it, if anything."""
     text = Text(party.state, _STYLES.get(party.state, "green"))
+    if party.resumed_steps:
+        steps = "1 step" if party.resumed_steps == 1 else f"{count(party.resumed_steps)} steps"
+        text.append(f"\nresumed after {steps}", "cyan")
     if party.broker_number and party.broker_number != broker_number:
         text.append(f"\non broker {party.broker_number}", "bold yellow")
     if party.broker_away_seconds:

@@ -182,7 +182,7 @@ class Session(ClosesOrAborts):
 
             return create_link(device, endpoint)
 
-        return cls(
+        session = cls(
             RedisCommunicator(endpoint, NAMESPACE),
             RedisCommunicator(endpoint),
             endpoint.cluster,
@@ -190,6 +190,8 @@ class Session(ClosesOrAborts):
             endpoint.settings.close_timeout,
             journal,
         )
+        endpoint.resumed_steps = session.resumed_steps
+        return session
 
     # -- what it is --------------------------------------------------------------------------
 
@@ -217,6 +219,11 @@ class Session(ClosesOrAborts):
     def communicator(self) -> Communicator:
         """A communicator for the program's own messages, apart from those of the session."""
         return self._user_communicator
+
+    @property
+    def resumed_steps(self) -> int:
+        """How many of the session's first steps the journal answers; 0 without a journal."""
+        return 0 if self._steps.journal is None else self._steps.journal.resume
 
     def stats(self) -> EndpointStats:
         """Counts so far: messages, bytes, resends."""

@@ -54,6 +54,7 @@ class Endpoint(ClosesOrAborts):
         party: this party's name.
         rank: this party's rank.
         settings: this party's settings.
+        resumed_steps: what the status says of that, see `PartyStatus`; the session sets it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Endpoint(ClosesOrAborts):
         self.party = core.party
         self.settings = core.settings
         self.rank = core.cluster.rank(core.party)
+        self.resumed_steps = 0
         control = Control(core, receiving, claim.round_trip, claim.distrust, claim.say)
         closing = Closing(core, control, claim, observer)
         self.parts = EndpointParts(core, sending, receiving, control, closing)

@@ -35,8 +35,14 @@ def status_before_meeting(claim: AnyClaim, rendezvous: Rendezvous) -> PartyStatu
     )
 
 
-def status_of(core: Core, claim: AnyClaim) -> PartyStatus:
-    """Return this party's status once it has joined."""
+def status_of(core: Core, claim: AnyClaim, resumed_steps: int = 0) -> PartyStatus:
+    """Return this party's status once it has joined.
+
+    Args:
+        core: what its endpoint shares.
+        claim: its claim.
+        resumed_steps: see `PartyStatus`.
+    """
     with core.lock:
         now = time.monotonic()
         peers = {name: _status_of(peer.delivery, now) for name, peer in core.peers.items()}
@@ -53,6 +59,7 @@ def status_of(core: Core, claim: AnyClaim) -> PartyStatus:
         tuple(Waiting(p, tag, max(0.0, now - t)) for t, tag, p in waits[:MAX_WAITS]),
         core.outage.seconds,
         claim.broker_number,
+        resumed_steps,
     )
 
 

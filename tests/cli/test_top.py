@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,13 @@ def test_the_screen() -> None:
     assert "not up to date: gone" in shown(PARTY, trouble="gone")
     silent = PartyView("alice", True, "up", None, None, None, None, ())
     assert "no party publishes a status" in shown(silent)
+
+
+def test_a_run_that_goes_on_from_its_journal_says_so() -> None:
+    resumed = PartyView("alice", True, "open", 9.0, 0.001, 0, 0.5, (), resumed_steps=1200)
+    assert "resumed after 1 200 steps" in shown(resumed)
+    assert "resumed after 1 step " in shown(replace(resumed, resumed_steps=1))
+    assert "resumed" not in shown(PARTY)
 
 
 def test_what_holds_a_party_up_is_shown() -> None:

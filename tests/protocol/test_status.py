@@ -40,6 +40,8 @@ statuses = st.builds(
     st.dictionaries(names, peers, max_size=4),
     st.lists(st.builds(Waiting, names, tags, seconds), max_size=4).map(tuple),
     seconds,
+    counts,
+    counts,
 )
 ONE = PartyStatus(
     "0123456789abcdef",
@@ -49,6 +51,7 @@ ONE = PartyStatus(
     1,
     {"bob": PeerStatus("open", messages_sent=3, bytes_sent=300, last_heard_seconds=0.5)},
     (Waiting("bob", "t", 2.0),),
+    resumed_steps=12,
 )
 WIRE = msgpack.unpackb(encode_status(ONE))
 

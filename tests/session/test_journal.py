@@ -390,11 +390,13 @@ def test_a_session_over_a_broker_keeps_a_journal_and_resumes(
     cluster = make_cluster(valkey.url, size=2, devices={})
     settings = quick_settings(journal_dir=tmp_path)
     loads: list[str] = []
+    resumed: list[int] = []
 
     def program(party: str) -> Any:
         identity = IDENTITIES[party]
         journal = open_journal(cluster, party, settings, identity=identity)
         with Session.from_endpoint(connect_as(cluster, party, settings), journal=journal) as joined:
+            resumed.append(joined.resumed_steps)
             table = {"id": ["a", party]}
             return joined.psi(lambda: loads.append(party) or table, "id", parties=NAMES[:2])
 
@@ -402,6 +404,7 @@ def test_a_session_over_a_broker_keeps_a_journal_and_resumes(
         results = run_parties(*(lambda p=p: program(p) for p in NAMES[:2]))
         assert results == [{"id": ["a"]}] * 2
     assert sorted(loads) == ["alice", "bob"]
+    assert sorted(resumed) == [0, 0, 2, 2]  # psi() and close()
 
 
 def test_a_journal_needs_the_partys_key(tmp_path: Path) -> None:
