@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import machine, plan, plots, report
 from benchmarks import results as of
+from benchmarks.pages import JOURNAL, write_part
 from benchmarks.results import BARS, Bar, Results, Sample
 from benchmarks.transports import BRPC, MPLANG, REDISLINK
 
@@ -143,6 +144,21 @@ def test_page_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> None:
     assert text.count("not measured") >= len(BARS)
     assert "**Time ran out**: 7 measurements" in text
     assert "<plot" not in text
+
+
+def test_a_part_that_was_measured_apart_stays_in_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("old\n<!-- journal: begin -->\nold\n<!-- journal: end -->\nold\n")
+    write_part(page, JOURNAL, "## What a journal costs\n")
+    report.write(page, Results([]), META, [])
+    report.write(page, Results([]), META, [])
+    text = page.read_text()
+    part = "<!-- journal: begin -->\n## What a journal costs\n<!-- journal: end -->\n"
+    assert text.count(part) == text.count("journal") // 3 == 1
+    assert text.index("## Bars") < text.index(part) < text.index("## How\n")
+    assert "old" not in text
+    with pytest.raises(ValueError, match="no part other"):
+        write_part(page, "other", "")
 
 
 def test_page_and_plots_of_a_little(tmp_path: Path) -> None:
