@@ -564,6 +564,20 @@ class ChainJournal:
             reached = {chain.name: number for chain, number in needed}
             self._journal.append(["reveal", self.name, self.begun, reached], durable=True)
 
+    def passes_reveal(self) -> None:
+        """Tell the others what they wait for in the reveal that has begun, of others alone.
+
+        Nothing else would tell them soon: this party may next wait for one of them.
+
+        Raises:
+            JournalError: see `write`.
+        """
+        for chain, number in self._all_before(self.begun):
+            with self._journal._lock:
+                is_known = chain._history.reach(self._me, chain._told) >= number
+            if not is_known:
+                chain.tell()
+
     def tell(self) -> None:
         """Tell all others how far this party's records are on disk, or that there are no more.
 

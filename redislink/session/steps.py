@@ -154,6 +154,9 @@ class Step:
     def before_reveal(self, *, sends: bool) -> None:
         """Wait until no party can go back behind this step; see `ChainJournal.before_reveal`."""
 
+    def passes_reveal(self) -> None:
+        """This step is a reveal in which this party takes no part."""
+
 
 _UNKEPT: Final = Step()
 
@@ -173,6 +176,9 @@ class _KeptStep(Step):
 
     def before_reveal(self, *, sends: bool) -> None:
         self._journal.before_reveal(sends=sends)
+
+    def passes_reveal(self) -> None:
+        self._journal.passes_reveal()
 
 
 class Failure:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from redislink import ClusterSpec, Session, Simulator
+from redislink.session.kills import Plan
 from tests.conftest import connect_as, make_cluster, quick_settings
 
 SECONDS: Final = 8.0
@@ -77,8 +78,8 @@ class Stage:
             spec = ClusterSpec.parse(
                 {"session": "s", "parties": ["alice", "bob", "carol"], "devices": DEVICES}
             )
-            context = Simulator(spec)._sessions()
-            return dict(context.__enter__())
+            context = Simulator(spec)._sessions(Plan({}, spec.party_names))
+            return {name: partial(join, 1) for name, join in context.__enter__().items()}
         cluster = make_cluster(self.url, devices=DEVICES)
         settings = quick_settings()
         return {
