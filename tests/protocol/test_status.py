@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, astuple, replace
 
 import msgpack
 import pytest
@@ -94,6 +94,10 @@ def test_any_bytes_give_a_status_or_the_one_error(document):
         {"reconnects": True},
         {"broker_away_seconds": -1.0},
         {"broker_away_seconds": None},
+        {"broker_number": -1},
+        {"broker_number": 1.0},
+        {"resumed_steps": -1},
+        {"resumed_steps": "1"},
         {"peers": {"bob": WIRE["peers"]["bob"] | {"is_silent": 1}}},
         {"peers": []},
         {"peers": {"bob": None}},
@@ -118,6 +122,13 @@ def test_what_is_not_as_it_must_be_is_refused(changes):
     assert decode_status_untrusted(msgpack.packb(WIRE)) == ONE
     with pytest.raises(FrameError):
         decode_status_untrusted(msgpack.packb(WIRE | changes))
+
+
+def test_nothing_has_happened_with_a_peer_of_which_only_the_state_is_known():
+    peer = PeerStatus("missing")
+    assert set(astuple(peer)[1:]) == {0}
+    with pytest.raises(FrozenInstanceError):
+        peer.state = "open"
 
 
 @pytest.mark.parametrize("document", [b"", b"\xc1", b"\x91" * 5000, b"\x80", msgpack.packb([1])])
