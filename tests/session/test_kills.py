@@ -71,7 +71,7 @@ def test_two_at_once_and_one_after_the_other(simulator: Simulator) -> None:
     assert program.loads == 1
 
 
-@pytest.mark.parametrize("step", range(1, 10))
+@pytest.mark.parametrize("step", [1, 2, 4, 9])
 def test_at_any_step_even_the_last(simulator: Simulator, step: int) -> None:
     """Step 9 is close(): the others have all, and start again with who was killed."""
     program = Watched()
