@@ -277,10 +277,10 @@ class Network:
 def test_on_a_slow_line_nothing_is_pushed_twice(size, fair):
     """20 kbit/s. A message of 400 bytes takes longer than a receive waits on a fast line."""
     network = Network(2500.0, size, fair=fair)
-    network.play(60.0 if size == 400 else 600.0)
+    network.play(30.0 if size == 400 else 300.0)
     resent = [delivery.stats.frames_resent for delivery in network.deliveries.values()]
     asked = sum(delivery.stats.probes_sent for delivery in network.deliveries.values())
-    assert min(network.rounds.values()) > 8
+    assert min(network.rounds.values()) >= 5
     assert resent == [0, 0]
     if size == 400:
         assert asked < 1.2 * network.rounds["alice"]
@@ -289,9 +289,9 @@ def test_on_a_slow_line_nothing_is_pushed_twice(size, fair):
 def test_messages_that_are_late_again_and_again_are_soon_waited_for():
     """Something on the way holds up messages, but no answers."""
     network = Network(1e9, 400, fair=False, lag=0.4)
-    network.play(60.0)
+    network.play(30.0)
     resent = sum(delivery.stats.frames_resent for delivery in network.deliveries.values())
-    assert network.rounds["alice"] > 100
+    assert network.rounds["alice"] > 50
     assert resent < 20
 
 
@@ -301,12 +301,12 @@ def test_on_a_fast_line_a_silent_loss_costs_little():
 
     def loses(push: Push) -> bool:
         tag = tag_of(push)
-        is_lost = tag in ("t20", "t300", "t301") and tag not in lost
+        is_lost = tag in ("t20", "t30", "t31") and tag not in lost
         lost.extend([tag] * is_lost)
         return is_lost
 
     network.loses = loses
-    network.play(1.0)
-    assert lost == ["t20", "t300", "t301"]
+    network.play(0.6)
+    assert lost == ["t20", "t30", "t31"]
     assert max(network.took["alice"]) < 0.18
     assert sum(took > 0.1 for took in network.took["alice"]) == 3
