@@ -35,7 +35,6 @@ def connect(
     broker: Broker | None = None,
     identity: Identity | None = None,
     credentials: CredentialsCallable | None = None,
-    run: Run | None = None,
 ) -> Endpoint:
     """Join a session. Returns once every pair of parties has said hello.
 
@@ -50,8 +49,6 @@ def connect(
         credentials: returns the broker's password, or user and password, to use instead of those
             in the URL. It is called for each new connection, from any thread, so they may change
             during a run.
-        run: what tells this run from others, for a `Session` that has a journal; None means that
-            nothing is known of earlier ones.
 
     Raises:
         ConfigError: the cluster, party, settings or identity are wrong.
@@ -61,6 +58,37 @@ def connect(
         ClusterMismatch: a peer runs with another cluster file.
         HandshakeTimeout: not every party joined within ``connect_timeout``; the message names
             those that are missing.
+    """
+    return connect_run(
+        Run(),
+        cluster,
+        party,
+        settings,
+        on_progress=on_progress,
+        broker=broker,
+        identity=identity,
+        credentials=credentials,
+    )
+
+
+def connect_run(
+    run: Run,
+    cluster: ClusterSpec | str | Path | None,
+    party: str | None,
+    settings: RedisLinkSettings | None,
+    *,
+    on_progress: Progress | None = None,
+    broker: Broker | None = None,
+    identity: Identity | None = None,
+    credentials: CredentialsCallable | None = None,
+) -> Endpoint:
+    """`connect`, as a run that may know of the one before it.
+
+    Args:
+        run: what tells this run from others.
+        cluster, party, settings, on_progress, broker, identity, credentials: as for `connect`.
+
+    Raises: as `connect`.
     """
     settings = settings or RedisLinkSettings.load()
     spec = resolve_cluster(cluster, settings)
@@ -74,7 +102,6 @@ def connect(
         raise UsageError("connect got broker and credentials: give the credentials to the broker")
     if broker is None:
         broker = make_broker(settings, spec.broker, credentials=credentials)
-    run = run or Run()
     handshake = make_handshake(spec, name, settings, identity, run.instance)
     who = f"party {name!r} of session {spec.session!r}"
     log = PartyLogger(spec.session, name)

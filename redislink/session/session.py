@@ -31,7 +31,7 @@ from redislink.errors import (
 )
 from redislink.forking import dies_in_child, renew_in_child
 from redislink.identity.keypair import Identity
-from redislink.joining import connect, resolve_cluster
+from redislink.joining import connect_run, resolve_cluster
 from redislink.logs import PartyLogger
 from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
@@ -148,7 +148,8 @@ class Session(ClosesOrAborts):
         party = party or settings.party
         kept = open_journal(spec, party, settings, journal, identity)
         try:
-            endpoint = connect(
+            endpoint = connect_run(
+                Run() if kept is None else kept.joins(),
                 spec,
                 party,
                 settings,
@@ -156,26 +157,40 @@ class Session(ClosesOrAborts):
                 broker=broker,
                 identity=identity,
                 credentials=credentials,
-                run=Run() if kept is None else kept.joins(),
             )
         except BaseException:
             if kept is not None:
                 kept.close()
             raise
-        return cls.from_endpoint(endpoint, journal=kept)
+        return cls._over(endpoint, kept)
 
     @classmethod
-    def from_endpoint(cls, endpoint: Endpoint, *, journal: Journal | None = None) -> Session:
+    def from_endpoint(
+        cls,
+        endpoint: Endpoint,
+        *,
+        journal: str | Path | None = None,
+        identity: Identity | None = None,
+    ) -> Session:
         """Make a session over an existing endpoint.
 
         Args:
             endpoint: this party's endpoint; closing the session closes it.
-            journal: this party's journal, from `open_journal`; closing the session closes it.
-                None keeps none, whatever the settings say.
+            journal: as for `join`; None means the ``journal_dir`` of the endpoint's settings.
+            identity: this party's key pair, which a journal needs; None reads the
+                ``identity_file`` of the endpoint's settings.
 
         Raises:
-            JournalError: the parties' journals cannot meet.
+            ConfigError: there is no identity for the journal.
+            JournalError: as for `join`.
         """
+        settings = endpoint.settings
+        kept = open_journal(endpoint.cluster, endpoint.party, settings, journal, identity)
+        return cls._over(endpoint, kept)
+
+    @classmethod
+    def _over(cls, endpoint: Endpoint, journal: Journal | None) -> Session:
+        """A session over an endpoint, with a journal that is open; it closes both."""
 
         def make_link(device: str, _members: Sequence[str]) -> SpuLink:
             from redislink.spu.link import create_link

@@ -27,12 +27,13 @@ from redislink.communicator import DEFAULT_NAMESPACE, ThreadCommunicator
 from redislink.errors import ConfigError, PeerError, UsageError
 from redislink.forking import dies_in_child
 from redislink.identity.keypair import Identity, format_public_key
-from redislink.joining import connect
+from redislink.joining import connect_run
 from redislink.session.journal import Journal
 from redislink.session.kills import Attempts, Kill, MortalJournal, Plan, goes_on_after
 from redislink.session.session import NAMESPACE, Session, _simulated
 from redislink.session.steps import versions_here
 from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.transport.claim import Run
 
 if TYPE_CHECKING:
     from redislink.spu.link import SpuLink
@@ -183,17 +184,17 @@ class Simulator:
 
             def join(name: str, _attempt: int) -> Session:
                 journal = _journal(directory, spec, identities, plan, name)
-                endpoint = connect(
+                endpoint = connect_run(
+                    Run() if journal is None else journal.joins(),
                     spec,
                     name,
                     self._settings,
                     broker=broker,
                     identity=identities[name],
-                    run=None if journal is None else journal.joins(),
                 )
                 if journal is not None:
                     journal.vanish = endpoint.parts.closing.vanish
-                return Session.from_endpoint(endpoint, journal=journal)
+                return Session._over(endpoint, journal)
 
             yield {name: partial(join, name) for name in names}
 

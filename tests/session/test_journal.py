@@ -393,9 +393,8 @@ def test_a_session_over_a_broker_keeps_a_journal_and_resumes(
     resumed: list[int] = []
 
     def program(party: str) -> Any:
-        identity = IDENTITIES[party]
-        journal = open_journal(cluster, party, settings, identity=identity)
-        with Session.from_endpoint(connect_as(cluster, party, settings), journal=journal) as joined:
+        endpoint = connect_as(cluster, party, settings)
+        with Session.from_endpoint(endpoint, identity=IDENTITIES[party]) as joined:
             resumed.append(joined.resumed_steps)
             table = {"id": ["a", party]}
             return joined.psi(lambda: loads.append(party) or table, "id", parties=NAMES[:2])
