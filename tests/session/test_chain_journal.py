@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.support.waiting import wait_until
 NAMES = ("alice", "bob", "carol")
 PAIR = ("alice", "bob")
 IDENTITY = Identity.generate()
+_opened: list[JournalStore] = []
 
 
 class Owner:
@@ -38,6 +39,7 @@ class Party:
         self.communicator = communicator
         binding = Binding("s", communicator.party, b"c" * 32, "versions", "program")
         self.store = JournalStore.open(directory, binding, IDENTITY)
+        _opened.append(self.store)
         self.journal = Journal(self.store, "s", communicator.party, required=required)
         self.freed: list[int] = []
         free = self.store.free
@@ -77,6 +79,13 @@ def step(
     digest = f"{chain.name} {number}".encode().ljust(16)
     chain.write(digest, ("call", "p.py:1", b"", ()), touches, gave, quiet=quiet)
     return number
+
+
+@pytest.fixture(autouse=True)
+def _all_close() -> Iterator[None]:
+    yield
+    while _opened:
+        _opened.pop().close()
 
 
 @pytest.fixture
