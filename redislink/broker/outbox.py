@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, cast
 
 from redislink.broker.backlog import URGENT, Backlog, QueuedWrite, lasting
@@ -63,6 +64,13 @@ to a thread."""
 _LEAST_UNDER_WAY: Final = 1.5
 """Seconds that bytes under way may go unacknowledged before that means anything: at 20 kbit/s a
 segment takes 0.6 s, and only every second one is acknowledged."""
+_FIRST_RATE: Final = float(2 << 20)
+"""Bytes per second that the way beyond a proxy is taken to pass, until it turns out to be slower.
+A proxy acknowledges what it has only buffered."""
+_BULK: Final = 16 << 10
+"""Bytes of a write whose silence says something about the rate."""
+_RATE_SECONDS: Final = 60.0
+"""After so long without a connection given up, the rate is taken to be twice as high again."""
 _LONGEST_WAIT: Final = 0.05
 """Seconds between checks for what another thread may have done."""
 _IDLE_SECONDS: Final = 0.05
@@ -151,6 +159,9 @@ class Outbox:
         """What had passed when `silent` last looked."""
         self._stirred_at = 0.0
         """When `silent` last found that something had moved."""
+        self._rate = _FIRST_RATE
+        self._rate_at = 0.0
+        """When ``_rate`` last changed."""
         self._asked_at = 0.0
         self._error: BrokerError | None = BrokerUnreachable(
             f"broker {broker.label}: the outbox has not connected yet"
@@ -373,7 +384,8 @@ class Outbox:
         """Return the connections on which the broker has been silent for too long.
 
         Silent is a broker that owes replies and sends none, while nothing that was written drains
-        away. Call it several times a second: it compares with the last time.
+        away. Call it several times a second: it compares with the last time. What a proxy on the
+        way has buffered drains out of sight, so a large write gets the time that it takes.
 
         Args:
             patience: seconds.
@@ -394,14 +406,30 @@ class Outbox:
                     self._stirred_at = now
             since = max(self._replies.moved_at, self._stirred_at)
             least = _LEAST_UNDER_WAY if under_way else 0.0
-            if now - since <= max(patience, least):
+            if now - since <= max(patience, least, self._seconds_of_next(now)):
                 return []
-            return [Silence(self._broker, since, self.give_up)]
+            return [Silence(self._broker, since, partial(self._found_dead, since))]
 
     def give_up(self, error: BrokerError) -> None:
         """Break the connection, for this reason: what was pushed is wanted elsewhere now."""
         with self._lock:
             self._break(error)
+
+    def _found_dead(self, since: float, error: BrokerError) -> None:
+        """Give up a silent connection, and be more patient with the next write of that size."""
+        with self._lock:
+            size, now = self._replies.next_size, time.monotonic()
+            if size >= _BULK:
+                slower = min(self._rate, size / max(now - since, _LONGEST_WAIT)) / 2
+                least = size / self._broker.timeout  # nothing gets more time than that
+                self._rate, self._rate_at = min(self._rate, max(slower, least)), now
+            self._break(error)
+
+    def _seconds_of_next(self, now: float) -> float:
+        """How long the write whose reply comes next may take, at most ``reply_timeout``."""
+        if self._rate < _FIRST_RATE and now - self._rate_at > _RATE_SECONDS:
+            self._rate, self._rate_at = min(self._rate * 2, _FIRST_RATE), now
+        return min(self._replies.next_size / self._rate, self._broker.timeout)
 
     def close(self) -> None:
         """Close the connection; later writes raise EndpointClosed."""
@@ -487,7 +515,7 @@ class Outbox:
         rest = connection.write_some(owed.aloud(pieces))
         if not owed.unread:
             owed.moved_at = time.monotonic()
-        owed.owe(replies, token)
+        owed.owe(replies, token, sum(map(len, pieces)))
         if rest:
             self._start_writer(connection, lasting(rest))
         elif len(owed.unread) >= (READ_FROM if owed.quiet is None else READ_MARKS_FROM):
@@ -592,14 +620,14 @@ class Outbox:
 
     def _work_off(self, connection: BrokerConnection, backlog: Backlog) -> None:
         """Write the backlog; return when it is empty, or the connection broke."""
-        rest, taken = backlog.rest, None
+        rest, taken, size = backlog.rest, None, 0
         while True:
             with self._lock:
                 if self._backlog is not backlog:
                     return
                 try:
                     if taken is not None:
-                        self._replies.owe(taken.replies, taken.token)
+                        self._replies.owe(taken.replies, taken.token, size)
                         backlog.begun()
                     rest = self._write_on(connection, rest)
                 except BrokerError as error:
@@ -616,6 +644,7 @@ class Outbox:
                 return
             else:
                 rest = self._replies.aloud(taken.pack())  # without the lock: it may seal a chunk
+                size = sum(map(len, rest))
 
     def _write_on(self, connection: BrokerConnection, rest: Sequence[Buffer]) -> Sequence[Buffer]:
         """Write what fits, read the replies that are here, and return the unwritten rest."""

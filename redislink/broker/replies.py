@@ -46,8 +46,8 @@ class Replies:
     """The replies to one outbox, over all its connections.
 
     Attributes:
-        unread: (replies, token, quiet) of each write that still gets replies: how many, for which
-            push, and the tokens of the quiet pushes that they confirm too.
+        unread: (replies, token, quiet, size) of each write that still gets replies: how many, for
+            which push, the tokens of the quiet pushes that they confirm too, and its bytes.
         quiet: the tokens of pushes that no mark covers yet; None while the broker answers all.
         answers: how many writes have got all their replies so far.
         answered: (token, taken) of each answered push, until the outbox hands it out.
@@ -58,7 +58,7 @@ class Replies:
     """
 
     def __init__(self) -> None:
-        self.unread: deque[tuple[int, object, Sequence[object]]] = deque()
+        self.unread: deque[tuple[int, object, Sequence[object], int]] = deque()
         self.quiet: list[object] | None = None
         self.answers = 0
         self.answered: list[tuple[object, bool]] = []
@@ -70,12 +70,17 @@ class Replies:
         self._refusal: BrokerBusy | None = None
         """The refusal among those replies, if there was one."""
 
-    def owe(self, replies: int, token: object) -> None:
-        """Note a write that gets so many replies, not counting the one that `aloud` adds."""
+    @property
+    def next_size(self) -> int:
+        """The bytes of the write whose reply comes next; 0 if none is owed."""
+        return self.unread[0][3] if self.unread else 0
+
+    def owe(self, replies: int, token: object, size: int) -> None:
+        """Note a write of so many bytes and replies, not counting the one that `aloud` adds."""
         if self.quiet is None:
-            self.unread.append((replies, token, ()))
+            self.unread.append((replies, token, (), size))
         else:
-            self.unread.append((replies + 1, token, self.quiet))
+            self.unread.append((replies + 1, token, self.quiet, size))
             self.quiet = []
 
     def aloud(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
@@ -115,7 +120,7 @@ class Replies:
             replies += self._read_of_first
             owed = len(self.unread)
             while self.unread and replies >= self.unread[0][0]:
-                needed, token, quiet = self.unread.popleft()
+                needed, token, quiet, _ = self.unread.popleft()
                 replies -= needed
                 if self._refusal is not None and self.quiet is not None:
                     raise self._refusal  # it does not tell what else was refused

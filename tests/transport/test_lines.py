@@ -126,6 +126,8 @@ class Line:
     def __init__(self) -> None:
         self.traffic: tcp.Traffic | None = tcp.Traffic(0, 0, False)
 
+    def close(self) -> None: ...
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
@@ -142,7 +144,7 @@ def owed(clock: SimpleNamespace) -> tuple[Outbox, Line]:
     broker: Any = SimpleNamespace(label="test", may_be_quiet=False, in_process=False, timeout=10.0)
     outbox, line = Outbox(broker, 60), Line()
     outbox._connection = line  # type: ignore[assignment]
-    outbox._replies.owe(1, None)
+    outbox._replies.owe(1, None, 100)
     outbox._replies.moved_at = clock.now
     assert outbox.silent(0.5) == []
     return outbox, line
@@ -176,6 +178,42 @@ def test_what_drains_away_slowly_is_no_silence(
         assert outbox.silent(0.5) == []
     clock.now += 1.6
     assert outbox.silent(0.5) != [], "now it drains no more"
+
+
+def test_what_a_proxy_has_buffered_gets_the_time_that_it_turned_out_to_take(
+    owed: tuple[Outbox, Line], clock: SimpleNamespace
+) -> None:
+    """All has been acknowledged, by the proxy, whose own line to the broker is slow."""
+    outbox, line = owed
+
+    def waits_for(size: int) -> float:
+        """Push so much on a connection until it is given up; return for how long."""
+        began = clock.now
+        outbox._connection = line  # type: ignore[assignment]
+        outbox._replies.owe(1, None, size)
+        outbox._replies.moved_at = began
+        outbox.silent(0.5)
+        while not (found := outbox.silent(0.5)):
+            clock.now += 0.01
+        found[0].give_up(BrokerUnreachable("silent"))
+        assert outbox.error is not None
+        return float(clock.now - began)
+
+    outbox._replies.unread.clear()
+    assert waits_for(1 << 20) == pytest.approx(0.5, abs=0.02), "a fast line, for all we know"
+    waits = [waits_for(1 << 20) for _ in range(6)]
+    assert waits == pytest.approx([1, 2, 4, 8, 10, 10], rel=0.1), "at most the reply timeout"
+    assert waits_for(64 << 10) < 2.0, "a smaller one takes less"
+    assert waits_for(100) == pytest.approx(0.5, abs=0.02), "what is small is as before"
+    clock.now += 61
+    assert waits_for(1 << 20) == pytest.approx(10.0, abs=0.1)
+    for _ in range(20):
+        clock.now += 61
+        outbox._replies.owe(1, None, 1)
+        outbox._connection = line  # type: ignore[assignment]
+        outbox.silent(0.5)
+        outbox._replies.unread.clear()
+    assert waits_for(1 << 20) == pytest.approx(0.5, abs=0.02), "it was long ago"
 
 
 def test_a_connection_that_nobody_counts_is_judged_by_its_replies(
