@@ -62,7 +62,7 @@ coverage: $(STAMP)  ## how much of redislink/ the quick tests run; fails below t
 	$(PY) -m pytest -q -n $(WORKERS) -m 'not slow' --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 .PHONY: chaos soak
-chaos: $(STAMP)  ## break real brokers and lines on purpose; writes docs/reliability.md (minutes)
+chaos: $(STAMP)  ## break real brokers and lines and kill parties on purpose; writes docs/reliability.md (minutes)
 	$(PY) -m benchmarks.chaos
 
 soak: $(STAMP)  ## 100,000 simulated runs of the delivery core
