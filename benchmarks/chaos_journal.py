@@ -44,14 +44,14 @@ class Training:
                 timeout=300,
             )
 
-    def plans(self, seconds: float) -> dict[str, list[Kill]]:
-        """What is done to it, if an undisturbed run takes so many seconds."""
+    def plans(self) -> dict[str, list[Kill]]:
+        """What is done to it."""
         ones = [(party,) for party in self.parties]
         pairs = [(self.parties[i - 1], party) for i, party in enumerate(self.parties)]
         together, what = [self.parties] * 2, "all at once, twice"
         if len(self.parties) > 2:
             together, what = [*pairs, *together], f"two at once, three times; {what}"
-        drawn = partial(at_random, steps=self.steps, seconds=seconds, seed=SEED)
+        drawn = partial(at_random, steps=self.steps, seed=SEED)
         return {
             f"each killed {EACH} times": drawn(ones * EACH),
             what: drawn(together),
@@ -77,8 +77,7 @@ def journals(page: Page) -> None:
             row(page, training, "nothing", undisturbed, undisturbed)
             if undisturbed.problems:
                 continue
-            plans = training.plans(undisturbed.results["alice"]["seconds"])
-            for what, kills in plans.items():
+            for what, kills in training.plans().items():
                 row(page, training, what, training.run(server, kills), undisturbed)
     page.write(
         "",

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Kill:
         parties: who.
         at: the reported step that some party has done by then; None kills while the parties come
             back from the last kill.
-        later: seconds after that.
+        later: how much later, in steps as long as the last one; in seconds if ``at`` is None.
         broker: whether the broker is killed too, and started empty.
     """
 
@@ -186,7 +187,7 @@ class _Run:
         """Kill, start again, and wait until all compute; False if the run has failed."""
         if not self._wait(lambda: kill.at is None or self._furthest() >= kill.at):
             return False
-        time.sleep(kill.later)
+        time.sleep(kill.later if kill.at is None else kill.later * self._step_seconds())
         for name in kill.parties:
             os.kill(self._processes[name].pid, signal.SIGKILL)
         for name in kill.parties:
@@ -246,6 +247,14 @@ class _Run:
     def _furthest(self) -> int:
         return max((e.get("step", 0) for each in self._events.values() for e in each), default=0)
 
+    def _step_seconds(self) -> float:
+        """How long the last step took, at whoever had the shortest one."""
+        took = []
+        for name in self._parties:
+            computed = sorted(self._computed_since(name, 0.0))[-2:]
+            took += [last - first for first, last in pairwise(computed)]
+        return min(took, default=0.0)
+
     def _computed_since(self, name: str, moment: float) -> Iterator[float]:
         for event in self._events[name]:
             if event["event"] == "progress" and not event["answered"] and event["at"] > moment:
@@ -285,21 +294,20 @@ def weight_error(outcome: Outcome, undisturbed: Outcome) -> float:
 
 
 def at_random(
-    whom: Sequence[tuple[str, ...]], steps: int, seconds: float, seed: int, *, broker: bool = False
+    whom: Sequence[tuple[str, ...]], steps: int, seed: int, *, broker: bool = False
 ) -> list[Kill]:
     """Kills at moments of the training drawn at random, in an order drawn at random.
 
     Args:
         whom: who is killed at once, for each kill.
-        steps: of training.
-        seconds: what they take.
+        steps: of training; none of the last two is hit.
         seed: of the moments.
         broker: whether the broker is killed too each time.
     """
     chance = random.Random(seed)
     order = chance.sample(list(whom), len(whom))
-    moments = sorted(chance.uniform(1, steps) for _ in order)
+    moments = sorted(chance.uniform(1, steps - 2) for _ in order)
     return [
-        Kill(parties, BEFORE_TRAINING + int(moment), moment % 1 * seconds / steps, broker)
+        Kill(parties, BEFORE_TRAINING + int(moment), moment % 1, broker)
         for parties, moment in zip(order, moments, strict=True)
     ]
