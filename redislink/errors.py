@@ -46,6 +46,7 @@ next. No message holds a payload, a key or a password.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 from redislink.text import MOST_IN_LINE, one_line
@@ -68,6 +69,14 @@ class RedisLinkError(Exception):
         super().__init__(
             *(one_line(arg, MOST_IN_LINE) if isinstance(arg, str) else arg for arg in args)
         )
+
+    def afresh(self) -> Self:
+        """Return an equal error, to be raised instead of one that is kept.
+
+        What is raised keeps all frames that it passes, and so all objects of the program. Whoever
+        is kept by one of these objects, even through SPU's C++, would never go.
+        """
+        return copy.copy(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the message and the attributes, not the call, because subclasses take others.

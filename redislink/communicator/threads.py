@@ -343,4 +343,4 @@ class _Hub:
         if party.closed:
             raise EndpointClosed(f"{self.names[rank]}: the communicator is closed: make a new one")
         if party.failure is not None:
-            raise party.failure.with_traceback(None)
+            raise party.failure.afresh()

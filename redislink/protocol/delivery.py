@@ -123,7 +123,7 @@ class Delivery:
     def check_can_send(self) -> None:
         """Raise the reason why nothing can be sent, if there is one."""
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.afresh()
         if self.state is State.PEER_CLOSED:
             raise PeerClosed(
                 self.peer, f"{self.peer} has left the session: send to it before it closes"
@@ -229,7 +229,7 @@ class Delivery:
             if self._receiving.add(tag, frame, body, now):
                 self._heard(now)  # as nobody else makes such a frame
                 if self._receiving.kept_bytes > self._timing.peer_memory_bytes:
-                    raise self._kept_too_much()
+                    raise self._kept_too_much().afresh()
             self._heard_data(frame.acked, now)
         return self.take(tag) if take else None
 
@@ -412,7 +412,7 @@ class Delivery:
         Call it after finding the data list empty.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.afresh()
         if self.state in (State.FAILED, State.CLOSED):
             raise UsageError("this party has left the session: receive before close()")
         if self.state is not State.PEER_CLOSED:

@@ -295,13 +295,13 @@ class Core:
     def check_usable(self) -> None:
         """Raise the error that ended this endpoint, if one did."""
         if isinstance(self.failure, UsedAfterFork):
-            raise self.failure.with_traceback(None)
+            raise self.failure.afresh()
         if self.closing:
             raise EndpointClosed(
                 f"{self.party}: the endpoint is closed: open a new one with redislink.connect()"
             )
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self.failure.afresh()
 
     def fail(self, failure: RedisLinkError) -> None:
         """End every call on this endpoint, present and future, with this error."""

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from typing import Any
+
 import pytest
 
-from redislink import Simulator
+from redislink import Session, Simulator
 from tests.session.random_programs import CLUSTER, SETTINGS, Call, Played, expected, play
 
 
 def test_a_few_programs() -> None:
     assert sum(play(seed) for seed in range(5)) >= 5
+
+
+@pytest.mark.parametrize("through", ["memory", "fakeredis"])
+def test_sessions_that_failed_leave_no_shares_in_memory(
+    through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that tries again and again must not grow."""
+    made: list[weakref.ref[Session]] = []
+    begin = Session.__init__
+
+    def note(self: Session, *arguments: Any, **named: Any) -> None:
+        made.append(weakref.ref(self))
+        begin(self, *arguments, **named)
+
+    monkeypatch.setattr(Session, "__init__", note)
+    assert play(2000, through=through) > 0
+    gc.collect()
+    assert made
+    assert not [session for session in made if session() is not None]
 
 
 @pytest.mark.slow
