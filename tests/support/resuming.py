@@ -42,7 +42,7 @@ class Kill:
         parties: who.
         at: the reported step that some party has done by then; None kills while the parties come
             back from the last kill.
-        later: how much later, in steps as long as the last one; in seconds if ``at`` is None.
+        later: how much later, in steps; in seconds if ``at`` is None.
         broker: whether the broker is killed too, and started empty.
     """
 
@@ -248,10 +248,10 @@ class _Run:
         return max((e.get("step", 0) for each in self._events.values() for e in each), default=0)
 
     def _step_seconds(self) -> float:
-        """How long the last step took, at whoever had the shortest one."""
+        """How long a step takes: the shortest of the last few, as some were cut by a kill."""
         took = []
         for name in self._parties:
-            computed = sorted(self._computed_since(name, 0.0))[-2:]
+            computed = sorted(self._computed_since(name, 0.0))[-6:]
             took += [last - first for first, last in pairwise(computed)]
         return min(took, default=0.0)
 
