@@ -114,11 +114,10 @@ def run(
         os.environ["REDISLINK_JOURNAL_DIR"] = str(journal.resolve())
     elif fresh and settings.journal_dir is None:
         raise ConfigError("--fresh without a journal: give --journal DIR too")
-    if fresh:
-        os.environ["REDISLINK_JOURNAL_FRESH"] = "true"
     if attempts.number > 1:
-        os.environ["REDISLINK_JOURNAL_FRESH"] = "false"
         os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
+    if fresh or settings.journal_fresh:
+        os.environ["REDISLINK_JOURNAL_FRESH"] = str(attempts.number == 1).lower()
     _run_as_main(program, arguments or [], name, attempts)
 
 

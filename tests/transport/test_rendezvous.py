@@ -274,8 +274,8 @@ def test_a_broker_that_takes_no_hello_is_named_and_not_the_others(what, monkeypa
         mine = f"~{list_names.PREFIX}:{{{cluster.session}:alice}}:*"
         admin.execute("ACL", "SETUSER", "u", "on", ">pw", "+@all", mine, timeout=5)
 
-        def acquire_and_refuse(claim, outage):
-            acquire(claim, outage)
+        def acquire_and_refuse(claim, *given, **more):
+            acquire(claim, *given, **more)
             if what == "no memory":
                 admin.execute("ACL", "SETUSER", "u", "allkeys", timeout=5)
                 admin.execute("CONFIG", "SET", "maxmemory", "1", timeout=5)
