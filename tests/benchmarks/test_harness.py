@@ -20,7 +20,7 @@ from benchmarks.transports import MEM, NAIVE
 @pytest.mark.slow
 def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    groups = ("link", "line", "sessions")
+    groups = ("link", "line")
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "benchmarks", "--toy", "--runs", "1"),
@@ -38,7 +38,6 @@ def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     assert set(measured) == {
         *(("link", t) for t in plan.MAIN),
         ("line", "redislink"),
-        ("sessions", "1"),
     }
     values = measured["link", "redislink"]["parties"][0]["round_trips"]["values"]
     assert 0 < values["64"]["median"] < 1

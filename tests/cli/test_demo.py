@@ -91,17 +91,6 @@ def test_over_tls_with_a_client_certificate_and_a_user_for_each_party(
     assert printed[-len(next_commands()) :] == next_commands(), "it ends with what to type next"
 
 
-def test_over_a_cluster_with_a_user_for_each_party(redislink: Run) -> None:
-    with ClusterGroup() as group:
-        result = redislink("demo", "--json", "--broker", group.url, "--acl")
-        assert result.returncode == 0, result.stderr
-        told = check_is_ok(result.stdout)
-        assert told["broker"] == Broker(group.url).label
-        assert group.password not in result.stdout + result.stderr
-        for port in group.masters:
-            assert group.ask(port, "ACL", "USERS") == [b"default"], "none is left behind"
-
-
 def test_without_the_client_certificate(redislink: Run, tmp_path: Path) -> None:
     with (
         EmbeddedBroker(password="s3cret") as broker,
@@ -154,15 +143,28 @@ def test_a_party_that_is_killed_on_a_broker_without_users(start: Start) -> None:
     assert not psutil.wait_procs(parties, timeout=10)[1]
 
 
-def test_a_demo_that_is_terminated_leaves_no_process(start: Start) -> None:
-    demo = start("demo")
-    wait_for_parties(demo.pid)
-    family = psutil.Process(demo.pid).children(recursive=True)
-    demo.terminate()
-    result = ended(demo)
+def test_one_that_is_terminated_leaves_no_process_and_no_user_on_a_cluster(start: Start) -> None:
+    with ClusterGroup() as group:
+        demo = start("demo", "--broker", group.url, "--acl")
+        parties = wait_for_parties(demo.pid)
+        wait_until(lambda: claims(group) == len(PARTIES), TIMEOUT)
+        for port in group.masters:
+            assert len(group.ask(port, "ACL", "USERS")) == 1 + len(PARTIES)
+        family = psutil.Process(demo.pid).children(recursive=True)
+        assert set(parties) <= set(family)
+        demo.terminate()
+        result = ended(demo)
+        for port in group.masters:
+            assert group.ask(port, "ACL", "USERS") == [b"default"], "none is left behind"
+        assert group.password not in result.stdout + result.stderr
     assert result.returncode == 130
     assert "Traceback" not in result.stderr
     assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+def claims(group: ClusterGroup) -> int:
+    """How many parties have joined with the users that they were given."""
+    return sum(len(group.ask(port, "KEYS", "rl:*:!claim")) for port in group.masters)
 
 
 def test_bad_broker_is_said_before_anything_starts(redislink: Run) -> None:
