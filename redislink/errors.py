@@ -102,6 +102,8 @@ class JournalError(RedisLinkError):
 
     told_to_peers = "its journal cannot be used"
     """Paths stay here. An error that may be told whole has an attribute of its own."""
+    reason = "it cannot be used"
+    """What the disk said, without a path, so that the peers may be told."""
 
 
 class UsageError(RedisLinkError):

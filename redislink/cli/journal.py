@@ -26,7 +26,7 @@ from redislink.errors import ConfigError, JournalError
 from redislink.identity.keypair import Identity
 from redislink.journal import describe, drop, find_journals, verify
 from redislink.settings import RedisLinkSettings
-from redislink.text import one_line
+from redislink.text import one_line, printable
 
 if TYPE_CHECKING:
     from redislink.operate.journals import JournalView
@@ -105,12 +105,19 @@ def drop_journals(
     """
     paths = _found(directory)
     for path in paths:
-        show(f"{path}: {size(sum(file.stat().st_size for file in path.iterdir()))}")
-    what = str(paths[0]) if len(paths) == 1 else f"these {len(paths)} journals"
+        show(f"{path}: {size(_bytes_in(path))}")
+    what = printable(str(paths[0])) if len(paths) == 1 else f"these {len(paths)} journals"
     if not yes and not typer.confirm(f"Destroy {what}?", default=False, err=True):
         say("nothing removed")
         raise typer.Abort
     _at_each(paths, drop)
+
+
+def _bytes_in(directory: Path) -> int:
+    try:
+        return sum(file.lstat().st_size for file in directory.iterdir())
+    except OSError:  # `drop` says why, if it matters
+        return 0
 
 
 def _key(identity: Path | None) -> Identity:

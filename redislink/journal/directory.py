@@ -106,4 +106,7 @@ _REMEDIES: Final = {
 def cannot(path: Path, what: str, error: OSError) -> JournalError:
     """The error for what the file system refused; ``what`` is such as "be written"."""
     remedy = _REMEDIES.get(error.errno or 0, "check the disk, then start again")
-    return JournalError(f"journal {path}: cannot {what} ({error.strerror or error}): {remedy}")
+    reason = error.strerror or type(error).__name__
+    failed = JournalError(f"journal {path}: cannot {what} ({reason}): {remedy}")
+    failed.reason = reason
+    return failed

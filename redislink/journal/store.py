@@ -189,13 +189,16 @@ class JournalStore:
             return Entry(number, body, contents.entries[number][1])
 
     def sync(self) -> None:
-        """Return when all entries are on disk.
+        """Return when all entries are on disk, also those that another thread writes now.
 
         Raises:
             JournalError: see `append`.
         """
-        with self._lock, self._writing() as writer:
-            writer.sync()
+        with self._lock:
+            if self._failed is None and self._ended is None and self._writer.is_on_disk:
+                return
+            with self._writing() as writer:
+                writer.sync()
 
     def free(self, blobs: Iterable[int]) -> None:
         """Say that blobs are no longer wanted. Takes no lock and writes nothing by itself.

@@ -101,6 +101,11 @@ class SegmentWriter:
         """
         return self._tail if self._synced is None else self._synced
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether all that was written is on disk."""
+        return self._synced == self._tail
+
     def sync(self) -> None:
         """Return once all that was written is on disk."""
         self.segment.file.sync()

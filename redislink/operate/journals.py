@@ -76,7 +76,7 @@ def view_of(about: Description) -> JournalView:
                 starts.append(joining.written)
             case BeganRecord():
                 steps.clear()
-            case ResumedRecord(points):
+            case ResumedRecord(points, _, _):
                 steps = [step for step in steps if step.number <= points.get(step.chain, 0)]
             case EndedRecord() as record:
                 ended = f"{record.party} went on without a journal: {record.why}"

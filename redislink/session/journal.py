@@ -127,10 +127,10 @@ class Journal:
         self._required = required
         self._log = PartyLogger(session, party, "redislink.progress")
         self._run = b""
+        self._generation = self._made_in = 0
         self._joined: JoiningRecord | None = None
         self._ended: EndedRecord | None = None
         self._closed = False
-        self._may_be_lost = False
         self._chains: dict[str, _Kept] = {}
         self._open: dict[str, ChainJournal] = {}
         self._lock = threading.Condition()
@@ -139,6 +139,16 @@ class Journal:
         self._leaving: deque[tuple[dict[str, int], list[int]]] = deque()
         self._load()
         dies_in_child(self)
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self._store.path
+
+    @staticmethod
+    def path_of(directory: Path, session: str, party: str) -> Path:
+        """The directory of the journal that `open` opens."""
+        return directory.absolute() / Binding(session, party, b"", "", "").name
 
     @classmethod
     def open(
@@ -211,6 +221,8 @@ class Journal:
             {chain: kept.reached for chain, kept in self._chains.items()},
             self._begin,
             self._go_back,
+            self._generation,
+            self._made_in,
         )
         points, on_disk = meet(communicator, self._run, self._ended, mine)
         for chain, point in points.items():
@@ -280,19 +292,12 @@ class Journal:
         Raises:
             JournalError: the disk fails, and the session needs the journal.
         """
-        if durable:
-            self._may_be_lost = False  # before, as another thread may append meanwhile
         packed = encode_value(list(body))
-        entry = self._write(lambda: self._store.append(packed, blobs, durable=durable))
-        if not durable:
-            self._may_be_lost = True
-        return entry
+        return self._write(lambda: self._store.append(packed, blobs, durable=durable))
 
     def put_on_disk(self) -> None:
         """Return once all entries are on disk; raises what `append` raises."""
-        if self._may_be_lost:
-            self._may_be_lost = False
-            self._write(self._store.sync)
+        self._write(self._store.sync)
 
     def _write(self, write: Callable[[], _Written]) -> _Written | None:
         if self._ended is not None:
@@ -305,7 +310,7 @@ class Journal:
             if self._required:
                 raise
             self._log.warning("%s: %s: all parties go on without journals", self.party, error)
-            self._end(EndedRecord.of(self.party, str(error)))
+            self._end(EndedRecord.of(self.party, error.reason))
             return None
 
     def end(self, record: EndedRecord) -> None:
@@ -371,12 +376,15 @@ class Journal:
                         )
                     kept.history.add(record.digest, record.touches, record.needs)
                     kept.records.append((entry, record))
+                    self._made_in = self._generation
                 case JoiningRecord() as joined:
                     self._joined = joined
                 case BeganRecord(run):
                     self._run, self._chains = run, {}
-                case ResumedRecord(points):
+                    self._generation = self._made_in = 0
+                case ResumedRecord(points, generation, made_in):
                     self._cut(points)
+                    self._generation, self._made_in = generation, made_in
                 case RevealRecord(_, _, reached):
                     for chain, number in reached.items():
                         kept = self._kept(chain)
@@ -399,10 +407,10 @@ class Journal:
         self._chains.clear()
         self._write_at_joining(["began", run])
 
-    def _go_back(self, points: Mapping[str, int]) -> None:
+    def _go_back(self, points: Mapping[str, int], generation: int) -> None:
         # Written even if nothing is dropped here: a step may be made anew now that had a record.
         dropped = self._cut(points)
-        self._write_at_joining(["resumed", dict(points)])
+        self._write_at_joining(["resumed", dict(points), generation, self._made_in])
         if dropped:
             self._store.drop(dropped)
 

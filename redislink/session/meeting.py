@@ -48,12 +48,16 @@ class Standing:
         run: what all journals of one run have in common; empty if it has no run yet.
         positions: by chain.
         ended: why the run cannot be resumed; None if it can.
+        generation: how often the parties have gone back to steps before, as far as this one knows.
+        made_in: the generation in which this party made its last step.
         nonce: random bytes of this joining, of which a new run's name is made.
     """
 
     run: bytes
     positions: Positions
     ended: EndedRecord | None = None
+    generation: int = 0
+    made_in: int = 0
     nonce: bytes = field(default_factory=lambda: os.urandom(_RUN_BYTES))
 
     def encode(self) -> list[Any]:
@@ -63,15 +67,14 @@ class Standing:
             for chain, at in self.positions.items()
         ]
         ended = [] if self.ended is None else [self.ended.party, self.ended.why]
-        return [FORMAT, self.run, self.nonce, ended, packed]
+        return [FORMAT, self.run, self.nonce, ended, [self.generation, self.made_in], packed]
 
     @classmethod
     def parse_untrusted(cls, told: Any) -> Standing | None:
         """What `encode` made; None if it did not make this."""
         match told:
-            case [int(version), bytes(run), bytes(nonce), list(ended), list(packed)] if (
-                version == FORMAT
-            ):
+            case [int(version), bytes(run), bytes(nonce), list(ended), [int(generation),
+                  int(made_in)], list(packed)] if version == FORMAT:  # fmt: skip
                 positions = {}
                 for entry in packed:
                     match entry:
@@ -84,9 +87,10 @@ class Standing:
                             return None
                 match ended:
                     case []:
-                        return cls(run, positions, None, nonce)
+                        return cls(run, positions, None, generation, made_in, nonce)
                     case [str(party), str(why)]:
-                        return cls(run, positions, EndedRecord.of(party, why), nonce)
+                        why_ended = EndedRecord.of(party, why)
+                        return cls(run, positions, why_ended, generation, made_in, nonce)
         return None
 
 
@@ -98,13 +102,16 @@ class Journaled:
         histories: by chain.
         reached: by chain, the step that every party reached when something was revealed.
         begin: writes that a new run begins, which has no step yet.
-        go_back: writes after which step each chain resumes.
+        go_back: writes after which step each chain resumes, and in which generation.
+        generation, made_in: see `Standing`.
     """
 
     histories: Mapping[str, History]
     reached: Mapping[str, int]
     begin: Callable[[bytes], None]
-    go_back: Callable[[Mapping[str, int]], None]
+    go_back: Callable[[Mapping[str, int], int], None]
+    generation: int = 0
+    made_in: int = 0
 
 
 def meet(
@@ -128,7 +135,7 @@ def meet(
     """
     me = communicator.party
     positions = {chain: Position.of(history) for chain, history in mine.histories.items()}
-    standing = Standing(run, positions, ended)
+    standing = Standing(run, positions, ended, mine.generation, mine.made_in)
     others = _exchange(communicator, WHERE_TAG, standing.encode(), Standing.parse_untrusted)
     standings = {party: others.get(party, standing) for party in communicator.party_names}
     told = {party: each.positions for party, each in standings.items()}
@@ -139,19 +146,21 @@ def meet(
         mine.begin(hashlib.sha256(nonces).digest()[:_RUN_BYTES])
         _exchange(communicator, _READY_TAG, _READY, _parse_ready)
         return {}, {}
+    _check_generations(me, standings)
     _check_reached(me, mine, told)
     _check_digests(me, mine, told)
     lasts = {
         chain: {party: last_of(told[party], chain) for party in told} for chain in chains_of(told)
     }
     points = resume_points(told, [lasts])
-    if any(
+    generations = {each.generation for each in standings.values()}
+    if len(generations) > 1 or any(
         last != points[chain] for chain, by_party in lasts.items() for last in by_party.values()
     ):
         known = reaches(mine.histories, told)
         answers = _exchange(communicator, _REACH_TAG, known, _parser_of_reach(known))
         points = resume_points(told, [known, *answers.values()])
-        mine.go_back(points)
+        mine.go_back(points, max(generations) + 1)
         _exchange(communicator, _READY_TAG, _READY, _parse_ready)
     on_disk = {
         chain: {party: min(last, points[chain]) for party, last in by_party.items()}
@@ -189,6 +198,20 @@ def _check_nothing_begun(me: str, standings: Mapping[str, Standing]) -> None:
         f"{me}: the journals of {first} and {named(others)} are of different runs: put those of "
         f"one run back, or {START_ANEW}"
     )
+
+
+def _check_generations(me: str, standings: Mapping[str, Standing]) -> None:
+    """Refuse a journal that was copied before others went back, and made steps anew.
+
+    Its steps have the same digests as the new ones, but shares that do not fit to theirs.
+    """
+    newest = max(standing.made_in for standing in standings.values())
+    for party, standing in standings.items():
+        if standing.generation < newest:
+            raise _cannot_meet(
+                f"{me}: {party}'s journal does not know of steps that were made anew since: it is "
+                f"an older copy: put {party}'s newest journal back, or {START_ANEW}"
+            )
 
 
 def _check_reached(me: str, mine: Journaled, told: Mapping[str, Positions]) -> None:

@@ -92,9 +92,17 @@ class BeganRecord:
 
 @dataclass(frozen=True)
 class ResumedRecord:
-    """The parties resumed after these steps, by chain; records of later ones do not count."""
+    """The parties resumed after these steps, by chain; records of later ones do not count.
+
+    Attributes:
+        points: the steps.
+        generation: counts how often the parties have gone back.
+        made_in: the generation in which this party made its last step by then.
+    """
 
     points: Mapping[str, int]
+    generation: int
+    made_in: int
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,8 @@ def decode_record(entry: Entry) -> AnyRecord:
             return JoiningRecord(instance, boot, written)
         case ["began", bytes(run)]:
             return BeganRecord(run)
-        case ["resumed", dict(points)]:
-            return ResumedRecord(points)
+        case ["resumed", dict(points), int(generation), int(made_in)]:
+            return ResumedRecord(points, generation, made_in)
         case ["reveal", str(chain), int(number), dict(reached)]:
             return RevealRecord(chain, number, reached)
         case ["ended", str(party), str(why)]:

@@ -54,6 +54,8 @@ NAMESPACE: Final = "session"
 _REPORT_INTERVAL: Final = 10
 _simulated: ContextVar[Session | None] = ContextVar("redislink_simulated", default=None)
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_ended_well: set[Path] = set()
+"""The journals of sessions that have ended well in this process."""
 _open_lock = threading.Lock()
 renew_in_child(_open_lock)
 
@@ -139,6 +141,7 @@ class Session(ClosesOrAborts):
                 `redislink.connect`.
             JournalError: the journal cannot be opened or written, or those of the parties cannot
                 meet.
+            UsageError: a session has ended well in this process, with this journal.
         """
         simulated = _simulated.get()
         if simulated is not None:
@@ -365,6 +368,8 @@ class Session(ClosesOrAborts):
                     for name, device in sorted(self._devices.items())
                 ]
                 self._steps.finish(self._close_timeout, spawned)
+                if self._journal is not None:
+                    _ended_well.add(self._journal.path)
         except RedisLinkError as error:
             self._failure.set(error)
             raise
@@ -463,6 +468,7 @@ def open_journal(
 
     Raises:
         ConfigError: there is no identity, from which a journal's keys are made.
+        UsageError: the session has ended well in this process, with this journal.
         JournalError: see `Journal.open`.
     """
     place = settings.journal_dir if directory is None else Path(directory)
@@ -474,6 +480,13 @@ def open_journal(
         raise ConfigError(
             f"{party}: a journal is encrypted with this party's key: set REDISLINK_IDENTITY_FILE "
             f"to the file that redislink keygen {party} wrote"
+        )
+    path = Journal.path_of(place, cluster.session, party)
+    if path in _ended_well and path.exists():
+        raise UsageError(
+            f"{party}: this process joins {cluster.session} once more with the journal {path}, "
+            "which would answer with the values of the first time: give each its own directory, "
+            "join(journal=…)"
         )
     return Journal.open(
         place,

@@ -36,7 +36,7 @@ def _write(directory: Path, party: str = "alice") -> Path:
         (_step(1, ["handles", SECRET]), [[b"x" * 1000]]),
         (_step(2, ["values"]), [[SECRET.encode()]]),
         (_step(3, ["rolled back"]), []),
-        (["resumed", {"": 2}], []),
+        (["resumed", {"": 2}, 1, 0], []),
         (_step(3, ["nothing"]), []),
         (_step(1, ["nothing"], "SP0.1"), []),
     ):
@@ -112,6 +112,24 @@ def test_drop_asks_first(
     assert f"{path}: " in out
     assert f"Destroy {path}?" in err
     assert (code, path.exists()) == ((0, False) if answer == "y\n" else (130, True))
+
+
+def test_a_hostile_name_and_what_does_not_belong_there_are_told(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path / "j")
+    hostile = path.rename(path.with_name("\x1b[2J.alice"))
+    (hostile / "link").symlink_to("nothing")
+    read, write = os.pipe()
+    os.write(write, b"y\n")
+    os.close(write)
+    with os.fdopen(read) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        code, out, err = call("journal", "drop", tmp_path / "j")
+    assert code == 2
+    assert "\x1b" not in out + err
+    assert "[2J.alice?" in err
+    assert "link is no file of a journal: move it away first" in err
 
 
 def test_a_journal_in_use_is_left_alone(call: Call, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,12 @@ def test_nothing_is_told_or_sent_before_it_is_on_disk(parties: list[Party]) -> N
         return entry
 
     alice.store.append = appends  # type: ignore[method-assign]
-    alice.store.sync = lambda: (sync(), done.append("synced"))  # type: ignore[method-assign]
+
+    def syncs() -> None:
+        done.extend(["synced"] * (not alice.store._writer.is_on_disk))
+        sync()
+
+    alice.store.sync = syncs  # type: ignore[method-assign]
     alice.chain._communicator.send = lambda *message: (  # type: ignore[method-assign]
         done.append("told"),
         send(*message),
@@ -265,6 +271,49 @@ def test_nothing_is_told_or_sent_before_it_is_on_disk(parties: list[Party]) -> N
 
 
 # -- what is freed ---------------------------------------------------------------------------
+
+
+def test_what_another_thread_puts_on_disk_is_there_before_anything_is_sent(
+    parties: list[Party],
+) -> None:
+    alice, _, _ = parties
+    file = alice.store._writer.segment.file
+    syncing, is_over, waiting = threading.Event(), threading.Event(), threading.Event()
+    real = file.sync
+
+    def sync() -> None:
+        syncing.set()
+        is_over.wait(5)
+        real()
+
+    class Lock:
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        def __enter__(self) -> None:
+            waiting.set()
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+
+    alice.journal.append(["began", b"one"], durable=False)
+    file.sync = sync  # type: ignore[method-assign]
+    other, _ = in_thread(lambda: alice.journal.append(["began", b"two"], durable=True))
+    assert syncing.wait(5)
+    alice.store._lock = Lock(alice.store._lock)  # type: ignore[assignment]
+
+    def put_on_disk() -> bool:
+        alice.journal.put_on_disk()
+        waiting.set()
+        return is_over.is_set()
+
+    thread, was_over = in_thread(put_on_disk)
+    assert waiting.wait(5)
+    is_over.set()
+    thread.join(5)
+    other.join(5)
+    assert was_over == [True]
 
 
 def test_a_share_goes_once_nobody_can_go_back_to_a_step_that_used_it(
@@ -364,7 +413,8 @@ def test_or_all_go_on_without_journals(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, "redislink.progress"):
         for party in (bob, alice):
             party.make(NAMES)
-    assert "no space left: all parties go on without journals" in caplog.text
+    (own,) = [line for line in caplog.messages if "/var/journal" in line]
+    assert own == "bob: /var/journal: no space left: all parties go on without journals"
     for party in (bob, alice, carol):  # carol has not made step 2, and nobody waits for it
         party.chain.begin(3, 0)
     run_parties(*(lambda p=p: p.chain.before_reveal(sends=True) for p in parties))
@@ -378,7 +428,8 @@ def test_or_all_go_on_without_journals(tmp_path: Path, caplog: pytest.LogCapture
     for party in parties:
         party.journal.close()
     for error in _joining_errors(tmp_path):
-        assert "the run went on without journals, because bob's failed" in str(error)
+        assert "the run went on without journals, because bob's failed (it cannot" in str(error)
+        assert "/var/journal" not in str(error)  # bob's path
         assert "start all parties anew with --fresh" in str(error)
 
 

@@ -16,10 +16,12 @@ from redislink import (
     LoadFailed,
     RedisLinkError,
     Session,
+    UsageError,
 )
 from redislink.broker import EmbeddedBroker
 from redislink.errors import JournalError
 from redislink.session import journal as journal_module
+from redislink.session import session as session_module
 from redislink.session import steps as steps_module
 from redislink.session.records import START_ANEW
 from redislink.session.session import open_journal
@@ -137,6 +139,36 @@ def test_no_share_is_sent_in_a_reveal_while_a_party_may_go_back_behind_it(
     results = stage.outcomes(program)
     assert len(set(shown)) == 1
     assert results["bob"] == shown[0]
+
+
+def test_no_journal_from_before_a_step_was_made_anew_gives_a_wrong_value(
+    stage: JournaledParties, shown: list[int]
+) -> None:
+    def program(session: Session) -> Any:
+        device = session.spu("SP0")
+        x = device.private(lambda: np.asarray(np.random.default_rng().integers(1 << 30)), "alice")
+        device.run(_double)(x)
+        return device.reveal(x, to="bob")
+
+    def dies_when_the_others_have_written(append: Any) -> Any:
+        def dying(*arguments: Any, **named: Any) -> Any:
+            if b"private" in arguments[0]:
+                others = [stage.journals[party]._open[""] for party in ("alice", "bob")]
+                wait_until(lambda: all(chain._history.last >= 2 for chain in others))
+                raise Killed
+            return append(*arguments, **named)
+
+        return dying
+
+    bobs, copy = stage.directory / "s.bob", stage.directory / "copy"
+    stage.outcomes(program, {"carol": dies_when_the_others_have_written})
+    shutil.copytree(bobs, copy)
+    stage.outcomes(program, {"alice": dies_at(3)})  # after it has made step 2 anew
+    shutil.rmtree(bobs)
+    copy.rename(bobs)
+    for error in stage.outcomes(program).values():
+        assert "bob's journal does not know of steps that were made anew" in str(error)
+    assert not shown
 
 
 def test_a_run_knows_the_one_before_it_on_this_machine(
@@ -402,6 +434,9 @@ def test_a_session_over_a_broker_keeps_a_journal_and_resumes(
     for _ in range(2):
         results = run_parties(*(lambda p=p: program(p) for p in NAMES[:2]))
         assert results == [{"id": ["a"]}] * 2
+        with pytest.raises(UsageError, match=r"answer with the values of the first time: give"):
+            open_journal(cluster, "alice", settings, identity=IDENTITIES["alice"])
+        session_module._ended_well.clear()  # as in another process
     assert sorted(loads) == ["alice", "bob"]
     assert sorted(resumed) == [0, 0, 2, 2]  # psi() and close()
 

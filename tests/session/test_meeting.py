@@ -31,10 +31,17 @@ class Party:
         for number, touches in enumerate(steps, 1):
             self.histories[MAIN].add(f"{program} {number}".encode().ljust(16), touches, 0)
         self.reached: dict[str, int] = {}
+        self.generation = self.made_in = 0
         self.wrote: list[Any] = []
+        self.went_back: list[int] = []
 
     def meet(self, communicator: ThreadCommunicator) -> Any:
-        mine = Journaled(self.histories, self.reached, self.wrote.append, self.wrote.append)
+        def go_back(points: Any, generation: int) -> None:
+            self.wrote.append(points)
+            self.went_back.append(generation)
+
+        at = self.generation, self.made_in
+        mine = Journaled(self.histories, self.reached, self.wrote.append, go_back, *at)
         return meet(communicator, self.run, self.ended, mine)
 
 
@@ -119,6 +126,21 @@ def test_an_older_copy_of_a_journal_is_named_by_who_knows_of_the_newer() -> None
     assert "it is an older copy: put carol's newest journal back" in str(told)
 
 
+def test_a_copy_from_before_the_others_went_back_is_refused() -> None:
+    alice, bob, carol = parties = [Party([ALL, ALL]) for _ in NAMES]
+    alice.generation = alice.made_in = bob.generation = bob.made_in = carol.generation = 3
+    _meet(*parties)
+    assert not any(party.went_back for party in parties)
+    carol.generation = 2
+    for told in _messages(_meet(*parties)):
+        assert "carol's journal does not know of steps that were made anew since" in told
+        assert "it is an older copy: put carol's newest journal back" in told
+    # Whoever died while all went back has made nothing since, and neither has anybody else.
+    alice.made_in = bob.made_in = 2
+    _meet(*parties)
+    assert [party.went_back for party in parties] == [[4]] * 3
+
+
 def test_journals_of_different_programs_are_told_apart() -> None:
     parties = [Party([ALL, ALL]), Party([ALL], program="other"), Party([ALL, ALL])]
     results = _meet(*parties, leaving=True)
@@ -140,12 +162,14 @@ def test_whatever_a_peer_tells_is_refused_unless_it_makes_sense() -> None:
         None,
         [*good, 1],
         [good[0] + 1, *good[1:]],
-        [*good[:3], ["bob"], []],
-        [*good[:4], [["", -1, b"", []]]],
-        [*good[:4], [["", 1, b"", [[1]]]]],
-        [*good[:4], [["", 1, b"", [[1, "x"]]]]],
+        [*good[:3], ["bob"], *good[4:]],
+        [*good[:4], [1], good[5]],
+        [*good[:4], [1, "x"], good[5]],
+        [*good[:5], [["", -1, b"", []]]],
+        [*good[:5], [["", 1, b"", [[1]]]]],
+        [*good[:5], [["", 1, b"", [[1, "x"]]]]],
     ]
-    assert Standing.parse_untrusted(good) == Standing(RUN, {}, None, good[2])
+    assert Standing.parse_untrusted(good) == Standing(RUN, {}, None, 0, 0, good[2])
     assert [Standing.parse_untrusted(told) for told in bad] == [None] * len(bad)
     alice, bob, _ = ThreadCommunicator.make(NAMES, recv_timeout=5)
     bob.send("alice", WHERE_TAG, bad[2])
