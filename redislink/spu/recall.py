@@ -105,22 +105,30 @@ def check_kept(table: Table) -> None:
     for name, column in table.items():
         items: Any = column
         if isinstance(column, np.ndarray):
-            if isinstance(column, np.ma.MaskedArray) or column.dtype.kind == "V":
-                raise _not_kept(name, "masked or structured values")
-            items = column.ravel().tolist() if column.dtype.hasobject else ()
-        for item in (name, *items):
-            if type(item) in _PLAIN:
-                continue
-            try:
-                encode_value(item)
-            except PayloadTypeError:
-                raise _not_kept(name, type(item).__name__) from None
+            if isinstance(column, np.ma.MaskedArray) or column.dtype.kind in "VT":
+                raise _not_kept(name, "masked or structured values, or text of NumPy's StringDType")
+            items = column.ravel().tolist() if column.dtype.hasobject else []
+        try:
+            encode_value([name, items])
+        except PayloadTypeError:
+            raise _not_kept(name, _first_not_kept([name, *items])) from None
+
+
+def _first_not_kept(items: Sequence[Any]) -> str:
+    """What the first item is that cannot be kept."""
+    for item in items:
+        try:
+            encode_value(item)
+        except PayloadTypeError:
+            kind = type(item)
+            return f"such a {kind.__name__}" if kind in _PLAIN else kind.__name__
+    return "too many lists"
 
 
 def _not_kept(name: Any, what: str) -> ValueError:
     return ValueError(
-        f"column {name!r:.80} holds {what}, which a journal cannot keep: convert it to text or "
-        "numbers, or leave it out with columns="
+        f"column {name!r:.80} holds {what}, which a journal cannot keep: convert it to text "
+        "(without surrogates) or numbers, or leave it out with columns="
     )
 
 
@@ -167,9 +175,22 @@ def table_again(recorded: Recorded) -> Table:
 def error_given(error: Exception) -> Gave:
     """What a `load` that raised gave the party whose load it was."""
     kind, arguments = type(error), list(error.args)
-    if len(str(arguments)) > _MOST_TEXT or not _PLAIN.issuperset(map(type, arguments)):
-        arguments = [str(error)[:_MOST_TEXT]]
+    try:
+        is_short = len(encode_value(arguments)) <= _MOST_TEXT
+    except PayloadTypeError:
+        is_short = False
+    if not is_short or not _PLAIN.issuperset(map(type, arguments)):
+        arguments = [_text_of(error)]
     return Gave(["raised", kind.__module__, kind.__qualname__, arguments])
+
+
+def _text_of(error: Exception) -> str:
+    """The text of anybody's error, such that it can be kept."""
+    try:
+        text = str(error)[:_MOST_TEXT]
+    except Exception:  # noqa: BLE001 - a __str__ of the program
+        return ""
+    return text.encode(errors="replace").decode()
 
 
 def error_again(recorded: Recorded, party: str) -> Exception:

@@ -80,6 +80,9 @@ def test_no_rows_and_no_columns_come_back() -> None:
         np.array([pd.Timestamp(0)], object),
         np.ma.masked_array([1], [True]),
         np.array([(1, 2.0)], "i4,f8"),
+        ["half \ud800"],
+        np.array(["half \ud800"], object),
+        [1 << 600_000],
     ],
     ids=lambda column: type(column).__name__,
 )
@@ -100,6 +103,8 @@ class _Odd(Exception):
         (KeyError("name"), KeyError),
         (ValueError("wrong"), ValueError),
         (recall.JournalError("ours"), JournalError),
+        (ValueError("half \ud800"), ValueError),
+        (ValueError(1 << 600_000), ValueError),
         (_Odd("a", "b"), LoadFailed),
         (type("Local", (Exception,), {"__module__": "gone"})("a"), LoadFailed),
     ],
@@ -109,7 +114,7 @@ def test_the_error_of_a_load_comes_again(error: Exception, kind: type) -> None:
     again = recall.error_again(_recorded(recall.error_given(error)), "alice")
     assert type(again) is kind
     if kind is not LoadFailed:
-        assert str(again) == str(error)
+        assert str(again) == recall._text_of(error)
 
 
 def test_what_is_no_exception_is_not_made() -> None:
