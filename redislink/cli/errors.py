@@ -30,7 +30,7 @@ from redislink.errors import (
     RedisLinkError,
     SecurityError,
 )
-from redislink.logs import JsonFormatter
+from redislink.logs import NAME, JsonFormatter
 from redislink.settings import LONGEST_SECONDS, LogFormat, RedisLinkSettings
 from redislink.text import MOST_IN_LINE, one_line, printable
 
@@ -202,6 +202,46 @@ class _Lines(logging.Handler):
         say(with_party(record.getMessage(), self._party), party=self._party)
 
 
+class _Failures(logging.Filter):
+    """Holds back that a session has failed: the calls of the program raise the same error.
+
+    If it ends the program, it is printed then. A program with handlers of its own hears at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[logging.LogRecord] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not hasattr(record, "failure") or logging.getLogger(record.name).hasHandlers():
+            return True
+        self._held.append(record)
+        return False
+
+    def say_rest(self, error: BaseException | None) -> None:
+        """Print what the program's own end, by ``error``, does not tell."""
+        told = str(error) if isinstance(error, RedisLinkError) else ""
+        for record in self._held:
+            failure = vars(record)["failure"]
+            if not told or (told not in failure and failure not in told):
+                say(record.getMessage(), level=record.levelno)
+
+
+@contextlib.contextmanager
+def _tell_failures_once() -> Iterator[None]:
+    logger, failures = logging.getLogger(NAME), _Failures()
+    logger.addFilter(failures)
+    ended_by: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        ended_by = error
+        raise
+    finally:
+        logger.removeFilter(failures)
+        failures.say_rest(ended_by)
+
+
 @contextlib.contextmanager
 def say_progress(party: str) -> Iterator[None]:
     """Report on stderr whom this party waits for, and which of its steps take long.
@@ -212,6 +252,11 @@ def say_progress(party: str) -> Iterator[None]:
         with _log_as_json():
             yield
         return
+    with _tell_failures_once():
+        yield from _say_progress(party)
+
+
+def _say_progress(party: str) -> Iterator[None]:
     logger = logging.getLogger("redislink.progress")
     lines = _Lines(party)
     before = logger.level, logger.propagate

@@ -311,7 +311,8 @@ class Core:
                 self.failure = failure
             self.wake_all()
         if is_first:
-            self.log.error("%s: the session has failed: %s", self.party, failure)
+            text = "%s: the session has failed: %s"
+            self.log.error(text, self.party, failure, extra={"failure": str(failure)})
 
     def wake_all(self) -> None:
         """Wake every blocked call, so that it sees what has changed."""

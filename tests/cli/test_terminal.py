@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 from redislink import errors
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.error_map import translate_error_reply
-from redislink.cli.errors import fail_program, say, show, show_block
+from redislink.cli.errors import fail_program, say, say_progress, show, show_block
 from redislink.cli.simulate import _Output
 from redislink.logs import PartyLogger
 from redislink.operate.doctor.finding import Blame, failed, failed_with, joined, passed, warned
@@ -49,6 +50,32 @@ def test_every_error_is_one_line_of_text() -> None:
             assert str(error).isprintable() or len(error.args) > 1, kind
     assert seen > len({*error_classes(errors.RedisLinkError)})
     assert str(errors.ConfigError("x" * 10**6)).endswith("…")
+
+
+def test_a_failure_that_ends_the_program_is_told_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = errors.PeerLost("bob", 3.0)
+    own = logging.StreamHandler(sys.stderr)
+
+    def play(error: Exception | None, *, handler: bool = False) -> str:
+        package = logging.getLogger("redislink")
+        monkeypatch.setattr(package, "propagate", False)
+        monkeypatch.setattr(package, "handlers", [own] if handler else [])
+        with contextlib.suppress(Exception), say_progress("alice"):
+            extra = {"failure": str(failure)}
+            PartyLogger("s", "alice").error("%s: failed: %s", "alice", failure, extra=extra)
+            if error is not None:
+                raise error
+        return capsys.readouterr().err
+
+    assert play(failure.afresh()) == ""
+    line = f"alice: failed: {failure}\n"
+    assert (
+        play(None) == play(ValueError()) == play(errors.UsageError("other")) == f"redislink: {line}"
+    )
+    own.stream = sys.stderr
+    assert play(failure, handler=True) == line
 
 
 @pytest.mark.parametrize("code", ["NOPERM", "OOM", "MOVED", "READONLY", "LOADING", "WRONGPASS", ""])

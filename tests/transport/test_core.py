@@ -104,6 +104,7 @@ def test_the_first_failure_counts_and_is_logged_once(
         bob.parts.core.fail(failure)
     assert bob.parts.core.failure is first
     assert warnings(caplog, "the session has failed") == ["bob: the session has failed: the first"]
+    assert [vars(r)["failure"] for r in caplog.records if "failure" in vars(r)] == ["the first"]
     with pytest.raises(RedisLinkError, match="the first"):
         bob.recv("alice", "t")
 
