@@ -137,7 +137,7 @@ def train(
     outcome.seconds = time.monotonic() - started
     outcome.kills = sum(len(kill.parties) for kill in kills)
     for name in parties if journal else ():
-        files = (directory / "journals" / f"{content['session']}.{name}").iterdir()
+        files = (directory / "journals" / f"{content['session']}.{name}").glob("*")
         outcome.journal_bytes[name] = sum(file.stat().st_size for file in files)
     return outcome
 
