@@ -138,7 +138,8 @@ class Control:
             now = time.monotonic()
             if popped is not None and core.home is not None:
                 core.home.refusal = None  # what comes was accepted
-            silence_counts = core.home_refusal is None
+            # A broker that refuses what this party tells one peer refuses what another tells it.
+            silence_counts = core.refusal is None
             with core.lock:
                 for peer in core.peers.values():
                     if silence_counts:

@@ -357,13 +357,18 @@ class Core:
         """Why a Cluster's node does not accept pushes into this party's inbox, as far as known."""
         return None if self.home is None else self.home.refusal
 
+    @property
+    def refusal(self) -> BrokerBusy | None:
+        """Why the broker does not accept pushes, as far as this party knows; None if it does."""
+        return self.outbox.refusal or self.home_refusal
+
     def check_pushes(self) -> None:
         """Note whether the broker accepts pushes. The control thread calls this all the time.
 
         Raises:
             BrokerError: it has refused them for too long; the session has failed.
         """
-        refusal = self.outbox.refusal or self.home_refusal
+        refusal = self.refusal
         if refusal is not None:
             self.give_up_or_pause(refusal, Way.PUSH)
         elif self.outage.lasts and self.outbox.error is None:

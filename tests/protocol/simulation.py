@@ -750,7 +750,8 @@ class World:
             self._fail(party, BrokerBusy("the broker has refused this party for too long"))
         broker = self.broker_of(party)
         for peer, delivery in party.deliveries.items():
-            if broker.index in party.cannot_reach or self.refuses(broker, everything=True):
+            deaf = broker.index in party.cannot_reach or self.refuses(broker, everything=True)
+            if deaf or since is not None:
                 delivery.not_listening(self.now)
             elif (party.name, peer, None) not in broker.lists:
                 delivery.listened(self.now)

@@ -12,7 +12,7 @@ from tests.protocol.simulation import SimulationError, World, run_seeds
 
 BATCH = 50
 ROOT = Path(__file__).parents[2]
-FOUND = [4214, 9767, 13631, 27759]
+FOUND = [4214, 9767, 13631, 25101, 27759]
 """Seeds at which the soak found a fault of the core that is mended."""
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from redislink import BrokerUnreachable, RecvTimeout, SendTimeout
+from redislink import BrokerBusy, BrokerUnreachable, RecvTimeout, SendTimeout
 from redislink.broker import EmbeddedBroker, outage
 from redislink.broker.error_map import translate_error_reply
 from redislink.broker.outage import Outage, Way
@@ -108,3 +108,22 @@ def test_a_broker_that_says_why_it_refuses_does_not_mind_sizes(
     core._reconnected(error)
     assert bool(asked) is suspected
     run_parties(alice.close, bob.close)
+
+
+def test_no_silence_counts_while_the_broker_refuses_what_anybody_is_told(
+    valkey: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To bob alice says nothing, and he is refused like her: only her pushes to carol tell that."""
+    alice, *others = join(make_cluster(valkey.url, 3))
+    core = alice.parts.core
+    heard = core.peers["bob"].delivery
+    noted: list[str] = []
+    for name in ("listened", "not_listening"):
+        monkeypatch.setattr(heard, name, lambda now, name=name: noted.append(name))
+    wait_until(lambda: "listened" in noted)
+    monkeypatch.setattr(
+        type(core.outbox), "refusal", property(lambda _: BrokerBusy("out of memory"))
+    )
+    wait_until(lambda: noted[-3:] == ["not_listening"] * 3)
+    monkeypatch.undo()
+    run_parties(*(end.close for end in (alice, *others)))
