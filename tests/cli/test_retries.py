@@ -144,11 +144,14 @@ def test_a_signal_ends_the_wait(
     process = start(*words, "--retry-delay", "3600", program, attempt="2 1e300")
     status = Path("/proc", str(process.pid), "status")
 
-    def hears_sigterm() -> bool:
-        (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", status.read_text(), re.MULTILINE)
-        return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
+    def waits() -> bool:
+        """Its handler is set, and it sleeps: in between, a signal ends it without a word."""
+        told = status.read_text()
+        (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", told, re.MULTILINE)
+        sleeps = re.search(r"^State:\s*S", told, re.MULTILINE) is not None
+        return sleeps and bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
 
-    wait_until(hears_sigterm, 60)
+    wait_until(lambda: all(waits() for _ in range(5)), 60)
     process.send_signal(number)
     result = ended(process)
     assert (result.returncode, result.stderr) == (code, f"redislink: alice: {said}\n")
