@@ -22,6 +22,7 @@ from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
 from redislink.broker import Broker, EmbeddedBroker, embedded
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.transport import rendezvous
+from tests.support import constants
 from tests.support.groups import ClusterGroup, SentinelGroup
 
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
@@ -67,9 +68,18 @@ DEVICES = {
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected by now stays; no garbage collection need look at it again."""
+    """What is imported by now stays: as it is, and where no garbage collection looks at it."""
+    constants.restore_changed()
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """No test leaves a constant of redislink changed for those that run after it."""
+    yield
+    if changed := constants.restore_changed():
+        pytest.fail(f"{item.nodeid} left changed: {', '.join(changed)}", pytrace=False)
 
 
 @pytest.hookimpl(optionalhook=True)

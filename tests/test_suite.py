@@ -8,6 +8,9 @@ import execnet
 import pytest
 from hypothesis import settings
 
+from redislink.transport import lines
+from tests.support import constants
+
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "redislink"
 _OF_SEVERAL_PACKAGES = {
@@ -51,3 +54,11 @@ def test_a_report_reaches_the_other_process_whatever_was_said(
 def test_no_example_has_a_deadline() -> None:
     """Of `hypothesis`: 0.2 s, which a process that waits for a core may need."""
     assert settings().deadline is None
+
+
+def test_a_constant_that_a_test_leaves_changed_is_found_and_changed_back() -> None:
+    was = lines._PATIENCE
+    vars(lines)["_PATIENCE"] = was + 1
+    assert constants.restore_changed() == ["redislink.transport.lines._PATIENCE"]
+    assert was == lines._PATIENCE
+    assert constants.restore_changed() == []
