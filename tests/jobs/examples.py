@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from redislink.jobs.offer import Offer
+from redislink.jobs.program import Program
 
 NOW = 1_790_000_000
 """A Monday, 14:13:20 UTC."""
@@ -26,3 +27,8 @@ def an_offer(**fields: Any) -> Offer:
         "results": ("weights",),
     }
     return Offer(**(usual | fields))
+
+
+def a_program(files: dict[str, bytes]) -> Program:
+    """A program with these files."""
+    return Program(tuple(sorted(files.items())))
