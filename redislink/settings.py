@@ -39,6 +39,13 @@ _ATTEMPT: Final = f"{_PREFIX}ATTEMPT"
 """No setting: what one attempt of ``redislink run --retries`` tells the next one."""
 _PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 """The first one that is set counts, as in curl."""
+_HANDED_ON: Final = (
+    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONUSERBASE"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "OMP_NUM_THREADS", "XLA_FLAGS"),
+)
+_OF_ONE_RUN: Final = frozenset(
+    {"cluster_file", "party", "identity_file", "journal_dir", "journal_fresh", "trace_dir"}
+)
 _MOST_BYTES: Final = 1 << 20
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _logger = logging.getLogger("redislink.settings")
@@ -420,6 +427,27 @@ def take_attempt() -> tuple[int, float]:
         number, begins_at = os.environ.pop(_ATTEMPT, "").split()
         return int(number), float(begins_at)
     return 1, 0.0
+
+
+def environment_of_job(settings: RedisLinkSettings) -> dict[str, str]:
+    """The environment of a process that runs with these settings, and inherits no other.
+
+    Settings of a single run are left out: its party, cluster file, identity, journal and timeline.
+    Paths are made absolute, because the process has a directory of its own.
+    """
+    names = (*_HANDED_ON, *_PROXY_VARIABLES, "no_proxy", "NO_PROXY")
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    for name in settings.model_fields_set - _OF_ONE_RUN:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        elif isinstance(value, Path):
+            value = value.absolute()
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        if value is not None:
+            environment[f"{_PREFIX}{name.upper()}"] = str(value)
+    return environment
 
 
 def _read_env_file(path: Path) -> Mapping[str, str]:

@@ -10,9 +10,11 @@ attempt (`redislink.cli.retries`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,8 @@ from redislink.cli.termination import ended_by_sigterm
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
 from redislink.identity.keypair import Identity
+from redislink.session import supervisor
+from redislink.session.supervisor import Supervisor
 from redislink.settings import RedisLinkSettings
 
 
@@ -90,6 +94,8 @@ def run(
             help="Seconds between two attempts of --retries.",
         ),
     ] = 1.0,
+    supervised: Annotated[int | None, typer.Option(hidden=True)] = None,
+    ended: Annotated[Path | None, typer.Option(hidden=True)] = None,
     verbose: Verbose = False,
 ) -> None:
     """Run PROGRAM as one party; redislink.Session.join() in it joins the session.
@@ -118,7 +124,34 @@ def run(
         os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
     if fresh or settings.journal_fresh:
         os.environ["REDISLINK_JOURNAL_FRESH"] = str(attempts.number == 1).lower()
-    _run_as_main(program, arguments or [], name, attempts)
+    if supervised is not None:
+        supervisor.here = Supervisor(supervised, ended)
+    with _end_is_told():
+        _run_as_main(program, arguments or [], name, attempts)
+
+
+@contextlib.contextmanager
+def _end_is_told() -> Iterator[None]:
+    """Tell the supervisor, if there is one, how this run ends."""
+    code, why = 0, None
+    try:
+        yield
+    except SystemExit as end:  # of the program, or of ours, which report an error
+        code, why = _code(end), end.__context__ or end
+        raise
+    except BaseException as error:
+        code, why = int(errors.exit_code(error)), error
+        raise
+    finally:
+        if supervisor.here is not None:
+            supervisor.here.tell_end(code, why if code else None)
+
+
+def _code(end: SystemExit) -> int:
+    """The exit code that Python makes of a SystemExit."""
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    return int(ExitCode.PROGRAM)
 
 
 def _run_program(program: str) -> None:
@@ -144,6 +177,8 @@ def _run_as_main(program: str, arguments: list[str], party: str, attempts: Attem
             _run_program(program)
     except RedisLinkError as error:
         if attempts.may_follow(error):
+            if supervisor.here is not None:
+                supervisor.here.tell_attempt(attempts.number + 1, error)
             attempts.begin_next(error, party)
         errors.fail(error, party)
     except KeyboardInterrupt:

@@ -37,6 +37,8 @@ from redislink.cli import errors
 from redislink.cli.errors import ExitCode
 from redislink.errors import RedisLinkError
 from redislink.forking import dies_in_child, has_ended, let_go
+from redislink.session import supervisor
+from redislink.session.supervisor import Asked
 
 if TYPE_CHECKING:
     from redislink.session.session import Session
@@ -175,7 +177,9 @@ class _Termination:
         # In case this thread cannot finish because C++ keeps the interpreter to itself.
         with contextlib.suppress(Exception):
             faulthandler.dump_traceback_later(_TELLING + 2 * _GRACE + _LAST_WORDS, exit=True)
-        _within(_TELLING, *(_abort_of(session) for session in _open_sessions()))
+        asked = None if supervisor.here is None else supervisor.here.asked_to_end()
+        asked = asked or Asked(Terminated.told_to_peers, retryable=True)
+        _within(_TELLING, *(_abort_of(session, asked) for session in _open_sessions()))
         self._sessions_ended.set()
         if not self._is_over:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
@@ -188,8 +192,8 @@ class _Termination:
         sys.stdout.flush()
 
 
-def _abort_of(session: Session) -> Any:
-    return lambda: session.abort(Terminated.told_to_peers, retryable=True)
+def _abort_of(session: Session, asked: Asked) -> Any:
+    return lambda: session.abort(asked.reason, retryable=asked.retryable)
 
 
 def _within(seconds: float, *works: Any) -> None:

@@ -33,6 +33,7 @@ from redislink.forking import dies_in_child, renew_in_child
 from redislink.identity.keypair import Identity
 from redislink.joining import connect_run, resolve_cluster
 from redislink.logs import PartyLogger
+from redislink.session import supervisor
 from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
 from redislink.session.steps import Failure, Silence, Steps, versions_here
@@ -510,6 +511,8 @@ def _log_missing(session: str, party: str | None) -> Progress:
     log = PartyLogger(session, party, "redislink.progress")
 
     def say(missing: list[str], waited_seconds: float) -> None:
+        if supervisor.here is not None:
+            supervisor.here.tell_missing(missing, waited_seconds)
         if round(waited_seconds) % _REPORT_INTERVAL == 1:
             log.info("waiting for %s to join", ", ".join(missing))
 

@@ -48,6 +48,7 @@ from redislink.errors import (
 )
 from redislink.forking import dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
+from redislink.session import supervisor
 from redislink.session.journal import NOTHING, ChainJournal, Recorded
 from redislink.session.meeting import WHERE_TAG
 from redislink.session.records import START_ANEW, Gave, StepRecord
@@ -69,6 +70,8 @@ _LOOK_INTERVAL: Final = 5.0
 """Seconds between looks while all steps are short."""
 _FIRST_REPORT: Final = 3.0
 _REPORT_INTERVAL: Final = 10.0
+_TELL_INTERVAL: Final = 2.0
+"""Seconds after which a supervisor is told once more of the same step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +370,8 @@ class Steps:
             self._check_usable(text)
             self._advance(text, parts)
             self._current = _Current(self._number, text, tuple(parties), time.monotonic())
+            if supervisor.here is not None:
+                supervisor.here.tell_step(self._chain, self._number, self._entries[-1].text)
             if self.journal is None:
                 self._watch_from_now()
                 yield _UNKEPT
@@ -671,9 +676,12 @@ class Steps:
     def _watch(self) -> None:
         next_look = time.monotonic() + _LOOK_INTERVAL
         next_report = (0, 0.0)
+        next_telling = (0, 0.0)
         while not self._stopped.wait(_TICK):
             now, current = time.monotonic(), self._current
             lasts = now - current.started if current is not None else 0.0
+            if supervisor.here is not None and current is not None:
+                next_telling = self._tell_supervisor(supervisor.here, current, lasts, next_telling)
             if lasts < _PATIENCE and now < next_look:
                 continue
             next_look = now + _LOOK_INTERVAL
@@ -689,6 +697,19 @@ class Steps:
             next_report = (current.number, now + _REPORT_INTERVAL)
             progress = StepProgress(current.number, current.text, lasts, self._late(current))
             self._log.info("%s: %s", self._me, progress)
+
+    def _tell_supervisor(
+        self, here: supervisor.Supervisor, current: _Current, lasts: float, due: tuple[int, float]
+    ) -> tuple[int, float]:
+        """Tell it what step this is; return the step and time at which to tell the same again."""
+        now = time.monotonic()
+        if due > (current.number, now):
+            return due
+        waits_for = self._late(current) if lasts >= _PATIENCE else ()
+        text = one_line(current.text, _MOST_TEXT)
+        if not here.tell_step(self._chain, current.number, text, lasts, waits_for):
+            return due
+        return current.number, now + (_TELL_INTERVAL if lasts >= _PATIENCE else _PATIENCE - lasts)
 
     def _tell(self) -> None:
         """Tell every peer how far this party is, at most once per step."""

@@ -1,0 +1,446 @@
+"""Runs a job: ``redislink run`` in a process of its own, within its limits.
+
+Rules:
+- The process gets its own session, directory, environment and log. Nothing of the agent's
+  environment reaches it but a few names and the settings of the broker; arguments of a driver never
+  become environment.
+- Nothing here waits: `Running.poll` is called about twice a second, and does what is due.
+- Who starts a job stays: the process ends with the thread that started it (`redislink.jobs.child`).
+- No process of a job outlives it, wherever it has moved itself.
+- What the process says is untrusted: it runs a program of somebody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from redislink.files import MOST_READ, read_text
+from redislink.jobs import child
+from redislink.jobs.policy import JobLimits
+from redislink.jobs.usage import cpu_seconds, disk_bytes, family, marked, memory_bytes
+from redislink.session.supervisor import MOST_BYTES
+from redislink.text import one_line
+
+LOG: Final = "log"
+OLD_LOG: Final = "log.1"
+JOURNAL: Final = "journal"
+RESULTS: Final = "results"
+SCRATCH: Final = "scratch"
+_ENDED: Final = "ended.json"
+MOST_LOG: Final = 8 << 20
+"""Bytes of the log; then it becomes the old one, and the one before that is lost."""
+_RETRIES: Final = 1_000_000
+"""More than fit into the time that a job may take: the agents decide when a job has failed."""
+_LOOK_INTERVAL: Final = 0.5
+_DISK_INTERVAL: Final = 5.0
+_GRACE: Final = 10.0
+"""Seconds from SIGTERM to SIGKILL."""
+_MOST_PARTIES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a job has used so far, in all its runs here: seconds."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What to run.
+
+    Attributes:
+        job: the job's id.
+        directory: the job's own directory; it exists, and nobody else may read it.
+        cluster: the cluster file of the job's session.
+        party: the party that it runs as.
+        identity: the party's key file.
+        program: the file that is run.
+        arguments: the words that follow it.
+        environment: the settings of the broker, and what else the process is to have.
+        data: the path of each data set.
+        limits: what it may use.
+        used: what it has used before.
+    """
+
+    job: str
+    directory: Path
+    cluster: Path
+    party: str
+    identity: Path
+    program: Path
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    data: Mapping[str, Path] = field(default_factory=dict)
+    limits: JobLimits = field(default_factory=JobLimits)
+    used: Used = field(default_factory=Used)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        attempt: which one this is, from 1; ``redislink run --retries`` counts.
+        step: the number of its step; 0 before the first.
+        text: the call; or why it waits, before the first step.
+        waits_for: whom it waits for, and what is known of each.
+    """
+
+    attempt: int = 1
+    step: int = 0
+    text: str = ""
+    waits_for: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        what = f"step {self.step}, {self.text}" if self.step else self.text or "starting"
+        rest = f", waiting for {', '.join(self.waits_for)}" if self.waits_for else ""
+        return f"{what}{rest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run has ended.
+
+    Attributes:
+        why: one line for this party's own people; empty if the program came to its end.
+        told: one line that the driver and the other parties may read.
+        peer: the party whose failure it was; None if it was this one's.
+        may_pass: whether running it again, with nothing changed, may work.
+    """
+
+    why: str = ""
+    told: str = ""
+    peer: str | None = None
+    may_pass: bool = False
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether the program came to its end."""
+        return not self.why
+
+
+class Running:
+    """A job's process. `Runner.start` makes it; call `poll` until it gives an `Outcome`."""
+
+    def __init__(
+        self,
+        task: Task,
+        process: subprocess.Popen[bytes],
+        line: socket.socket,
+        clock: Callable[[], float],
+    ) -> None:
+        """Not for users."""
+        self.task = task
+        self.progress = Progress()
+        self._process = process
+        self._line = line
+        self._clock = clock
+        self._started = clock()
+        self._next_look = self._next_disk_look = self._started
+        self._cpu = 0.0
+        self._end: dict[str, Any] = {}
+        self._asked: Outcome | None = None
+        self._kill_at = float("inf")
+        self._outcome: Outcome | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def used(self) -> Used:
+        """What the job has used so far."""
+        before = self.task.used
+        return Used(before.wall + self._clock() - self._started, before.cpu + self._cpu)
+
+    def poll(self) -> Outcome | None:
+        """Do what is due. Returns how the run has ended; None while it goes on."""
+        if self._outcome is not None:
+            return self._outcome
+        self._take_messages()
+        if self._has_exited():
+            self._outcome = self._conclude()
+            return self._outcome
+        now = self._clock()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_INTERVAL
+            self._look(now)
+        if now >= self._kill_at:
+            self._kill()
+        return None
+
+    def end(self, reason: str, *, may_pass: bool = False) -> None:
+        """Make the run end: at once if the program lets it, and after 10 s in any case.
+
+        Args:
+            reason: why, in one line, which the other parties are told.
+            may_pass: whether the job is to go on later.
+        """
+        if self._asked is not None or self._outcome is not None:
+            return
+        self._asked = Outcome(reason, reason, may_pass=may_pass)
+        with contextlib.suppress(OSError):
+            self._line.send(json.dumps({"end": reason, "retryable": may_pass}).encode())
+        self._process.send_signal(signal.SIGTERM)
+        self._kill_at = self._clock() + _GRACE
+
+    # -- what the process says ---------------------------------------------------------------
+
+    def _take_messages(self) -> None:
+        for _ in range(100):
+            try:
+                message = self._line.recv(MOST_BYTES)
+            except OSError:  # none now
+                return
+            if not message:
+                return
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                self._take_untrusted(json.loads(message))
+
+    def _take_untrusted(self, told: dict[str, Any]) -> None:
+        attempt = self.progress.attempt
+        match told["kind"]:
+            case "joining":
+                self.progress = Progress(attempt, 0, "joining", _names(told["waits_for"]))
+            case "step":
+                number, chain = int(told["number"]), one_line(str(told["chain"]), 80)
+                text = one_line(str(told["text"]), 200) + (f" of {chain}" if chain else "")
+                self.progress = Progress(attempt, number, text, _names(told["waits_for"]))
+            case "attempt":
+                why = one_line(str(told["why"]), 200)
+                self.progress = Progress(int(told["number"]), 0, f"starting again: {why}")
+            case "end":
+                self._end = _end_untrusted(told)
+
+    # -- limits ------------------------------------------------------------------------------
+
+    def _look(self, now: float) -> None:
+        limits, directory = self.task.limits, self.task.directory
+        processes = family(self.pid)
+        self._cpu = max(self._cpu, cpu_seconds(processes))
+        _bound_log(directory)
+        over = None
+        used = self.used
+        if limits.wall is not None and used.wall > limits.wall:
+            over = f"ran for more than {limits.wall:g} s"
+        elif limits.cpu is not None and used.cpu > limits.cpu:
+            over = f"used more than {limits.cpu:g} s of CPU"
+        elif limits.memory is not None and memory_bytes(processes, limits.memory) > limits.memory:
+            over = f"used more than {shown_bytes(limits.memory)} of memory"
+        elif limits.disk is not None and now >= self._next_disk_look:
+            self._next_disk_look = now + _DISK_INTERVAL
+            if disk_bytes(directory) > limits.disk:
+                over = f"used more than {shown_bytes(limits.disk)} of disk"
+        if over is not None:
+            self.end(f"the job {over}, its limit here")
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _has_exited(self) -> bool:
+        """Whether it has exited; it stays a zombie, so that nobody else gets its number."""
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, options) is not None
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _conclude(self) -> Outcome:
+        self._take_messages()
+        self._kill()  # what it has left behind
+        code = self._process.wait()
+        end_leftovers(self.task.directory)
+        self._line.close()
+        return self._judge(code)
+
+    def _judge(self, code: int) -> Outcome:
+        if self._end.get("code") == 0 or (code == 0 and not self._end):
+            return Outcome()
+        if self._asked is not None:
+            return self._asked
+        if self._end and code >= 0:
+            return _outcome(self._end)
+        if code == -signal.SIGXCPU and self.task.limits.cpu is not None:
+            why = f"the job used more than {self.task.limits.cpu:g} s of CPU, its limit here"
+            return Outcome(why, why)
+        if code < 0:
+            name = signal.Signals(-code).name
+            why = f"its process was ended by {name}"
+            return Outcome(why, why, may_pass=True)
+        last = last_line(self.task.directory)
+        return Outcome(last or f"exit code {code}", f"exit code {code}", may_pass=code == 3)
+
+
+class Runner:
+    """Starts jobs."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args:
+        clock: seconds.
+        """
+        self._clock = clock
+
+    def start(self, task: Task) -> Running:
+        """Start the process of a job, in which it begins or, if it has a journal, goes on.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        directory = task.directory
+        for name in (RESULTS, SCRATCH):
+            (directory / name).mkdir(mode=0o700, exist_ok=True)
+        (directory / _ENDED).unlink(missing_ok=True)
+        limits = {
+            "parent": os.getpid(),
+            "cgroup": None,
+            "cpu": _rest(task.limits.cpu, task.used.cpu),
+            "file": task.limits.disk,
+        }
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, _open_log(directory / LOG) as log:
+            ours.settimeout(0)
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", child.__file__, json.dumps(limits)),
+                    *(sys.executable, "-P", "-m", "redislink", "run"),
+                    *_options(task, theirs.fileno()),
+                    *(str(task.program), *task.arguments),
+                ],
+                cwd=directory / SCRATCH,
+                env=_environment(task),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                umask=0o077,
+            )
+        return Running(task, process, ours, self._clock)
+
+
+def outcome_before(directory: Path) -> Outcome | None:
+    """How the last run of a job has ended, if its agent ended before it learned that."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        return _outcome(_end_untrusted(json.loads(read_text(directory / _ENDED, MOST_BYTES))))
+    return None
+
+
+def end_leftovers(directory: Path) -> int:
+    """End whatever processes of a job are still there; return how many."""
+    found = marked(_mark(directory))
+    for process in found:
+        with contextlib.suppress(OSError):
+            os.kill(process.pid, signal.SIGKILL)
+    return len(found)
+
+
+def clear(directory: Path) -> None:
+    """Remove what a job needs only while it runs: its journal and its scratch files."""
+    for name in (JOURNAL, SCRATCH):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    (directory / _ENDED).unlink(missing_ok=True)
+
+
+def last_line(directory: Path) -> str:
+    """The last line of a job's log, made safe to show; "" if it has none."""
+    with contextlib.suppress(OSError):
+        lines = tail(directory, 4096).splitlines()
+        return next((one_line(line) for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def tail(directory: Path, most: int = MOST_READ) -> str:
+    """The end of a job's log, as text.
+
+    Args:
+        directory: the job's directory.
+        most: the most bytes to read.
+    """
+    with contextlib.suppress(FileNotFoundError), (directory / LOG).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - most))
+        return file.read(most).decode(errors="replace")
+    return ""
+
+
+def shown_bytes(count: int) -> str:
+    """A number of bytes as a person writes it: 8 GiB."""
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.4g} {name}"
+    return f"{count} bytes"
+
+
+def _options(task: Task, descriptor: int) -> list[str]:
+    directory = task.directory
+    return [
+        *("--cluster", str(task.cluster), "--party", task.party),
+        *("--identity", str(task.identity), "--journal", str(directory / JOURNAL)),
+        *("--retries", str(_RETRIES)),
+        *("--supervised", str(descriptor), "--ended", str(directory / _ENDED)),
+    ]
+
+
+def _environment(task: Task) -> dict[str, str]:
+    scratch = str(task.directory / SCRATCH)
+    fixed = {"HOME": scratch, "TMPDIR": scratch, "REDISLINK_BROKER_WAIT": "true"}
+    name, _, value = _mark(task.directory).partition("=")
+    return {**task.environment, **fixed, name: value}
+
+
+def _mark(directory: Path) -> str:
+    return f"REDISLINK_JOB_DIR={directory.resolve()}"
+
+
+def _rest(limit: float | None, used: float) -> int | None:
+    return None if limit is None else max(1, int(limit - used) + 1)
+
+
+def _open_log(path: Path) -> Any:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "ab", buffering=0)
+
+
+def _bound_log(directory: Path) -> None:
+    """Begin the log anew once it is long. What is written meanwhile is lost."""
+    log = directory / LOG
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > MOST_LOG:
+            shutil.copyfile(log, directory / OLD_LOG)
+            os.truncate(log, 0)
+
+
+def _names(told: Any) -> tuple[str, ...]:
+    return tuple(one_line(str(name), 200) for name in list(told)[:_MOST_PARTIES])
+
+
+def _outcome(end: dict[str, Any]) -> Outcome:
+    if end["code"] == 0:
+        return Outcome()
+    code = f"exit code {end['code']}"
+    return Outcome(end["why"] or code, end["told"] or code, end["peer"], end["retryable"])
+
+
+def _end_untrusted(told: dict[str, Any]) -> dict[str, Any]:
+    peer = told.get("peer")
+    return {
+        "code": int(told["code"]),
+        "why": one_line(str(told.get("why", ""))),
+        "told": one_line(str(told.get("told", ""))),
+        "peer": None if peer is None else one_line(str(peer), 64),
+        "retryable": told.get("retryable") is True,
+    }
