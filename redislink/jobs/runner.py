@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from redislink.files import MOST_READ, read_text
 from redislink.jobs import child
+from redislink.jobs.cgroup import ControlGroup, ControlGroups
 from redislink.jobs.policy import JobLimits
 from redislink.jobs.usage import cpu_seconds, disk_bytes, family, marked, memory_bytes
 from redislink.session.supervisor import MOST_BYTES
@@ -45,7 +46,7 @@ _RETRIES: Final = 1_000_000
 """More than fit into the time that a job may take: the agents decide when a job has failed."""
 _LOOK_INTERVAL: Final = 0.5
 _DISK_INTERVAL: Final = 5.0
-_GRACE: Final = 10.0
+GRACE: Final = 10.0
 """Seconds from SIGTERM to SIGKILL."""
 _MOST_PARTIES: Final = 64
 
@@ -142,6 +143,7 @@ class Running:
         process: subprocess.Popen[bytes],
         line: socket.socket,
         clock: Callable[[], float],
+        group: ControlGroup | None,
     ) -> None:
         """Not for users."""
         self.task = task
@@ -149,6 +151,7 @@ class Running:
         self._process = process
         self._line = line
         self._clock = clock
+        self._group = group
         self._started = clock()
         self._next_look = self._next_disk_look = self._started
         self._cpu = 0.0
@@ -197,7 +200,7 @@ class Running:
         with contextlib.suppress(OSError):
             self._line.send(json.dumps({"end": reason, "retryable": may_pass}).encode())
         self._process.send_signal(signal.SIGTERM)
-        self._kill_at = self._clock() + _GRACE
+        self._kill_at = self._clock() + GRACE
 
     # -- what the process says ---------------------------------------------------------------
 
@@ -259,6 +262,8 @@ class Running:
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        if self._group is not None:
+            self._group.kill()
 
     def _conclude(self) -> Outcome:
         self._take_messages()
@@ -266,7 +271,10 @@ class Running:
         code = self._process.wait()
         end_leftovers(self.task.directory)
         self._line.close()
-        return self._judge(code)
+        outcome = self._judge(code)
+        if self._group is not None:
+            self._group.remove()
+        return outcome
 
     def _judge(self, code: int) -> Outcome:
         if self._end.get("code") == 0 or (code == 0 and not self._end):
@@ -278,6 +286,9 @@ class Running:
         if code == -signal.SIGXCPU and self.task.limits.cpu is not None:
             why = f"the job used more than {self.task.limits.cpu:g} s of CPU, its limit here"
             return Outcome(why, why)
+        if self._group is not None and self._group.ran_out_of_memory():
+            why = f"the job used more than {shown_bytes(self.task.limits.memory or 0)} of memory"
+            return Outcome(f"{why}, its limit here", f"{why}, its limit here")
         if code < 0:
             name = signal.Signals(-code).name
             why = f"its process was ended by {name}"
@@ -289,11 +300,15 @@ class Running:
 class Runner:
     """Starts jobs."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, groups: ControlGroups | None = None
+    ) -> None:
         """Args:
         clock: seconds.
+        groups: the control group that jobs get a part of, if there is one.
         """
         self._clock = clock
+        self._groups = groups
 
     def start(self, task: Task) -> Running:
         """Start the process of a job, in which it begins or, if it has a journal, goes on.
@@ -305,9 +320,12 @@ class Runner:
         for name in (RESULTS, SCRATCH):
             (directory / name).mkdir(mode=0o700, exist_ok=True)
         (directory / _ENDED).unlink(missing_ok=True)
+        group = None
+        if self._groups is not None:
+            group = self._groups.make(task.job, task.limits.memory)
         limits = {
             "parent": os.getpid(),
-            "cgroup": None,
+            "cgroup": None if group is None else str(group.path),
             "cpu": _rest(task.limits.cpu, task.used.cpu),
             "file": task.limits.disk,
         }
@@ -330,7 +348,7 @@ class Runner:
                 start_new_session=True,
                 umask=0o077,
             )
-        return Running(task, process, ours, self._clock)
+        return Running(task, process, ours, self._clock, group)
 
 
 def outcome_before(directory: Path) -> Outcome | None:

@@ -19,6 +19,7 @@ import yaml
 
 from redislink import RedisLinkSettings
 from redislink.cli.errors import ExitCode
+from redislink.jobs.runner import GRACE
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 MANIFESTS: Final = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
@@ -41,7 +42,7 @@ def named(kind: str, name: str) -> dict[str, Any]:
 
 def pods() -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
     """Name, specification and labels of each pod that a manifest makes."""
-    for each in objects("StatefulSet", "Job"):
+    for each in objects("StatefulSet", "Job", "Deployment"):
         template = each["spec"]["template"]
         yield each["metadata"]["name"], template["spec"], template["metadata"]["labels"]
 
@@ -66,7 +67,9 @@ def test_manifests_are_valid(version: str) -> None:
     for each in objects():
         kubernetes_validate.validate(each, version, strict=True)
         kinds.add(each["kind"])
-    assert kinds >= {"StatefulSet", "Service", "ConfigMap", "Secret", "Job", "NetworkPolicy"}
+    assert kinds >= {
+        "StatefulSet", "Service", "ConfigMap", "Secret", "Job", "NetworkPolicy", "Deployment",
+    }  # fmt: skip
 
 
 def test_the_validation_can_fail() -> None:
@@ -184,8 +187,9 @@ def test_maxmemory_fits_into_every_limit() -> None:
     assert all(int(limit) >= needed for limit in limits), limits
 
 
-def test_the_party_has_its_files_and_settings() -> None:
-    _, pod, _ = next(found for found in pods() if found[0] == "redislink-party-alice")
+@pytest.mark.parametrize("name", ["redislink-party-alice", "redislink-agent-alice"])
+def test_the_party_has_its_files_and_settings(name: str) -> None:
+    _, pod, _ = next(found for found in pods() if found[0] == name)
     (party,) = pod["containers"]
     mounts = {mount["name"]: mount["mountPath"] for mount in party["volumeMounts"]}
     secret = named("Secret", "redislink-party-alice")["stringData"]
@@ -234,8 +238,10 @@ def test_parties_take_nothing_in_and_reach_broker_and_dns_alone() -> None:
     ((source,),) = (rule["from"] for rule in back["ingress"])
 
     # The selectors mean these pods, and nothing else is made that they leave out.
+    of_a_party = (policy["podSelector"], source["podSelector"])
     meant = {
-        "redislink-party-alice": (policy["podSelector"], source["podSelector"]),
+        "redislink-party-alice": of_a_party,
+        "redislink-agent-alice": of_a_party,
         "redislink-broker": (back["podSelector"], broker["podSelector"]),
     }
     found = {name: labels for name, _, labels in pods()}
@@ -243,7 +249,7 @@ def test_parties_take_nothing_in_and_reach_broker_and_dns_alone() -> None:
     for name, selectors in meant.items():
         for selector in selectors:
             assert selector["matchLabels"].items() <= found[name].items(), name
-            others = [labels for other, labels in found.items() if other != name]
+            others = [labels for other, labels in found.items() if meant[other] != selectors]
             assert not any(selector["matchLabels"].items() <= o.items() for o in others)
     service = named("Service", "redislink-broker")["spec"]
     assert service["selector"].items() <= found["redislink-broker"].items()
@@ -276,6 +282,25 @@ def test_the_container_of_compose_is_shut() -> None:
     assert not broker["user"].startswith(("0", "root"))
     assert [port["target"] for port in broker["ports"]] == [6379]
     assert "privileged" not in broker
+
+
+def test_no_two_agents_of_a_party_run_at_once_and_one_has_time_to_end() -> None:
+    agent = named("Deployment", "redislink-agent-alice")["spec"]
+    assert (agent["replicas"], agent["strategy"]) == (1, {"type": "Recreate"})
+    pod = agent["template"]["spec"]
+    unit = directives(DEPLOY / "systemd" / "redislink-agent@.service")
+    seconds = [pod["terminationGracePeriodSeconds"], int(unit["TimeoutStopSec"][0])]
+    assert min(seconds) >= 2 * GRACE, "SIGTERM to its jobs, SIGKILL to those that stay"
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    command, *options = container["args"]
+    assert (command, unit["ExecStart"][0].split()[1]) == ("agent", "agent")
+    given = dict(option.split("=") for option in options)
+    assert set(given) == set(re.findall(r"--\w+", unit["ExecStart"][0]))
+    assert given["--policy"] == f"{mounts['policy']}/policy.yaml"
+    assert all(given[name].startswith(f"{mounts['work']}/") for name in ("--programs", "--work"))
+    policy = named("ConfigMap", "redislink-agent-alice")["data"]
+    assert set(policy) == {"policy.yaml"}
 
 
 def test_a_job_ends_where_running_again_does_not_help() -> None:
@@ -324,8 +349,9 @@ def test_units_are_locked_down(unit: Path) -> None:
     assert found.get("SocketBindAllow", []) == (["tcp:6379"] if "broker" in unit.name else [])
 
 
-def test_the_party_unit_says_who_it_is_and_when_not_to_start_again() -> None:
-    found = directives(DEPLOY / "systemd" / "redislink-party@.service")
+@pytest.mark.parametrize("unit", ["redislink-party@.service", "redislink-agent@.service"])
+def test_the_party_unit_says_who_it_is_and_when_not_to_start_again(unit: str) -> None:
+    found = directives(DEPLOY / "systemd" / unit)
     names = {each.partition("=")[0] for each in found["Environment"]}
     assert names == {"REDISLINK_PARTY", "REDISLINK_CLUSTER_FILE", "REDISLINK_IDENTITY_FILE"}
     assert names <= SETTINGS
