@@ -96,12 +96,14 @@ class Progress:
 
     Attributes:
         attempt: which one this is, from 1; ``redislink run --retries`` counts.
+        has_met: whether all parties have joined.
         step: the number of its step; 0 before the first.
         text: the call; or why it waits, before the first step.
         waits_for: whom it waits for, and what is known of each.
     """
 
     attempt: int = 1
+    has_met: bool = False
     step: int = 0
     text: str = ""
     waits_for: tuple[str, ...] = ()
@@ -219,14 +221,20 @@ class Running:
         attempt = self.progress.attempt
         match told["kind"]:
             case "joining":
-                self.progress = Progress(attempt, 0, "joining", _names(told["waits_for"]))
+                waits_for = _names(told["waits_for"])
+                self.progress = Progress(attempt, text="joining", waits_for=waits_for)
+            case "joined":
+                self.progress = Progress(attempt, has_met=True, text="joined")
             case "step":
                 number, chain = int(told["number"]), one_line(str(told["chain"]), 80)
                 text = one_line(str(told["text"]), 200) + (f" of {chain}" if chain else "")
-                self.progress = Progress(attempt, number, text, _names(told["waits_for"]))
+                waits_for = _names(told["waits_for"])
+                self.progress = Progress(
+                    attempt, step=number, has_met=True, text=text, waits_for=waits_for
+                )
             case "attempt":
                 why = one_line(str(told["why"]), 200)
-                self.progress = Progress(int(told["number"]), 0, f"starting again: {why}")
+                self.progress = Progress(int(told["number"]), text=f"starting again: {why}")
             case "end":
                 self._end = _end_untrusted(told)
 

@@ -166,6 +166,8 @@ class Session(ClosesOrAborts):
             if kept is not None:
                 kept.close()
             raise
+        if supervisor.here is not None:
+            supervisor.here.tell_joined()
         return cls._over(endpoint, kept)
 
     @classmethod

@@ -65,6 +65,10 @@ class Supervisor:
         """This run waits for parties to join."""
         self._tell(kind="joining", waits_for=list(parties), seconds=round(seconds, 1))
 
+    def tell_joined(self) -> None:
+        """All parties have met."""
+        self._tell(kind="joined")
+
     def tell_step(
         self,
         chain: str,
