@@ -19,6 +19,7 @@ from redislink.cluster import (
     load_cluster,
 )
 from redislink.errors import (
+    AuditError,
     BrokerAuthError,
     BrokerBusy,
     BrokerError,
@@ -101,6 +102,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "AuditError",
     "Broker",
     "BrokerAuthError",
     "BrokerBusy",

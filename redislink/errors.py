@@ -5,6 +5,7 @@
     RedisLinkError
     ├── ConfigError            the cluster file, a setting or a URL is wrong: fix it
     ├── JournalError           the journal of a run cannot be used, or does not fit this run
+    ├── AuditError             an audit record cannot be written or read, or was changed
     ├── UsageError             the program called redislink wrongly: fix the program
     │   ├── PayloadTypeError   the payload has a type that cannot be sent
     │   ├── UsedAfterFork      a forked process used an object of its parent
@@ -104,6 +105,13 @@ class JournalError(RedisLinkError):
     """Paths stay here. An error that may be told whole has an attribute of its own."""
     reason = "it cannot be used"
     """What the disk said, without a path, so that the peers may be told."""
+
+
+class AuditError(RedisLinkError):
+    """An audit record cannot be opened, written or read, or is not as it was written."""
+
+    told_to_peers = "its audit record cannot be written"
+    """Paths stay here."""
 
 
 class UsageError(RedisLinkError):

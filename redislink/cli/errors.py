@@ -21,6 +21,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from redislink.errors import (
+    AuditError,
     BrokerError,
     ConfigError,
     FrameError,
@@ -51,7 +52,7 @@ class ExitCode(enum.IntEnum):
 MEANINGS = {
     ExitCode.OK: "ok",
     ExitCode.PROGRAM: "program failed",
-    ExitCode.CONFIG: "wrong command line, cluster file, setting, URL or journal",
+    ExitCode.CONFIG: "wrong command line, cluster file, setting, URL, journal or audit record",
     ExitCode.BROKER: "broker cannot be reached, or refused us",
     ExitCode.PEER: "other party missing, late, failed or not matching, or this one taken",
     ExitCode.TAMPERED: "broker delivered what no party sent",
@@ -63,6 +64,7 @@ MEANINGS = {
 _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
     (ConfigError, ExitCode.CONFIG),
     (JournalError, ExitCode.CONFIG),
+    (AuditError, ExitCode.CONFIG),
     (LinkError, ExitCode.CONFIG),
     (BrokerError, ExitCode.BROKER),
     (PeerError, ExitCode.PEER),
