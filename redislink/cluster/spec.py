@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from redislink.cluster.checked import parse_checked
 from redislink.cluster.mask import Mask
 from redislink.cluster.protocols import Protocol, advice, protocol_of
 from redislink.cluster.runtime import SpuRuntime
@@ -24,8 +25,6 @@ from redislink.identity.keypair import parse_public_key
 from redislink.protocol.list_names import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-_OTHER_THAN_TEXT = frozenset({"string_type", "model_type", "tuple_type", "dict_type"})
-"""pydantic's errors about a value that was perhaps meant as text, or is empty."""
 
 
 class PartySpec(BaseModel):
@@ -226,27 +225,8 @@ class ClusterSpec(BaseModel):
 
     @classmethod
     def _parse(cls, content: Any, source: str, written: YamlText | None) -> ClusterSpec:
-        if not isinstance(content, dict):
-            raise ConfigError(
-                f"{source}: a cluster file is a mapping with session, parties and devices, "
-                f"this is {_yaml_kind(content)}"
-            )
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            path = first["loc"]
-            text = str(first["msg"]).removeprefix("Value error, ")
-            if first["type"] == "extra_forbidden":
-                text = "there is no such field: check the spelling, or remove it"
-            elif first["type"] == "missing":
-                text = "is missing: add it"
-            elif written is not None and first["type"] in _OTHER_THAN_TEXT:
-                text = written.misread(path) or text
-            line = "" if written is None else written.place(path)
-            place = ".".join(str(part) for part in path)
-            where = f"{source}{line}: {place}: " if place else f"{source}{line}: "
-            raise ConfigError(where + text) from None
+        what = "a cluster file is a mapping with session, parties and devices"
+        return parse_checked(cls, content, source, what, written)
 
     @property
     def world_size(self) -> int:
@@ -345,9 +325,3 @@ def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> 
         return check(value, what)
     except ConfigError as error:
         raise ValueError(str(error)) from None
-
-
-def _yaml_kind(content: Any) -> str:
-    if content is None:
-        return "empty"
-    return {"list": "a list", "str": "a text"}.get(type(content).__name__, "not a mapping")

@@ -1,4 +1,4 @@
-"""The YAML of a cluster file: no duplicate keys, names are text, every error has a line number.
+"""YAML that people write: no duplicate keys, names are text, every error has a line number.
 
 Rules: ambiguous YAML is refused with its line; whatever the text, the only error is `ConfigError`.
 """

@@ -189,7 +189,7 @@ def _tuple(value: Any, what: str) -> tuple[Any, ...]:
 def _check_text(text: Any, form: re.Pattern[str], field: str, what: str) -> str:
     if type(text) is not str or not form.fullmatch(text):
         shown = repr(text)[:80] if isinstance(text, str) else "this"
-        raise ConfigError(f"{field}: {shown} is not {what}")
+        raise ConfigError(f"{field} {shown} is not {what}")
     return text
 
 

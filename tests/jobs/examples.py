@@ -32,3 +32,26 @@ def an_offer(**fields: Any) -> Offer:
 def a_program(files: dict[str, bytes]) -> Program:
     """A program with these files."""
     return Program(tuple(sorted(files.items())))
+
+
+POLICY = """\
+rules:
+  # The training of the night.
+  - name: nightly training
+    driver: coordinator
+    program: lr-train
+    arguments:
+      type: object
+      properties: {epochs: {type: integer, minimum: 1, maximum: 100}}
+      additionalProperties: false
+    data: [patients]
+    window: {days: [mon, tue], from: "20:00", to: "06:00", zone: Europe/Berlin}
+    results: {to_driver: [weights]}
+    limits: {wall: 2h, cpu: 4h, memory: 8GiB, disk: 10GiB}
+    action: accept
+    logs: to_driver
+data: {patients: data/patients.csv}
+limits: {jobs: 2, disk: 50GiB}
+longest_offer: 7d
+"""
+"""With its lines counted in the tests."""
