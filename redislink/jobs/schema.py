@@ -131,7 +131,7 @@ def _matches_whole(
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-_Validator: Any = extend(Draft202012Validator, {"pattern": _matches_whole})  # type: ignore[no-untyped-call,unused-ignore]
+_Validator: Any = extend(Draft202012Validator, {"pattern": _matches_whole})
 
 
 def _check_json(value: Any, path: Path, depth: int = 0) -> None:
