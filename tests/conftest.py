@@ -43,6 +43,7 @@ TOGETHER = (
     "tests/broker/test_topology.py::TestSentinel",
     "tests/broker/test_topology.py::TestCluster",
     "tests/cli/test_several_servers.py",
+    "tests/test_docs.py::TestReference",
 )
 """Modules and classes whose tests share what takes long to make: one worker of pytest-xdist gets
 all of one."""

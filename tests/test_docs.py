@@ -332,33 +332,36 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("reference")  # one process makes the pages
-def test_the_reference_shows_the_names_that_users_call(pages: dict[str, str]) -> None:
-    reference = _reference()
-    for name, page in pages.items():
-        public = set(getattr(importlib.import_module(name), "__all__", ())) - {"__version__"}
-        hidden = reference.INTERNAL.get(name, set())
-        shown = set(re.findall(r'<section id="(\w+)"', page))
-        assert public - hidden <= shown
-        assert not hidden & shown
-    page = pages["redislink"]
-    assert 'id="Endpoint.send"' in page
-    assert 'id="Endpoint.__init__"' not in page
-    for owner, members in reference.INTERNAL.items():
-        places = [importlib.import_module(name) for name in pages]
-        place = sys.modules.get(owner) or next(filter(None, (vars(p).get(owner) for p in places)))
-        assert all(hasattr(place, member) for member in members)
-        assert not [m for m in members if f'id="{owner}.{m}"' in "".join(pages.values())]
+class TestReference:
+    """One process has the pages made, once."""
 
+    def test_the_reference_shows_the_names_that_users_call(self, pages: dict[str, str]) -> None:
+        reference = _reference()
+        for name, page in pages.items():
+            public = set(getattr(importlib.import_module(name), "__all__", ())) - {"__version__"}
+            hidden = reference.INTERNAL.get(name, set())
+            shown = set(re.findall(r'<section id="(\w+)"', page))
+            assert public - hidden <= shown
+            assert not hidden & shown
+        page = pages["redislink"]
+        assert 'id="Endpoint.send"' in page
+        assert 'id="Endpoint.__init__"' not in page
+        for owner, members in reference.INTERNAL.items():
+            places = [importlib.import_module(name) for name in pages]
+            place = sys.modules.get(owner) or next(
+                filter(None, (vars(p).get(owner) for p in places))
+            )
+            assert all(hasattr(place, member) for member in members)
+            assert not [m for m in members if f'id="{owner}.{m}"' in "".join(pages.values())]
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("reference")
-def test_every_type_in_a_signature_stands_in_the_reference(pages: dict[str, str]) -> None:
-    linked = re.compile(r"<a href=.*?</a>", re.DOTALL)
-    for name, page in pages.items():
-        for signature in re.findall(r'class="(?:signature|annotation).*?</div>', page, re.DOTALL):
-            text = html.unescape(re.sub(r"<[^>]*>", "", linked.sub("", signature)))
-            assert "redislink." not in text, name
+    def test_every_type_in_a_signature_stands_in_the_reference(self, pages: dict[str, str]) -> None:
+        linked = re.compile(r"<a href=.*?</a>", re.DOTALL)
+        for name, page in pages.items():
+            for signature in re.findall(
+                r'class="(?:signature|annotation).*?</div>', page, re.DOTALL
+            ):
+                text = html.unescape(re.sub(r"<[^>]*>", "", linked.sub("", signature)))
+                assert "redislink." not in text, name
 
 
 def test_the_reference_lists_arguments_that_begin_a_docstring() -> None:

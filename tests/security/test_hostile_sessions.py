@@ -44,7 +44,7 @@ def test_what_the_broker_only_adds_never_stops_a_session(kind, seed):
     assert set(outcome.values()) == {"done"}, (outcome, session.attacker.done)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", hostile.EVERY_KIND)
 def test_an_attack_that_goes_on_gives_the_right_result_or_a_named_error(kind, seed):
     _, outcome = play(2000 + seed, (kind,), 0.9, tamper_limit=random.Random(seed).choice([5, 100]))
