@@ -9,15 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from redislink._version import __version__
-from redislink.broker import Broker, EgressProxy
-from redislink.cluster import (
-    ClusterSpec,
-    DeviceSpec,
-    Mask,
-    PartySpec,
-    SpuConfig,
-    load_cluster,
-)
 from redislink.errors import (
     AuditError,
     BrokerAuthError,
@@ -58,34 +49,61 @@ from redislink.errors import (
     UsedAfterFork,
     ValueDecodeError,
 )
-from redislink.identity.keypair import Identity
-from redislink.joining import connect
-from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
-from redislink.transport.endpoint import Endpoint
-from redislink.transport.peer import Party
-from redislink.transport.request import Request
-from redislink.transport.stats import EndpointStats, PeerStats
 
 if TYPE_CHECKING:
+    from redislink.broker import Broker, EgressProxy
+    from redislink.cluster import (
+        ClusterSpec,
+        DeviceSpec,
+        Mask,
+        PartySpec,
+        SpuConfig,
+        load_cluster,
+    )
     from redislink.communicator import (
         Communicator,
         RedisCommunicator,
         ThreadCommunicator,
     )
+    from redislink.identity.keypair import Identity
+    from redislink.joining import connect
     from redislink.session.session import Session
     from redislink.session.simulator import Simulator
+    from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
+    from redislink.transport.endpoint import Endpoint
+    from redislink.transport.peer import Party
+    from redislink.transport.request import Request
+    from redislink.transport.stats import EndpointStats, PeerStats
     from redislink.values import decode_value_untrusted, encode_value, register_dataclass
 
-# What needs numpy, which `redislink run --help` does not.
+# Imported when first asked for: a command that makes a key needs no redis, and no help numpy.
 _LATER: Final = {
+    "Broker": "broker",
+    "ClusterSpec": "cluster",
     "Communicator": "communicator",
+    "DeviceSpec": "cluster",
+    "EgressProxy": "broker",
+    "Endpoint": "transport.endpoint",
+    "EndpointStats": "transport.stats",
+    "Identity": "identity.keypair",
+    "LinkMode": "settings",
+    "LogFormat": "settings",
+    "Mask": "cluster",
+    "Party": "transport.peer",
+    "PartySpec": "cluster",
+    "PeerStats": "transport.stats",
     "RedisCommunicator": "communicator",
-    "ThreadCommunicator": "communicator",
-    "decode_value_untrusted": "values",
-    "encode_value": "values",
-    "register_dataclass": "values",
+    "RedisLinkSettings": "settings",
+    "Request": "transport.request",
     "Session": "session.session",
     "Simulator": "session.simulator",
+    "SpuConfig": "cluster",
+    "ThreadCommunicator": "communicator",
+    "connect": "joining",
+    "decode_value_untrusted": "values",
+    "encode_value": "values",
+    "load_cluster": "cluster",
+    "register_dataclass": "values",
 }
 
 

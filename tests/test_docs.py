@@ -349,7 +349,7 @@ class TestReference:
         for owner, members in reference.INTERNAL.items():
             places = [importlib.import_module(name) for name in pages]
             place = sys.modules.get(owner) or next(
-                filter(None, (vars(p).get(owner) for p in places))
+                filter(None, (getattr(p, owner, None) for p in places))
             )
             assert all(hasattr(place, member) for member in members)
             assert not [m for m in members if f'id="{owner}.{m}"' in "".join(pages.values())]

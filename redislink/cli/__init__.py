@@ -1,42 +1,94 @@
 """The command ``redislink``. Thin: it parses, calls and prints.
 
-Rules: nothing heavy (spu, jax, the broker's server) is imported before a command needs it;
-results go to stdout, all else to stderr; every way out is a code of `errors.ExitCode`.
+Rules: a command's module is imported when the command is asked for, and nothing heavy (spu, jax,
+the broker's server) before it is needed; results go to stdout, all else to stderr; every way out
+is a code of `errors.ExitCode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, NoReturn
+import functools
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from redislink import __version__
+from redislink._version import __version__
 from redislink.cli import errors
-from redislink.cli.acl import acl
-from redislink.cli.bench import bench
-from redislink.cli.broker import broker
-from redislink.cli.demo import demo
-from redislink.cli.doctor import doctor
-from redislink.cli.errors import ExitCode, Verbose
-from redislink.cli.journal import drop_journals, show_journals, verify_journals
-from redislink.cli.keys import init, keygen, show_fingerprints
-from redislink.cli.run import run
-from redislink.cli.sessions import inspect, purge, sessions
-from redislink.cli.simulate import simulate
-from redislink.cli.top import top
-from redislink.cli.trace import merge_files
-from redislink.cli.version import version as show_versions
+from redislink.cli.errors import EPILOG, ExitCode, Verbose
 from redislink.errors import RedisLinkError
 
 __all__ = ["ExitCode", "app", "main"]
 
-_EPILOG = "Exit codes: " + ", ".join(f"{int(c)} {text}" for c, text in errors.MEANINGS.items())
+_COMMANDS: Final = {
+    "demo": "demo:demo",
+    "run": "run:run",
+    "simulate": "simulate:simulate",
+    "init": "keys:init",
+    "keygen": "keys:keygen",
+    "fingerprint": "keys:show_fingerprints",
+    "broker": "broker:broker",
+    "acl": "acl:acl",
+    "doctor": "doctor:doctor",
+    "bench": "bench:bench",
+    "top": "top:top",
+    "sessions": "sessions:sessions",
+    "inspect": "sessions:inspect",
+    "purge": "sessions:purge",
+    "trace": "trace:app",
+    "journal": "journal:app",
+    "version": "version:version",
+}
+"""In the order of the help: where each command's function or group is, in this package."""
+_PROGRAM_FOLLOWS: Final = {"run", "simulate"}
+"""From PROGRAM on nothing is ours: its options stay untouched."""
+
+
+@functools.cache
+def _command(name: str) -> Any:
+    module, _, attribute = _COMMANDS[name].partition(":")
+    found = getattr(importlib.import_module(f"redislink.cli.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        function, found = found, typer.Typer(add_completion=False)
+        interspersed = {"allow_interspersed_args": name not in _PROGRAM_FOLLOWS}
+        found.command(name, epilog=EPILOG, context_settings=interspersed)(function)
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+class _OnDemand(Mapping[str, Any]):
+    """All commands, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _command(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: Any = _OnDemand()
+
+    def list_commands(self, ctx: object) -> list[str]:  # noqa: ARG002 - TyperGroup's signature
+        return list(self.commands)  # their names alone; the base class asks for each
+
 
 app = typer.Typer(
     name="redislink",
+    cls=_Group,
     help="SPU computations between parties that listen on no port, over a Redis or Valkey broker.",
-    epilog=_EPILOG,
+    epilog=EPILOG,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -61,48 +113,6 @@ def _root(
 ) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-_trace = typer.Typer(
-    help="Merge the timelines that REDISLINK_TRACE_DIR or redislink run --trace recorded.",
-    no_args_is_help=True,
-)
-
-
-@_trace.callback()
-def _trace_group() -> None:  # else a single command would stand for the group
-    pass
-
-
-_trace.command("merge", epilog=_EPILOG)(merge_files)
-_journal = typer.Typer(
-    help="Show, check or destroy the journals that redislink run --journal keeps.",
-    no_args_is_help=True,
-)
-_journal.command("show", epilog=_EPILOG)(show_journals)
-_journal.command("verify", epilog=_EPILOG)(verify_journals)
-_journal.command("drop", epilog=_EPILOG)(drop_journals)
-app.command(epilog=_EPILOG)(demo)
-app.command(
-    epilog=_EPILOG,
-    # From PROGRAM on nothing is ours: its options stay untouched.
-    context_settings={"allow_interspersed_args": False},
-)(run)
-app.command(epilog=_EPILOG, context_settings={"allow_interspersed_args": False})(simulate)
-app.command(epilog=_EPILOG)(init)
-app.command(epilog=_EPILOG)(keygen)
-app.command("fingerprint", epilog=_EPILOG)(show_fingerprints)
-app.command(epilog=_EPILOG)(broker)
-app.command(epilog=_EPILOG)(acl)
-app.command(epilog=_EPILOG)(doctor)
-app.command(epilog=_EPILOG)(bench)
-app.command(epilog=_EPILOG)(top)
-app.command(epilog=_EPILOG)(sessions)
-app.command(epilog=_EPILOG)(inspect)
-app.command(epilog=_EPILOG)(purge)
-app.add_typer(_trace, name="trace", epilog=_EPILOG)
-app.add_typer(_journal, name="journal", epilog=_EPILOG)
-app.command("version", epilog=_EPILOG)(show_versions)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

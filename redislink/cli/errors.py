@@ -59,6 +59,7 @@ MEANINGS = {
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "ended by SIGTERM",
 }
+EPILOG = "Exit codes: " + ", ".join(f"{int(code)} {text}" for code, text in MEANINGS.items())
 
 # The first match wins; any other error counts as the program's.
 _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from redislink.cli.errors import ExitCode, Verbose, say, show
+from redislink.cli.errors import EPILOG, ExitCode, Verbose, say, show
 from redislink.cli.operator import JsonOption, count, size
 from redislink.cli.who import IdentityOption
 from redislink.errors import ConfigError, JournalError
@@ -41,8 +41,15 @@ Directory = Annotated[
         show_default=False,
     ),
 ]
+app = typer.Typer(
+    help="Show, check or destroy the journals that redislink run --journal keeps.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
+@app.command("show", epilog=EPILOG)
 def show_journals(
     directory: Directory = None,
     identity: IdentityOption = None,
@@ -67,6 +74,7 @@ def show_journals(
     _at_each(_found(directory), show_one)
 
 
+@app.command("verify", epilog=EPILOG)
 def verify_journals(
     directory: Directory = None, identity: IdentityOption = None, verbose: Verbose = False
 ) -> None:
@@ -94,6 +102,7 @@ def verify_journals(
     _at_each(_found(directory), check)
 
 
+@app.command("drop", epilog=EPILOG)
 def drop_journals(
     directory: Directory = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

@@ -8,9 +8,22 @@ from typing import Annotated
 
 import typer
 
-from redislink.cli.errors import Verbose, show
+from redislink.cli.errors import EPILOG, Verbose, show
+
+app = typer.Typer(
+    help="Merge the timelines that REDISLINK_TRACE_DIR or redislink run --trace recorded.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
+@app.callback()
+def _group() -> None:  # else a single command would stand for the group
+    pass
+
+
+@app.command("merge", epilog=EPILOG)
 def merge_files(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="One file for each party.")

