@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from redislink.identity.keypair import Identity
     from redislink.joining import connect
+    from redislink.session.exchange import read_result
     from redislink.session.session import Session
     from redislink.session.simulator import Simulator
     from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
@@ -103,6 +104,7 @@ _LATER: Final = {
     "decode_value_untrusted": "values",
     "encode_value": "values",
     "load_cluster": "cluster",
+    "read_result": "session.exchange",
     "register_dataclass": "values",
 }
 
@@ -184,5 +186,6 @@ __all__ = [
     "decode_value_untrusted",
     "encode_value",
     "load_cluster",
+    "read_result",
     "register_dataclass",
 ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import io
+import json
 import logging
 import os
 import stat
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Final
 
 from dotenv import dotenv_values
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from redislink.errors import ConfigError, UsageError
 from redislink.files import open_regular, read_opened
@@ -44,8 +45,11 @@ _HANDED_ON: Final = (
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "OMP_NUM_THREADS", "XLA_FLAGS"),
 )
 _OF_ONE_RUN: Final = frozenset(
-    {"cluster_file", "party", "identity_file", "journal_dir", "journal_fresh", "trace_dir"}
-)
+    {
+        "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
+        "results_dir", "trace_dir",
+    }
+)  # fmt: skip
 _MOST_BYTES: Final = 1 << 20
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _logger = logging.getLogger("redislink.settings")
@@ -316,6 +320,18 @@ class RedisLinkSettings(BaseSettings):
         "go on without journals, and the run cannot be resumed.",
     )
 
+    data: Annotated[dict[str, Path], NoDecode] = Field(
+        default={},
+        description="Data sets that the program may open with session.data(NAME): a JSON object of "
+        'names and paths, such as {"patients": "/srv/patients.csv"}. {session} and {party} in a '
+        "path are replaced by their names.",
+    )
+    results_dir: Path | None = Field(
+        default=None,
+        description="Directory in which session.result(NAME, VALUE) writes NAME.msgpack. {session} "
+        "and {party} are replaced by their names. Not set: results are not kept.",
+    )
+
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:
@@ -368,6 +384,16 @@ class RedisLinkSettings(BaseSettings):
             what = f"{path} is not a regular file" if path.exists() else f"there is no file {path}"
             raise ValueError(f"{what}: check the path")
         return path
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _from_json(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise ValueError("is not JSON") from None
 
     @field_validator("psk_dir")
     @classmethod

@@ -174,3 +174,35 @@ class TestSeconds:
         connection.send([(b"PING",)])
         assert connection.wait_readable(LONGEST_SECONDS)
         connection.close()
+
+
+class TestData:
+    @pytest.mark.parametrize("where", ["environment", "file"])
+    def test_it_is_json(self, here: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        text = '{"patients": "/srv/p.csv", "loans": "l {x}.csv"}'
+        if where == "file":
+            write(f"REDISLINK_DATA='{text}'\n")
+        else:
+            monkeypatch.setenv("REDISLINK_DATA", text)
+        assert RedisLinkSettings.load().data == {
+            "patients": Path("/srv/p.csv"),
+            "loans": Path("l {x}.csv"),
+        }
+        assert here.is_dir()
+
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            ("patients=/p", "is not JSON"),
+            ("[" * 100_000, "is not JSON"),
+            ("[]", "valid dictionary"),
+            ('{"a": 1}', "path"),
+        ],
+    )
+    def test_what_is_not(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch, text: str, why: str
+    ) -> None:
+        monkeypatch.setenv("REDISLINK_DATA", text)
+        with pytest.raises(ConfigError, match=f"^REDISLINK_DATA: .*{why}.*a JSON object of names"):
+            RedisLinkSettings.load()
+        assert here.is_dir()

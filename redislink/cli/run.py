@@ -22,6 +22,7 @@ import typer
 
 from redislink.cli import errors, who
 from redislink.cli.errors import ExitCode, Verbose, check_finite
+from redislink.cli.exchange import DataOption, ResultsOption, exchanged
 from redislink.cli.retries import Attempts
 from redislink.cli.termination import ended_by_sigterm
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
@@ -96,6 +97,8 @@ def run(
     ] = 1.0,
     supervised: Annotated[int | None, typer.Option(hidden=True)] = None,
     ended: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    data: DataOption = None,
+    results: ResultsOption = None,
     verbose: Verbose = False,
 ) -> None:
     """Run PROGRAM as one party; redislink.Session.join() in it joins the session.
@@ -120,6 +123,7 @@ def run(
         os.environ["REDISLINK_JOURNAL_DIR"] = str(journal.resolve())
     elif fresh and settings.journal_dir is None:
         raise ConfigError("--fresh without a journal: give --journal DIR too")
+    os.environ.update(exchanged(settings, data, results))
     if attempts.number > 1:
         os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
     if fresh or settings.journal_fresh:

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from redislink.cli.errors import ExitCode, Verbose, check_finite, say
+from redislink.cli.exchange import DataOption, ResultsOption, exchanged
 from redislink.cli.termination import sigterm_interrupts
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import write_trial
@@ -87,6 +88,8 @@ def simulate(
             help="Seconds after which parties that still run are ended.",
         ),
     ] = 600.0,
+    data: DataOption = None,
+    results: ResultsOption = None,
     verbose: Verbose = False,
 ) -> None:
     """Run PROGRAM as all parties at once on this machine, and merge their output.
@@ -100,8 +103,11 @@ def simulate(
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
     commands = _commands(spec, program, arguments or [], own or [])
+    if results is not None and "{party}" not in str(results):
+        results /= "{party}"  # else each would replace the others'
+    more = exchanged(RedisLinkSettings.load(), data, results)
     with sigterm_interrupts():
-        code = _run(spec, commands, timeout)
+        code = _run(spec, commands, timeout, more)
     raise SystemExit(code)
 
 
@@ -136,8 +142,17 @@ def _commands(
     return commands
 
 
-def _run(spec: ClusterSpec, commands: dict[str, list[str]], timeout: float) -> int:
-    """Start the broker and the parties, wait for them, and return the exit code."""
+def _run(
+    spec: ClusterSpec, commands: dict[str, list[str]], timeout: float, more: dict[str, str]
+) -> int:
+    """Start the broker and the parties, wait for them, and return the exit code.
+
+    Args:
+        spec: the cluster.
+        commands: the program and its arguments for each party.
+        timeout: seconds.
+        more: variables for the parties' environment.
+    """
     from redislink.broker import EmbeddedBroker  # loads the server binary's package
 
     with ExitStack() as stack:
@@ -163,6 +178,7 @@ def _run(spec: ClusterSpec, commands: dict[str, list[str]], timeout: float) -> i
                 errors="replace",
                 env={
                     **os.environ,
+                    **more,
                     "PYTHONUNBUFFERED": "1",
                     "REDISLINK_BROKER_URL": broker.unix_url,
                     "REDISLINK_LINK_MODE": LinkMode.CHANNELS.value,

@@ -34,6 +34,7 @@ from redislink.identity.keypair import Identity
 from redislink.joining import connect_run, resolve_cluster
 from redislink.logs import PartyLogger
 from redislink.session import supervisor
+from redislink.session.exchange import Exchange
 from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
 from redislink.session.steps import Failure, Silence, Steps, versions_here
@@ -80,6 +81,7 @@ class Session(ClosesOrAborts):
         make_link: MakeLink,
         close_timeout: float,
         journal: Journal | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         """Not for users: call `join`, or `from_endpoint` if you have an endpoint.
 
@@ -94,6 +96,7 @@ class Session(ClosesOrAborts):
         self._close_timeout = close_timeout
         self._failure = Failure(communicator.abort)
         self._journal = journal
+        self._exchange = exchange or Exchange(cluster.session, communicator.party)
         self._steps = self._begin_steps()
         self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
@@ -195,7 +198,9 @@ class Session(ClosesOrAborts):
         return cls._over(endpoint, kept)
 
     @classmethod
-    def _over(cls, endpoint: Endpoint, journal: Journal | None) -> Session:
+    def _over(
+        cls, endpoint: Endpoint, journal: Journal | None, exchange: Exchange | None = None
+    ) -> Session:
         """A session over an endpoint, with a journal that is open; it closes both."""
 
         def make_link(device: str, _members: Sequence[str]) -> SpuLink:
@@ -210,6 +215,7 @@ class Session(ClosesOrAborts):
             make_link,
             endpoint.settings.close_timeout,
             journal,
+            exchange or Exchange.of(endpoint.settings, endpoint.cluster.session, endpoint.party),
         )
         endpoint.resumed_steps = session.resumed_steps
         return session
@@ -249,6 +255,41 @@ class Session(ClosesOrAborts):
     def stats(self) -> EndpointStats:
         """Counts so far: messages, bytes, resends."""
         return self._communicator.stats()
+
+    # -- what it is given, and gives back ----------------------------------------------------
+
+    def data(self, name: str) -> Path:
+        """The path of a data set of this party. Other parties may have one with the same name.
+
+        Whoever starts the run says what the name stands for: ``redislink run --data NAME=PATH``,
+        ``REDISLINK_DATA``, or the policy of the agent that runs a job.
+
+        Args:
+            name: the data set's name.
+
+        Raises:
+            ConfigError: there is none with this name, or no such file; the message lists the names.
+        """
+        return self._exchange.find(name)
+
+    def result(self, name: str, value: Any) -> None:
+        """Keep a value as a result of this party's run. No other party is told.
+
+        It goes into ``NAME.msgpack`` in the directory that ``redislink run --results DIR`` or
+        ``REDISLINK_RESULTS_DIR`` names; `redislink.read_result` reads it. An agent also sends it to
+        the driver of a job, if its policy says so. Without a directory the value is not kept, and a
+        warning is logged.
+
+        Args:
+            name: the result's name, in letters, digits, ``_``, ``.`` and ``-``. A result with the
+                same name is replaced.
+            value: any value of `redislink.encode_value`, in the clear here: reveal it first.
+
+        Raises:
+            ConfigError: the name is not valid, or the file cannot be written.
+            PayloadTypeError: the value has a type that cannot be kept.
+        """
+        self._exchange.give_back(name, value)
 
     # -- collective calls --------------------------------------------------------------------
 

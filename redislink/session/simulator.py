@@ -28,12 +28,14 @@ from redislink.errors import ConfigError, PeerError, UsageError
 from redislink.forking import dies_in_child
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.joining import connect_run
+from redislink.session.exchange import Exchange
 from redislink.session.journal import Journal
 from redislink.session.kills import Attempts, Kill, MortalJournal, Plan, goes_on_after
 from redislink.session.session import NAMESPACE, Session, _simulated
 from redislink.session.steps import versions_here
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.transport.claim import Run
+from redislink.values import decode_value_untrusted
 
 if TYPE_CHECKING:
     from redislink.spu.link import SpuLink
@@ -59,6 +61,7 @@ class Simulator:
 
     Attributes:
         cluster: the parties and devices.
+        results: what each party kept with `Session.result` in the last run, by party and name.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Simulator:
         through: Through = "memory",
         settings: RedisLinkSettings | None = None,
         kill: Kill | None = None,
+        data: Mapping[str, str | Path] | None = None,
     ) -> None:
         """Args:
         cluster: a cluster or the path of its file, whose keys and broker are ignored; or a number
@@ -79,6 +83,8 @@ class Simulator:
         kill: ``{"bob": [3, 7]}`` kills bob when he comes to the session's third step, and, once
             all have started again from their journals, at the seventh. The steps are those of the
             session's own chain, without those of spawned devices, also if a journal answers them.
+        data: path of each data set by its name, in which ``{party}`` stands for the party's name;
+            None means those of ``settings``.
 
         Raises:
             ConfigError: the cluster is not valid.
@@ -95,8 +101,13 @@ class Simulator:
         # In one process nobody is late: a party that does not join has failed.
         defaults = RedisLinkSettings.model_construct(connect_timeout=_CONNECT_TIMEOUT)
         self._settings = (settings or defaults).model_copy(
-            update={"link_mode": LinkMode.CHANNELS, "psk_dir": None}
+            update={
+                "link_mode": LinkMode.CHANNELS,
+                "psk_dir": None,
+                **({} if data is None else {"data": {n: Path(p) for n, p in data.items()}}),
+            }
         )
+        self.results: dict[str, dict[str, Any]] = {}
 
     def __call__(
         self,
@@ -104,17 +115,19 @@ class Simulator:
         through: Through | None = None,
         settings: RedisLinkSettings | None = None,
         kill: Kill | None = None,
+        data: Mapping[str, str | Path] | None = None,
     ) -> Simulator:
         """Return another simulator of the same cluster. None leaves an option as it is here.
 
         Args:
-            through, settings, kill: as for the class.
+            through, settings, kill, data: as for the class.
         """
         return Simulator(
             self.cluster,
             through=through or self._through,
             settings=settings or self._settings,
             kill=self._kill if kill is None else kill,
+            data=self._settings.data if data is None else data,
         )
 
     def run(self, program: Program, *arguments: Any) -> dict[str, Any]:
@@ -136,15 +149,24 @@ class Simulator:
             UsageError: a party was to be killed at a step that the program does not make.
         """
         plan = Plan(self._kill, self.cluster.party_names)
-        with self._sessions(plan) as joins:
-            results = _Run(program, arguments, joins, plan).results()
+        kept: dict[str, dict[str, bytes]] = {name: {} for name in self.cluster.party_names}
+        self.results = {}
+        with self._sessions(plan, kept) as joins:
+            returned = _Run(program, arguments, joins, plan).results()
         plan.check_done()
-        return results
+        self.results = {
+            party: {name: decode_value_untrusted(packed) for name, packed in mine.items()}
+            for party, mine in kept.items()
+        }
+        return returned
 
     @contextlib.contextmanager
-    def _sessions(self, plan: Plan) -> Iterator[Mapping[str, Join]]:
+    def _sessions(
+        self, plan: Plan, kept: Mapping[str, dict[str, bytes]]
+    ) -> Iterator[Mapping[str, Join]]:
         """For each party a function that joins the session, to call in its thread."""
-        names = self.cluster.party_names
+        names, session = self.cluster.party_names, self.cluster.session
+        exchanges = {name: Exchange.of(self._settings, session, name, kept[name]) for name in names}
         with contextlib.ExitStack() as stack:
             directory = (
                 stack.enter_context(
@@ -163,7 +185,9 @@ class Simulator:
                     mine, user = rooms.enter(name, attempt)
                     vanish = partial(mine._hub.lose, mine.rank)
                     journal = _journal(directory, self.cluster, identities, plan, name, vanish)
-                    return _in_memory(mine, user, self.cluster, self._settings, journal)
+                    return _in_memory(
+                        mine, user, self.cluster, self._settings, journal, exchanges[name]
+                    )
 
                 yield {name: partial(enter, name) for name in names}
                 return
@@ -194,7 +218,7 @@ class Simulator:
                 )
                 if journal is not None:
                     journal.vanish = endpoint.parts.closing.vanish
-                return Session._over(endpoint, journal)
+                return Session._over(endpoint, journal, exchanges[name])
 
             yield {name: partial(join, name) for name in names}
 
@@ -362,6 +386,7 @@ def _in_memory(
     cluster: ClusterSpec,
     settings: RedisLinkSettings,
     journal: Journal | None = None,
+    exchange: Exchange | None = None,
 ) -> Session:
     links = communicator.sub("links")
     numbers: dict[str, int] = {}
@@ -373,4 +398,5 @@ def _in_memory(
         place = links.sub(name).sub(str(numbers[name]))
         return create_memory_link(place, members)
 
-    return Session(communicator, user, cluster, make_link, settings.close_timeout, journal)
+    timeout = settings.close_timeout
+    return Session(communicator, user, cluster, make_link, timeout, journal, exchange)
