@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from spu import libspu
 
-from redislink.cluster import ClusterSpec, DeviceSpec, PartySpec, SpuConfig
+from redislink.cluster import ClusterSpec, DeviceSpec, DriverSpec, PartySpec, SpuConfig
 from redislink.cluster.runtime import (
     REFUSED,
     CheetahConfig,
@@ -27,6 +27,7 @@ PAGE: Final = Path(__file__).parent / "cluster-file.md"
 SECTIONS: Final[dict[type[BaseModel], str]] = {
     ClusterSpec: "The file",
     PartySpec: "Each of parties",
+    DriverSpec: "Each of drivers",
     DeviceSpec: "Each of devices",
     SpuConfig: "config",
     SpuRuntime: "config.runtime",
@@ -120,7 +121,7 @@ def _what(kind: dict[str, Any]) -> str | None:
         case "array":
             item = _what(kind["items"])
             most = f" to {kind['maxItems']}" if "maxItems" in kind else " or more"
-            return f"a list of {kind['minItems']}{most}: {item}"
+            return f"a list of {kind.get('minItems', 0)}{most}: {item}"
         case "object":
             return f"a mapping: {_what(kind['additionalProperties'])}"
     return None

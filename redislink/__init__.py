@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from redislink.cluster import (
         ClusterSpec,
         DeviceSpec,
+        DriverSpec,
         Mask,
         PartySpec,
         SpuConfig,
@@ -83,6 +84,7 @@ _LATER: Final = {
     "ClusterSpec": "cluster",
     "Communicator": "communicator",
     "DeviceSpec": "cluster",
+    "DriverSpec": "cluster",
     "EgressProxy": "broker",
     "Endpoint": "transport.endpoint",
     "EndpointStats": "transport.stats",
@@ -136,6 +138,7 @@ __all__ = [
     "Communicator",
     "ConfigError",
     "DeviceSpec",
+    "DriverSpec",
     "EgressProxy",
     "Endpoint",
     "EndpointClosed",

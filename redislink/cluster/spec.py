@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -25,6 +25,8 @@ from redislink.identity.keypair import parse_public_key
 from redislink.protocol.list_names import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+_LONGEST_WITH_JOBS: Final = 50
+"""Characters: a job's session is ``<session>.<job id>``, and a name has 64."""
 
 
 class PartySpec(BaseModel):
@@ -44,17 +46,35 @@ class PartySpec(BaseModel):
     @field_validator("public_key")
     @classmethod
     def _valid_public_key(cls, text: str | None) -> str | None:
-        if text is not None:
-            try:
-                parse_public_key(text)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-        return text
+        return None if text is None else _as_value_error(_checked_key, text, "party")
 
     @field_validator("name")
     @classmethod
     def _valid_name(cls, name: str) -> str:
         return _as_value_error(check_name, name, "party")
+
+
+class DriverSpec(BaseModel):
+    """Who may submit jobs (docs/jobs.md) but computes nothing. Parties may submit jobs too.
+
+    Attributes:
+        name: as a party's; no party has it.
+        public_key: ``x25519:…``, which ``redislink keygen`` prints.
+    """
+
+    model_config = _STRICT
+    name: str
+    public_key: str
+
+    @field_validator("public_key")
+    @classmethod
+    def _valid_public_key(cls, text: str) -> str:
+        return _as_value_error(_checked_key, text, "driver")
+
+    @field_validator("name")
+    @classmethod
+    def _valid_name(cls, name: str) -> str:
+        return _as_value_error(check_name, name, "driver")
 
 
 class SpuConfig(BaseModel):
@@ -138,6 +158,9 @@ class ClusterSpec(BaseModel):
         security: ``sealed``: the broker sees names, tags, sizes and times; ``none``: it sees
             and can change everything.
         devices: the devices by name; device names follow the rules for party names.
+        drivers: who may submit jobs besides the parties. With it, even if it is ``[]``, ``redislink
+            acl`` gives the parties the rights that jobs need, and ``session`` has at most 50
+            characters, because each job has a session of its own.
     """
 
     model_config = _STRICT
@@ -146,6 +169,7 @@ class ClusterSpec(BaseModel):
     broker: str | None = Field(default=None, repr=False)
     parties: tuple[PartySpec, ...] = Field(min_length=2, max_length=64)
     devices: dict[str, DeviceSpec] = {}
+    drivers: tuple[DriverSpec, ...] | None = Field(default=None, max_length=64)
 
     @field_validator("session")
     @classmethod
@@ -182,6 +206,43 @@ class ClusterSpec(BaseModel):
         if doubles:
             raise ValueError(f"party {doubles[0]!r} is listed twice: give each its own name")
         return parties
+
+    @model_validator(mode="after")
+    def _drivers_fit(self) -> ClusterSpec:
+        if self.drivers is None:
+            return self
+        if self.security == "none":
+            raise ValueError(
+                "drivers: jobs need a sealed session: remove security: none, and give each party "
+                "its public_key"
+            )
+        if len(self.session) > _LONGEST_WITH_JOBS:
+            raise ValueError(
+                f"session: with drivers, it has at most {_LONGEST_WITH_JOBS} characters, because a "
+                "job's id is added to it: shorten it"
+            )
+        taken = set(self.party_names)
+        for driver in self.drivers:
+            if driver.name in taken:
+                raise ValueError(
+                    f"drivers: {driver.name!r} is a party or another driver: give each its own name"
+                )
+            taken.add(driver.name)
+        self._keys_of_all()
+        return self
+
+    def _keys_of_all(self) -> None:
+        owners: dict[bytes, str] = {}
+        everybody: tuple[PartySpec | DriverSpec, ...] = (*self.parties, *(self.drivers or ()))
+        for owner in everybody:
+            if owner.public_key is None:
+                continue
+            other = owners.setdefault(parse_public_key(owner.public_key), owner.name)
+            if other != owner.name:
+                raise ValueError(
+                    f"drivers: {owner.name!r} has the public_key of {other!r}: each needs a key of "
+                    "its own"
+                )
 
     @model_validator(mode="after")
     def _members_are_parties(self) -> ClusterSpec:
@@ -275,6 +336,25 @@ class ClusterSpec(BaseModel):
             keys[party.name] = key
         return keys
 
+    @property
+    def driver_names(self) -> tuple[str, ...]:
+        """The names of the drivers, who compute nothing."""
+        return tuple(driver.name for driver in self.drivers or ())
+
+    def keys_for_jobs(self) -> dict[str, bytes]:
+        """The public key, 32 bytes, of each party and each driver, by name.
+
+        Raises:
+            ConfigError: the session is not sealed, a party has no key, or two have the same.
+        """
+        if self.security == "none":
+            raise ConfigError(
+                f"session {self.session!r} has security: none, and jobs are sealed to their "
+                "parties: remove it, and give each party its public_key"
+            )
+        drivers = {d.name: parse_public_key(d.public_key) for d in self.drivers or ()}
+        return {**self.public_keys(), **drivers}
+
     def device(self, name: str) -> DeviceSpec:
         """The device with this name.
 
@@ -325,3 +405,8 @@ def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> 
         return check(value, what)
     except ConfigError as error:
         raise ValueError(str(error)) from None
+
+
+def _checked_key(text: str, _: str) -> str:
+    parse_public_key(text)
+    return text

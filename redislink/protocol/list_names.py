@@ -29,6 +29,11 @@ DOCTOR_TAG: Final = "!doctor"
 STATUS_TAG: Final = "!status"
 MARK_TAG: Final = "!mark"
 MOVE_TAG: Final = "!move"
+OFFERS_TAG: Final = "!offers"
+JOBS_TAG: Final = "!jobs"
+ANSWERS_TAG: Final = "!answers"
+LETTER_TAGS: Final = (OFFERS_TAG, JOBS_TAG, ANSWERS_TAG)
+"""Of the lists of letters about jobs: from a driver to an agent, between agents, to a driver."""
 NO_EPOCH: Final = "0"
 """Takes the place of the epoch in names that have none, such as those of hellos and claims."""
 
@@ -41,7 +46,7 @@ _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.AS
 _SAFE: Final = ">,/:"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
 _CONTROL_TAGS: Final = frozenset(
-    {HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG, MARK_TAG, MOVE_TAG}
+    {HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG, MARK_TAG, MOVE_TAG, *LETTER_TAGS}
 )
 
 
@@ -174,6 +179,11 @@ def claim_key(session: str, party: str) -> bytes:
 def doctor_list(session: str, dst: str, src: str, epoch: str = NO_EPOCH) -> bytes:
     """Return the name of a list that ``redislink doctor`` of ``src`` uses for tests and notes."""
     return inbox_prefix(session, dst, src, epoch) + DOCTOR_TAG.encode()
+
+
+def letter_list(session: str, dst: str, src: str, tag: str) -> bytes:
+    """Return the name of the list for letters of one kind (`LETTER_TAGS`) about jobs."""
+    return inbox_prefix(session, dst, src, NO_EPOCH) + tag.encode()
 
 
 def mark_list(session: str, dst: str, src: str) -> bytes:

@@ -5,11 +5,9 @@ both and yield forward-secret keys. A pre-shared key (KKpsk0) protects them even
 learns both static private keys.
 
 Rules:
-- Reading a message changes the library's state even if it fails. So a state lives for one attempt:
-  the initiator keeps its ephemeral key, and builds a new state for each.
+- A state of the library's lives for one attempt (`noise_state`): the initiator keeps its ephemeral
+  key, and builds a new state for each.
 - An ephemeral key seals one payload only: another payload needs another `KkInitiator`.
-- The library checks no lengths and raises errors of many types. This module checks the lengths, and
-  raises `SealError` alone.
 """
 
 from __future__ import annotations
@@ -18,37 +16,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from noise.connection import Keypair, NoiseConnection
-from noise.constants import MAX_MESSAGE_LEN
-from noise.exceptions import NoiseInvalidMessage, NoiseValueError
 
-from redislink.errors import SealError
+from redislink.protocol.noise_state import NoiseConfig, read_untrusted, start
 from redislink.protocol.seal import SealKeys
 
-_NAME: Final = b"Noise_KK_25519_AESGCM_SHA256"
-_NAME_PSK: Final = b"Noise_KKpsk0_25519_AESGCM_SHA256"
-_SHORTEST: Final = 32 + 16
-"""The least size of a message in bytes: an ephemeral public key, and the payload's tag."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class KkConfig:
-    """What one side brings.
-
-    Attributes:
-        private_key: its static private key, 32 bytes.
-        peer_public_key: the peer's static public key, 32 bytes.
-        prologue: bytes that must be the same on both sides.
-        psk: a pre-shared key of 32 bytes; None for no such key.
-    """
-
-    private_key: bytes
-    peer_public_key: bytes
-    prologue: bytes
-    psk: bytes | None = None
+_PATTERN: Final = "KK"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -69,7 +43,7 @@ class KkSecrets:
 class KkInitiator:
     """The initiator's side of one exchange."""
 
-    def __init__(self, config: KkConfig, ephemeral: bytes, payload: bytes) -> None:
+    def __init__(self, config: NoiseConfig, ephemeral: bytes, payload: bytes) -> None:
         """Args:
         config: what this side brings.
         ephemeral: 32 fresh random bytes.
@@ -91,18 +65,18 @@ class KkInitiator:
                 with the next message.
         """
         noise, _ = self._begin()
-        payload = _read_untrusted(noise, second)
+        payload = read_untrusted(noise, second)
         return payload, _secrets(noise, initiator=True)
 
     def _begin(self) -> tuple[Any, bytes]:
-        noise = _start(self._config, self._ephemeral, initiator=True)
+        noise = start(_PATTERN, self._config, self._ephemeral, initiator=True)
         return noise, bytes(noise.write_message(self._payload))
 
 
 class KkResponder:
     """The responder's side of one exchange."""
 
-    def __init__(self, config: KkConfig, ephemeral: bytes, first: bytes) -> None:
+    def __init__(self, config: NoiseConfig, ephemeral: bytes, first: bytes) -> None:
         """Args:
             config: what this side brings.
             ephemeral: 32 fresh random bytes.
@@ -111,8 +85,8 @@ class KkResponder:
         Raises:
             SealError: it is not a first message by the owner of the peer's key.
         """
-        self._noise = _start(config, ephemeral, initiator=False)
-        self.payload = _read_untrusted(self._noise, first)
+        self._noise = start(_PATTERN, config, ephemeral, initiator=False)
+        self.payload = read_untrusted(self._noise, first)
         """The initiator's payload; it may be a replay until the initiator confirms."""
         self.name = sha256(first).digest()[:16]
 
@@ -120,34 +94,6 @@ class KkResponder:
         """Return the second message and the secrets. Call once."""
         second = bytes(self._noise.write_message(payload))
         return second, _secrets(self._noise, initiator=False)
-
-
-def _start(config: KkConfig, ephemeral: bytes, *, initiator: bool) -> Any:
-    noise = NoiseConnection.from_name(_NAME if config.psk is None else _NAME_PSK)
-    if config.psk is not None:
-        noise.set_psks(psks=[config.psk])
-    if initiator:
-        noise.set_as_initiator()
-    else:
-        noise.set_as_responder()
-    noise.set_keypair_from_private_bytes(Keypair.STATIC, config.private_key)
-    noise.set_keypair_from_public_bytes(Keypair.REMOTE_STATIC, config.peer_public_key)
-    noise.set_prologue(config.prologue)
-    noise.start_handshake()
-    protocol = noise.noise_protocol
-    # Set it after the start: before that, the library warns that only tests should do so.
-    protocol.handshake_state.e = protocol.keypair_class.from_private_bytes(ephemeral)
-    return noise
-
-
-def _read_untrusted(noise: Any, message: bytes) -> bytes:
-    if not _SHORTEST <= len(message) <= MAX_MESSAGE_LEN:
-        raise SealError("a key exchange message of an impossible size")
-    try:
-        return bytes(noise.read_message(message))
-    except (NoiseInvalidMessage, NoiseValueError, InvalidTag, ValueError):
-        # ValueError: a public key of low order, with which the shared secret would be 0.
-        raise SealError("a key exchange message that does not open with the peer's key") from None
 
 
 def _secrets(noise: Any, *, initiator: bool) -> KkSecrets:

@@ -39,7 +39,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redislink.errors import FrameError, SealError, SecurityMismatch
 from redislink.protocol.frame import PROTOCOL_VERSION, Frame, Hello
 from redislink.protocol.handshake import Message, MismatchGrace
-from redislink.protocol.noise_kk import KkConfig, KkInitiator, KkResponder, KkSecrets
+from redislink.protocol.noise_kk import KkInitiator, KkResponder, KkSecrets
+from redislink.protocol.noise_state import NoiseConfig
 from redislink.protocol.seal import Codec, SealedCodec
 
 _NAME_BYTES: Final = 16
@@ -95,7 +96,7 @@ class _Pair:
         unopened_last: time of the latest of these failures.
     """
 
-    config: KkConfig
+    config: NoiseConfig
     initiates: bool
     mismatch: MismatchGrace
     heard: bytes = b""
@@ -149,7 +150,7 @@ class SealedHandshake:
             initiates = ranks[party] < ranks[peer]
             roles = (party, peer) if initiates else (peer, party)
             self._pairs[peer] = _Pair(
-                KkConfig(
+                NoiseConfig(
                     private_key,
                     public_keys[peer],
                     prologue(session, *roles, digest),

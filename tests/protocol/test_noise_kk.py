@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from noise.connection import Keypair, NoiseConnection
 
 from redislink.errors import SealError
-from redislink.protocol.noise_kk import KkConfig, KkInitiator, KkResponder
+from redislink.protocol.noise_kk import KkInitiator, KkResponder
+from redislink.protocol.noise_state import NoiseConfig
 
 VECTORS = json.loads(Path(__file__).with_name("vectors").joinpath("noise_kk.json").read_text())
 CASES = [
@@ -45,7 +46,7 @@ def library_side(vector, role):
 
 def our_config(vector, role):
     psks = vector.get(f"{role}_psks", [None])
-    return KkConfig(
+    return NoiseConfig(
         unhex(vector, f"{role}_static"),
         unhex(vector, f"{role}_remote_static"),
         unhex(vector, f"{role}_prologue"),
@@ -131,7 +132,7 @@ def pair(psk=None, **bobs):
     """The configurations of alice, who initiates, and bob, whose may differ."""
     alice = {"private_key": ALICE, "peer_public_key": public(BOB), "prologue": b"p", "psk": psk}
     bob = {"private_key": BOB, "peer_public_key": public(ALICE), "prologue": b"p", "psk": psk}
-    return KkConfig(**alice), KkConfig(**(bob | bobs))
+    return NoiseConfig(**alice), NoiseConfig(**(bob | bobs))
 
 
 @pytest.fixture(params=[None, b"k" * 32], ids=["KK", "KKpsk0"])
@@ -234,10 +235,10 @@ def test_nobody_else_can_answer_the_initiator():
     alice, _ = pair()
     initiator = begin(alice)
     with pytest.raises(SealError):
-        KkResponder(KkConfig(MALLORY, public(ALICE), b"p"), SECOND_EPHEMERAL, initiator.first)
+        KkResponder(NoiseConfig(MALLORY, public(ALICE), b"p"), SECOND_EPHEMERAL, initiator.first)
     # Not even with a first message of mallory's own, in bob's place.
-    mallory = KkConfig(MALLORY, public(ALICE), b"p")
-    other = KkInitiator(KkConfig(ALICE, public(MALLORY), b"p"), FIRST_EPHEMERAL, b"hello")
+    mallory = NoiseConfig(MALLORY, public(ALICE), b"p")
+    other = KkInitiator(NoiseConfig(ALICE, public(MALLORY), b"p"), FIRST_EPHEMERAL, b"hello")
     second, _ = KkResponder(mallory, SECOND_EPHEMERAL, other.first).answer(b"")
     with pytest.raises(SealError):
         initiator.finish_untrusted(second)

@@ -410,10 +410,10 @@ class TestForgery:
 
     def test_a_peer_that_has_the_key_may_still_send_nonsense(self):
         """Payloads that open, and are not what they must be."""
-        from redislink.protocol.noise_kk import KkConfig, KkInitiator
+        from redislink.protocol.noise_kk import NoiseConfig, KkInitiator
 
         bob = make("bob", names=NAMES[:2])
-        config = KkConfig(
+        config = NoiseConfig(
             KEYS["alice"].private_key,
             PUBLIC["bob"],
             sealed_handshake.prologue("s", "alice", "bob", DIGEST),
