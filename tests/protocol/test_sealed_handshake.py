@@ -410,7 +410,8 @@ class TestForgery:
 
     def test_a_peer_that_has_the_key_may_still_send_nonsense(self):
         """Payloads that open, and are not what they must be."""
-        from redislink.protocol.noise_kk import NoiseConfig, KkInitiator
+        from redislink.protocol.noise_kk import KkInitiator
+        from redislink.protocol.noise_state import NoiseConfig
 
         bob = make("bob", names=NAMES[:2])
         config = NoiseConfig(
