@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redislink.errors import AuditError, UsageError
 from redislink.files import open_regular
-from redislink.identity.signing import SIGNATURE_BYTES
+from redislink.identity.signing import SIGNATURE_BYTES, SigningKey
 from redislink.text import one_line
 
 VERSION: Final = 1
@@ -367,8 +367,8 @@ class Record:
 
     @property
     def signed(self) -> bytes:
-        """What the signature is over."""
-        return self.line if self.sig is None else self.line[:-_TAIL]
+        """What the signature is over: the bytes before ``,"sig":``."""
+        return self.line[:-_TAIL]
 
     @property
     def digest(self) -> str:
@@ -414,9 +414,10 @@ def encode_line(n: int, time: float, said: Said, prev: str) -> bytes:
     return json.dumps(whole, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def with_signature(line: bytes, signature: bytes) -> bytes:
-    """A line with its signature, 64 bytes."""
-    return line[:-1] + _SIG + base64.b64encode(signature) + b'"}'
+def with_signature(line: bytes, key: SigningKey) -> bytes:
+    """A line with its signature; see `Record.signed`."""
+    told = line[:-1]
+    return told + _SIG + base64.b64encode(key.sign(told)) + b'"}'
 
 
 def parse_line_untrusted(line: bytes) -> Record:
