@@ -303,6 +303,12 @@ class RedisLinkSettings(BaseSettings):
         description="Most sends and receives in a timeline; each takes about 100 bytes.",
     )
 
+    audit_file: Path | None = Field(
+        default=None,
+        description="File to which this party appends its audit record: steps, reveals and their "
+        "receivers, no value. {session} and {party} are replaced by their names. Not set: no "
+        "record.",
+    )
     journal_dir: Path | None = Field(
         default=None,
         description="Directory in which this party keeps a journal of the session's steps, "

@@ -203,6 +203,9 @@ class Traffic(BaseModel):
     bytes_received: int
 
 
+How = Literal["closed", "failed", "aborted", "left"]
+
+
 class EndSaid(Said):
     """The session has ended.
 
@@ -218,7 +221,7 @@ class EndSaid(Said):
     """
 
     kind = "end"
-    how: Literal["closed", "failed", "aborted", "left"]
+    how: How
     error: str | None = None
     by: str | None = None
     seconds: float

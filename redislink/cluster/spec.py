@@ -22,6 +22,7 @@ from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
 from redislink.files import read_text
 from redislink.identity.keypair import parse_public_key
+from redislink.identity.signing import parse_signing_key
 from redislink.protocol.list_names import check_name
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -35,18 +36,26 @@ class PartySpec(BaseModel):
     Attributes:
         name: 1 to 64 characters of ``A-Z a-z 0-9 _ . -``; the first is a letter or digit.
         public_key: ``x25519:…``, which ``redislink keygen`` prints; sealed sessions need it.
+        signing_key: ``ed25519:…``, which ``redislink keygen`` prints; with it others can tell that
+            an audit record is this party's.
         brpc_address: ``host:port`` where this party listens; only brpc links use it.
     """
 
     model_config = _STRICT
     name: str
     public_key: str | None = None
+    signing_key: str | None = None
     brpc_address: str | None = None
 
     @field_validator("public_key")
     @classmethod
     def _valid_public_key(cls, text: str | None) -> str | None:
         return None if text is None else _as_value_error(_checked_key, text, "party")
+
+    @field_validator("signing_key")
+    @classmethod
+    def _valid_signing_key(cls, text: str | None) -> str | None:
+        return None if text is None else _as_value_error(_checked_signing_key, text, "party")
 
     @field_validator("name")
     @classmethod
@@ -60,16 +69,23 @@ class DriverSpec(BaseModel):
     Attributes:
         name: as a party's; no party has it.
         public_key: ``x25519:…``, which ``redislink keygen`` prints.
+        signing_key: as a party's.
     """
 
     model_config = _STRICT
     name: str
     public_key: str
+    signing_key: str | None = None
 
     @field_validator("public_key")
     @classmethod
     def _valid_public_key(cls, text: str) -> str:
         return _as_value_error(_checked_key, text, "driver")
+
+    @field_validator("signing_key")
+    @classmethod
+    def _valid_signing_key(cls, text: str | None) -> str | None:
+        return None if text is None else _as_value_error(_checked_signing_key, text, "driver")
 
     @field_validator("name")
     @classmethod
@@ -409,4 +425,9 @@ def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> 
 
 def _checked_key(text: str, _: str) -> str:
     parse_public_key(text)
+    return text
+
+
+def _checked_signing_key(text: str, _: str) -> str:
+    parse_signing_key(text)
     return text

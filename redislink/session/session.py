@@ -9,19 +9,25 @@ Rules:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from redislink.audit import AuditLog
+from redislink.audit.records import How
 from redislink.broker import Broker
 from redislink.broker.credentials import CredentialsCallable
 from redislink.cluster import ClusterSpec
 from redislink.communicator import Communicator, RedisCommunicator
 from redislink.errors import (
+    AuditError,
     ConfigError,
     EndpointClosed,
     RedisLinkError,
@@ -37,6 +43,7 @@ from redislink.session import supervisor
 from redislink.session.exchange import Exchange
 from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
+from redislink.session.recording import SessionAudit, open_audit
 from redislink.session.steps import Failure, Silence, Steps, versions_here
 from redislink.settings import RedisLinkSettings
 from redislink.transport.claim import Run
@@ -82,11 +89,13 @@ class Session(ClosesOrAborts):
         close_timeout: float,
         journal: Journal | None = None,
         exchange: Exchange | None = None,
+        audit: SessionAudit | None = None,
     ) -> None:
         """Not for users: call `join`, or `from_endpoint` if you have an endpoint.
 
         Raises:
             JournalError: the parties' journals cannot meet.
+            AuditError: the audit record cannot be written.
         """
         self.cluster = cluster
         self.party = communicator.party
@@ -97,9 +106,11 @@ class Session(ClosesOrAborts):
         self._failure = Failure(communicator.abort)
         self._journal = journal
         self._exchange = exchange or Exchange(cluster.session, communicator.party)
+        self._audit = audit
         self._steps = self._begin_steps()
         self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
+        self._raised: BaseException | None = None
         self._closed = False
         self._left = False
         self._lock = threading.Lock()
@@ -119,6 +130,7 @@ class Session(ClosesOrAborts):
         identity: Identity | None = None,
         credentials: CredentialsCallable | None = None,
         journal: str | Path | None = None,
+        audit: str | Path | None = None,
     ) -> Session:
         """Join the session. Returns once every pair of parties has said hello.
 
@@ -139,12 +151,15 @@ class Session(ClosesOrAborts):
                 the program, run again by all parties, goes on from the last step that all have;
                 None means ``REDISLINK_JOURNAL_DIR``, and if that is not set, no journal. All
                 parties keep one, or none does.
+            audit: the file to which this party appends its audit record; None means
+                ``REDISLINK_AUDIT_FILE``, and if that is not set, no record.
 
         Raises:
             ConfigError, BrokerError, PartyTaken, ClusterMismatch, HandshakeTimeout: as
                 `redislink.connect`.
             JournalError: the journal cannot be opened or written, or those of the parties cannot
                 meet.
+            AuditError: the audit record cannot be opened or written.
             UsageError: a session has ended well in this process, with this journal.
         """
         simulated = _simulated.get()
@@ -153,8 +168,10 @@ class Session(ClosesOrAborts):
         settings = settings or RedisLinkSettings.load()
         spec = resolve_cluster(cluster, settings)
         party = party or settings.party
-        kept = open_journal(spec, party, settings, journal, identity)
+        log = open_audit(spec, party, settings, audit, identity)
+        kept = None
         try:
+            kept = open_journal(spec, party, settings, journal, identity)
             endpoint = connect_run(
                 Run() if kept is None else kept.joins(),
                 spec,
@@ -166,12 +183,13 @@ class Session(ClosesOrAborts):
                 credentials=credentials,
             )
         except BaseException:
-            if kept is not None:
-                kept.close()
+            for opened in (kept, log):
+                if opened is not None:
+                    opened.close()
             raise
         if supervisor.here is not None:
             supervisor.here.tell_joined()
-        return cls._over(endpoint, kept)
+        return cls._over(endpoint, kept, log)
 
     @classmethod
     def from_endpoint(
@@ -179,6 +197,7 @@ class Session(ClosesOrAborts):
         endpoint: Endpoint,
         *,
         journal: str | Path | None = None,
+        audit: str | Path | None = None,
         identity: Identity | None = None,
     ) -> Session:
         """Make a session over an existing endpoint.
@@ -186,22 +205,33 @@ class Session(ClosesOrAborts):
         Args:
             endpoint: this party's endpoint; closing the session closes it.
             journal: as for `join`; None means the ``journal_dir`` of the endpoint's settings.
-            identity: this party's key pair, which a journal needs; None reads the
-                ``identity_file`` of the endpoint's settings.
+            audit: as for `join`; None means the ``audit_file`` of the endpoint's settings.
+            identity: this party's key pair, which a journal needs and which signs the audit
+                record; None reads the ``identity_file`` of the endpoint's settings.
 
         Raises:
             ConfigError: there is no identity for the journal.
-            JournalError: as for `join`.
+            JournalError, AuditError: as for `join`.
         """
         settings = endpoint.settings
-        kept = open_journal(endpoint.cluster, endpoint.party, settings, journal, identity)
-        return cls._over(endpoint, kept)
+        log = open_audit(endpoint.cluster, endpoint.party, settings, audit, identity)
+        try:
+            kept = open_journal(endpoint.cluster, endpoint.party, settings, journal, identity)
+        except BaseException:
+            if log is not None:
+                log.close()
+            raise
+        return cls._over(endpoint, kept, log)
 
     @classmethod
     def _over(
-        cls, endpoint: Endpoint, journal: Journal | None, exchange: Exchange | None = None
+        cls,
+        endpoint: Endpoint,
+        journal: Journal | None,
+        log: AuditLog | None,
+        exchange: Exchange | None = None,
     ) -> Session:
-        """A session over an endpoint, with a journal that is open; it closes both."""
+        """A session over an endpoint, with a journal and a record that are open; it closes all."""
 
         def make_link(device: str, _members: Sequence[str]) -> SpuLink:
             from redislink.spu.link import create_link
@@ -216,6 +246,7 @@ class Session(ClosesOrAborts):
             endpoint.settings.close_timeout,
             journal,
             exchange or Exchange.of(endpoint.settings, endpoint.cluster.session, endpoint.party),
+            None if log is None else SessionAudit(log, endpoint.cluster, endpoint.epochs()),
         )
         endpoint.resumed_steps = session.resumed_steps
         return session
@@ -382,14 +413,26 @@ class Session(ClosesOrAborts):
         """
         with self._lock:
             self._closed = True
+        self._blame(self._failure.error, self._steps.broken, self._raised)
         error = EndpointClosed(f"{self.party}: the session was aborted here: {reason}")
         error.retryable = retryable
         try:
             self._failure.set(error, reason)
             self._leave_steps()
         finally:
-            self._close_journal()
-            self._left = True
+            self._close_files("aborted")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._raised = error
+        try:
+            super().__exit__(kind, error, trace)
+        finally:
+            self._raised = None
 
     def close(self) -> None:
         """Leave the session in good order. Safe to call twice; other calls raise EndpointClosed.
@@ -400,6 +443,7 @@ class Session(ClosesOrAborts):
         Raises:
             ProgramDiverged: another party made a different call instead.
             PeerAborted: another party's run failed.
+            AuditError: the audit record's last line cannot be written.
         """
         with self._lock:
             if self._closed:
@@ -415,6 +459,7 @@ class Session(ClosesOrAborts):
                 if self._journal is not None:
                     _ended_well.add(self._journal.path)
         except RedisLinkError as error:
+            self._blame(error)
             self._failure.set(error)
             raise
         finally:
@@ -427,8 +472,8 @@ class Session(ClosesOrAborts):
                 try:
                     self._communicator.close()
                 finally:
-                    self._close_journal()
-                    self._left = True
+                    self._blame(self._failure.error, self._steps.broken)
+                    self._close_files("closed")
 
     def die_in_child(self) -> None:
         """In the child of a fork: every call raises `UsedAfterFork`, and leaving does nothing."""
@@ -443,20 +488,51 @@ class Session(ClosesOrAborts):
 
     def _begin_steps(self) -> Steps:
         """The session's own chain, after the journals have met."""
-        place, journals = self._communicator.sub("main"), self._communicator.sub(JOURNALS)
-        if self._journal is None:
-            return Steps(place, self._failure, journals=journals)
+        place = self._communicator.sub("main")
+        journals: Communicator | None = self._communicator.sub(JOURNALS)
+        chain = None
         try:
-            self._journal.meet(journals)
-            return Steps(place, self._failure, journal=self._journal.chain("", place))
+            if self._journal is not None and journals is not None:
+                self._journal.meet(journals)
+                chain, journals = self._journal.chain("", place), None
+            if self._audit is not None:
+                self._audit.begin(None if chain is None else chain.resume, versions_here())
+            return Steps(place, self._failure, journal=chain, journals=journals, audit=self._audit)
         except BaseException as error:
             self._communicator.abort(reason_for_peers(error), retryable=may_pass(error))
-            self._journal.close()
+            if self._journal is not None:
+                self._journal.close()
+            if self._audit is not None:
+                self._audit.close()
             raise
 
-    def _close_journal(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+    def _close_files(self, how: How) -> None:
+        """Close the journal, and end the audit record.
+
+        Args:
+            how: how the session has ended, as the record has it.
+
+        Raises:
+            AuditError: the record cannot be written, and the session has ended well.
+        """
+        try:
+            if self._journal is not None:
+                self._journal.close()
+            if self._audit is not None:
+                self._audit.end(how, self._steps.number, self._communicator.stats())
+        except AuditError as error:
+            if self._failure.error is None:
+                raise
+            PartyLogger(self.name, self.party).warning("%s: %s", self.party, error)
+        finally:
+            self._left = True
+
+    def _blame(self, *errors: BaseException | None) -> None:
+        """Note for the audit record why the session ends; the first of the errors counts."""
+        if self._audit is not None:
+            for error in errors:
+                if error is not None:
+                    self._audit.blame(error)
 
     def _device(self, name: str) -> SpuDevice:
         from redislink.spu.device import SpuDevice, Surroundings
@@ -542,6 +618,16 @@ def open_journal(
         fresh=settings.journal_fresh,
         required=settings.journal_required,
     )
+
+
+@atexit.register
+def _end_records() -> None:
+    """End the audit records of sessions that the program has not closed."""
+    for session in open_sessions():
+        if session._audit is not None:
+            session._blame(session._failure.error, session._steps.broken)
+            with contextlib.suppress(AuditError):  # then it has no end, which can be seen
+                session._audit.end("left", session._steps.number, session.stats())
 
 
 def open_sessions() -> list[Session]:

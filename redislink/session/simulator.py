@@ -27,10 +27,12 @@ from redislink.communicator import DEFAULT_NAMESPACE, ThreadCommunicator
 from redislink.errors import ConfigError, PeerError, UsageError
 from redislink.forking import dies_in_child
 from redislink.identity.keypair import Identity, format_public_key
+from redislink.identity.signing import SigningKey, format_signing_key
 from redislink.joining import connect_run
 from redislink.session.exchange import Exchange
 from redislink.session.journal import Journal
 from redislink.session.kills import Attempts, Kill, MortalJournal, Plan, goes_on_after
+from redislink.session.recording import SessionAudit, open_audit
 from redislink.session.session import NAMESPACE, Session, _simulated
 from redislink.session.steps import versions_here
 from redislink.settings import LinkMode, RedisLinkSettings
@@ -178,15 +180,21 @@ class Simulator:
                 else None
             )
             if self._through == "memory":
-                identities = {name: Identity.generate() for name in names if self._kill}
+                is_recorded = self._settings.audit_file is not None
+                identities = {
+                    name: Identity.generate() for name in names if self._kill or is_recorded
+                }
+                spec = _with_keys(self.cluster, identities) if is_recorded else self.cluster
                 rooms = _Rooms(names, self._settings.recv_timeout)
 
                 def enter(name: str, attempt: int) -> Session:
                     mine, user = rooms.enter(name, attempt)
                     vanish = partial(mine._hub.lose, mine.rank)
-                    journal = _journal(directory, self.cluster, identities, plan, name, vanish)
+                    journal = _journal(directory, spec, identities, plan, name, vanish)
+                    log = open_audit(spec, name, self._settings, None, identities.get(name))
+                    audit = None if log is None else SessionAudit(log, spec)
                     return _in_memory(
-                        mine, user, self.cluster, self._settings, journal, exchanges[name]
+                        mine, user, spec, self._settings, journal, exchanges[name], audit
                     )
 
                 yield {name: partial(enter, name) for name in names}
@@ -196,15 +204,7 @@ class Simulator:
             else:
                 url = f"fakeredis://simulator-{secrets.token_hex(8)}"
             identities = {name: Identity.generate() for name in names}
-            content = self.cluster.model_dump(mode="json", exclude_none=True)
-            content |= {
-                "security": "sealed",
-                "parties": [
-                    {"name": name, "public_key": format_public_key(identity.public_key)}
-                    for name, identity in identities.items()
-                ],
-            }
-            spec, broker = ClusterSpec.parse(content), Broker(url)
+            spec, broker = _with_keys(self.cluster, identities), Broker(url)
 
             def join(name: str, _attempt: int) -> Session:
                 journal = _journal(directory, spec, identities, plan, name)
@@ -218,9 +218,27 @@ class Simulator:
                 )
                 if journal is not None:
                     journal.vanish = endpoint.parts.closing.vanish
-                return Session._over(endpoint, journal, exchanges[name])
+                log = open_audit(spec, name, self._settings, None, identities[name])
+                return Session._over(endpoint, journal, log, exchanges[name])
 
             yield {name: partial(join, name) for name in names}
+
+
+def _with_keys(cluster: ClusterSpec, identities: Mapping[str, Identity]) -> ClusterSpec:
+    """The cluster, sealed with these keys."""
+    content = cluster.model_dump(mode="json", exclude_none=True)
+    content |= {
+        "security": "sealed",
+        "parties": [
+            {
+                "name": name,
+                "public_key": format_public_key(identity.public_key),
+                "signing_key": format_signing_key(SigningKey(identity).public_key),
+            }
+            for name, identity in identities.items()
+        ],
+    }
+    return ClusterSpec.parse(content)
 
 
 def simulated_cluster(cluster: ClusterSpec | str | Path | int) -> ClusterSpec:
@@ -387,6 +405,7 @@ def _in_memory(
     settings: RedisLinkSettings,
     journal: Journal | None = None,
     exchange: Exchange | None = None,
+    audit: SessionAudit | None = None,
 ) -> Session:
     links = communicator.sub("links")
     numbers: dict[str, int] = {}
@@ -399,4 +418,4 @@ def _in_memory(
         return create_memory_link(place, members)
 
     timeout = settings.close_timeout
-    return Session(communicator, user, cluster, make_link, timeout, journal, exchange)
+    return Session(communicator, user, cluster, make_link, timeout, journal, exchange, audit)

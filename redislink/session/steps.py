@@ -51,6 +51,7 @@ from redislink.logs import PartyLogger
 from redislink.session import supervisor
 from redislink.session.journal import NOTHING, ChainJournal, Recorded
 from redislink.session.meeting import WHERE_TAG
+from redislink.session.recording import SessionAudit
 from redislink.session.records import START_ANEW, Gave, StepRecord
 from redislink.text import one_line
 
@@ -272,6 +273,7 @@ class Steps:
         *,
         journal: ChainJournal | None = None,
         journals: Communicator | None = None,
+        audit: SessionAudit | None = None,
     ) -> None:
         """Args:
         communicator: a communicator in a namespace of this chain only.
@@ -280,8 +282,10 @@ class Steps:
         journal: this chain's; None if this party keeps none.
         journals: in the namespace in which parties with journals meet. Without a journal, this
             party looks there for one that waits for it in vain.
+        audit: this party's audit record; None if it keeps none.
         """
         self.journal = journal
+        self.audit = audit
         self._journals = journals
         self._communicator = communicator
         self._failure = failure
@@ -314,6 +318,11 @@ class Steps:
     def usable(self) -> bool:
         """Whether calls are possible: none has failed, and the chain has not ended."""
         return self._broken is None and self._failure.error is None
+
+    @property
+    def broken(self) -> BaseException | None:
+        """The error that ended a call; None if none did."""
+        return self._broken
 
     @property
     def is_next_answered(self) -> bool:
@@ -356,6 +365,7 @@ class Steps:
             ProgramDiverged: another party made a different call.
             JournalError: the program that wrote the journal made a different call here; or the
                 record cannot be written.
+            AuditError: the audit record cannot be written.
             UsageError: another thread is in a step of this chain.
             EndpointClosed: the session is closed.
         """
@@ -373,6 +383,8 @@ class Steps:
             if supervisor.here is not None:
                 supervisor.here.tell_step(self._chain, self._number, self._entries[-1].text)
             if self.journal is None:
+                if self.audit is not None:
+                    self._record(self.audit, from_journal=False)
                 self._watch_from_now()
                 yield _UNKEPT
             else:
@@ -389,6 +401,8 @@ class Steps:
             self._broken = error
             raise
         finally:
+            if self.audit is not None and self._current is not None:
+                self.audit.stepped(self._chain, time.monotonic() - self._current.started)
             self._current = None
             with contextlib.suppress(RuntimeError):  # a child that was forked in a step has another
                 self._in_step.release()
@@ -401,6 +415,9 @@ class Steps:
         step = _KeptStep(journal, recorded, is_past=self._number <= journal.resume)
         if recorded is not None:
             self._check_recorded(recorded.record)
+        if self.audit is not None:
+            self._record(self.audit, from_journal=recorded is not None)
+        if recorded is not None:
             yield step
             return
         if not step.is_past:
@@ -413,6 +430,46 @@ class Steps:
             raise
         if step.is_kept:
             self._write(journal, touches, step.gave(), quiet=quiet)
+
+    def _record(self, audit: SessionAudit, *, from_journal: bool) -> None:
+        """Write into the audit record that a step begins."""
+        made, labels = self._entries[-1], self._labels[-1]
+        parts = [(label, made.part_digest(n)) for n, label in enumerate(labels[:_MOST_PARTS])]
+        audit.step(
+            self._chain, self._number, made.text, made.digest, parts, from_journal=from_journal
+        )
+
+    def reveals(
+        self, step: Step, device: str, receivers: Sequence[str], shapes: Sequence[Any]
+    ) -> None:
+        """Say in the audit record that this step is a reveal, before any share is sent.
+
+        Args:
+            step: this step.
+            device: the name of the device.
+            receivers: the names of those that learn the values.
+            shapes: shape and dtype of each value.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        if self.audit is not None:
+            again = step.recorded is not None
+            self.audit.reveal(
+                self._chain, self._number, device, receivers, shapes, from_journal=again
+            )
+
+    def intersects(self, step: Step, protocol: str, parties: Sequence[str]) -> None:
+        """Say in the audit record that this step is an intersection; as `reveals`.
+
+        Args:
+            step: this step.
+            protocol: that of libpsi.
+            parties: the names of the two.
+        """
+        if self.audit is not None:
+            again = step.recorded is not None
+            self.audit.psi(self._chain, self._number, protocol, parties, from_journal=again)
 
     def _write(
         self, journal: ChainJournal, touches: Collection[str], gave: Gave, *, quiet: bool

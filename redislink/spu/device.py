@@ -375,10 +375,12 @@ class SpuDevice:
             touches=involved,
             needs=self._needs(handles),
         ) as step:
+            shapes = [(handle.shape, handle.dtype) for handle in handles]
+            self._steps.reveals(step, self.name, receivers, shapes)
             if self._me not in receivers:
                 values: list[Any] = [Withheld(h.shape, h.dtype, receivers) for h in handles]
             elif step.recorded is not None:
-                values = values_again(step.recorded, [(h.shape, h.dtype) for h in handles])
+                values = values_again(step.recorded, shapes)
             if step.recorded is None and self._me not in involved:
                 step.passes_reveal()
             elif step.recorded is None:
@@ -412,7 +414,8 @@ class SpuDevice:
             name = f"{self.name}~{number}"
             place = self._at.communicator.sub(str(number))
             journal = self._steps.journal and self._steps.journal.spawned(name, place)
-            steps = Steps(place, self._at.failure, name, journal=journal)
+            audit = self._steps.audit
+            steps = Steps(place, self._at.failure, name, journal=journal, audit=audit)
             child = SpuDevice(
                 name, self._spec, self.members, steps, replace(self._at, communicator=place)
             )

@@ -107,6 +107,7 @@ def intersect_tables(
     me = communicator.party
     call = f"psi({query.protocol}, {len(query.keys)} keys; {', '.join(pair)})"
     with steps.step(call, pair, touches=pair) as step:
+        steps.intersects(step, query.protocol, pair)
         if me not in pair:
             return None
         if step.recorded is not None and step.recorded.kind != "raised":

@@ -199,6 +199,11 @@ class Endpoint(ClosesOrAborts):
         core = self.parts.core
         return core.trouble(core.peer(peer))
 
+    def epochs(self) -> dict[str, str]:
+        """Return for each peer the epoch that this run shares with it: 16 hex digits."""
+        core = self.parts.core
+        return {name: core.rendezvous.handshake.epoch(name) for name in core.peers}
+
     def stats(self) -> EndpointStats:
         """Return the counts so far, in total and per peer, and the present state of each peer."""
         core = self.parts.core

@@ -1,0 +1,300 @@
+"""What a session writes into its party's audit record.
+
+Rules:
+- A line about a step is written when the step begins, before anything of it leaves this party; a
+  reveal and an intersection are on disk by then.
+- Calls, names, shapes, digests and counts are written. No value is, nor the text of an error, which
+  may quote one. Keys of dicts are data of the program and are left out too.
+- A record that cannot be written ends the session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, Final
+
+from redislink.audit import AuditLog
+from redislink.audit.records import (
+    BeginSaid,
+    EndSaid,
+    How,
+    Participant,
+    PsiSaid,
+    RevealSaid,
+    Script,
+    StepSaid,
+    Traffic,
+)
+from redislink.cluster import ClusterSpec
+from redislink.errors import ConfigError, RedisLinkError, UsageError
+from redislink.files import open_regular
+from redislink.identity import Identity, fingerprint
+from redislink.identity.keypair import parse_public_key
+from redislink.identity.signing import SigningKey, format_signing_key
+from redislink.logs import PartyLogger
+from redislink.settings import RedisLinkSettings
+from redislink.text import one_line
+from redislink.transport.stats import EndpointStats
+
+_MOST_NAME: Final = 80
+_MOST_SCRIPT: Final = 64 << 20
+"""Bytes of a file whose digest is taken."""
+_TRAFFIC: Final = tuple(Traffic.model_fields)
+
+
+class SessionAudit:
+    """Writes about one run of a session. Its record is closed with the end of the run."""
+
+    def __init__(
+        self, log: AuditLog, cluster: ClusterSpec, epochs: Mapping[str, str] | None = None
+    ) -> None:
+        """Args:
+        log: the record; `end` closes it.
+        cluster: the contents of the cluster file.
+        epochs: see `BeginSaid`.
+        """
+        self._log = log
+        self._cluster = cluster
+        self._epochs = dict(epochs or {})
+        self._began = time.monotonic()
+        self._took: dict[str, float] = {}
+        self._how: How | None = None
+        self._error: str | None = None
+        self._by: str | None = None
+        self._ended = False
+
+    def begin(self, resumed_after: int | None, versions: str) -> None:
+        """All parties have met.
+
+        Args:
+            resumed_after: see `BeginSaid`.
+            versions: of what computes, as text.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        cluster = self._cluster
+        self._log.append(
+            BeginSaid(
+                session=cluster.session,
+                party=self._log.party,
+                parties=[
+                    Participant(
+                        name=party.name,
+                        fingerprint=party.public_key
+                        and fingerprint(parse_public_key(party.public_key)),
+                        signing_key=party.signing_key,
+                    )
+                    for party in cluster.parties
+                ],
+                cluster=cluster.digest().hex(),
+                security=cluster.security,
+                versions=versions,
+                script=_script(),
+                epochs=self._epochs,
+                resumed_after=resumed_after,
+            ),
+            durable=True,
+        )
+
+    def step(
+        self,
+        chain: str,
+        number: int,
+        text: str,
+        digest: bytes,
+        parts: Sequence[tuple[str, bytes]],
+        *,
+        from_journal: bool,
+    ) -> None:
+        """A step begins.
+
+        Args:
+            chain, number, text, from_journal: see `StepSaid`.
+            digest: that of the chain.
+            parts: the label of each part and the first bytes of its digest.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        self._log.append(
+            StepSaid(
+                chain=chain,
+                number=number,
+                text=text,
+                digest=digest.hex(),
+                parts=[(label.partition("[")[0], short.hex()) for label, short in parts],
+                previous_seconds=self._took.get(chain),
+                from_journal=from_journal,
+            ),
+            durable=False,
+        )
+
+    def stepped(self, chain: str, seconds: float) -> None:
+        """A step has ended, in good order or not; the next line of its chain says so."""
+        self._took[chain] = round(seconds, 6)
+
+    def reveal(
+        self,
+        chain: str,
+        number: int,
+        device: str,
+        receivers: Sequence[str],
+        shapes: Sequence[tuple[tuple[int, ...], Any]],
+        *,
+        from_journal: bool,
+    ) -> None:
+        """The step that has begun is a reveal.
+
+        Args:
+            chain, number, device, receivers, from_journal: see `RevealSaid`.
+            shapes: shape and dtype of each value.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        self._log.append(
+            RevealSaid(
+                chain=chain,
+                number=number,
+                device=device,
+                receivers=list(receivers),
+                shapes=[list(shape) for shape, _ in shapes],
+                dtypes=[dtype.name for _, dtype in shapes],
+                from_journal=from_journal,
+            ),
+            durable=not from_journal,
+        )
+
+    def psi(
+        self,
+        chain: str,
+        number: int,
+        protocol: str,
+        parties: Sequence[str],
+        *,
+        from_journal: bool,
+    ) -> None:
+        """The step that has begun is an intersection; raises what `reveal` raises.
+
+        Args:
+            chain, number, protocol, parties, from_journal: see `PsiSaid`.
+        """
+        self._log.append(
+            PsiSaid(
+                chain=chain,
+                number=number,
+                protocol=protocol,
+                parties=list(parties),
+                from_journal=from_journal,
+            ),
+            durable=not from_journal,
+        )
+
+    def blame(self, error: BaseException) -> None:
+        """Note why the session ends; what was noted first counts."""
+        if self._how is not None:
+            return
+        is_ours = isinstance(error, RedisLinkError) and not isinstance(error, UsageError)
+        self._how = "failed" if is_ours else "aborted"
+        self._error = one_line(type(error).__name__, _MOST_NAME)
+        self._by = getattr(error, "peer", None) if isinstance(error, RedisLinkError) else None
+
+    def end(self, how: How, steps: int, stats: EndpointStats) -> None:
+        """Write the last line, unless that has been done, and close the record.
+
+        Args:
+            how: see `EndSaid`; what `blame` was told takes precedence.
+            steps: see `EndSaid`.
+            stats: this party's counts.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            said = EndSaid(
+                how=self._how or how,
+                error=self._error,
+                by=self._by,
+                seconds=round(time.monotonic() - self._began, 6),
+                steps=steps,
+                previous_seconds=self._took.get(""),
+                peers={
+                    name: Traffic(**{count: getattr(peer, count) for count in _TRAFFIC})
+                    for name, peer in stats.peers.items()
+                },
+            )
+            self._log.append(said, durable=True)
+        finally:
+            self._log.close()
+
+    def close(self) -> None:
+        """Close the record of a session that has not begun."""
+        self._ended = True
+        self._log.close()
+
+
+def open_audit(
+    cluster: ClusterSpec,
+    party: str | None,
+    settings: RedisLinkSettings,
+    file: str | Path | None = None,
+    identity: Identity | None = None,
+) -> AuditLog | None:
+    """Open this party's audit record, or begin one, as the settings say.
+
+    Args:
+        cluster: the cluster file's content.
+        party: the name of this party.
+        settings: say where the record is.
+        file: the record; None means ``REDISLINK_AUDIT_FILE``. ``{session}`` and ``{party}`` in it
+            are replaced by their names.
+        identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``. Without either
+            the record is not signed.
+
+    Returns:
+        The record; None if neither names one.
+
+    Raises:
+        ConfigError: the cluster file has another signing key of this party.
+        AuditError: see `AuditLog.open`.
+    """
+    named = settings.audit_file if file is None else Path(file)
+    if named is None:
+        return None
+    if party is None:
+        raise ConfigError("no party: pass one, or set REDISLINK_PARTY")
+    if identity is None and settings.identity_file is not None:
+        identity = Identity.load(settings.identity_file)
+    written = cluster.parties[cluster.rank(party)].signing_key
+    own = None if identity is None else format_signing_key(SigningKey(identity).public_key)
+    if written is not None and written != own:
+        have = "this identity has another one" if own else "there is no identity here"
+        raise ConfigError(
+            f"{party}: the cluster file has a signing_key for {party}, and {have}: set "
+            f"REDISLINK_IDENTITY_FILE to {party}'s, or mend the line with redislink audit key"
+        )
+    if own is None:
+        log = PartyLogger(cluster.session, party)
+        log.warning("%s: the audit record is not signed, because there is no identity", party)
+    path = str(named).replace("{session}", cluster.session).replace("{party}", party)
+    return AuditLog.open(path, party, identity)
+
+
+def _script() -> Script | None:
+    """The file that this process runs; None if it runs none."""
+    named = sys.argv[0] if sys.argv else ""
+    try:
+        with open_regular(named) as file:
+            content = file.read(_MOST_SCRIPT)
+    except (OSError, ValueError):
+        return None
+    name = one_line(PurePath(named).name, _MOST_NAME)
+    return Script(name=name, sha256=hashlib.sha256(content).hexdigest())
