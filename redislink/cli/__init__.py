@@ -37,6 +37,8 @@ _COMMANDS: Final = {
     "sessions": "sessions:sessions",
     "inspect": "sessions:inspect",
     "purge": "sessions:purge",
+    "agent": "agent:agent",
+    "jobs": "jobs:app",
     "trace": "trace:app",
     "journal": "journal:app",
     "version": "version:version",

@@ -298,7 +298,7 @@ class AgentMachine:
         self._me = me
         self._parties = parties
         self._drivers = frozenset((*parties, *drivers))
-        self._slots = slots
+        self.slots = slots
         self.jobs: dict[str, AgentJob] = {}
         """By id; read it only."""
         self.ignored: Counter[str] = Counter()
@@ -766,7 +766,7 @@ class AgentMachine:
         waiting.sort(key=lambda job: job.order)
         starting = {job.offer.job for job in waiting if job.state is State.STARTING}
         held = len(self._alive - starting)
-        room = len(waiting) if self._slots is None else max(0, self._slots - held)
+        room = len(waiting) if self.slots is None else max(0, self.slots - held)
         for place, job in enumerate(waiting):
             if job.state is State.STARTING and place >= room:
                 self._enter(job, State.ACCEPTED, now)
@@ -774,7 +774,7 @@ class AgentMachine:
         for job in waiting[:room]:
             if job.state is not State.ACCEPTED or job.offer.job in self._alive:
                 continue
-            if self._slots is not None and len(self._alive) >= self._slots:
+            if self.slots is not None and len(self._alive) >= self.slots:
                 break  # a process that was told to end has not ended yet
             job.started = job.started or now
             self._enter(job, State.STARTING, now)

@@ -6,10 +6,9 @@ write to the program store later changes what a job runs, or what it goes on wit
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
@@ -18,8 +17,6 @@ from redislink.errors import ConfigError
 from redislink.files import open_in_place_of
 from redislink.jobs.offer import Offer, job_session
 from redislink.jobs.program import Program
-
-_READ_ONLY: Final = 0o400
 
 
 def cluster_of(cluster: ClusterSpec, offer: Offer) -> ClusterSpec:
@@ -66,21 +63,14 @@ def write_cluster(cluster: ClusterSpec, offer: Offer, path: Path) -> None:
 
 
 def write_program(program: Program, directory: Path) -> Path:
-    """Write the private copy of a program; return the file that is run.
+    """Write the private copy of a program in place of what is there; return the file that is run.
 
     Args:
         program: the program, whose digest is the offer's.
-        directory: where to; what is there is replaced.
+        directory: where to.
 
     Raises:
         OSError: it cannot be written.
     """
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
-    for name, content in program.files:
-        path = directory / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _READ_ONLY)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-    return directory / program.entry
+    return program.write_to(directory)

@@ -1,11 +1,8 @@
-"""Which of an agent's jobs run now: at most so many at once, and each again if that may help.
+"""The processes of an agent's jobs: each is started again if that may help.
 
 Rules:
-- Jobs have an order that is the same at every agent: when they were offered, then their ids. If all
-  places are taken, a run whose parties have not met yet gives way to an older job. Otherwise two
-  agents with one place each could hold it for different jobs, and wait for each other for ever. The
-  oldest job that all have accepted gets its place everywhere; a run that has met keeps it.
 - A run that ended because of something that may pass is started again; its journal lets it go on.
+- Which jobs run at once is decided elsewhere (`redislink.jobs.machine`).
 - Nothing here waits; call `Processes.poll` about twice a second.
 """
 
@@ -13,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,9 +20,6 @@ _RESTARTS: Final = 3
 """Ends of a process that nobody wanted, in a row, after which the job has failed."""
 _FIRST_PAUSE: Final = 2.0
 _LONGEST_PAUSE: Final = 60.0
-
-Order = tuple[int, str]
-"""When a job was offered, in UTC seconds, and its id."""
 
 
 class AnyRunning(Protocol):
@@ -46,10 +40,8 @@ class AnyRunning(Protocol):
 
 @dataclass(slots=True)
 class _Job:
-    order: Order
     task: Task
     running: AnyRunning | None = None
-    gives_way: bool = False
     failures: int = 0
     may_start_at: float = 0.0
     last: Outcome | None = None
@@ -57,20 +49,15 @@ class _Job:
 
 
 class Processes:
-    """The jobs that an agent runs, and those that wait for a place."""
+    """The jobs that an agent runs."""
 
     def __init__(
-        self,
-        start: Callable[[Task], AnyRunning],
-        most: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, start: Callable[[Task], AnyRunning], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Args:
         start: starts a job's process (`Runner.start`).
-        most: how many may run at once; None: any number. It may be changed.
         clock: seconds.
         """
-        self.most = most
         self._start = start
         self._clock = clock
         self._jobs: dict[str, _Job] = {}
@@ -82,14 +69,12 @@ class Processes:
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    @property
-    def running(self) -> int:
-        """How many processes there are."""
-        return sum(job.running is not None for job in self._jobs.values())
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._jobs))
 
-    def add(self, order: Order, task: Task) -> None:
-        """Run a job, as soon as there is a place."""
-        self._jobs.setdefault(task.job, _Job(order, task))
+    def add(self, task: Task) -> None:
+        """Run a job."""
+        self._jobs.setdefault(task.job, _Job(task))
 
     def end(self, job: str, reason: str) -> None:
         """End a job's process for good; `poll` tells when it has ended.
@@ -131,7 +116,7 @@ class Processes:
         if self._stopping:
             self._jobs = {n: job for n, job in self._jobs.items() if job.running is not None}
         else:
-            self._fill_places()
+            self._start_those_due()
         return ended
 
     def _poll(self, job: _Job) -> Outcome | None:
@@ -145,9 +130,7 @@ class Processes:
         job.running = None
         if not outcome.may_pass:
             return outcome
-        if job.gives_way or self._stopping:
-            job.gives_way = False
-            job.progress = Progress(text="waits for a place")
+        if self._stopping:
             return None
         job.failures = 1 if has_met else job.failures + 1
         job.last = outcome
@@ -158,16 +141,11 @@ class Processes:
         job.progress = Progress(text=f"starts again: {outcome.told}")
         return None
 
-    def _fill_places(self) -> None:
+    def _start_those_due(self) -> None:
         now = self._clock()
-        waiting = [j for j in self._jobs.values() if j.running is None and now >= j.may_start_at]
-        for job in sorted(waiting, key=lambda job: job.order):
-            if self.most is None or self.running < self.most:
+        for job in self._jobs.values():
+            if job.running is None and now >= job.may_start_at and job.failures <= _RESTARTS:
                 self._begin(job)
-                continue
-            job.progress = Progress(text="waits for a place")
-            self._make_room_for(job)
-            return
 
     def _begin(self, job: _Job) -> None:
         try:
@@ -175,19 +153,3 @@ class Processes:
         except OSError as error:
             why = f"its process cannot be started ({error.strerror or type(error).__name__})"
             job.last, job.failures = Outcome(why, why), _RESTARTS + 1
-
-    def _make_room_for(self, job: _Job) -> None:
-        """Let the youngest run that has not met give way, if it is younger."""
-        if any(j.gives_way for j in self._jobs.values()):
-            return  # its place is on the way
-        younger = [
-            (each.order, each, each.running)
-            for each in self._jobs.values()
-            if each.running is not None
-            and not each.running.progress.has_met
-            and each.order > job.order
-        ]
-        if younger:
-            _, last, running = max(younger, key=lambda found: found[0])
-            last.gives_way = True
-            running.end("it waits for an older job to end", may_pass=True)

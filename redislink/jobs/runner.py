@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from redislink.files import MOST_READ, read_text
+from redislink.files import MOST_READ, read_text, replacing
 from redislink.jobs import child
 from redislink.jobs.cgroup import ControlGroup, ControlGroups
 from redislink.jobs.policy import JobLimits
@@ -40,6 +40,7 @@ JOURNAL: Final = "journal"
 RESULTS: Final = "results"
 SCRATCH: Final = "scratch"
 _ENDED: Final = "ended.json"
+_LOG_START: Final = "log.start"
 MOST_LOG: Final = 8 << 20
 """Bytes of the log; then it becomes the old one, and the one before that is lost."""
 _RETRIES: Final = 1_000_000
@@ -403,6 +404,13 @@ def tail(directory: Path, most: int = MOST_READ) -> str:
     return ""
 
 
+def log_start(directory: Path) -> int:
+    """How many bytes of a job's log are lost, before those in the old log."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(read_text(directory / _LOG_START, 40))
+    return 0
+
+
 def shown_bytes(count: int) -> str:
     """A number of bytes as a person writes it: 8 GiB."""
     for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
@@ -413,12 +421,15 @@ def shown_bytes(count: int) -> str:
 
 def _options(task: Task, descriptor: int) -> list[str]:
     directory = task.directory
-    return [
+    words = [
         *("--cluster", str(task.cluster), "--party", task.party),
         *("--identity", str(task.identity), "--journal", str(directory / JOURNAL)),
-        *("--retries", str(_RETRIES)),
+        *("--retries", str(_RETRIES), "--results", str(directory / RESULTS)),
         *("--supervised", str(descriptor), "--ended", str(directory / _ENDED)),
     ]
+    for name, path in task.data.items():
+        words += ["--data", f"{name}={path}"]
+    return words
 
 
 def _environment(task: Task) -> dict[str, str]:
@@ -443,11 +454,15 @@ def _open_log(path: Path) -> Any:
 
 def _bound_log(directory: Path) -> None:
     """Begin the log anew once it is long. What is written meanwhile is lost."""
-    log = directory / LOG
+    log, old = directory / LOG, directory / OLD_LOG
     with contextlib.suppress(OSError):
-        if log.stat().st_size > MOST_LOG:
-            shutil.copyfile(log, directory / OLD_LOG)
-            os.truncate(log, 0)
+        if log.stat().st_size <= MOST_LOG:
+            return
+        start = log_start(directory) + (old.stat().st_size if old.exists() else 0)
+        with replacing(directory / _LOG_START) as file:
+            file.write(str(start))
+        shutil.copyfile(log, old)
+        os.truncate(log, 0)
 
 
 def _names(told: Any) -> tuple[str, ...]:

@@ -4,9 +4,9 @@
 
     WORK/lock               held by the agent that runs here
     WORK/agent.json         the instance of the agent, for its claim
+    WORK/decisions/         what people have decided of jobs, until the agent takes it
     WORK/<job id>/          one directory for each job
         state.json          what the agent knows of the job
-        decision.json       what a person has decided, until the agent takes it
         progress.json       how far it is, and what it has used
         program/            the private copy of the program that is run
         cluster.yaml        the cluster file of the job's session
@@ -38,7 +38,7 @@ from redislink.jobs.offer import check_job_id
 from redislink.jobs.runner import Used
 
 STATE: Final = "state.json"
-DECISION: Final = "decision.json"
+DECISIONS: Final = "decisions"
 PROGRESS: Final = "progress.json"
 PROGRAM: Final = "program"
 CLUSTER: Final = "cluster.yaml"
@@ -216,22 +216,41 @@ class WorkDirectory:
         Raises:
             ConfigError: it cannot be written.
         """
+        path = self._decision(job)
         try:
-            _replace_durably(self.of(job) / DECISION, verdict.model_dump_json())
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if os.geteuid() == 0:  # so that the agent can remove it
+                owner = self.path.stat()
+                os.chown(path.parent, owner.st_uid, owner.st_gid)
+            _replace_durably(path, verdict.model_dump_json())
+            if os.geteuid() == 0:
+                os.chown(path, owner.st_uid, owner.st_gid)
         except OSError as error:
-            raise ConfigError(
-                f"{self.of(job) / DECISION}: {error.strerror}: run this as the agent's user"
-            ) from None
+            raise ConfigError(f"{path}: {error.strerror}: run this as the agent's user") from None
 
-    def decision(self, job: str) -> Verdict | None:
-        """The decision that the agent has not taken yet, if there is one that makes sense."""
-        with contextlib.suppress(OSError, ValueError, ValidationError):
-            return Verdict.model_validate_json(read_text(self.of(job) / DECISION, _MOST_BYTES))
-        return None
+    def decisions(self) -> Iterator[tuple[str, Verdict | None]]:
+        """Decisions that the agent has not taken yet, by job; None for one that makes no sense."""
+        with contextlib.suppress(OSError):
+            for path in sorted((self.path / DECISIONS).glob("j*.json")):
+                with contextlib.suppress(ConfigError):
+                    yield check_job_id(path.stem), self._read_decision(path)
+
+    def is_decided(self, job: str) -> bool:
+        """Whether a decision about this job still waits for the agent."""
+        return self._decision(job).exists()
 
     def drop_decision(self, job: str) -> None:
         """The decision has been taken: its effect is on disk."""
-        (self.of(job) / DECISION).unlink(missing_ok=True)
+        self._decision(job).unlink(missing_ok=True)
+
+    def _decision(self, job: str) -> Path:
+        return self.path / DECISIONS / f"{check_job_id(job)}.json"
+
+    @staticmethod
+    def _read_decision(path: Path) -> Verdict | None:
+        with contextlib.suppress(OSError, ValueError, ValidationError):
+            return Verdict.model_validate_json(read_text(path, _MOST_BYTES))
+        return None
 
     def note(self, job: str, noted: Noted) -> None:
         """Note how far a job is; that is no state, so a crash may lose the last note."""

@@ -25,6 +25,7 @@ PREFIX: Final = "rl"
 HELLO_TAG: Final = "!hello"
 CONTROL_TAG: Final = "!control"
 CLAIM_TAG: Final = "!claim"
+AGENT_TAG: Final = "!agent"
 DOCTOR_TAG: Final = "!doctor"
 STATUS_TAG: Final = "!status"
 MARK_TAG: Final = "!mark"
@@ -46,7 +47,11 @@ _ENCODED_TAG: Final = re.compile(r"(?:[A-Za-z0-9_.~>,/:-]|%[0-9A-F]{2})*", re.AS
 _SAFE: Final = ">,/:"
 _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
 _CONTROL_TAGS: Final = frozenset(
-    {HELLO_TAG, CONTROL_TAG, CLAIM_TAG, DOCTOR_TAG, STATUS_TAG, MARK_TAG, MOVE_TAG, *LETTER_TAGS}
+    {
+        *(HELLO_TAG, CONTROL_TAG, CLAIM_TAG, AGENT_TAG, DOCTOR_TAG, STATUS_TAG),
+        *(MARK_TAG, MOVE_TAG),
+        *LETTER_TAGS,
+    }
 )
 
 
@@ -174,6 +179,11 @@ def hello_list(session: str, dst: str, src: str) -> bytes:
 def claim_key(session: str, party: str) -> bytes:
     """Return the name of the string key with which one process claims to be ``party``."""
     return inbox_prefix(session, party, party, NO_EPOCH) + CLAIM_TAG.encode()
+
+
+def agent_key(session: str, party: str) -> bytes:
+    """Return the name of the string key with which one process claims to be ``party``'s agent."""
+    return inbox_prefix(session, party, party, NO_EPOCH) + AGENT_TAG.encode()
 
 
 def doctor_list(session: str, dst: str, src: str, epoch: str = NO_EPOCH) -> bytes:

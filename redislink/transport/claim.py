@@ -48,7 +48,8 @@ _POLL_SECONDS: Final = 0.25
 _RENEWALS: Final = 2
 """So many renewals prove a living run: a clock that goes back by a second looks like one."""
 _TOLERANCE_MS: Final = 50
-_LONGEST_WAIT: Final = 3 * _LEASE_MS / 1000
+_LEASES: Final = 3
+"""So many leases are the longest that a claim is waited for."""
 _PINGS: Final = 3
 _LAST_WORDS_TTL: Final = 120
 """Seconds that peers have time to hear them."""
@@ -93,6 +94,8 @@ class PartyClaim:
             before: the instance of an earlier run that has ended for sure; None if none is known.
         """
         self._log = log
+        self.is_taken = False
+        """Whether another process has claimed the party since; it may have let go again."""
         self._broker = broker
         self._key = key
         self._instance = instance.hex().encode()
@@ -117,10 +120,15 @@ class PartyClaim:
         """Of several brokers, the present one's place in the list, from 1; 0 if there is one."""
         dies_in_child(self)
 
+    @property
+    def _lease_ms(self) -> int:
+        """How long the claim stands after this process has died."""
+        return _LEASE_MS
+
     def acquire(self, outage: Outage, *, patient: bool = False) -> None:
         """Claim the party.
 
-        Waits at most one lease (6 s) for a dead run's claim to lapse; or, if the broker's clock
+        Waits at most one lease for a dead run's claim to lapse; or, if the broker's clock
         went back, for a living run to renew its claim.
 
         If the first few tries do not reach the broker, that is an error at once. A broker that
@@ -145,7 +153,8 @@ class PartyClaim:
         last_left: float = float("inf")
         renewals = 0
         beyond_since: float | None = None
-        give_up = time.monotonic() + _LONGEST_WAIT
+        lease_ms = self._lease_ms
+        give_up = time.monotonic() + _LEASES * lease_ms / 1000
         failures = 0
         is_there = patient
         while True:
@@ -171,10 +180,10 @@ class PartyClaim:
                 connection.close()
                 raise BrokerRefused(f"broker {self._broker.label}: PTTL did not give a number")
             now = time.monotonic()
-            if left == _NO_EXPIRY or left > _LEASE_MS + _TOLERANCE_MS:
+            if left == _NO_EXPIRY or left > lease_ms + _TOLERANCE_MS:
                 # No run asks for so much time, and a living run would have renewed the claim.
                 beyond_since = now if beyond_since is None else beyond_since
-                if now - beyond_since >= _LEASE_MS / 1000:
+                if now - beyond_since >= lease_ms / 1000:
                     self._take_over()
                     continue
             else:
@@ -299,7 +308,8 @@ class PartyClaim:
                 self.last_round_trip = self.round_trip
 
     def _set(self, connection: BrokerConnection) -> bool:
-        reply = self._call(connection, b"SET", self._key, self._instance, b"PX", _LEASE_MS, b"NX")
+        lease = b"PX", self._lease_ms
+        reply = self._call(connection, b"SET", self._key, self._instance, *lease, b"NX")
         if reply is not None:
             return True
         holder = self._call(connection, b"GET", self._key)
@@ -331,8 +341,9 @@ class PartyClaim:
         holder = self._call(connection, b"GET", self._key)
         self.last_round_trip = time.monotonic() - started
         if holder == self._instance:
-            self._call(connection, b"PEXPIRE", self._key, _LEASE_MS)
+            self._call(connection, b"PEXPIRE", self._key, self._lease_ms)
         elif not self._set(connection):
+            self.is_taken = True
             self._log.error("%s now also runs in another process: end one", self._who)
             return None
         return self._publish(connection)
@@ -347,7 +358,7 @@ class PartyClaim:
             return None
         key, snapshot = self._status
         try:
-            self._call(connection, b"SET", key, snapshot(), b"PX", _LEASE_MS)
+            self._call(connection, b"SET", key, snapshot(), b"PX", self._lease_ms)
         except BrokerPermissionError as error:
             self._may_publish = False  # an older version of redislink acl made this user
             self._log.debug("%s: publishes no status: %s", self._who, error)

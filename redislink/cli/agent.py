@@ -1,0 +1,98 @@
+"""``redislink agent``: waits for jobs, and runs those that the policy or a person accepts.
+
+Rules: the agent listens on no port and no socket; whatever it does is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redislink.cli import errors, who
+from redislink.cli.errors import Verbose
+from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
+from redislink.errors import ConfigError
+from redislink.settings import RedisLinkSettings
+
+LOGGER = "redislink.jobs"
+"""What an agent does and why; each record is one line."""
+
+
+def agent(
+    policy: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The policy: which jobs run here.", show_default=False),
+    ],
+    programs: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Directory of programs, from redislink programs add.",
+            show_default=False,
+        ),
+    ],
+    work: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Directory of the jobs: what is known of each, its log, its results.",
+            show_default=False,
+        ),
+    ],
+    cluster: ClusterOption = None,
+    party: PartyOption = None,
+    identity: IdentityOption = None,
+    verbose: Verbose = False,
+) -> None:
+    """Wait for jobs, and run those that the policy accepts, or a person at this machine.
+
+        redislink agent --cluster cluster.yaml --party alice --identity alice.key \\
+            --policy policy.yaml --programs programs --work work
+
+    It dials out to the broker, listens on nothing, and runs until SIGTERM or Ctrl-C; the jobs that
+    run then go on when it starts again. SIGHUP has it read the policy again. People decide with
+    redislink jobs approve, refuse and cancel --work DIR.
+    """
+    from redislink.jobs.agent import Agent, Place
+
+    settings = RedisLinkSettings.load()
+    _, spec, name = who.resolve(settings, cluster, party, identity)
+    identity = identity or settings.identity_file
+    if identity is None:
+        raise ConfigError(
+            f"{name}: no identity: give --identity FILE, or set REDISLINK_IDENTITY_FILE to the "
+            f"file that redislink keygen {name} wrote"
+        )
+    with _lines(name):
+        Agent(Place(spec, name, identity, policy, programs, work), settings).serve()
+
+
+class _Lines(logging.Handler):
+    """Prints each record as one of our lines."""
+
+    def __init__(self, party: str) -> None:
+        super().__init__(logging.INFO)
+        self._party = party
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = errors.with_party(record.getMessage(), self._party)
+        errors.say(text, party=self._party, level=record.levelno)
+
+
+@contextlib.contextmanager
+def _lines(party: str) -> Iterator[None]:
+    logger, lines = logging.getLogger(LOGGER), _Lines(party)
+    before = logger.level, logger.propagate
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        logger.level, logger.propagate = before
