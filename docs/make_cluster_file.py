@@ -71,7 +71,7 @@ def render() -> str:
         about = inspect.cleandoc(model.__doc__ or "").split("\n\nAttributes:")[0]
         rows = "".join(_row(model, name) for name in model.model_fields)
         blocks.append(
-            f"## {title}\n\n{_code(about)}\n\n"
+            f"## {title}\n\n{code(about)}\n\n"
             f"| field | value | default | meaning |\n|---|---|---|---|\n{rows}"
         )
     refused = "".join(f"- `{name}`: {reason}\n" for name, reason in REFUSED.items())
@@ -101,7 +101,7 @@ def _row(model: type[BaseModel], name: str) -> str:
     schema = model.model_json_schema()
     kinds = [schema["properties"][name], *schema["properties"][name].get("anyOf", [])]
     what = next(text for kind in kinds if (text := _what(kind)) is not None)
-    meaning = _code(descriptions(model)[name])
+    meaning = code(descriptions(model)[name])
     return f"| `{name}` | {what} | {_default(model, name)} | {meaning} |\n"
 
 
@@ -155,7 +155,8 @@ def _default_of_spu(model: type[BaseModel], name: str) -> str:
     )
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """A docstring's text in one line of a table."""
     return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 

@@ -47,7 +47,7 @@ _HANDED_ON: Final = (
 _OF_ONE_RUN: Final = frozenset(
     {
         "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
-        "results_dir", "trace_dir",
+        "programs_dir", "results_dir", "trace_dir",
     }
 )  # fmt: skip
 _MOST_BYTES: Final = 1 << 20
@@ -336,6 +336,12 @@ class RedisLinkSettings(BaseSettings):
         default=None,
         description="Directory in which session.result(NAME, VALUE) writes NAME.msgpack. {session} "
         "and {party} are replaced by their names. Not set: results are not kept.",
+    )
+
+    programs_dir: Path | None = Field(
+        default=None,
+        description="Directory in which redislink agent and redislink programs keep the programs "
+        "that may run as jobs here.",
     )
 
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())

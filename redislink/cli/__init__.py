@@ -41,6 +41,8 @@ _COMMANDS: Final = {
     "jobs": "jobs:app",
     "trace": "trace:app",
     "journal": "journal:app",
+    "programs": "programs:app",
+    "policy": "policy:app",
     "version": "version:version",
 }
 """In the order of the help: where each command's function or group is, in this package."""

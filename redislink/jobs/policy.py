@@ -31,6 +31,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -67,7 +68,7 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """What one job may use; None: as much as there is.
+    """What one job may use. What is not given has no limit.
 
     Attributes:
         wall: seconds from its start to its end.
@@ -85,7 +86,7 @@ class JobLimits:
 
 @dataclass(frozen=True, slots=True)
 class AgentLimits:
-    """What all jobs of an agent may use together; None: as much as there is.
+    """What all jobs of an agent may use together. What is not given has no limit.
 
     Attributes:
         jobs: jobs that run at the same time.
@@ -140,7 +141,11 @@ def _check_each(values: tuple[str, ...], what: str) -> tuple[str, ...]:
     return values
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 """Names, a single name, or ``"*"``."""
 
 
@@ -215,7 +220,8 @@ class Results(BaseModel):
 
 
 class Rule(BaseModel):
-    """One rule. A condition that is not given holds for all offers.
+    """One rule. A condition that is not given holds for all offers; a rule with ``action: accept``
+    gives those on ``driver``, ``program``, ``arguments`` and ``data``, if only as ``"*"``.
 
     Attributes:
         name: what people call the rule; reasons and records name it.
@@ -240,7 +246,10 @@ class Rule(BaseModel):
     action: Action
     driver: Names | None = None
     program: Names | None = None
-    arguments: dict[str, Any] | None = None
+    arguments: Annotated[
+        dict[str, Any] | None,
+        WithJsonSchema({"anyOf": [{"type": "object"}, {"const": ANY}]}),
+    ] = None
     data: Names | None = None
     devices: Names | None = None
     parties: Names | None = None

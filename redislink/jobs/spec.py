@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -40,7 +41,21 @@ def _one_as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_list)]
+_ONE_OR_MORE: Final[dict[str, Any]] = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+}
+_Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_list), WithJsonSchema(_ONE_OR_MORE)]
+_Data = Annotated[
+    dict[str, _Names],
+    WithJsonSchema(
+        {
+            "anyOf": [
+                *_ONE_OR_MORE["anyOf"],
+                {"type": "object", "additionalProperties": _ONE_OR_MORE},
+            ]
+        }
+    ),
+]
 
 
 class JobSpec(BaseModel):
@@ -69,7 +84,7 @@ class JobSpec(BaseModel):
     name: str = ""
     attach: Annotated[bool, Field(strict=True)] = False
     arguments: list[Any] | dict[str, Any] = []
-    data: dict[str, _Names] = {}
+    data: _Data = {}
     parties: _Names | None = None
     devices: _Names | None = None
     results: _Names = ()

@@ -26,7 +26,7 @@ from tests.cli.conftest import Run, Start, Write, ended
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
 COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
-COMMANDS += ["journal", "version"]
+COMMANDS += ["journal", "programs", "policy", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -41,12 +41,24 @@ def spaced(text: str) -> str:
         (["demo"], ["--broker", "--acl", "--json", "--verbose"]),
         (["run"], ["--cluster", "--party", "--identity", "PROGRAM", "ARGS", "--verbose"]),
         (["run"], ["--trace", "--journal", "--fresh", "--retries", "--retry-delay"]),
+        (["run"], ["--data", "--results"]),
+        (["simulate"], ["--data", "--results"]),
         (["trace"], ["merge"]),
         (["trace", "merge"], ["FILE...", "--out", "--verbose"]),
         (["journal"], ["show", "verify", "drop"]),
         (["journal", "show"], ["DIR", "--identity", "--json", "--verbose"]),
         (["journal", "verify"], ["DIR", "--identity", "--verbose"]),
         (["journal", "drop"], ["DIR", "--yes", "--verbose"]),
+        (["programs"], ["add", "list", "show", "approve", "remove"]),
+        (["programs", "add"], ["PATH", "--name", "--not-approved", "--programs", "--verbose"]),
+        (["programs", "list"], ["--programs", "--json", "--verbose"]),
+        (["programs", "show"], ["PROGRAM", "--source", "--diff", "--programs", "--verbose"]),
+        (["programs", "approve"], ["PROGRAM", "--programs", "--verbose"]),
+        (["programs", "remove"], ["PROGRAM", "--yes", "--programs", "--verbose"]),
+        (["policy"], ["check", "schema"]),
+        (["policy", "check"], ["FILE", "JOB", "--driver", "--party", "--cluster", "--programs"]),
+        (["policy", "check"], ["--at", "--json", "--verbose"]),
+        (["policy", "schema"], ["--job", "--verbose"]),
         (["simulate"], ["--cluster", "--parties", "--for", "--timeout", "PROGRAM", "--verbose"]),
         (["init"], ["PARTY", "--session", "--dir", "--verbose"]),
         (["keygen"], ["NAME", "--out", "--psk", "--verbose"]),
