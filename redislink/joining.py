@@ -115,7 +115,7 @@ def connect_run(
         longest_pause=SHORT_PAUSE if isinstance(broker, SeveralBrokers) else LONGEST_PAUSE,
         why=broker.why_none,
     )
-    observers = Observers(settings, spec.session, name)
+    observers = Observers(settings, spec.session, name, spec.party_names)
     for warning in warnings(spec):
         log.warning("%s: %s: %s", name, warning, REMEDY)
     inboxes = {party: list_names.claim_key(spec.session, party) for party in spec.party_names}

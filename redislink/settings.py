@@ -47,7 +47,7 @@ _HANDED_ON: Final = (
 _OF_ONE_RUN: Final = frozenset(
     {
         "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
-        "programs_dir", "results_dir", "trace_dir",
+        "programs_dir", "results_dir", "stats_file", "trace_dir",
     }
 )  # fmt: skip
 _MOST_BYTES: Final = 1 << 20
@@ -291,6 +291,12 @@ class RedisLinkSettings(BaseSettings):
     )
     metrics_interval: _Seconds = Field(
         default=15.0, ge=0.1, description="Seconds between writes or pushes of the metrics."
+    )
+    stats_file: Path | None = Field(
+        default=None,
+        description="File to which this party writes the statistics of its run when it leaves: "
+        "where its time went, bytes per peer, what was resent. {session} and {party} are replaced "
+        "by their names. Not set: none.",
     )
     trace_dir: Path | None = Field(
         default=None,

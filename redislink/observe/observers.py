@@ -1,4 +1,4 @@
-"""The observers of an endpoint that the settings ask for: trace and metrics.
+"""The observers of an endpoint that the settings ask for: trace, statistics and metrics.
 
 Rules: observers that are not asked for are not imported; errors in their settings come before the
 session is joined; once it is joined, nothing here ends it.
@@ -6,7 +6,7 @@ session is joined; once it is joined, nothing here ends it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from redislink.settings import RedisLinkSettings
@@ -16,6 +16,7 @@ from redislink.transport.receiving import Receiving
 from redislink.transport.sending import Sending
 
 if TYPE_CHECKING:
+    from redislink.observe.account import StatsRecorder
     from redislink.observe.record import TraceRecorder
 
 
@@ -37,19 +38,23 @@ class _Observer(Protocol):
 class Observers:
     """All observers of one endpoint; usually there are none."""
 
-    def __init__(self, settings: RedisLinkSettings, session: str, party: str) -> None:
+    def __init__(
+        self, settings: RedisLinkSettings, session: str, party: str, names: Iterable[str]
+    ) -> None:
         """Make the observers that the settings ask for.
 
         Args:
             settings: this party's settings.
             session: the name of the session.
             party: the name of this party.
+            names: those of all parties, in rank order.
 
         Raises:
             ConfigError: a setting is wrong.
         """
         self._all: list[_Observer] = []
         self._trace: TraceRecorder | None = None
+        self._stats: StatsRecorder | None = None
         try:
             if settings.trace_dir is not None:
                 from redislink.observe.record import TraceRecorder
@@ -57,6 +62,11 @@ class Observers:
                 limit = settings.trace_limit
                 self._trace = TraceRecorder(settings.trace_dir, session, party, limit)
                 self._all.append(self._trace)
+            if settings.stats_file is not None:
+                from redislink.observe.account import StatsRecorder
+
+                self._stats = StatsRecorder(settings.stats_file, session, party, names)
+                self._all.append(self._stats)
             push_url = settings.metrics_push_url
             if settings.metrics_textfile is not None or push_url is not None:
                 from redislink.observe.metrics import MetricsExporter
@@ -75,7 +85,9 @@ class Observers:
             raise
 
     def ways(self, core: Core) -> tuple[Sending, Receiving]:
-        """The objects that send and receive: the plain ones, or traced ones."""
+        """The objects that send and receive: the plain ones, or ones that are observed."""
+        if self._stats is not None:
+            return self._stats.ways(core, self._trace)
         if self._trace is not None:
             return self._trace.ways(core)
         return Sending(core), Receiving(core)

@@ -92,7 +92,7 @@ class TraceRecorder:
 
     def ways(self, core: Core) -> tuple[Sending, Receiving]:
         """The objects that send and receive for an endpoint, and record it."""
-        return _TracedSending(core, self), _TracedReceiving(core, self)
+        return TracedSending(core, self), TracedReceiving(core, self)
 
     def attach(self, endpoint: Endpoint, epochs: Mapping[str, str]) -> None:
         """Record every message of an endpoint from now on.
@@ -205,16 +205,16 @@ class TraceRecorder:
         self._file.write(json.dumps(value, default=str) + "\n")
 
 
-class _TracedSending(Sending):
+class TracedSending(Sending):
     """Records each call of `post`."""
 
-    def __init__(self, core: Core, recorder: TraceRecorder) -> None:
+    def __init__(self, core: Core, recorder: TraceRecorder | None) -> None:
         super().__init__(core)
         self._recorder = recorder
 
     def post(self, dst: Party, tag: str, data: BytesLike, encoding: Encoding = Encoding.RAW) -> int:
         recorder = self._recorder
-        if not recorder.is_on:
+        if recorder is None or not recorder.is_on:
             return super().post(dst, tag, data, encoding)
         began = time.monotonic_ns()
         try:
@@ -229,16 +229,16 @@ class _TracedSending(Sending):
         return number
 
 
-class _TracedReceiving(Receiving):
+class TracedReceiving(Receiving):
     """Records each call of `recv`."""
 
-    def __init__(self, core: Core, recorder: TraceRecorder) -> None:
+    def __init__(self, core: Core, recorder: TraceRecorder | None) -> None:
         super().__init__(core)
         self._recorder = recorder
 
     def recv(self, src: Party, tag: str, timeout: float | None = None) -> Message:
         recorder = self._recorder
-        if not recorder.is_on:
+        if recorder is None or not recorder.is_on:
             return super().recv(src, tag, timeout)
         began = time.monotonic_ns()
         try:
