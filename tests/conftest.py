@@ -44,9 +44,11 @@ TOGETHER = (
     "tests/broker/test_topology.py::TestCluster",
     "tests/cli/test_several_servers.py",
     "tests/test_docs.py::TestReference",
+    "tests/test_readme.py",
+    "tests/test_tutorial.py",
 )
-"""Modules and classes whose tests share what takes long to make: one worker of pytest-xdist gets
-all of one."""
+"""Modules and classes whose tests share what takes long to make, or of which one takes long: one
+worker of pytest-xdist gets all of one, and they go first."""
 CONFORMANCE = (
     "tests/communicator/test_communicator.py",
     "tests/spu/test_channel.py",
