@@ -161,7 +161,7 @@ class Window(BaseModel):
         zone: a time zone, such as ``Europe/Berlin`` or ``UTC``, whose clocks count.
     """
 
-    model_config = ConfigDict(**_STRICT, populate_by_name=True)
+    model_config = _STRICT
     days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = Field(
         default=_DAYS, min_length=1
     )

@@ -39,7 +39,7 @@ _CACHE: Final = "__pycache__"
 _BYTECODE: Final = (".pyc", ".pyo")
 _LINE: Final = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 """Lines end where they do for Python."""
-_MOST_COMPARED: Final = 20_000
+_MOST_COMPARED: Final = 5000
 """Lines: comparing takes time that grows with the square."""
 
 

@@ -90,6 +90,8 @@ class JobSpec(BaseModel):
     results: _Names = ()
     expires: Duration = 86400
     _directory: Path = PrivateAttr(default=Path())
+    _source: str = PrivateAttr(default="job file")
+    _written: YamlText | None = PrivateAttr(default=None)
 
     @field_validator("arguments", mode="before")
     @classmethod
@@ -171,7 +173,7 @@ class JobSpec(BaseModel):
         if spec.attach and spec.program.startswith(_DIGEST):
             problem = "only a program that is here can be attached: write its path as program"
             raise error_at(source, ("attach",), problem, written)
-        spec._directory = directory
+        spec._directory, spec._source, spec._written = directory, source, written
         return spec
 
     def read_program(self) -> Program | None:
@@ -198,22 +200,11 @@ class JobSpec(BaseModel):
         """
         program = self.read_program()
         parties = cluster.party_names if self.parties is None else self.parties
-        _check_known("parties", parties, cluster.party_names)
-        usable = {d for d, s in cluster.devices.items() if set(s.members) <= set(parties)}
-        devices = tuple(d for d in cluster.devices if d in usable)
-        if self.devices is not None:
-            _check_known("devices", self.devices, tuple(cluster.devices))
-            devices = self.devices
-            if not set(devices) <= usable:
-                lacking = next(d for d in devices if d not in usable)
-                raise ConfigError(
-                    f"devices: {lacking} has members that are not among the job's parties: add "
-                    "them to parties"
-                )
+        self._check_known("parties", parties, cluster.party_names)
         data = dict(self.data)
         if _ALL in data:
             data = dict.fromkeys(parties, data.pop(_ALL)) | data
-        _check_known("data", tuple(data), parties)
+        self._check_known("data", tuple(data), parties)
         return Offer(
             job=job,
             driver=driver,
@@ -221,11 +212,11 @@ class JobSpec(BaseModel):
             expires=int(now) + self.expires,
             program=self.program if program is None else program.digest,
             program_name=self._name(),
-            source=self._source(program),
+            source=self._attached(program),
             arguments=self.arguments,
             data={party: names for party, names in data.items() if names},
             parties=parties,
-            devices=devices,
+            devices=self._devices(cluster, parties),
             results=self.results,
         )
 
@@ -234,13 +225,36 @@ class JobSpec(BaseModel):
             return self.name
         return default_name(self._directory / self.program)
 
-    def _source(self, program: Program | None) -> bytes | None:
+    def _devices(self, cluster: ClusterSpec, parties: tuple[str, ...]) -> tuple[str, ...]:
+        usable = tuple(d for d, s in cluster.devices.items() if set(s.members) <= set(parties))
+        if self.devices is None:
+            return usable
+        self._check_known("devices", self.devices, tuple(cluster.devices))
+        for device in self.devices:
+            if device not in usable:
+                raise self._error(
+                    "devices",
+                    f"{device} has members that are not among the job's parties: add them there",
+                )
+        return self.devices
+
+    def _check_known(self, field: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+        for name in names:
+            if name not in known:
+                text = f"{name!r:.80} is not there: use {', '.join(known) or 'none'}"
+                raise self._error(field, text)
+
+    def _error(self, field: str, text: str) -> ConfigError:
+        return error_at(self._source, (field,), text, self._written)
+
+    def _attached(self, program: Program | None) -> bytes | None:
         if program is None or not self.attach:
             return None
         if len(program.packed) > MOST_SOURCE:
-            raise ConfigError(
-                f"program {self.program}: has more than {MOST_SOURCE >> 20} MiB, too much to "
-                "attach: have it added at each agent with redislink programs add"
+            raise self._error(
+                "attach",
+                f"the program has more than {MOST_SOURCE >> 20} MiB, too much to attach: have it "
+                "added at each agent with redislink programs add",
             )
         return program.packed
 
@@ -267,9 +281,3 @@ def _checked(names: tuple[str, ...], what: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"lists a {what} twice: name each once")
     return names
-
-
-def _check_known(field: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{field}: {name!r:.80} is not there: use {', '.join(known)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redislink.errors import ConfigError
@@ -297,6 +297,7 @@ def _admits(schema: str | None, arguments: dict[str, Any]) -> bool:
     return arguments == {} or (schema == "small" and arguments == {"n": 3})
 
 
+@settings(max_examples=50)
 @given(st.lists(_RULE, max_size=4), _OFFER, st.sampled_from(["a", "b", None]), st.booleans())
 def test_the_first_rule_that_says_so_decides_and_no_other(
     written: list[dict[str, Any]], offered: dict[str, Any], name: str | None, is_approved: bool
@@ -515,3 +516,38 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 def test_a_decision_has_defaults_that_give_nothing() -> None:
     fields = {f.name: f.default for f in dataclasses.fields(Decision)}
     assert (fields["results"], fields["logs"]) == ((), False)
+
+
+_PIECES = [
+    "", "null", "[]", "3", "'*'", ": ", "- ", "\t", "yes", "2026-01-01", ".nan", "&a ", "*a", "'",
+    "!!python/object:os.system x", "\u202e", "[[[", "<<: ", "$ref", "rules", "name",
+]  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(POLICY)), st.sampled_from([0, 1, 8]), st.sampled_from(_PIECES)
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_whatever_is_written_gives_a_policy_or_that_one_error(
+    changes: list[tuple[int, int, str]],
+) -> None:
+    text = POLICY
+    for place, length, piece in changes:
+        text = text[:place] + piece + text[place + length :]
+    found: object
+    try:
+        found = decide(policy(text)).action
+    except ConfigError as error:
+        found = error
+    assert found in list(Action) or str(found).isprintable()
+
+
+def test_a_window_has_no_other_names_than_those_of_the_page() -> None:
+    with pytest.raises(ConfigError, match=r"window\.begins: there is no such field"):
+        policy(POLICY.replace("from:", "begins: x, from:"))

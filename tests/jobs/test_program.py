@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redislink.errors import ConfigError, ValueDecodeError
@@ -43,6 +43,7 @@ def test_a_file_is_a_program_too(tmp_path: Path) -> None:
     assert program.digest == a_program({"train.py": b"print(1)\n"}).digest
 
 
+@settings(max_examples=30)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z_][a-z0-9_]{0,3}(/[a-z_][a-z0-9_]{0,3}){0,2}\.txt", fullmatch=True),

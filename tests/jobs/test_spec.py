@@ -112,8 +112,11 @@ def test_names_of_programs(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (("program: train.py", "program: none.py"), "program .*none.py: No such file"),
-        (("[alice, bob]", "[alice, dave]"), "parties: 'dave' is not there: use alice, bob, carol"),
-        (("[alice, bob]", "alice"), "data: 'bob' is not there: use alice"),
+        (
+            ("[alice, bob]", "[alice, dave]"),
+            "job.yaml, line 5: parties: 'dave' is not there: use alice, bob, carol",
+        ),
+        (("[alice, bob]", "alice"), "line 4: data: 'bob' is not there: use alice"),
         (("results", "devices: [all]\nresults"), "devices: all has members that are not among"),
         (("results", "devices: [three]\nresults"), "devices: 'three' is not there: use all, two"),
     ],
