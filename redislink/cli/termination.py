@@ -208,7 +208,8 @@ def _within(seconds: float, *works: Any) -> None:
 
 def _open_sessions() -> list[Session]:
     module = sys.modules.get("redislink.session.session")
-    return [] if module is None else module.open_sessions()
+    # While the program still imports it, it has no such function, and there is no session.
+    return getattr(module, "open_sessions", list)()
 
 
 _forking = threading.local()

@@ -68,6 +68,7 @@ _NOTE_INTERVAL: Final = 2.0
 _LEASE_MS: Final = 30_000
 _RENEW: Final = 10.0
 _INSTANCE_BYTES: Final = 8
+_DONE: Final = {"approve": "approved", "refuse": "refused", "cancel": "cancelled"}
 
 
 class AgentClaim(PartyClaim):
@@ -304,7 +305,7 @@ class Agent:
             else:
                 taken = self._apply(job, verdict, now)
                 effect = "" if taken else ", which comes too late"
-                self._log.info("%s: %s by %s%s", job, verdict.action, verdict.by, effect)
+                self._log.info("%s: %s by %s%s", job, _DONE[verdict.action], verdict.by, effect)
                 self._act(now)
                 if job in dict(self._machine.unsaved()):
                     continue  # the disk does not take it now

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -322,3 +324,11 @@ def test_a_command_that_sigterm_interrupts_puts_the_handler_back() -> None:
     with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_program_that_is_still_importing_has_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else SIGTERM at that moment would be heard and come to nothing."""
+    monkeypatch.setitem(sys.modules, "redislink.session.session", types.ModuleType("half"))
+    assert termination._open_sessions() == []
+    monkeypatch.delitem(sys.modules, "redislink.session.session")
+    assert termination._open_sessions() == []
