@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import inspect
 import re
-import textwrap
 from pathlib import Path
 from typing import Any, Final
 
+from fields import code, descriptions
 from pydantic import BaseModel
 from spu import libspu
 
@@ -61,7 +61,6 @@ devices:
       runtime: {fxp_exp_mode: EXP_TAYLOR}
 ```
 """
-_ARGUMENT: Final = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
 
 
 def render() -> str:
@@ -80,21 +79,6 @@ def render() -> str:
         f"These fields of SPU's `RuntimeConfig` are refused there:\n\n{refused}"
     )
     return "\n".join(blocks)
-
-
-def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstring says of each field."""
-    found: dict[str, str] = {}
-    _, _, listed = inspect.cleandoc(model.__doc__ or "").partition("Attributes:\n")
-    names: tuple[str, ...] = ()
-    for line in textwrap.dedent(listed).splitlines():
-        begin = _ARGUMENT.match(line)
-        if begin is not None:
-            names = tuple(begin[1].split(", "))
-            found |= dict.fromkeys(names, begin[2])
-        else:
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    return found
 
 
 def _row(model: type[BaseModel], name: str) -> str:
@@ -153,11 +137,6 @@ def _default_of_spu(model: type[BaseModel], name: str) -> str:
     return {"ot_kind": "SPU's: `YACL_Ferret`"}.get(
         name, "SPU's: `false`" if model is CheetahConfig else "none"
     )
-
-
-def code(text: str) -> str:
-    """A docstring's text in one line of a table."""
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from make_cluster_file import code, descriptions
+from fields import code, descriptions
 from pydantic import BaseModel
 
 from redislink.jobs.policy import AgentLimits, JobLimits, Policy, Results, Rule, Window

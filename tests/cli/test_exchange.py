@@ -33,6 +33,7 @@ def test_what_is_no_name_and_path(words: str) -> None:
         exchanged(SETTINGS, [words], None)
 
 
+@pytest.mark.slow
 def test_run_passes_them_on(
     redislink: Run, write_cluster: Write, write_program: Write, tmp_path: Path
 ) -> None:

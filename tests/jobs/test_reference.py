@@ -28,7 +28,7 @@ def maker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(DOCS))
     import make_job_files
 
-    for name in ("make_job_files", "make_cluster_file"):
+    for name in ("make_job_files", "fields"):
         monkeypatch.delitem(sys.modules, name)
     return make_job_files
 
