@@ -7,8 +7,6 @@ runs nowhere here; a person who adds a program by hand approves it.
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from redislink.cli import decide
 from redislink.cli.errors import EPILOG, Verbose, say, show
 from redislink.cli.operator import JsonOption, count, size
 from redislink.errors import ConfigError
@@ -65,25 +64,34 @@ def store_at(directory: Path | None) -> ProgramStore:
     return ProgramStore(directory)
 
 
-def this_user() -> str:
-    """The name of the user of this process, for records of who approved what."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container may have no name for it
-        return f"uid {os.getuid()}"
-
-
 @app.command("add", epilog=EPILOG)
 def add_program(
     path: Annotated[
-        Path,
-        typer.Argument(metavar="PATH", help="A Python file, or a directory with main.py."),
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="PATH",
+            help="A Python file, or a directory with main.py.",
+            show_default=False,
+        ),
+    ] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JOB",
+            help="Instead of PATH: the program that came with this job's offer; with --work.",
+            show_default=False,
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The agent's work directory.", show_default=False),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name that rules of the policy use; otherwise that of the file or directory.",
+            help="Name that rules of the policy use; otherwise that of the file or directory, or "
+            "the one that the driver gave.",
             show_default=False,
         ),
     ] = None,
@@ -101,9 +109,12 @@ def add_program(
     Stdout has its digest, which a job file may name as program. Hidden files and bytecode are left
     out. Another version of a name does not replace the older ones: see redislink programs remove.
     """
-    store, program = store_at(programs), Program.read(path)
-    chosen = name or default_name(path)
-    entry = store.add(program, chosen, by=this_user(), now=time.time(), approved=not not_approved)
+    store = store_at(programs)
+    program, usual = _program_at(path) if job is None else _program_of(job, work, path)
+    chosen = name or usual
+    entry = store.add(
+        program, chosen, by=decide.who_decides(), now=time.time(), approved=not not_approved
+    )
     others = [e for e in store.entries() if e.name == entry.name and e.digest != entry.digest]
     approved = [e.digest[:_DIGITS] for e in others if e.approved is not None]
     show(entry.digest)
@@ -173,7 +184,7 @@ def approve_program(
 ) -> None:
     """Approve a program that was added without: rules of the policy may then accept it."""
     store = store_at(programs)
-    entry = store.approve(store.resolve(program).digest, by=this_user(), now=time.time())
+    entry = store.approve(store.resolve(program).digest, by=decide.who_decides(), now=time.time())
     say(f"{entry.name} {entry.digest}: {_state(entry)}")
 
 
@@ -193,6 +204,22 @@ def remove_program(
         raise typer.Abort
     store.remove(entry.digest)
     say(f"removed {what}")
+
+
+def _program_at(path: Path | None) -> tuple[Program, str]:
+    if path is None:
+        raise ConfigError("no program: give PATH, or --job JOB with --work DIR")
+    return Program.read(path), default_name(path)
+
+
+def _program_of(job: str, work: Path | None, path: Path | None) -> tuple[Program, str]:
+    """The program that came with a job, and what its driver calls it."""
+    if work is None or path is not None:
+        raise ConfigError("--job JOB needs --work DIR, the agent's, and no PATH")
+    offer = decide.job_at_agent(work, job).offer
+    if offer.source is None:
+        raise ConfigError(f"{offer.job}: its program was not attached: give PATH instead")
+    return Program.unpack_untrusted(offer.source), offer.program_name
 
 
 def diff_to_approved(store: ProgramStore, name: str, program: Program) -> str:

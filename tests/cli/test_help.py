@@ -51,6 +51,7 @@ def spaced(text: str) -> str:
         (["journal", "drop"], ["DIR", "--yes", "--verbose"]),
         (["programs"], ["add", "list", "show", "approve", "remove"]),
         (["programs", "add"], ["PATH", "--name", "--not-approved", "--programs", "--verbose"]),
+        (["programs", "add"], ["--job", "--work"]),
         (["programs", "list"], ["--programs", "--json", "--verbose"]),
         (["programs", "show"], ["PROGRAM", "--source", "--diff", "--programs", "--verbose"]),
         (["programs", "approve"], ["PROGRAM", "--programs", "--verbose"]),

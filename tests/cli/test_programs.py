@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from redislink.jobs.machine import AgentJob
+from redislink.jobs.status import State, Status
 from redislink.jobs.store import ProgramStore
+from redislink.jobs.work import WorkDirectory
 from tests.cli.conftest import Call
+from tests.jobs.examples import a_program, an_offer
 
 
 @pytest.fixture
@@ -98,3 +102,33 @@ def test_a_directory_must_be_named(call: Call, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("REDISLINK_PROGRAMS_DIR", raising=False)
     code, _, err = call("programs", "list")
     assert (code, "give --programs DIR, or set REDISLINK_PROGRAMS_DIR" in err) == (2, True)
+
+
+def test_what_came_with_a_job_is_approved_for_good(
+    call: Call, programs: Path, tmp_path: Path
+) -> None:
+    program = a_program({"main.py": b"print(7)\n"})
+    sent = an_offer(source=program.packed, program=program.digest, program_name="lr")
+    work = WorkDirectory(tmp_path / "work")
+    work.path.mkdir(0o700)
+    for offer in (sent, an_offer(job="jnosource0000")):
+        job = AgentJob(offer, offer.digest(), Status(1, State.WAITING, offer.digest()))
+        work.of(offer.job).mkdir(0o700, exist_ok=True)
+        work.save(offer.job, job.to_value())
+    at = ("--work", str(work.path))
+    code, out, err = call("programs", "add", "--job", sent.job, *at)
+    assert (code, out) == (0, f"{program.digest}\n"), err
+    assert ProgramStore(programs).load(program.digest) == program
+    found = ProgramStore(programs).last_approved("lr")
+    assert found is not None
+    assert found.digest == program.digest
+    for words, why in (
+        (("--job", sent.job), "needs --work DIR"),
+        (("lr", "--job", sent.job, *at), "and no PATH"),
+        ((), "give PATH, or --job JOB"),
+        (("--job", "jnosource0000", *at), "was not attached"),
+        (("--job", "j00000000000x", *at), "there is no job"),
+    ):
+        code, out, err = call("programs", "add", *words)
+        assert (code, out) == (2, "")
+        assert why in err
