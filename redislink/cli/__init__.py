@@ -41,6 +41,7 @@ _COMMANDS: Final = {
     "jobs": "jobs:app",
     "trace": "trace:app",
     "journal": "journal:app",
+    "audit": "audit:app",
     "programs": "programs:app",
     "policy": "policy:app",
     "version": "version:version",

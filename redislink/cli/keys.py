@@ -27,6 +27,7 @@ from redislink.identity.keypair import (
     parse_public_key,
     write_secret,
 )
+from redislink.identity.signing import SigningKey, format_signing_key
 from redislink.protocol.list_names import check_name
 from redislink.settings import RedisLinkSettings
 
@@ -69,7 +70,7 @@ def keygen(
     path = out or Path(f"{name}.key")
     identity = Identity.generate()
     identity.save(path, f"private key of {name}, from redislink keygen: keep it to yourself")
-    show(f"- {_party_line(name, identity.public_key)}")
+    show(f"- {_party_line(name, identity)}")
     say(f"wrote {path}, which stays here; fingerprint {fingerprint(identity.public_key)}")
 
 
@@ -89,10 +90,14 @@ def _make_psk(name: str, peer: str, out: Path | None) -> None:
     )
 
 
-def _party_line(name: str, public_key: bytes) -> str:
+def _party_line(name: str, identity: Identity) -> str:
     is_plain = name.isidentifier() and yaml.safe_load(name) == name  # not: 12, 1e3, on, null
     written = name if is_plain else json.dumps(name)
-    return f'{{name: {written}, public_key: "{format_public_key(public_key)}"}}'
+    key, signing_key = identity.public_key, SigningKey(identity).public_key
+    return (
+        f'{{name: {written}, public_key: "{format_public_key(key)}", '
+        f'signing_key: "{format_signing_key(signing_key)}"}}'
+    )
 
 
 def show_fingerprints(

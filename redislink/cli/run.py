@@ -68,6 +68,17 @@ def run(
             show_default=False,
         ),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(
+            "--audit",
+            metavar="FILE",
+            help="Append to FILE what is computed with whom, and what is revealed to whom, for "
+            "redislink audit; {session} and {party} in it stand for their names. Otherwise to "
+            "REDISLINK_AUDIT_FILE.",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Annotated[
         bool,
         typer.Option(
@@ -119,6 +130,8 @@ def run(
         os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
     if trace is not None:
         os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())
+    if audit is not None:
+        os.environ["REDISLINK_AUDIT_FILE"] = str(audit.absolute())
     if journal is not None:
         os.environ["REDISLINK_JOURNAL_DIR"] = str(journal.resolve())
     elif fresh and settings.journal_dir is None:

@@ -17,6 +17,7 @@ from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
 from redislink.files import EVERYBODY_READS, open_new
 from redislink.identity.keypair import Identity, format_public_key
+from redislink.identity.signing import SigningKey, format_signing_key
 
 DEVICE: Final = "SP0"
 PSI_DEVICE: Final = "PSI0"
@@ -44,7 +45,11 @@ def write_trial(
     parties = [{"name": party} if isinstance(party, str) else party for party in content["parties"]]
     filled = dict(content) | {
         "parties": [
-            party | {"public_key": format_public_key(identities[party["name"]].public_key)}
+            party
+            | {
+                "public_key": format_public_key(identities[party["name"]].public_key),
+                "signing_key": format_signing_key(SigningKey(identities[party["name"]]).public_key),
+            }
             for party in parties
         ]
     }

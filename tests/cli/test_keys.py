@@ -13,6 +13,7 @@ from redislink import ConfigError, load_cluster
 from redislink.broker import EmbeddedBroker
 from redislink.cluster.trial import write_trial
 from redislink.identity.keypair import Identity, fingerprint, format_public_key, read_secret
+from redislink.identity.signing import SigningKey, format_signing_key
 from tests.cli.conftest import CLUSTER, Call, Run, Start, Write, check_one_line, ended
 from tests.conftest import IDENTITIES
 
@@ -23,7 +24,14 @@ class TestKeygen:
         assert code == 0
         path = tmp_path / "alice.key"
         identity = Identity.load(path)
-        assert out == f'- {{name: alice, public_key: "{format_public_key(identity.public_key)}"}}\n'
+        assert yaml.safe_load(out) == [
+            {
+                "name": "alice",
+                "public_key": format_public_key(identity.public_key),
+                "signing_key": format_signing_key(SigningKey(identity).public_key),
+            }
+        ]
+        assert out.count("\n") == 1
         assert err.startswith("redislink: wrote alice.key, which stays here")
         assert fingerprint(identity.public_key) in err
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
