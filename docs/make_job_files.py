@@ -111,10 +111,11 @@ errors when the file is read:
 
 - At the top, `type` must be `object` or `array` (or both), with `additionalProperties` or `items`. Write
   `additionalProperties: false` to accept no option but those in `properties`.
-- A keyword that speaks of one type (`maximum`, `maxLength`, `required`, …) must have `type` beside it.
+- A keyword that speaks of one type (`maximum`, `maxLength`, `required`, …) must have that `type` beside it.
 - Unknown keywords, `format`, `patternProperties`, `$id`, other drafts, and any `$ref` but `#/$defs/NAME`.
-- A `pattern` must begin with `^` and end with `$`, and must match the whole text, of at most 256 characters. It must not
-  repeat a group in which something repeats or varies, as in `(a+)*`: some texts would keep the agent busy for ever.
+- A `pattern` must begin with `^` and end with `$`, and must match the whole text, of at most 256 characters. Patterns that some
+  texts would keep busy for ever are refused: those that repeat a group in which something repeats or varies, as in `(a+)*`,
+  and those with more than four parts that repeat.
 """,
 )
 JOB: Final = Page(

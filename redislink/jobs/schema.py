@@ -9,6 +9,7 @@ when the policy is loaded.
 from __future__ import annotations
 
 import graphlib
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
@@ -34,7 +35,7 @@ _SINGLE: Final = frozenset(
     }
 )  # fmt: skip
 _OF_TYPE: Final = {
-    "a number": frozenset(
+    "number": frozenset(
         {"maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum", "multipleOf"}
     ),
     "string": frozenset({"maxLength", "minLength", "pattern"}),
@@ -61,6 +62,9 @@ _OTHERS: Final = frozenset(
 )  # fmt: skip
 _KNOWN: Final = frozenset().union(_BY_NAME, _LISTS, _SINGLE, _OTHERS, *_OF_TYPE.values())
 _DEFS: Final = "#/$defs/"
+_MOST_WAYS: Final = 10**9
+"""In which a pattern may try to match a text: some seconds at most."""
+_REPEATS: Final = re.compile(r"[*+]|\{[0-9]*,[0-9]*\}")
 _VARIES: Final = re.compile(r"[*+?|]|\{[0-9]*,[0-9]*\}")
 _GROUP: Final = re.compile(r"\(([^()]*)\)([*+{])?")
 _PLAIN_GROUP: Final = re.compile(r"\(\?(?::|<?[=!]|P<\w+>)", re.ASCII)
@@ -175,13 +179,20 @@ def _check_part(path: Path, part: dict[str, Any]) -> None:
                 "there is no such keyword here: check the spelling, or remove it",
             )
         for kind, keywords in _OF_TYPE.items():
-            if keyword in keywords and "type" not in part:
+            if keyword in keywords and kind not in _types(part):
                 raise SchemaProblem(
                     (*path, keyword),
-                    f"says nothing of what is not {kind}: add type beside it",
+                    f"says nothing of what is not of type {kind}: add type: {kind} beside it",
                 )
     if "pattern" in part:
         _check_pattern((*path, "pattern"), part["pattern"])
+
+
+def _types(part: dict[str, Any]) -> set[str]:
+    """The types that a schema names; an integer is a number too."""
+    named = part.get("type", [])
+    types = {named} if isinstance(named, str) else set(named)
+    return types | {"number"} if "integer" in types else types
 
 
 def _check_pattern(path: Path, pattern: str) -> None:
@@ -194,6 +205,8 @@ def _check_pattern(path: Path, pattern: str) -> None:
     # Such a pattern may try every way to cut a text into pieces; there are too many.
     rest = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\.", "x", pattern, flags=re.DOTALL))
     rest = _PLAIN_GROUP.sub("(", rest)
+    repeats = len(_REPEATS.findall(rest))
+    ways = math.comb(MOST_MATCHED + repeats, repeats) << rest.count("?")
     while match := _GROUP.search(rest):
         varies = _VARIES.search(match[1])
         if varies and match[2]:
@@ -202,8 +215,15 @@ def _check_pattern(path: Path, pattern: str) -> None:
                 f"repeats {match[0][:40]}, in which something repeats or varies, so some texts "
                 "would keep the agent busy for ever: take a list of texts instead",
             )
+        ways *= 1 + match[1].count("|")
         quantifier = match[2] or ""
         rest = rest[: match.start()] + "x*"[: 1 + bool(varies)] + quantifier + rest[match.end() :]
+    if ways > _MOST_WAYS:
+        raise SchemaProblem(
+            path,
+            "has so many parts that repeat or are optional that some texts would keep the agent "
+            "busy for ever: use enum, or take a list of texts instead",
+        )
 
 
 def _check_references(schema: dict[str, Any]) -> None:
@@ -228,9 +248,8 @@ def _check_references(schema: dict[str, Any]) -> None:
 
 
 def _check_top(schema: dict[str, Any]) -> None:
-    kinds = schema.get("type")
-    kinds = kinds if isinstance(kinds, list) else [kinds]
-    if not kinds or not set(kinds) <= {"array", "object"}:
+    kinds = _types(schema)
+    if not kinds or not kinds <= {"array", "object"}:
         raise SchemaProblem(
             ("type",), "is missing, or fits no arguments: write type: object, or type: array"
         )

@@ -93,6 +93,10 @@ _CIRCLE.append(_CIRCLE)
         (_property({"type": "integer", "maxmum": 100}), ("properties", "epochs", "maxmum"),
          "no such keyword"),
         (_property({"maximum": 100}), ("properties", "epochs", "maximum"), "add type"),
+        (_property({"type": "string", "maximum": 9}), ("properties", "epochs", "maximum"),
+         "add type: number"),
+        (_property({"type": ["integer", "null"], "minLength": 1}),
+         ("properties", "epochs", "minLength"), "add type: string"),
         (_property({"pattern": "^a$"}), ("properties", "epochs", "pattern"), "add type"),
         (_property({"anyOf": [{"minLength": 1}]}), ("properties", "epochs", "anyOf", 0,
          "minLength"), "add type"),
@@ -155,7 +159,8 @@ def test_a_pattern_is_one_and_has_both_its_ends(pattern: str) -> None:
     "pattern",
     [
         "^(a+)+$", "^(a|a)*$", "^(?:a*)*$", "^((a+)b?)*$", "^(a{1,20})*$", "^(a?){1,40}$",
-        "^(?P<x>a+)*$", r"^(\w+\s?)*$", "^x(y(a*)z)+$",
+        "^(?P<x>a+)*$", r"^(\w+\s?)*$", "^x(y(a*)z)+$", "^a*a*a*a*a*b$", "^a*a*a*" + "a?" * 9 + "$",
+        "^" + "a?" * 30 + "$", "^" + "(a|a)" * 30 + "$",
     ],
 )  # fmt: skip
 def test_a_pattern_that_some_texts_keep_busy_is_refused(pattern: str) -> None:
@@ -165,7 +170,16 @@ def test_a_pattern_that_some_texts_keep_busy_is_refused(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     "pattern",
-    ["^[a-z]+$", r"^[(+)]*\(a+\)$", "^(ab)+$", "^(a|b)$", "^(?:[a-z]{3},){0,9}[a-z]+$", "^(a+)?$"],
+    [
+        "^[a-z]+_[0-9]+-[a-z]*$",
+        "^(train|test|eval|" + "|".join("abcdefghijklmnopqrst") + ")$",
+        "^[a-z]+$",
+        r"^[(+)]*\(a+\)$",
+        "^(ab)+$",
+        "^(a|b)$",
+        "^(?:[a-z]{3},){0,9}[a-z]+$",
+        "^(a+)?$",
+    ],
 )
 def test_other_patterns_end_soon(pattern: str) -> None:
     schema = _pattern(pattern)
