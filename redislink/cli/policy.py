@@ -79,6 +79,8 @@ def check_policy(
         raise ConfigError("no driver: give --driver NAME, who would submit the job")
     now = time.time() if at is None else _seconds(at)
     _, spec, name = resolve(RedisLinkSettings.load(), cluster, party)
+    if driver not in (*spec.party_names, *(each.name for each in spec.drivers or ())):
+        say(f"{driver} is neither a party nor a driver of the cluster file, so cannot submit jobs")
     offer = JobSpec.load(job).offer(spec, driver=driver, job=new_job_id(), now=now)
     decision = policy.decide(offer, now, party=name, program=_entry(offer, programs))
     if as_json:

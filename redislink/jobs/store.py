@@ -6,7 +6,8 @@
     DIR/<64 hex digits>.json    its name; when and by whom it was added, and approved
 
 Rules:
-- Nobody but this user (or root) may write to the directory: who can write here can approve.
+- Nobody but its owner, who is this user or root, may write to the directory: who can write here
+  can approve. What root adds for another user's agent belongs to that user.
 - What is loaded is what the digest says: it is computed anew from the bytes that are returned.
 - A program without its ``.json`` is not there. Both appear whole or not at all.
 """
@@ -103,6 +104,8 @@ class ProgramStore:
             passing = self.directory / f".adding-{secrets.token_hex(8)}"
             try:
                 program.write_to(passing)
+                for path in (passing, *passing.rglob("*")):
+                    self._hand_over(path)
                 passing.rename(self._files(program.digest))
             except BaseException:
                 shutil.rmtree(passing, ignore_errors=True)
@@ -236,7 +239,8 @@ class ProgramStore:
 
     def _check_owner(self) -> None:
         found = self.directory.stat()
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
+        is_ours = os.geteuid() == 0 or found.st_uid in (0, os.geteuid())
+        if not is_ours or found.st_mode & _OTHERS_WRITE:
             raise ConfigError(
                 f"directory {self.directory}: others may write to it, and so approve programs: "
                 "check what is in it, then run chmod go-w on it, as its owner"
@@ -260,6 +264,13 @@ class ProgramStore:
             file.write(entry.model_dump_json(indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._hand_over(self._meta(entry.digest))
+
+    def _hand_over(self, path: Path) -> None:
+        """Let the directory's owner have what root writes there: the agent runs as that user."""
+        owner = self.directory.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -67,6 +67,7 @@ def test_a_job_is_accepted_by_night(call: Call, files: Path) -> None:
         "limits: wall 2h, cpu 4h, memory 8GiB, disk 10GiB",
     ]
     assert "counts as approved, as lr-train" in err
+    assert "coordinator is neither a party nor a driver of the cluster file" in err
     code, out, _ = call(*CHECK, *NIGHT, "--json")
     told = json.loads(out)
     assert (told["action"], told["limits"]["wall"]) == ("accept", 7200)

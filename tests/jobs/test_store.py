@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -165,3 +167,32 @@ def test_an_attempt_that_was_cut_off_is_repeated(store: ProgramStore) -> None:
     assert store.find(digest) is None
     assert _add(store, FIRST) == digest
     assert store.load(digest) == FIRST
+
+
+def test_what_root_adds_belongs_to_the_agents_user(
+    store: ProgramStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: dict[str, tuple[int, int]] = {}
+    _add(store, SECOND)
+    owner = store.directory.stat()
+    theirs = SimpleNamespace(st_uid=1234, st_gid=1235, st_mode=owner.st_mode)
+    stat = Path.stat
+
+    def stat_of_theirs(path: Path, **options: bool) -> object:
+        return theirs if path == store.directory else stat(path, **options)
+
+    def chown(path: Path, uid: int, gid: int, **_: bool) -> None:
+        handed[path.name if path.name.endswith((".py", ".json")) else "directory"] = (uid, gid)
+
+    monkeypatch.setattr(Path, "stat", stat_of_theirs)
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    digest = _add(store, FIRST)
+    assert handed == dict.fromkeys(("directory", "main.py", f"{digest[7:]}.json"), (1234, 1235))
+    handed.clear()
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    _add(store, a_program({"main.py": b"print(3)\n"}))
+    assert handed == {}
+    monkeypatch.setattr(os, "geteuid", lambda: 77)
+    with pytest.raises(ConfigError, match="as its owner"):
+        store.find(digest)
