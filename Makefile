@@ -35,6 +35,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## three processes train a model through an embedded broker
 	$(PY) -m redislink demo
 
+.PHONY: demo-jobs
+demo-jobs: $(STAMP)  ## three agents wait, a driver submits the training, a person approves it (YES=: asks you)
+	$(PY) -m redislink demo --jobs $(YES)
+
+YES ?= --yes
+
 # Each runs all parties of one example on this machine, through an embedded broker.
 THREE := $(PY) examples/run_three.py
 OUT := build/examples

@@ -13,7 +13,7 @@ What is revealed:
 
 Every party: ``redislink run --cluster cluster.yaml --party NAME logistic_regression.py --data
 DIR``. Each needs only its own file, ``DIR/NAME.csv``; carol needs none. All at once on one machine:
-``redislink simulate logistic_regression.py``.
+``redislink simulate logistic_regression.py``. As a job of agents: ``redislink demo --jobs``.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def main(
 
     Args:
         session: of all parties.
-        data_dir: with ``PARTY.csv``, if this party has data.
+        data_dir: with ``PARTY.csv``, if this party has data; or that file.
         report: called after each step with ``{"event": "progress", "step", "of", "what"}``.
         device: the SPU device that trains.
 
@@ -230,9 +230,9 @@ def main(
     return Model(weights, float(bias), int(right) / held_out, held_out)
 
 
-def align(session: Session, data_dir: Path) -> dict[str, Array]:
+def align(session: Session, data: Path) -> dict[str, Array]:
     """What `prepare` gives for this party's rows of the patients that both have; {} elsewhere."""
-    source = data_dir / f"{session.party}.csv"
+    source = data if data.is_file() else data / f"{session.party}.csv"
     shared = session.psi(source, "id", parties=FEATURE_OWNERS, protocol="RR22")
     return {} if shared is None else prepare(as_rows(shared))
 
@@ -252,11 +252,16 @@ def run_and_report(options: argparse.Namespace) -> None:
             append_line(options.report, event)
 
     with Session.join() as session:
+        if options.job and session.party in FEATURE_OWNERS:
+            options.data = session.data("patients")
         model = main(session, options.data, report)
         result: dict[str, Any] = {"event": "result", "party": session.party}
         if model is not None:
             result |= {"accuracy": model.accuracy, "held_out": model.held_out}
             print(f"{model.accuracy:.4f} of {model.held_out} held-out patients told rightly")
+            if options.job:
+                session.result("accuracy", model.accuracy)
+                session.result("model", {"weights": model.weights, "bias": model.bias})
             if options.plaintext:
                 result["plaintext_accuracy"] = plaintext_accuracy(options.data)
                 print(f"{result['plaintext_accuracy']:.4f} by the same training in plaintext")
@@ -268,6 +273,12 @@ def run_and_report(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Logistic regression on two hospitals' data")
     parser.add_argument("--data", type=Path, default=DATA, help="directory of your PARTY.csv")
+    parser.add_argument(
+        "--job",
+        action="store_true",
+        help="as a job: the data is the data set patients, and alice's results are accuracy and "
+        "model",
+    )
     parser.add_argument("--report", type=Path, help="append progress and result as JSON lines")
     parser.add_argument(
         "--plaintext",

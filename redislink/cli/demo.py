@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -99,6 +99,26 @@ def demo(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout instead of a table.")
     ] = False,
+    jobs: Annotated[
+        bool,
+        typer.Option(
+            "--jobs",
+            help="As a job: three agents wait, a driver submits the training, and a person "
+            "approves it at one of them.",
+        ),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --jobs: ask nobody, and approve.")
+    ] = False,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            help="With --jobs: a new directory for keys, policies, logs and results, which stays.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Train a logistic regression between three processes, none of which listens on a port.
@@ -108,6 +128,8 @@ def demo(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(sigterm_interrupts())
+        if jobs:
+            _demo_jobs(directory, yes=yes)
         if broker is None:
             # With a password, so that nobody else on this machine is an admin there.
             password = secrets.token_urlsafe(32)
@@ -132,6 +154,19 @@ def demo(
     for problem in run.problems:
         errors.say(problem)
     raise SystemExit(int(run.code))
+
+
+def _demo_jobs(directory: Path | None, *, yes: bool) -> NoReturn:
+    from redislink.cli.demo_jobs import demo_jobs
+
+    if directory is None:
+        directory = Path(tempfile.mkdtemp(prefix="redislink-demo-jobs-"))
+    else:
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise ConfigError(f"{directory}: {error.strerror}: name a new one") from None
+    demo_jobs(directory.absolute(), yes=yes)
 
 
 def find_examples() -> Path:

@@ -61,42 +61,24 @@ class SocketWatch:
         self.listening = max(self.listening, listening)
 
 
-class PartyProcess:
-    """``redislink run`` of one party in a process of its own."""
+class WatchedProcess:
+    """A command ``redislink`` in a process of its own, with its sockets."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        cluster: Path,
-        program: Path,
-        arguments: Sequence[str],
-        directory: Path,
-        environment: Mapping[str, str],
-        options: Sequence[str] = (),
+        self, name: str, words: Sequence[str], output: Path, environment: Mapping[str, str]
     ) -> None:
         """Start the process.
 
         Args:
             name: the name of the party.
-            cluster: the cluster file.
-            program: the program that it runs.
-            arguments: the program's arguments; ``--report FILE`` is added.
-            directory: where to put the report and the output.
+            words: what follows ``redislink``.
+            output: the file for its output.
             environment: variables to add to those of this process.
-            options: further options of ``redislink run``.
         """
         self.name = name
-        self._report = directory / f"{name}.jsonl"
-        self._report.touch()
-        self._read_to = 0
-        self._output = directory / f"{name}.log"
-        words = [
-            *("run", "--cluster", str(cluster), "--party", name, *options),
-            *(str(program), *arguments, "--report", str(self._report)),
-        ]
-        with self._output.open("wb") as output:
-            self._process = self._start(words, {**os.environ, **environment}, output)
+        self._output = output
+        with output.open("wb") as file:
+            self._process = self._start(list(words), {**os.environ, **environment}, file)
         self.sockets = SocketWatch(self._process.pid)
 
     def _start(
@@ -119,20 +101,12 @@ class PartyProcess:
         """The exit code, or None while it runs."""
         return self._process.poll()
 
-    def events(self) -> list[dict[str, Any]]:
-        """The program's reports since the last call."""
-        with self._report.open("rb") as report:
-            report.seek(self._read_to)
-            whole, newline, _ = report.read().rpartition(b"\n")
-        self._read_to += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line]
-
     def output(self) -> str:
         """The output so far."""
         return self._output.read_text(errors="replace")
 
     def last_line(self) -> str:
-        """The last line of output; if ``redislink run`` failed, that is the error."""
+        """The last line of output; if the command failed, that is the error."""
         lines = [line for line in self.output().splitlines() if line.strip()]
         return lines[-1] if lines else "(it printed nothing)"
 
@@ -157,6 +131,49 @@ class PartyProcess:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+class PartyProcess(WatchedProcess):
+    """``redislink run`` of one party in a process of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        cluster: Path,
+        program: Path,
+        arguments: Sequence[str],
+        directory: Path,
+        environment: Mapping[str, str],
+        options: Sequence[str] = (),
+    ) -> None:
+        """Start the process.
+
+        Args:
+            name: the name of the party.
+            cluster: the cluster file.
+            program: the program that it runs.
+            arguments: the program's arguments; ``--report FILE`` is added.
+            directory: where to put the report and the output.
+            environment: variables to add to those of this process.
+            options: further options of ``redislink run``.
+        """
+        self._report = directory / f"{name}.jsonl"
+        self._report.touch()
+        self._read_to = 0
+        words = [
+            *("run", "--cluster", str(cluster), "--party", name, *options),
+            *(str(program), *arguments, "--report", str(self._report)),
+        ]
+        super().__init__(name, words, directory / f"{name}.log", environment)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The program's reports since the last call."""
+        with self._report.open("rb") as report:
+            report.seek(self._read_to)
+            whole, newline, _ = report.read().rpartition(b"\n")
+        self._read_to += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines() if line]
 
 
 def broker_addresses(

@@ -183,3 +183,24 @@ def wait_for_parties(demo: int) -> list[psutil.Process]:
 
     wait_until(lambda: len(find()) == len(PARTIES), TIMEOUT)
     return find()
+
+
+def test_as_a_job_of_agents(redislink: Run, tmp_path: Path) -> None:
+    """A person approves at alice, who lets the accuracy out and keeps the model."""
+    demo = redislink("demo", "--jobs", "--yes", "--dir", tmp_path / "demo")
+    assert (demo.returncode, demo.stderr) == (0, "")
+    told = demo.stdout
+    order = ["submits job", "alice: waiting", "jobs approve", "alice: running", "alice: finished"]
+    places = [told.index(words) for words in order]
+    assert places == sorted(places)
+    (accuracy,) = re.findall(r"^coordinator: accuracy = (0\.\d+)$", told, re.MULTILINE)
+    assert float(accuracy) > 0.9
+    assert "coordinator: model: alice gives no result 'model'" in told
+    assert "none listened, and each connection went to the broker" in told
+    (job,) = re.findall(r"submits job (j[a-z0-9]{12})", told)
+    for name in PARTIES:
+        place = tmp_path / "demo" / name
+        assert (place / "work" / job / "log").is_file()
+        assert f"{name}: {job}: finished" in (place / "agent.log").read_text()
+    kept = tmp_path / "demo" / "alice" / "work" / job / "results" / "model.msgpack"
+    assert kept.stat().st_mode & 0o777 == 0o600
