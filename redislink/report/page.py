@@ -19,7 +19,7 @@ from redislink.report.gather import Gathered, PartyPart
 from redislink.report.words import said
 
 _MOST_ROWS: Final = 1000
-_FEW_STEPS: Final = 25
+_FEW_STEPS: Final = 12
 """Up to so many are shown at once; a longer table is unfolded."""
 _MOST_LANES: Final = 64
 _LONGEST: Final = 1e9
@@ -445,7 +445,15 @@ def _steps_chart(run: Gathered, recorded: Sequence[PartyPart]) -> Chart | None:
             ended = min(max(began, began + took), end) if math.isfinite(took) else end
             series[_kind(step)].append((began, ended))
         bars[said(part.name, 64)] = series
-    return _chart(("computing and exchanging shares", "revealing", "from the journal"), bars, end)
+    return _chart(
+        (
+            "computing and exchanging shares",
+            "revealing or intersecting",
+            "answered from the journal",
+        ),
+        bars,
+        end,
+    )
 
 
 def _kind(step: AuditStep) -> int:
@@ -524,7 +532,7 @@ def _waits(parts: Sequence[PartyPart]) -> Table | None:
     ]
     if not rows:
         return None
-    head = ("Waited", *(f"for {said(name, 64)}" for name in names))
+    head = ("Party", *(f"for {said(name, 64)}" for name in names))
     return Table(head, rows, frozenset(range(1, len(head))))
 
 
@@ -579,9 +587,10 @@ def _traffic(parts: Sequence[PartyPart]) -> tuple[list[list[Cell | None]] | None
 _FAULTS: Final[tuple[tuple[str, Callable[[PeerAccount], int]], ...]] = (
     ("Frames sent again", lambda peer: peer.frames_resent),
     ("Frames that came again", lambda peer: peer.duplicates_dropped),
+    ("Frames refused by a full broker", lambda peer: peer.frames_refused),
     ("Questions for a late message", lambda peer: peer.probes_sent),
-    ("Refused by a full broker", lambda peer: peer.frames_refused),
 )
+"""The last one is no fault: a late message may just be late."""
 
 
 def _faults(parts: Sequence[PartyPart]) -> tuple[Table | None, str]:
@@ -598,7 +607,7 @@ def _faults(parts: Sequence[PartyPart]) -> tuple[Table | None, str]:
             rows.append([said(part.name, 64), account.reconnects or 0, *counts])
     unknown = [said(part.name, 64) for part in parts if part not in known]
     about = f" Of {words.listed(unknown)} it is not known." if unknown else ""
-    if not any(any(row[1:]) for row in rows):
+    if not any(any(row[1:-1]) for row in rows):
         return None, (
             "Nothing had to be healed: no connection broke, and no frame was lost or doubled."
             + about

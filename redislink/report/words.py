@@ -37,23 +37,28 @@ def counted(number: int, one: str, many: str = "") -> str:
 
 
 def size(number: int) -> str:
-    """1.2 MB, with powers of 1,000."""
+    """1.20 MB, with powers of 1,000."""
     value, unit = float(number), 0
     while value >= 999.5 and unit < len(_BYTES) - 1:
         value, unit = value / 1000, unit + 1
-    return f"{value:.0f} {_BYTES[unit]}" if unit == 0 else f"{value:.3g} {_BYTES[unit]}"
+    return f"{number:,} B" if unit == 0 else f"{_three(value)} {_BYTES[unit]}"
+
+
+def _three(value: float) -> str:
+    """Three digits: 1.20, 12.0, 120."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """12 ms, 3.4 s, 2 min 5 s, 1 h 2 min."""
+    """12.0 ms, 3.40 s, 2 min 5 s, 1 h 2 min."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return NONE
     if seconds < 1e-3:
         return f"{seconds * 1e6:.0f} µs" if seconds else "0 s"
     if seconds < 0.9995:
-        return f"{seconds * 1e3:.3g} ms"
+        return f"{_three(seconds * 1e3)} ms"
     if seconds < 59.95:
-        return f"{seconds:.3g} s"
+        return f"{_three(seconds)} s"
     whole = round(min(seconds, 1e12))
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     if days:
