@@ -33,7 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## three processes train a model through an embedded broker
-	$(PY) -m redislink demo
+	@mkdir -p build
+	$(PY) -m redislink demo --report build/demo-report.html
 
 .PHONY: demo-jobs
 demo-jobs: $(STAMP)  ## three agents wait, a driver submits the training, a person approves it (YES=: asks you)

@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "trace": "trace:app",
     "journal": "journal:app",
     "audit": "audit:app",
+    "report": "report:report",
     "programs": "programs:app",
     "policy": "policy:app",
     "version": "version:version",

@@ -69,7 +69,7 @@ def show_record(
 
     The record is verified too; problems go to stderr, and the exit code is then 2.
     """
-    found = verify_file(file, _keys(cluster))
+    found = verify_file(file, signing_keys(cluster))
     if as_json:
         typer.echo(json.dumps(_as_dict(found)))
     else:
@@ -94,7 +94,7 @@ def verify_record(
     The exit code is 2 if one is not. Note the number of lines and the digest that are printed: who
     has them can tell later that nothing before them was changed.
     """
-    keys = _keys(cluster)
+    keys = signing_keys(cluster)
     found = [verify_file(file, keys) for file in files]
     if as_json:
         typer.echo(json.dumps([_verified(each) for each in found]))
@@ -124,7 +124,7 @@ def compare_files(
 
     The exit code is 0 if they do, and 4 if they differ.
     """
-    keys = _keys(cluster)
+    keys = signing_keys(cluster)
     found = compare_records(
         verify_file(mine, keys, needs_head=False), verify_file(theirs, keys, needs_head=False)
     )
@@ -165,7 +165,7 @@ def show_key(identity: IdentityOption = None, verbose: Verbose = False) -> None:
     show(f'signing_key: "{format_signing_key(key)}"')
 
 
-def _keys(cluster: Path | None) -> dict[str, str | None] | None:
+def signing_keys(cluster: Path | None) -> dict[str, str | None] | None:
     """The signing key of each party and driver in the cluster file; None if none is named."""
     path = cluster or RedisLinkSettings.load().cluster_file
     if path is None:

@@ -37,9 +37,12 @@ from redislink.cli.parties import PartyProcess, broker_addresses
 from redislink.cli.termination import sigterm_interrupts
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import trial_devices, write_trial
-from redislink.errors import BrokerError, ConfigError
+from redislink.errors import BrokerError, ConfigError, RedisLinkError
 from redislink.identity.keypair import fingerprint
+from redislink.observe.account import SUFFIX as STATS_SUFFIX
 from redislink.operate import acl
+from redislink.report import write_report
+from redislink.report.gather import AUDIT_SUFFIX
 from redislink.settings import LinkMode, RedisLinkSettings
 
 PARTIES: Final = ("alice", "bob", "carol")
@@ -77,6 +80,7 @@ class DemoResult:
     broker: str
     security: str
     parties: tuple[PartyResult, ...]
+    report: str | None
 
 
 def demo(
@@ -119,6 +123,12 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    report: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="Where to write the page about the run. Needs redislink[report]."
+        ),
+    ] = Path("demo-report.html"),
     verbose: Verbose = False,
 ) -> None:
     """Train a logistic regression between three processes, none of which listens on a port.
@@ -147,6 +157,7 @@ def demo(
         if with_acl or broker is None:
             stack.enter_context(_users(reached, run))
         run.until_all_ended(addresses)
+        run.report(report)
     if as_json:
         typer.echo(json.dumps(asdict(run.result())))
     else:
@@ -239,6 +250,9 @@ class _Run:
         self._seconds = 0.0
         self._plaintext_accuracy: float | None = None
         self._cluster = directory / "cluster.yaml"
+        self._records = directory / "records"
+        self._records.mkdir()
+        self._report: Path | None = None
         self._keys = {name: directory / f"keys-{name}" / "identity.key" for name in PARTIES}
         self.spec = self._write_cluster()
 
@@ -262,6 +276,8 @@ class _Run:
                         "REDISLINK_LINK_MODE": LinkMode.CHANNELS.value,
                         "REDISLINK_IDENTITY_FILE": str(self._keys[name]),
                         "REDISLINK_PSK_DIR": str(self._keys[name].parent),  # holds none
+                        "REDISLINK_AUDIT_FILE": str(self._records / f"{name}{AUDIT_SUFFIX}"),
+                        "REDISLINK_STATS_FILE": str(self._records / f"{name}{STATS_SUFFIX}"),
                         **self._proxy,
                     },
                 )
@@ -269,6 +285,20 @@ class _Run:
             self._watch()
         self._seconds = time.monotonic() - started
         self._judge(addresses)
+
+    def report(self, page: Path) -> None:
+        """Write the page about the run; say so if that is not possible, and leave it at that.
+
+        Args:
+            page: the file.
+        """
+        keys = {party.name: party.signing_key for party in self.spec.parties}
+        try:
+            write_report([self._records], page, keys=keys)
+            self._report = page.absolute()
+        except RedisLinkError as error:
+            if self.code == ExitCode.OK:  # else the parties may not even have met
+                errors.say(f"no report of the run: {error}")
 
     def result(self) -> DemoResult:
         """The result, for the table and the ``--json`` object."""
@@ -290,6 +320,7 @@ class _Run:
                 )
                 for party in self._parties
             ),
+            report=None if self._report is None else str(self._report),
         )
 
     @property
@@ -454,6 +485,14 @@ def _show(result: DemoResult, looks: int, *, with_acl: bool) -> None:
             "messages: the broker saw only names, tags, sizes and times."
             + (" Each party had its own Redis user and its own inbox." if with_acl else "")
         )
+    if result.report is not None:
+        console.print(
+            f"A page about the run, with what was revealed to whom: {result.report}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    if result.ok:
         _say_what_next()
 
 

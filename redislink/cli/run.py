@@ -79,6 +79,17 @@ def run(
             show_default=False,
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write a page about the run to FILE when it has ended, from an audit record and "
+            "statistics, which are put next to it unless --audit or settings say where. Needs "
+            "redislink[report].",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Annotated[
         bool,
         typer.Option(
@@ -137,6 +148,10 @@ def run(
     elif fresh and settings.journal_dir is None:
         raise ConfigError("--fresh without a journal: give --journal DIR too")
     os.environ.update(exchanged(settings, data, results))
+    if report is not None:
+        from redislink.cli.report import report_at_end
+
+        report_at_end(report, path, name)
     if attempts.number > 1:
         os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
     if fresh or settings.journal_fresh:

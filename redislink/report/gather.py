@@ -118,6 +118,7 @@ def gather(
     *,
     session: str | None = None,
     keys: Mapping[str, str | None] | None = None,
+    since: float = 0.0,
 ) -> Gathered:
     """Read files about one run; without ``session``, about the newest that they tell of.
 
@@ -127,6 +128,7 @@ def gather(
         session: the name of the session.
         keys: the ``signing_key`` of each party of the cluster file, with which records are
             verified; None without one.
+        since: runs that began before are left out, UTC seconds since 1970.
 
     Raises:
         ConfigError: a file cannot be read or is none of these; there is no such session; or the
@@ -139,11 +141,11 @@ def gather(
             "no file to report about: name audit records, statistics or timelines "
             f"(*{', *'.join(_SUFFIXES)})"
         )
-    found = [list(_read(path, keys)) for path in paths]
+    found = [[run for run in _read(path, keys) if run.began >= since] for path in paths]
     named = [run for runs in found for run in runs if session in (None, run.session)]
     if not named:
-        which = f"session {session!r:.80}" if session is not None else "any run"
-        raise ConfigError(f"{paths[0]}: tells of no {which}".replace("no any", "no"))
+        which = "run" if session is None else f"run of session {session!r:.80}"
+        raise ConfigError(f"{paths[0]}: tells of no {which}: check the path")
     newest = max(named, key=lambda run: run.began)
     chosen = [_of_run(path, runs, newest) for path, runs in zip(paths, found, strict=True)]
     return _put_together(chosen, newest.session)

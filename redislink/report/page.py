@@ -285,8 +285,8 @@ def _reveals(recorded: Sequence[PartyPart]) -> Table | None:
     rows: dict[tuple[str, ...], list[str]] = {}
     for part in recorded:
         for step in part.steps:
-            for row in _revealed_in(step):
-                rows.setdefault(tuple(row), []).append(part.name)
+            for told in _revealed_in(step):
+                rows.setdefault(tuple(told), []).append(part.name)
     # If records differ, each row says who tells it.
     places: dict[str, set[tuple[str, ...]]] = {}
     for row in rows:
@@ -599,22 +599,24 @@ def _faults(parts: Sequence[PartyPart]) -> tuple[Table | None, str]:
     ]
     if not known:
         return None, "Not known: there is no statistics file."
-    rows = []
-    for part in known:
-        account = part.account
-        if account is not None:
-            counts = [sum(of(peer) for peer in account.peers.values()) for _, of in _FAULTS]
-            rows.append([said(part.name, 64), account.reconnects or 0, *counts])
-    unknown = [said(part.name, 64) for part in parts if part not in known]
+    head = ("Party", "Connections opened again", *(name for name, _ in _FAULTS))
+    counts = {
+        said(part.name, 64): [
+            part.account.reconnects or 0,
+            *(sum(of(peer) for peer in part.account.peers.values()) for _, of in _FAULTS),
+        ]
+        for part in known
+        if part.account is not None
+    }
+    unknown = [part.name for part in parts if part not in known]
     about = f" Of {words.listed(unknown)} it is not known." if unknown else ""
-    if not any(any(row[1:-1]) for row in rows):
+    if not any(any(numbers[:-1]) for numbers in counts.values()):
         return None, (
             "Nothing had to be healed: no connection broke, and no frame was lost or doubled."
             + about
         )
-    head = ("Party", "Connections opened again", *(name for name, _ in _FAULTS))
-    shown = [[row[0], *(words.count(int(each)) for each in row[1:])] for row in rows]
-    return Table(head, shown, frozenset(range(1, len(head)))), (
+    rows = [[name, *map(words.count, numbers)] for name, numbers in counts.items()]
+    return Table(head, rows, frozenset(range(1, len(head)))), (
         "What was lost on the way was sent again, and what came twice was dropped." + about
     )
 

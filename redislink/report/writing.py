@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from redislink.errors import ConfigError
 from redislink.files import replacing
 from redislink.report.gather import Gathered, gather
+
+if TYPE_CHECKING:
+    import jinja2
 
 _TEMPLATES: Final = Path(__file__).parent
 
@@ -19,11 +22,12 @@ def write_report(
     *,
     session: str | None = None,
     keys: Mapping[str, str | None] | None = None,
+    since: float = 0.0,
 ) -> Gathered:
     """Make the page of a run.
 
     Args:
-        files, session, keys: as for `gather`.
+        files, session, keys, since: as for `gather`.
         out: the page to write; an existing file is replaced. Only its owner can read it.
 
     Returns:
@@ -35,7 +39,7 @@ def write_report(
         AuditError: an audit record cannot be read.
     """
     check_installed()
-    found = gather(files, session=session, keys=keys)
+    found = gather(files, session=session, keys=keys, since=since)
     if any(path.resolve() == Path(out).resolve() for path, _ in found.files):
         raise ConfigError(f"{out} is one of the files to report about: name another with --out")
     text = render(found)
@@ -63,11 +67,10 @@ def render(found: Gathered) -> str:
     from redislink.report.page import make_page
 
     page = make_page(found)
-    text: str = _template_engine().get_template("page.html.jinja").render(page=page)
-    return text
+    return _template_engine().get_template("page.html.jinja").render(page=page)
 
 
-def _template_engine():  # type: ignore[no-untyped-def]
+def _template_engine() -> jinja2.Environment:
     try:
         import jinja2
     except ImportError:

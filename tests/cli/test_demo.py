@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 def check_is_ok(printed: str) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(printed)
     assert list(told) == [
-        *("ok", "accuracy", "plaintext_accuracy", "seconds", "broker", "security", "parties")
+        *("ok", "accuracy", "plaintext_accuracy", "seconds", "broker", "security", "parties"),
+        "report",
     ]
     assert told["ok"] is True
     assert told["security"] == "sealed"
@@ -42,6 +43,10 @@ def check_is_ok(printed: str) -> dict[str, Any]:
         assert party["messages_sent"] > 0
         assert party["bytes_sent"] > party["messages_sent"]
     assert len({party["fingerprint"] for party in told["parties"]}) == len(PARTIES)
+    page = Path(told["report"]).read_text()
+    assert page.count("as it was written, signed") == len(PARTIES)
+    assert "Ended in good order at all parties" in page
+    assert "30 float32" in page, "the weights, which alice learned"
     return told
 
 
