@@ -17,11 +17,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from redislink.broker import Broker, EgressProxy, EmbeddedBroker
+from redislink.cli import main
 from redislink.cli.parties import SocketWatch, broker_addresses
 from redislink.cluster.trial import write_trial
+from tests.support.agents import PATIENCE, world
+from tests.support.waiting import wait_until
 
 PARTIES = ("alice", "bob", "carol")
 PROGRAM = """
@@ -148,6 +152,31 @@ def test_the_same_look_sees_brpc_listen(tmp_path: Path) -> None:
         for name, watch in zip(PARTIES, at_rest, strict=True):
             assert watch.listening == 1, name
             assert watch.remotes > broker_addresses(broker.url), name
+
+
+@pytest.mark.slow
+def test_agents_and_their_jobs_do_not_listen(tmp_path: Path) -> None:
+    """Nor do they while a person decides: that goes by files, not by any socket."""
+    with EmbeddedBroker() as broker, world(tmp_path, broker.url, alice={"asked": "ask"}) as stage:
+        parties = list(stage.parties.values())
+        watches = [SocketWatch(party.process.pid) for party in parties if party.process]
+        job = stage.driver.offer(stage.program, "asked")
+        stage.driver.until_states(job, alice="waiting", bob="accepted")
+        for watch in watches:
+            watch.look()
+        with pytest.raises(SystemExit):
+            main(["jobs", "approve", job, "--work", str(stage.parties["alice"].work)])
+        for party in parties:
+            wait_until(lambda party=party: "met" in party.jobs_log(job), PATIENCE)  # type: ignore[misc]
+        for watch in watches:
+            watch.look()
+            assert watch.looks == 2
+            assert watch.listening == 0
+            assert watch.remotes == broker_addresses(broker.url)
+        for party in parties:
+            assert party.process is not None
+            unix = psutil.Process(party.process.pid).net_connections("unix")
+            assert not any(each.laddr for each in unix), "no unix socket has a name"
 
 
 def test_watch_sees_listening_tcp_and_open_udp() -> None:

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
 import shutil
 import signal
@@ -22,10 +23,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from redislink.audit import AuditLog
 from redislink.broker import Broker, make_broker
 from redislink.broker.outage import Outage
 from redislink.cluster import ClusterSpec
-from redislink.errors import ConfigError, PartyTaken, RedisLinkError
+from redislink.errors import AuditError, ConfigError, PartyTaken, RedisLinkError
 from redislink.identity.keypair import Identity
 from redislink.jobs import runner
 from redislink.jobs.cgroup import ControlGroups
@@ -49,7 +51,10 @@ from redislink.jobs.policy import Decision, JobLimits, Policy
 from redislink.jobs.prepare import cluster_of, write_cluster, write_program
 from redislink.jobs.processes import Processes
 from redislink.jobs.program import Program
+from redislink.jobs.recorder import Decider, Recorder
+from redislink.jobs.requests import About
 from redislink.jobs.runner import Outcome, Runner, Task
+from redislink.jobs.status import State
 from redislink.jobs.store import ProgramStore
 from redislink.jobs.usage import disk_bytes
 from redislink.jobs.work import CLUSTER, PROGRAM, Noted, WorkDirectory
@@ -130,6 +135,7 @@ class Agent:
             slots=self._policy.limits.jobs,
         )
         self._processes = Processes(Runner(groups=ControlGroups.find()).start)
+        self._recorder: Recorder
         self._stopping: set[str] = set()
         """Jobs whose process the machine wants ended."""
         self._noted: dict[str, tuple[float, bool]] = {}
@@ -146,10 +152,12 @@ class Agent:
             PartyTaken: another agent of this party runs.
             BrokerError: at the start, the broker cannot be reached or refuses this party.
             ConfigError: the work directory cannot be used.
+            AuditError: the audit record cannot be opened or written.
         """
         self._work.take(self._place.party)
         try:
-            with self._claimed() as claim, self._signals():
+            with self._claimed() as claim, self._signals(), self._recorded() as recorder:
+                self._recorder = recorder
                 self._restore()
                 self._serve(claim)
         finally:
@@ -272,6 +280,13 @@ class Agent:
         finally:
             claim.release()
 
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[Recorder]:
+        place = self._place
+        self._work.record.parent.mkdir(mode=0o700, exist_ok=True)
+        with AuditLog.open(self._work.record, place.party, self._identity) as log:
+            yield Recorder(log, place.cluster.session)
+
     def _restore(self) -> None:
         now = time.time()
         for job in self._work.jobs():
@@ -304,6 +319,14 @@ class Agent:
                 self._log.error("%s: %s decided about another program", job, verdict.by)
             else:
                 taken = self._apply(job, verdict, now)
+                if taken:
+                    self._recorder.decided(
+                        job,
+                        "accept" if verdict.action == "approve" else verdict.action,
+                        "person",
+                        who=verdict.by,
+                        reason=verdict.reason,
+                    )
                 effect = "" if taken else ", which comes too late"
                 self._log.info("%s: %s by %s%s", job, _DONE[verdict.action], verdict.by, effect)
                 self._act(now)
@@ -351,14 +374,42 @@ class Agent:
                 if job not in self._processes:  # it never began
                     self._has_ended(job, Outcome(why, why), now)
             case Give(driver, ask):
-                self._machine.give(driver, answer(self._work.of(ask.job), ask), now)
+                given = answer(self._work.of(ask.job), ask)
+                if ask.about is About.RESULT and not given.problem:
+                    self._recorder.given(ask.job, ask.name, driver, given.total)
+                self._machine.give(driver, given, now)
             case Forget(job):
                 shutil.rmtree(self._work.of(job), ignore_errors=True)
                 self._noted.pop(job, None)
-            case Noticed(_, job, text):
+            case Noticed(kind, job, text):
                 self._log.info("%s: %s", job, text)
+                self._record(kind, self._machine.jobs[job])
+
+    def _record(self, kind: str, job: AgentJob) -> None:
+        """Record what the machine has noticed and is no decision of this organisation's."""
+        offer, status = job.offer, job.status
+        if kind == "offer":
+            self._recorder.offered(offer)
+        elif kind == "conflict":
+            self._recorder.offered(offer, conflicts=True)
+        elif status.state in (State.CANCELLED, State.REFUSED) and status.by != self._place.party:
+            by: Decider = "driver" if status.by == offer.driver else "peer"
+            self._recorder.decided(offer.job, "cancel", by, who=status.by, reason=status.reason)
+        elif status.state is State.REFUSED and job.decision is None:  # before the policy was asked
+            self._recorder.decided(offer.job, "refuse", "policy", reason=status.reason)
 
     def _decide(self, offer: Offer, now: float) -> Decision:
+        decision = self._decision(offer, now)
+        self._recorder.decided(
+            offer.job,
+            decision.action.value,
+            "policy",
+            rule=decision.rule,
+            reason=decision.reason,
+        )
+        return decision
+
+    def _decision(self, offer: Offer, now: float) -> Decision:
         try:
             program = self._store.find(offer.program)
             cluster_of(self._place.cluster, offer)
@@ -384,6 +435,8 @@ class Agent:
             return
         try:
             self._processes.add(self._task(job, directory))
+        except AuditError:
+            raise
         except RedisLinkError as error:
             self._log.error("%s: cannot start: %s", name, error)
             self._machine.failed(name, now, f"its agent cannot start it ({_kind(error)})")
@@ -400,6 +453,12 @@ class Agent:
         if program.digest != offer.program:
             raise ConfigError("the attached program is not the one that was offered")
         write_cluster(place.cluster, offer, directory / CLUSTER)
+        data, noted = self._data_of(offer), self._work.noted(offer.job)
+        noted = dataclasses.replace(noted, starts=noted.starts + 1)
+        self._work.note(offer.job, noted)
+        known = self._store.find(offer.program)
+        name = offer.program_name if known is None else known.name
+        self._recorder.starts(offer, name, data, noted.starts)
         return Task(
             job=offer.job,
             directory=directory,
@@ -409,9 +468,10 @@ class Agent:
             program=write_program(program, directory / PROGRAM),
             arguments=tuple(offer.argv()),
             environment=self._environment,
-            data=self._data_of(offer),
+            data=data,
+            audit=self._work.record_of(offer.job),
             limits=job.decision.limits if job.decision is not None else JobLimits(),
-            used=self._work.noted(offer.job).used,
+            used=noted.used,
         )
 
     def _data_of(self, offer: Offer) -> dict[str, Path]:
@@ -451,7 +511,8 @@ class Agent:
         if 0 <= now - last < _NOTE_INTERVAL and progress.has_met == had_met:
             return
         self._noted[job] = now, progress.has_met
-        self._work.note(job, Noted(str(progress), used.wall, used.cpu))
+        starts = self._work.noted(job).starts
+        self._work.note(job, Noted(str(progress), used.wall, used.cpu, starts))
         self._machine.progress(
             job,
             now,

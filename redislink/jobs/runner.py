@@ -74,6 +74,7 @@ class Task:
         arguments: the words that follow it.
         environment: the settings of the broker, and what else the process is to have.
         data: the path of each data set.
+        audit: the file to which the run appends its audit record; None for none.
         limits: what it may use.
         used: what it has used before.
     """
@@ -87,6 +88,7 @@ class Task:
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: Mapping[str, Path] = field(default_factory=dict)
+    audit: Path | None = None
     limits: JobLimits = field(default_factory=JobLimits)
     used: Used = field(default_factory=Used)
 
@@ -427,6 +429,8 @@ def _options(task: Task, descriptor: int) -> list[str]:
         *("--retries", str(_RETRIES), "--results", str(directory / RESULTS)),
         *("--supervised", str(descriptor), "--ended", str(directory / _ENDED)),
     ]
+    if task.audit is not None:
+        words += ["--audit", str(task.audit)]
     for name, path in task.data.items():
         words += ["--data", f"{name}={path}"]
     return words

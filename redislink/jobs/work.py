@@ -4,6 +4,7 @@
 
     WORK/lock               held by the agent that runs here
     WORK/agent.json         the instance of the agent, for its claim
+    WORK/audit/             agent.jsonl, and for each job the record of its runs, JOB.jsonl
     WORK/decisions/         what people have decided of jobs, until the agent takes it
     WORK/<job id>/          one directory for each job
         state.json          what the agent knows of the job
@@ -42,6 +43,7 @@ DECISIONS: Final = "decisions"
 PROGRESS: Final = "progress.json"
 PROGRAM: Final = "program"
 CLUSTER: Final = "cluster.yaml"
+AUDIT: Final = "audit"
 _LOCK: Final = "lock"
 _AGENT: Final = "agent.json"
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -180,6 +182,15 @@ class WorkDirectory:
             ConfigError: that is no job id.
         """
         return self.path / check_job_id(job)
+
+    def record_of(self, job: str) -> Path:
+        """The audit record of a job's runs, which outlives the job's directory."""
+        return self.path / AUDIT / f"{check_job_id(job)}.jsonl"
+
+    @property
+    def record(self) -> Path:
+        """The agent's own audit record."""
+        return self.path / AUDIT / "agent.jsonl"
 
     def jobs(self) -> Iterator[str]:
         """The ids of the jobs that are here, sorted."""

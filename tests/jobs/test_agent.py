@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from redislink.audit import compare_records, verify_file
 from redislink.broker import EmbeddedBroker
 from redislink.cli.errors import ExitCode
 from redislink.jobs.usage import marked
@@ -65,6 +66,31 @@ def test_a_job_goes_on_after_its_agent_was_killed_at_any_state(stage: World) -> 
     left = {path.name for path in (alice.work / job).iterdir()}
     assert left >= {"log", "results", "state.json"}
     assert not left & {"journal", "scratch", "program"}
+    check_records(stage, job)
+
+
+def check_records(stage: World, job: str) -> None:
+    """Both tell, in records that are good, who decided what, and that the same was run."""
+    found = {}
+    for name, party in stage.parties.items():
+        work = WorkDirectory(party.work)
+        for path in (work.record, work.record_of(job)):
+            verified = verify_file(path)
+            assert verified.problems == [], path
+            assert verified.key is not None, "signed"
+            found[name, path.name] = verified
+    told = [
+        r.said for r in found["alice", "agent.jsonl"].records if getattr(r.said, "job", "") == job
+    ]
+    assert [(said.kind, getattr(said, "by", ""), getattr(said, "attempt", 0)) for said in told] == [
+        ("offer", "", 0), ("decision", "policy", 0), ("decision", "person", 0),
+        ("start", "", 1), ("start", "", 2),
+    ]  # fmt: skip
+    for file in ("agent.jsonl", f"{job}.jsonl"):
+        same = compare_records(found["alice", file], found["bob", file])
+        assert same.differences == [], file
+    ends = [run.end and run.end.how for run in found["alice", f"{job}.jsonl"].runs()]
+    assert ends == [None, "closed"], "the first run was killed"
 
 
 def test_a_job_that_one_refuses_starts_nowhere(stage: World) -> None:
