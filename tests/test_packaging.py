@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from redislink import __version__
-from redislink.cli.demo import PROGRAM, find_examples
+from redislink.cli.examples import PROGRAM, find_examples
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,11 +27,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-import redislink
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.broker.url import Address
 from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.examples import PROGRAM, find_examples
 from redislink.cli.operator import shown_url
 from redislink.cli.parties import PartyProcess, broker_addresses
 from redislink.cli.termination import sigterm_interrupts
@@ -48,7 +48,6 @@ from redislink.settings import LinkMode, RedisLinkSettings
 PARTIES: Final = ("alice", "bob", "carol")
 DATA_OWNERS: Final = ("alice", "bob")
 LEARNS_MODEL: Final = "alice"
-PROGRAM: Final = "logistic_regression.py"
 NEXT_PROGRAM: Final = "millionaire.py"
 """The example to try next."""
 ACCURACY_TOLERANCE: Final = 0.02
@@ -178,22 +177,6 @@ def _demo_jobs(directory: Path | None, *, yes: bool) -> NoReturn:
         except OSError as error:
             raise ConfigError(f"{directory}: {error.strerror}: name a new one") from None
     demo_jobs(directory.absolute(), yes=yes)
-
-
-def find_examples() -> Path:
-    """The directory of the examples: in the installed package, or else in the checkout.
-
-    Raises:
-        ConfigError: there are no examples.
-    """
-    package = Path(redislink.__file__).parent
-    for directory in (package / "_examples", package.parent / "examples"):
-        if (directory / PROGRAM).is_file():
-            return directory
-    raise ConfigError(
-        f"{PROGRAM} is neither in {package / '_examples'} nor in {package.parent / 'examples'}: "
-        "install redislink again"
-    )
 
 
 def _reach(url: str, proxy: Mapping[str, str]) -> Broker:

@@ -19,8 +19,8 @@ import typer
 
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.cli import decide, errors
-from redislink.cli.demo import find_examples
 from redislink.cli.errors import ExitCode, show
+from redislink.cli.examples import PROGRAM, find_examples
 from redislink.cli.parties import WatchedProcess, broker_addresses
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import trial_devices, write_trial
@@ -45,7 +45,6 @@ ASKS: Final = "alice"
 """At this party a person decides."""
 DRIVER: Final = "coordinator"
 LEARNS: Final = "alice"
-PROGRAM: Final = "logistic_regression.py"
 NAME: Final = "lr-train"
 LET_OUT: Final = "accuracy"
 KEPT: Final = "model"
