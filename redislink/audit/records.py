@@ -392,11 +392,13 @@ def make_said(kind: str, fields: Mapping[str, Any]) -> Said:
     if unknown:
         raise UsageError(f"the audit record's {kind} has no field {', '.join(sorted(unknown))}")
     try:
-        return model(**fields)
+        return model.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise UsageError(f"the audit record's {kind}.{place}: {first['msg']}") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the audit record's {kind}: {error}") from None
 
 
 def encode_line(n: int, time: float, said: Said, prev: str) -> bytes:
