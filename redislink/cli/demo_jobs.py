@@ -33,8 +33,10 @@ from redislink.jobs.offer import Offer, new_job_id
 from redislink.jobs.program import Program
 from redislink.jobs.replication import Note
 from redislink.jobs.requests import About, Answer, Ask
+from redislink.jobs.runner import LOG
 from redislink.jobs.status import State
 from redislink.jobs.store import ProgramStore
+from redislink.jobs.work import REPORT, WorkDirectory
 from redislink.logs import PartyLogger
 from redislink.protocol.list_names import OFFERS_TAG
 from redislink.values import decode_value_untrusted
@@ -249,10 +251,13 @@ class DemoOfJobs:
         )
         show("")
         for party in parties.values():
-            show(
-                f"{party.name}: log {party.work / job.offer.job / 'log'}, agent's log "
-                f"{party.directory / 'agent.log'}"
-            )
+            work = WorkDirectory(party.work)
+            of_job = work.of(job.offer.job)
+            found = [of_job / LOG, of_job / REPORT, work.record, work.record_of(job.offer.job)]
+            show(f"{party.name}'s log, report, and audit records of agent and job:")
+            for path in found:
+                if path.exists():
+                    show(f"  {path}")
 
 
 def demo_jobs(directory: Path, *, yes: bool) -> NoReturn:

@@ -57,10 +57,11 @@ from redislink.jobs.runner import Outcome, Runner, Task
 from redislink.jobs.status import State
 from redislink.jobs.store import ProgramStore
 from redislink.jobs.usage import disk_bytes
-from redislink.jobs.work import CLUSTER, PROGRAM, Noted, WorkDirectory
+from redislink.jobs.work import CLUSTER, PROGRAM, REPORT, Noted, WorkDirectory
 from redislink.jobs.work import Verdict as PersonsVerdict
 from redislink.logs import PartyLogger
 from redislink.protocol import list_names
+from redislink.report.writing import can_report
 from redislink.settings import LONGEST_SECONDS, RedisLinkSettings, environment_of_job
 from redislink.transport.claim import PartyClaim
 
@@ -470,6 +471,7 @@ class Agent:
             environment=self._environment,
             data=data,
             audit=self._work.record_of(offer.job),
+            report=directory / REPORT if can_report() else None,
             limits=job.decision.limits if job.decision is not None else JobLimits(),
             used=noted.used,
         )

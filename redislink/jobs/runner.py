@@ -75,6 +75,7 @@ class Task:
         environment: the settings of the broker, and what else the process is to have.
         data: the path of each data set.
         audit: the file to which the run appends its audit record; None for none.
+        report: the page to write when it has ended; None for none.
         limits: what it may use.
         used: what it has used before.
     """
@@ -89,6 +90,7 @@ class Task:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: Mapping[str, Path] = field(default_factory=dict)
     audit: Path | None = None
+    report: Path | None = None
     limits: JobLimits = field(default_factory=JobLimits)
     used: Used = field(default_factory=Used)
 
@@ -431,6 +433,8 @@ def _options(task: Task, descriptor: int) -> list[str]:
     ]
     if task.audit is not None:
         words += ["--audit", str(task.audit)]
+    if task.report is not None:
+        words += ["--report", str(task.report)]
     for name, path in task.data.items():
         words += ["--data", f"{name}={path}"]
     return words

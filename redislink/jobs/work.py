@@ -11,6 +11,7 @@
         progress.json       how far it is, and what it has used
         program/            the private copy of the program that is run
         cluster.yaml        the cluster file of the job's session
+        report.html         the page about its last run
         log, journal/, scratch/, results/       see `redislink.jobs.runner`
 
 Rules:
@@ -43,6 +44,7 @@ DECISIONS: Final = "decisions"
 PROGRESS: Final = "progress.json"
 PROGRAM: Final = "program"
 CLUSTER: Final = "cluster.yaml"
+REPORT: Final = "report.html"
 AUDIT: Final = "audit"
 _LOCK: Final = "lock"
 _AGENT: Final = "agent.json"

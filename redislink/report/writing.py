@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -49,6 +50,11 @@ def write_report(
     except OSError as error:
         raise ConfigError(f"cannot write {out} ({error.strerror}): name another file") from None
     return found
+
+
+def can_report() -> bool:
+    """Whether ``redislink[report]`` is installed; nothing of it is loaded."""
+    return all(importlib.util.find_spec(name) is not None for name in ("jinja2", "pygal"))
 
 
 def check_installed() -> None:

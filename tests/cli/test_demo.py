@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from redislink.audit import verify_file
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.cli.demo import PARTIES, next_commands
 from redislink.operate import acl
@@ -206,6 +207,11 @@ def test_as_a_job_of_agents(redislink: Run, tmp_path: Path) -> None:
     for name in PARTIES:
         place = tmp_path / "demo" / name
         assert (place / "work" / job / "log").is_file()
+        assert "<svg" in (place / "work" / job / "report.html").read_text()
+        records = place / "work" / "audit"
+        for record in (records / "agent.jsonl", records / f"{job}.jsonl"):
+            assert str(record) in told
+            assert verify_file(record).problems == []
         assert f"{name}: {job}: finished" in (place / "agent.log").read_text()
     kept = tmp_path / "demo" / "alice" / "work" / job / "results" / "model.msgpack"
     assert kept.stat().st_mode & 0o777 == 0o600
