@@ -119,11 +119,19 @@ def acl(
         raise ConfigError("an ACL file is one broker's: give --apply one URL")
     in_database = broker_acl.database(spec.broker or "") if database is None else database
     slots = any(broker_acl.is_cluster(url or "") for url in (spec.broker, apply))
-    users = broker_acl.party_users(spec.session, spec.party_names, in_database, cluster=slots)
+    drivers = None if spec.drivers is None else spec.driver_names
+    users = broker_acl.party_users(
+        spec.session, spec.party_names, in_database, cluster=slots, drivers=drivers
+    )
     if operator is not None:
         users.append(
             broker_acl.operator_user(
-                spec.session, spec.party_names, operator, in_database, cluster=slots
+                spec.session,
+                spec.party_names,
+                operator,
+                in_database,
+                cluster=slots,
+                drivers=drivers,
             )
         )
     if admin is not None:

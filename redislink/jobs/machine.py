@@ -37,6 +37,9 @@ KEEP: Final = 7 * 86400.0
 """Seconds for which a job that has ended is kept: so long others may still ask how."""
 MOST_JOBS: Final = 1000
 """Jobs of one driver that an agent keeps at the same time."""
+STRANDED: Final = 120.0
+"""Seconds for which a process may go on without the others after one of them has finished. One that
+was started again cannot meet them any more."""
 MOST_AHEAD: Final = 300.0
 """Seconds by which a driver's clock may be ahead."""
 _BURST: Final = 64
@@ -306,6 +309,10 @@ class AgentMachine:
         self._alive: set[str] = set()
         """Jobs whose process may still run."""
         self._stopping: set[str] = set()
+        self._together: set[str] = set()
+        """Jobs whose present process has met the other parties."""
+        self._stranded: dict[str, float] = {}
+        """Since when somebody has finished a job that the process here is not in the middle of."""
         self._unsaved: set[str] = set()
         self._actions: list[Action] = []
         self._repeats = Repeats()
@@ -347,6 +354,7 @@ class AgentMachine:
     def next_time(self) -> float | None:
         """Return when to call `tick` and `letters` again if nothing happens; None: never."""
         times = [self._deadline(job) for job in self.jobs.values()]
+        times += [since + STRANDED for since in self._stranded.values()]
         due = self._repeats.next_due()
         if due is not None:
             times.append(due)
@@ -445,6 +453,10 @@ class AgentMachine:
         if entry is None or entry.state not in (State.STARTING, State.RUNNING):
             return
         said = (one_line(text, MOST_TEXT), tuple(one_line(w, MOST_TEXT) for w in waits_for[:64]))
+        if step:
+            self._together.add(job)
+        else:
+            self._together.discard(job)
         if step and entry.state is State.STARTING:
             self._enter(entry, State.RUNNING, now)
         elif (entry.status.step, entry.status.text, entry.status.waits_for) == (step, *said):
@@ -677,6 +689,7 @@ class AgentMachine:
         """Come into another state. If a process runs that must not, have it ended."""
         if state.has_ended:
             job.ended = now
+            self._stranded.pop(job.offer.job, None)
         reason = one_line(reason, MOST_TEXT)
         self._change(job, state=state, since=int(now), by=by, reason=reason)
         job.told_peers = job.status.version
@@ -703,6 +716,7 @@ class AgentMachine:
                 yield party
 
     def _start(self, job: AgentJob) -> None:
+        self._together.discard(job.offer.job)
         self._alive.add(job.offer.job)
         self._actions.append(Start(job.offer.job))
 
@@ -745,6 +759,18 @@ class AgentMachine:
             missing = ", ".join(self._without_consent(job))
             reason = f"without the consent of {missing}" if missing else "before all had started"
             self._enter(job, State.EXPIRED, now, by=self._me, reason=reason)
+
+        elif self._is_stranded(job, now):
+            reason = "its process was lost, and others had finished when it was started again"
+            self._enter(job, State.FAILED, now, by=self._me, reason=reason)
+
+    def _is_stranded(self, job: AgentJob, now: float) -> bool:
+        name = job.offer.job
+        left = any(status.state is State.FINISHED for status in job.peers.values())
+        if not left or name in self._together:
+            self._stranded.pop(name, None)
+            return False
+        return now >= self._stranded.setdefault(name, now) + STRANDED
 
     def _without_consent(self, job: AgentJob) -> list[str]:
         return [
@@ -795,6 +821,7 @@ class AgentMachine:
         name = job.offer.job
         del self.jobs[name]
         self._unsaved.discard(name)
+        self._stranded.pop(name, None)
         for receiver in self._receivers(job):
             self._repeats.stop((name, receiver))
             self._owed.discard((name, receiver))

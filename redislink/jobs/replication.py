@@ -101,6 +101,10 @@ class Repeats:
         """Say it now, and again after the first pause."""
         self._timers[key] = _Timer(now)
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether it is to be said."""
+        return key in self._timers
+
     def stop(self, key: Hashable) -> None:
         """Say it no more."""
         self._timers.pop(key, None)

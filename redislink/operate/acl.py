@@ -7,7 +7,9 @@ Rules:
   there (a party: `PUSH`, `POP`, `CLAIM`, `STATUS`; an operator: `FIND`, `WATCH`, `SAID`, `PURGE`).
   No other command is granted.
 - A pattern is fixed text with one ``*`` at its end. Names contain no glob characters, and the text
-  ends with the ``:`` after a name, so it fits only that name.
+  ends with the ``:`` after a name, so it fits only that name. Patterns of jobs' sessions also have a
+  ``?`` for each character of a job's id.
+- A driver pushes offers and pops answers, each on lists of their own, and nothing else.
 - Passwords are made here, from the operating system's randomness. The server gets their SHA-256.
 
 Needs Redis 7 or Valkey, for ``%W~`` and selectors.
@@ -50,6 +52,8 @@ WATCH: Final = ("type", "llen", "pttl", "memory|usage")
 """An operator's commands on all keys of the session. None returns an element (``%R~``)."""
 SAID: Final = ("get",)
 """An operator's commands on each party's claim and status (``%R~``)."""
+TAKE: Final = ("blpop",)
+"""A driver's command on its own inbox (``%RW~``)."""
 PURGE: Final = ("unlink", "del")
 """An operator's commands for removing any key of the session (``%W~``)."""
 
@@ -59,6 +63,8 @@ EVERYTHING: Final = ("~*", "&*", "+@all")
 SLOTS: Final = ("cluster|slots",)
 """Needs no key. Asks a Redis Cluster which node has which inbox."""
 
+_OF_A_JOB: Final = ".j????????????"
+"""What a job's id adds to the session's name: `redislink.jobs.offer.job_session`, as a pattern."""
 _PASSWORD_BYTES: Final = 32
 _WHAT: Final = "password file"
 _DEFAULT_OFF: Final = "user default off"
@@ -66,10 +72,11 @@ _DEFAULT_OFF: Final = "user default off"
 
 @dataclass(frozen=True, slots=True)
 class PartyUser:
-    """The Redis user of one party, of an operator, or of an administrator.
+    """The Redis user of one party, of a driver, of an operator, or of an administrator.
 
     Attributes:
-        party: the party's name in the cluster file, or the operator's or administrator's name.
+        party: the party's or driver's name in the cluster file, or the operator's or
+            administrator's name.
         name: the Redis user's name. Two sessions on one broker never share a party's user.
         rules: the arguments of ``ACL SETUSER``, in order, without the password.
     """
@@ -80,58 +87,74 @@ class PartyUser:
 
 
 def party_users(
-    session: str, parties: Sequence[str], number: int = 0, *, cluster: bool = False
+    session: str,
+    parties: Sequence[str],
+    number: int = 0,
+    *,
+    cluster: bool = False,
+    drivers: Sequence[str] | None = None,
 ) -> list[PartyUser]:
-    """Return the users of a session, in the order of the parties.
+    """Return the users of a session: of the parties, in their order, then of the drivers.
 
     Args:
         session: the session's name.
         parties: the names of all parties.
         number: the number of the database that they use, see `database`.
         cluster: whether the broker is a Redis Cluster, see `is_cluster`.
+        drivers: the names of all drivers; None if there are no jobs.
     """
     anywhere = (*ANSWERS, *(SLOTS if cluster else HUSH))
-    return [
-        PartyUser(
-            party,
-            user_name(session, party),
-            tuple(_rules(session, party, parties, number, anywhere)),
-        )
-        for party in parties
-    ]
+    of_drivers = (*ANSWERS, *(SLOTS if cluster else ()))
+    rules = {
+        party: _rules(session, party, parties, number, anywhere, drivers) for party in parties
+    } | {
+        driver: _driver_rules(session, driver, parties, number, of_drivers)
+        for driver in drivers or ()
+    }
+    return [PartyUser(name, user_name(session, name), tuple(each)) for name, each in rules.items()]
 
 
 def operator_user(
-    session: str, parties: Sequence[str], operator: str, number: int = 0, *, cluster: bool = False
+    session: str,
+    parties: Sequence[str],
+    operator: str,
+    number: int = 0,
+    *,
+    cluster: bool = False,
+    drivers: Sequence[str] | None = None,
 ) -> PartyUser:
     """Return the user of an operator, who watches and purges a session but reads no message.
 
     Args:
         session: the session's name.
         parties: the names of all parties.
-        operator: the operator's name; must not be a party's.
+        operator: the operator's name; must not be a party's or driver's.
         number: the number of the database, see `database`.
         cluster: whether the broker is a Redis Cluster, see `is_cluster`.
+        drivers: the names of all drivers; None if there are no jobs.
 
     Raises:
-        ConfigError: the name is not valid, or is a party's.
+        ConfigError: the name is not valid, or is a party's or driver's.
     """
-    if list_names.check_name(operator, "operator") in parties:
-        raise ConfigError(f"operator {operator!r} is a party of the session: take another name")
-    every = list_names.session_prefix(session).decode()
+    if list_names.check_name(operator, "operator") in (*parties, *(drivers or ())):
+        raise ConfigError(
+            f"operator {operator!r} is a party or driver of the session: take another name"
+        )
     said = [
-        key(session, party)
+        key
         for party in parties
-        for key in (list_names.claim_key, list_names.status_key)
+        for of in (list_names.claim_key, list_names.status_key)
+        for key in _with_jobs(session, of(session, party).decode(), drivers)
     ]
+    every = _with_jobs(session, f"{list_names.session_prefix(session).decode()}*", drivers)
     rules = ["resetchannels", "-@all", *_allow((*ANSWERS, *FIND))]
     if cluster:
         rules += _allow(SLOTS)
-    rules += [f"%R~{every}*", *_allow(WATCH)]
+    rules += [*(f"%R~{keys}" for keys in every), *_allow(WATCH)]
     if number:
         rules.append(f"+select|{number}")
-    rules.append(f"({' '.join([*(f'%R~{key.decode()}' for key in said), *_allow(SAID)])})")
-    rules.append(f"({' '.join([f'%W~{every}*', *_allow(PURGE)])})")
+    rules.append(f"({' '.join([*(f'%R~{key}' for key in said), *_allow(SAID)])})")
+    rules.append(f"({' '.join([*(f'%W~{keys}' for keys in every), *_allow(PURGE)])})")
     return PartyUser(operator, user_name(session, operator), tuple(rules))
 
 
@@ -154,21 +177,56 @@ def admin_user(name: str, others: Iterable[str]) -> PartyUser:
 
 
 def _rules(
-    session: str, me: str, parties: Sequence[str], number: int, anywhere: Sequence[str]
+    session: str,
+    me: str,
+    parties: Sequence[str],
+    number: int,
+    anywhere: Sequence[str],
+    drivers: Sequence[str] | None,
 ) -> Iterator[str]:
     yield from ("resetchannels", "-@all", *_allow(anywhere))
     for peer in parties:
         if peer != me:
-            yield f"%W~{list_names.sender_prefix(session, peer, me).decode()}*"
+            lists = f"{list_names.sender_prefix(session, peer, me).decode()}*"
+            yield from (f"%W~{keys}" for keys in _with_jobs(session, lists, drivers))
+    if drivers is not None:  # a party may be its own driver, and each agent answers drivers
+        offers = list_names.letter_list(session, me, me, list_names.OFFERS_TAG)
+        yield f"%W~{offers.decode()}"
+        for driver in (me, *drivers):
+            answers = list_names.letter_list(session, driver, me, list_names.ANSWERS_TAG)
+            yield f"%W~{answers.decode()}"
+    yield from _allow(PUSH)
+    if number:
+        yield f"+select|{number}"
+    for access, keys, commands in (
+        ("%RW~", f"{list_names.party_prefix(session, me).decode()}*", POP),
+        ("%RW~", list_names.claim_key(session, me).decode(), CLAIM),
+        ("%W~", list_names.status_key(session, me).decode(), STATUS),
+    ):
+        patterns = [f"{access}{each}" for each in _with_jobs(session, keys, drivers)]
+        yield f"({' '.join([*patterns, *_allow(commands)])})"
+
+
+def _driver_rules(
+    session: str, me: str, parties: Sequence[str], number: int, anywhere: Sequence[str]
+) -> Iterator[str]:
+    yield from ("resetchannels", "-@all", *_allow(anywhere))
+    for party in parties:
+        offers = list_names.letter_list(session, party, me, list_names.OFFERS_TAG)
+        yield f"%W~{offers.decode()}"
     yield from _allow(PUSH)
     if number:
         yield f"+select|{number}"
     inbox = f"%RW~{list_names.party_prefix(session, me).decode()}*"
-    yield f"({' '.join([inbox, *_allow(POP)])})"
-    claim = f"%RW~{list_names.claim_key(session, me).decode()}"
-    yield f"({' '.join([claim, *_allow(CLAIM)])})"
-    status = f"%W~{list_names.status_key(session, me).decode()}"
-    yield f"({' '.join([status, *_allow(STATUS)])})"
+    yield f"({' '.join([inbox, *_allow(TAKE)])})"
+
+
+def _with_jobs(session: str, keys: str, drivers: Sequence[str] | None) -> list[str]:
+    """Return the pattern, and if there are jobs also that of the same keys in their sessions."""
+    if drivers is None:
+        return [keys]
+    start = f"{list_names.PREFIX}:{{{session}"
+    return [keys, f"{start}{_OF_A_JOB}{keys.removeprefix(start)}"]
 
 
 def _allow(commands: Iterable[str]) -> list[str]:
