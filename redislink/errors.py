@@ -17,6 +17,7 @@
     │   ├── BrokerBusy         the broker refuses us for now (full, loading, a replica)
     │   ├── BrokerRefused      the broker answered with any other error
     │   └── ProxyRefused       the proxy on the way to the broker does not let us through
+    ├── JobError               an agent does not answer a driver, or gives it nothing
     ├── PeerError              another party is at fault, or missing
     │   ├── HandshakeTimeout   not every party joined in time
     │   ├── ClusterMismatch    a party runs with another cluster file or version
@@ -201,6 +202,10 @@ class ProxyRefused(BrokerError):
 
 class PeerError(RedisLinkError):
     """Another party is missing, late, or does not match."""
+
+
+class JobError(RedisLinkError):
+    """An agent does not answer a driver, or does not give it what it asks for."""
 
 
 class HandshakeTimeout(PeerError):

@@ -209,6 +209,10 @@ class RedisLinkSettings(BaseSettings):
     )
     cluster_file: Path | None = Field(default=None, description="Path of the cluster file.")
     party: str | None = Field(default=None, description="Name of this party in the cluster file.")
+    jobs_dir: Path = Field(
+        default=Path("~/.local/state/redislink/jobs"),
+        description="Directory where a driver keeps what it knows of the jobs that it submitted.",
+    )
     identity_file: Path | None = Field(
         default=None, description="File with this party's private key, from redislink keygen."
     )

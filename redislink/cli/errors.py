@@ -25,6 +25,7 @@ from redislink.errors import (
     BrokerError,
     ConfigError,
     FrameError,
+    JobError,
     JournalError,
     LinkError,
     PeerError,
@@ -65,6 +66,7 @@ EPILOG = "Exit codes: " + ", ".join(f"{int(code)} {text}" for code, text in MEAN
 _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (
     (ConfigError, ExitCode.CONFIG),
     (JournalError, ExitCode.CONFIG),
+    (JobError, ExitCode.PEER),
     (AuditError, ExitCode.CONFIG),
     (LinkError, ExitCode.CONFIG),
     (BrokerError, ExitCode.BROKER),

@@ -24,14 +24,13 @@ from types import FrameType
 from typing import Final
 
 from redislink.audit import AuditLog
-from redislink.broker import Broker, make_broker
+from redislink.broker import make_broker
 from redislink.broker.outage import Outage
 from redislink.cluster import ClusterSpec
 from redislink.errors import AuditError, ConfigError, PartyTaken, RedisLinkError
 from redislink.identity.keypair import Identity
 from redislink.jobs import runner
 from redislink.jobs.cgroup import ControlGroups
-from redislink.jobs.letters import Sealer
 from redislink.jobs.machine import (
     Action,
     AgentJob,
@@ -43,7 +42,7 @@ from redislink.jobs.machine import (
     Start,
     Stop,
 )
-from redislink.jobs.mailbox import Mailbox, Received, agent_sources
+from redislink.jobs.mailbox import Mailbox, Received, agent_sources, open_mailbox
 from redislink.jobs.offer import Offer
 from redislink.jobs.outgoing import answer, result_names
 from redislink.jobs.policy import Action as Verdict
@@ -222,21 +221,9 @@ class Agent:
     @contextlib.contextmanager
     def _open_mailbox(self) -> Iterator[Mailbox]:
         cluster, party = self._place.cluster, self._place.party
-        sealer = Sealer(
-            party,
-            session=cluster.session,
-            digest=cluster.digest(),
-            private_key=self._identity.private_key,
-            public_keys=cluster.keys_for_jobs(),
-            random_bytes=secrets.token_bytes,
-        )
-        with Mailbox(
-            Broker.all_from_settings(self._settings, cluster.broker),
-            sealer,
-            session=cluster.session,
-            me=party,
-            sources=agent_sources(party, cluster.party_names, cluster.driver_names),
-            log=self._log,
+        sources = agent_sources(party, cluster.party_names, cluster.driver_names)
+        with open_mailbox(
+            cluster, party, self._identity, self._settings, sources=sources, log=self._log
         ) as mailbox:
             yield mailbox
 

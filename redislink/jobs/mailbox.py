@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import queue
+import secrets
 import threading
 import time
 from collections import Counter
@@ -26,11 +27,15 @@ from redislink.broker.broker import Broker
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.inbox import popped_untrusted
 from redislink.broker.wire import Bound, pack_blpop
-from redislink.errors import BrokerError, FrameError
+from redislink.cluster import ClusterSpec
+from redislink.errors import BrokerError, ConfigError, FrameError
+from redislink.identity.keypair import Identity, fingerprint
 from redislink.jobs.letters import MOST_LETTER, Sealer
 from redislink.jobs.machine import Letter
 from redislink.logs import PartyLogger, is_power_of_two
 from redislink.protocol.list_names import ANSWERS_TAG, JOBS_TAG, OFFERS_TAG, letter_list
+from redislink.settings import RedisLinkSettings
+from redislink.transport.security import load_psks
 
 MOST_LETTERS: Final = 16
 """Letters of one sender that may wait on a list."""
@@ -108,6 +113,8 @@ class Mailbox:
         self._closed = threading.Event()
         self._takers = [_Taker(self, broker, list(self._origins)) for broker in brokers]
         self._me = me
+        self.brokers = len(self._takers)
+        """How many brokers it has."""
         self._pushers = [_Pusher(broker, clock) for broker in brokers]
         for taker in self._takers:
             taker.thread.start()
@@ -306,6 +313,61 @@ class _Pusher:
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
+
+
+def open_mailbox(
+    cluster: ClusterSpec,
+    me: str,
+    identity: Identity,
+    settings: RedisLinkSettings,
+    *,
+    sources: Mapping[str, Sequence[str]],
+    brokers: Sequence[Broker] | None = None,
+    log: PartyLogger | None = None,
+) -> Mailbox:
+    """Return the mailbox of a party's agent or a driver, with its keys and its brokers.
+
+    Args:
+        cluster: the cluster file.
+        me: the party's or driver's name.
+        identity: its key pair.
+        settings: name the brokers, unless the cluster file does, and the pre-shared keys.
+        sources: see `agent_sources` and `driver_sources`.
+        brokers: instead of those of the settings.
+        log: instead of the package's.
+
+    Raises:
+        ConfigError: the cluster file, a setting or the key does not fit.
+    """
+    keys = cluster.keys_for_jobs()
+    if me not in keys:
+        raise ConfigError(
+            f"{me!r:.80} is neither a party nor a driver of session {cluster.session!r}: it has "
+            f"{', '.join(keys)}"
+        )
+    if identity.public_key != keys[me]:
+        raise ConfigError(
+            f"{me}: the key file is of {fingerprint(identity.public_key)}, but the cluster file "
+            f"has {fingerprint(keys[me])} for {me!r}: give the right one with --identity, or mend "
+            "its public_key"
+        )
+    sealer = Sealer(
+        me,
+        session=cluster.session,
+        digest=cluster.digest(),
+        private_key=identity.private_key,
+        public_keys=keys,
+        random_bytes=secrets.token_bytes,
+        psks=load_psks([name for name in keys if name != me], settings),
+    )
+    return Mailbox(
+        Broker.all_from_settings(settings, cluster.broker) if brokers is None else brokers,
+        sealer,
+        session=cluster.session,
+        me=me,
+        sources=sources,
+        log=log or PartyLogger(cluster.session, me),
+    )
 
 
 def agent_sources(

@@ -7,8 +7,8 @@ Rules:
   there (a party: `PUSH`, `POP`, `CLAIM`, `STATUS`; an operator: `FIND`, `WATCH`, `SAID`, `PURGE`).
   No other command is granted.
 - A pattern is fixed text with one ``*`` at its end. Names contain no glob characters, and the text
-  ends with the ``:`` after a name, so it fits only that name. Patterns of jobs' sessions also have a
-  ``?`` for each character of a job's id.
+  ends with the ``:`` after a name, so it fits only that name. Patterns of jobs' sessions have a
+  ``?`` for each character of a job's id, too.
 - A driver pushes offers and pops answers, each on lists of their own, and nothing else.
 - Passwords are made here, from the operating system's randomness. The server gets their SHA-256.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 
 from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
@@ -60,7 +61,7 @@ def make_handshake(
         private_key=identity.private_key,
         public_keys=public_keys,
         random_bytes=secrets.token_bytes,
-        psks=_load_psks(peers, settings),
+        psks=load_psks(peers, settings),
     )
 
 
@@ -73,7 +74,12 @@ def _load_identity(party: str, settings: RedisLinkSettings) -> Identity:
     return Identity.load(settings.identity_file)
 
 
-def _load_psks(peers: list[str], settings: RedisLinkSettings) -> dict[str, bytes]:
+def load_psks(peers: Iterable[str], settings: RedisLinkSettings) -> dict[str, bytes]:
+    """Return the pre-shared keys that this party has with these others.
+
+    Raises:
+        ConfigError: the directory or a file in it cannot be used.
+    """
     directory = settings.psk_dir
     if directory is None:
         return {}

@@ -1,9 +1,9 @@
 """Runs of jobs over a hostile broker, with agents and a driver that are killed; the seed decides.
 
 ``python -m tests.jobs.simulation --seed N -v`` plays one. The broker drops, doubles, delays,
-reorders, replays, cuts, changes, moves and forges letters; agents and the driver are killed and go on from what they
-had saved; policies accept, ask and refuse; people approve, refuse and cancel; processes take their
-time and fail. Time is a number.
+reorders, replays, cuts, changes, moves and forges letters. Agents and the driver are killed, and go
+on from what they had saved. Policies accept, ask and refuse; people approve, refuse and cancel;
+processes take their time and fail. Time is a number.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TableSealer:
         *where, encoded = self._table.get(element, ("", "", "", b""))
         if where != [src, self._name, tag]:
             raise SealError("it does not open")
-        return marshal.loads(encoded)  # noqa: S302 - our own
+        return marshal.loads(encoded)
 
 
 class Simulation:
