@@ -152,14 +152,14 @@ def _commands(server: EmbeddedBroker) -> int:
 
 def _row(idle: Idle) -> str:
     return (
-        f"| {idle.agents} | {idle.seconds:.0f} s | {_span(idle.cpu, '.2f')} s | "
-        f"{_span([m / 2**20 for m in idle.memory], '.0f')} MiB | {idle.commands:.2f} | "
+        f"| {idle.agents} | {idle.seconds:.0f} s | {_span(idle.cpu, '.2f', 's')} | "
+        f"{_span([m / 2**20 for m in idle.memory], '.0f', 'MiB')} | {idle.commands:.2f} | "
         f"{idle.connections} | {idle.broker_cpu:.1f} s |"
     )
 
 
-def _span(values: list[float], form: str) -> str:
-    middle = f"{statistics.median(values):{form}}"
+def _span(values: list[float], form: str, unit: str) -> str:
+    middle = f"{statistics.median(values):{form}} {unit}"
     if len(values) == 1:
         return middle
     return f"{middle} ({min(values):{form}}-{max(values):{form}})"

@@ -15,6 +15,7 @@ import typer
 
 from redislink.cli import errors, who
 from redislink.cli.errors import Verbose
+from redislink.cli.programs import ProgramsOption, store_at
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError
 from redislink.settings import RedisLinkSettings
@@ -28,14 +29,6 @@ def agent(
         Path,
         typer.Option(metavar="FILE", help="The policy: which jobs run here.", show_default=False),
     ],
-    programs: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR",
-            help="Directory of programs, from redislink programs add.",
-            show_default=False,
-        ),
-    ],
     work: Annotated[
         Path,
         typer.Option(
@@ -44,6 +37,7 @@ def agent(
             show_default=False,
         ),
     ],
+    programs: ProgramsOption = None,
     cluster: ClusterOption = None,
     party: PartyOption = None,
     identity: IdentityOption = None,
@@ -68,8 +62,9 @@ def agent(
             f"{name}: no identity: give --identity FILE, or set REDISLINK_IDENTITY_FILE to the "
             f"file that redislink keygen {name} wrote"
         )
+    store = store_at(programs)
     with _lines(name):
-        Agent(Place(spec, name, identity, policy, programs, work), settings).serve()
+        Agent(Place(spec, name, identity, policy, store.directory, work), settings).serve()
 
 
 class _Lines(logging.Handler):
