@@ -10,10 +10,12 @@ Rules:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -30,8 +32,9 @@ from redislink.audit.records import (
     Traffic,
 )
 from redislink.cluster import ClusterSpec
-from redislink.errors import ConfigError, RedisLinkError, UsageError
+from redislink.errors import AuditError, ConfigError, RedisLinkError, UsageError
 from redislink.files import open_regular
+from redislink.forking import dies_in_child
 from redislink.identity import Identity, fingerprint
 from redislink.identity.keypair import parse_public_key
 from redislink.identity.signing import SigningKey, format_signing_key
@@ -61,18 +64,29 @@ class SessionAudit:
         self._cluster = cluster
         self._epochs = dict(epochs or {})
         self._began = time.monotonic()
+        self._steps = 0
         self._took: dict[str, float] = {}
+        self._stats: Callable[[], EndpointStats] | None = None
         self._how: How | None = None
         self._error: str | None = None
         self._by: str | None = None
         self._ended = False
+        dies_in_child(self)
 
-    def begin(self, resumed_after: int | None, versions: str) -> None:
+    def die_in_child(self) -> None:
+        """In the child of a fork nothing is written."""
+        self._ended = True
+        _open.discard(self)
+
+    def begin(
+        self, resumed_after: int | None, versions: str, stats: Callable[[], EndpointStats]
+    ) -> None:
         """All parties have met.
 
         Args:
             resumed_after: see `BeginSaid`.
             versions: of what computes, as text.
+            stats: gives this party's counts.
 
         Raises:
             AuditError: it cannot be written.
@@ -100,6 +114,8 @@ class SessionAudit:
             ),
             durable=True,
         )
+        self._stats = stats
+        _open.add(self)
 
     def step(
         self,
@@ -121,6 +137,8 @@ class SessionAudit:
         Raises:
             AuditError: it cannot be written.
         """
+        if not chain:
+            self._steps = number
         self._log.append(
             StepSaid(
                 chain=chain,
@@ -195,22 +213,24 @@ class SessionAudit:
             durable=not from_journal,
         )
 
-    def blame(self, error: BaseException) -> None:
-        """Note why the session ends; what was noted first counts."""
+    def blame(self, error: BaseException | None) -> None:
+        """Note why the session ends; what was noted first counts.
+
+        Args:
+            error: the error that ends it; None if it is aborted without one.
+        """
         if self._how is not None:
             return
         is_ours = isinstance(error, RedisLinkError) and not isinstance(error, UsageError)
         self._how = "failed" if is_ours else "aborted"
-        self._error = one_line(type(error).__name__, _MOST_NAME)
+        self._error = None if error is None else one_line(type(error).__name__, _MOST_NAME)
         self._by = getattr(error, "peer", None) if isinstance(error, RedisLinkError) else None
 
-    def end(self, how: How, steps: int, stats: EndpointStats) -> None:
+    def end(self, how: How) -> None:
         """Write the last line, unless that has been done, and close the record.
 
         Args:
             how: see `EndSaid`; what `blame` was told takes precedence.
-            steps: see `EndSaid`.
-            stats: this party's counts.
 
         Raises:
             AuditError: it cannot be written.
@@ -218,17 +238,19 @@ class SessionAudit:
         if self._ended:
             return
         self._ended = True
+        _open.discard(self)
         try:
+            peers = {} if self._stats is None else self._stats().peers
             said = EndSaid(
                 how=self._how or how,
                 error=self._error,
                 by=self._by,
                 seconds=round(time.monotonic() - self._began, 6),
-                steps=steps,
+                steps=self._steps,
                 previous_seconds=self._took.get(""),
                 peers={
                     name: Traffic(**{count: getattr(peer, count) for count in _TRAFFIC})
-                    for name, peer in stats.peers.items()
+                    for name, peer in peers.items()
                 },
             )
             self._log.append(said, durable=True)
@@ -239,6 +261,17 @@ class SessionAudit:
         """Close the record of a session that has not begun."""
         self._ended = True
         self._log.close()
+
+
+_open: Final[set[SessionAudit]] = set()
+"""Those that have begun and not ended, even if the program has forgotten their sessions."""
+
+
+@atexit.register
+def _end_at_exit() -> None:
+    for audit in list(_open):
+        with contextlib.suppress(AuditError):  # then it has no end, which can be seen
+            audit.end("left")
 
 
 def open_audit(

@@ -9,8 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -472,7 +470,8 @@ class Session(ClosesOrAborts):
                 try:
                     self._communicator.close()
                 finally:
-                    self._blame(self._failure.error, self._steps.broken)
+                    if self._failure.error is not None or self._steps.broken is not None:
+                        self._blame(self._failure.error, self._steps.broken)
                     self._close_files("closed")
 
     def die_in_child(self) -> None:
@@ -496,7 +495,8 @@ class Session(ClosesOrAborts):
                 self._journal.meet(journals)
                 chain, journals = self._journal.chain("", place), None
             if self._audit is not None:
-                self._audit.begin(None if chain is None else chain.resume, versions_here())
+                resumed = None if chain is None else chain.resume
+                self._audit.begin(resumed, versions_here(), self._communicator.stats)
             return Steps(place, self._failure, journal=chain, journals=journals, audit=self._audit)
         except BaseException as error:
             self._communicator.abort(reason_for_peers(error), retryable=may_pass(error))
@@ -519,7 +519,7 @@ class Session(ClosesOrAborts):
             if self._journal is not None:
                 self._journal.close()
             if self._audit is not None:
-                self._audit.end(how, self._steps.number, self._communicator.stats())
+                self._audit.end(how)
         except AuditError as error:
             if self._failure.error is None:
                 raise
@@ -528,11 +528,13 @@ class Session(ClosesOrAborts):
             self._left = True
 
     def _blame(self, *errors: BaseException | None) -> None:
-        """Note for the audit record why the session ends; the first of the errors counts."""
+        """Note for the audit record why the session ends.
+
+        Args:
+            errors: the first that there is counts; if there is none, it is aborted without one.
+        """
         if self._audit is not None:
-            for error in errors:
-                if error is not None:
-                    self._audit.blame(error)
+            self._audit.blame(next((error for error in errors if error is not None), None))
 
     def _device(self, name: str) -> SpuDevice:
         from redislink.spu.device import SpuDevice, Surroundings
@@ -618,16 +620,6 @@ def open_journal(
         fresh=settings.journal_fresh,
         required=settings.journal_required,
     )
-
-
-@atexit.register
-def _end_records() -> None:
-    """End the audit records of sessions that the program has not closed."""
-    for session in open_sessions():
-        if session._audit is not None:
-            session._blame(session._failure.error, session._steps.broken)
-            with contextlib.suppress(AuditError):  # then it has no end, which can be seen
-                session._audit.end("left", session._steps.number, session.stats())
 
 
 def open_sessions() -> list[Session]:
