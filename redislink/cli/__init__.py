@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "inspect": "sessions:inspect",
     "purge": "sessions:purge",
     "agent": "agent:agent",
+    "submit": "submit:submit",
     "jobs": "jobs:app",
     "trace": "trace:app",
     "journal": "journal:app",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 from pathlib import Path
@@ -12,18 +13,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from redislink.cli import decide
-from redislink.cli.errors import EPILOG, Verbose, show
+from redislink.cli import decide, driving
+from redislink.cli.driving import DriverOption, JobsDirOption
+from redislink.cli.errors import EPILOG, Verbose, say, show
 from redislink.cli.operator import JsonOption
+from redislink.cli.who import ClusterOption, IdentityOption
 from redislink.errors import ConfigError
-from redislink.text import one_line
+from redislink.files import open_new
+from redislink.text import one_line, printable
 
 if TYPE_CHECKING:
+    from redislink.jobs.client import Client
     from redislink.jobs.offer import Offer
 
 _DIGITS = 19
+_LISTEN = 5.0
+"""Seconds in which agents that run say that they have ended a job."""
 app = typer.Typer(
-    help="Show, approve, refuse, cancel jobs: at an agent's machine with --work.",
+    help="What becomes of jobs: for their driver, or with --work at an agent's machine.",
     no_args_is_help=True,
 )
 WorkOption = Annotated[
@@ -32,6 +39,15 @@ WorkOption = Annotated[
         "--work",
         metavar="DIR",
         help="At an agent's machine: its work directory.",
+        show_default=False,
+    ),
+]
+WorkOrDriver = Annotated[
+    Path | None,
+    typer.Option(
+        "--work",
+        metavar="DIR",
+        help="At an agent's machine: its work directory, instead of the driver's options.",
         show_default=False,
     ),
 ]
@@ -65,15 +81,146 @@ def refuse(
 
 @app.command(epilog=EPILOG)
 def cancel(
-    job: JobArgument, work: WorkOption, reason: ReasonOption = "", verbose: Verbose = False
+    job: JobArgument,
+    work: WorkOrDriver = None,
+    reason: ReasonOption = "",
+    cluster: ClusterOption = None,
+    driver: DriverOption = None,
+    identity: IdentityOption = None,
+    jobs_dir: JobsDirOption = None,
+    verbose: Verbose = False,
 ) -> None:
-    """End a job at this agent, and so everywhere, whatever it is at."""
-    decide.decide(work, job, "cancel", reason)
+    """End a job everywhere, whatever it is at: as its driver, or at an agent's machine."""
+    driving.one_of_work_and_driver(work, driver=driver, identity=identity, jobs_dir=jobs_dir)
+    if work is not None:
+        decide.decide(work, job, "cancel", reason)
+        return
+    if reason:
+        raise ConfigError("--reason is for an agent's machine: a driver gives none")
+    with driving.client_of(cluster, driver, identity, jobs_dir) as client:
+        client.refresh()
+        if client.cancel(job):
+            client.wait(job, _LISTEN)
+        show(f"job {job}: {driving.line(client.show(job))}")
+        unseen = client.show(job).unseen
+        if unseen:
+            say(f"job {job}: {', '.join(unseen)} must still hear of it: redislink jobs wait {job}")
+
+
+@app.command(epilog=EPILOG)
+def wait(
+    job: JobArgument,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="Wait no longer than this.", show_default=False
+        ),
+    ] = None,
+    cluster: ClusterOption = None,
+    driver: DriverOption = None,
+    identity: IdentityOption = None,
+    jobs_dir: JobsDirOption = None,
+    as_json: JsonOption = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what becomes of a job, and end when it has ended: with code 0 if it finished."""
+    with driving.client_of(cluster, driver, identity, jobs_dir) as client:
+        ended = client.wait(
+            job, timeout, on_change=lambda now: say(f"job {now.id}: {driving.line(now)}")
+        )
+        if as_json:
+            typer.echo(driving.as_json(ended))
+        driving.check_ended_well(ended)
+
+
+@app.command(epilog=EPILOG)
+def logs(
+    job: JobArgument,
+    party: Annotated[str, typer.Argument(metavar="PARTY", help="Whose log.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended there.")
+    ] = False,
+    cluster: ClusterOption = None,
+    driver: DriverOption = None,
+    identity: IdentityOption = None,
+    jobs_dir: JobsDirOption = None,
+    verbose: Verbose = False,
+) -> None:
+    """Print the log of a job at a party, if its policy lets it out."""
+    with driving.client_of(cluster, driver, identity, jobs_dir) as client:
+        client.refresh()
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        for part in client.logs(job, party, follow=follow):
+            typer.echo(printable(decode(part), keep="\n\t"), nl=False)
+
+
+@app.command(epilog=EPILOG)
+def result(
+    job: JobArgument,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Name of the result; otherwise all are listed."),
+    ] = None,
+    party: Annotated[
+        str | None,
+        typer.Option(
+            "--party", metavar="NAME", help="Who gives it; otherwise the first that does."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write it there, as a program of the job's wrote it (redislink.values).",
+            show_default=False,
+        ),
+    ] = None,
+    cluster: ClusterOption = None,
+    driver: DriverOption = None,
+    identity: IdentityOption = None,
+    jobs_dir: JobsDirOption = None,
+    verbose: Verbose = False,
+) -> None:
+    """Print or write a result of a job that has finished, if a policy lets it out."""
+    from redislink.values import encode_value
+
+    with driving.client_of(cluster, driver, identity, jobs_dir) as client:
+        client.refresh()
+        if name is None:
+            for who, names in client.show(job).results.items():
+                for each in names:
+                    show(f"{who}  {each}")
+            return
+        value = client.result(job, name, party)
+        if out is None:
+            show(repr(value))
+            return
+        _write(out, encode_value(value))
+        say(f"wrote {out}")
 
 
 @app.command("list", epilog=EPILOG)
-def list_jobs(work: WorkOption, as_json: JsonOption = False, verbose: Verbose = False) -> None:
-    """List the jobs of this agent, the newest last."""
+def list_jobs(
+    work: WorkOrDriver = None,
+    cluster: ClusterOption = None,
+    driver: DriverOption = None,
+    identity: IdentityOption = None,
+    jobs_dir: JobsDirOption = None,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--ask-agents", help="Ask the agents instead, for a driver that has lost its files."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the jobs of a driver, or of an agent, the newest last."""
+    driving.one_of_work_and_driver(work, driver=driver, identity=identity, jobs_dir=jobs_dir)
+    if work is None:
+        with driving.client_of(cluster, driver, identity, jobs_dir) as client:
+            _list_of_driver(client, as_json=as_json, lost=lost)
+        return
     found = decide.jobs_at_agent(work)
     if as_json:
         typer.echo(json.dumps(found))
@@ -93,7 +240,7 @@ def list_jobs(work: WorkOption, as_json: JsonOption = False, verbose: Verbose = 
 @app.command("show", epilog=EPILOG)
 def show_job(
     job: JobArgument,
-    work: WorkOption,
+    work: WorkOrDriver = None,
     source: Annotated[
         bool, typer.Option("--source", help="Print the program that came with the offer.")
     ] = False,
@@ -107,10 +254,25 @@ def show_job(
         Path | None,
         typer.Option(metavar="DIR", help="The agent's programs.", show_default=False),
     ] = None,
+    cluster: ClusterOption = None,
+    driver: DriverOption = None,
+    identity: IdentityOption = None,
+    jobs_dir: JobsDirOption = None,
     as_json: JsonOption = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show a job of this agent: what is asked for, what was decided, how far it is."""
+    """Show a job: what is asked for, what was decided, how far it is at each party."""
+    driving.one_of_work_and_driver(work, driver=driver, identity=identity, jobs_dir=jobs_dir)
+    if work is None:
+        if source or diff:
+            raise ConfigError("--source and --diff are for an agent's machine: give --work DIR")
+        with driving.client_of(cluster, driver, identity, jobs_dir) as client:
+            client.refresh()
+            if as_json:
+                typer.echo(driving.as_json(client.show(job)))
+            else:
+                driving.show_job(client.show(job))
+        return
     entry = decide.job_at_agent(work, job)
     if source or diff:
         _show_source(entry.offer, programs, diff=diff)
@@ -136,6 +298,36 @@ def show_job(
         if value not in ("", [], {}):
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             show(f"{name.replace('_', ' ')}: {shown}")
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        with open_new(out) as file:
+            file.buffer.write(data)
+    except OSError as error:
+        raise ConfigError(f"{out}: {error.strerror or error}: give --out another name") from None
+
+
+def _list_of_driver(client: Client, *, as_json: bool, lost: bool) -> None:
+    if lost:
+        for party, jobs in client.ask_agents().items():
+            for offer, status in jobs:
+                show(f"{offer.job}  {party}  {driving.progress(status)}")
+        return
+    client.refresh()
+    if as_json:
+        typer.echo(json.dumps([driving.facts(job) for job in client.list()]))
+        return
+    table = Table()
+    for heading in ("job", "state", "program", "offered (UTC)"):
+        table.add_column(heading, overflow="fold")
+    for job in client.list():
+        program = job.offer.program_name or job.offer.program[:_DIGITS]
+        table.add_row(
+            *(Text(cell) for cell in (job.id, driving.line(job), program)),
+            Text(_time(job.offer.issued)),
+        )
+    Console().print(table)
 
 
 def _show_source(offer: Offer, programs: Path | None, *, diff: bool) -> None:
