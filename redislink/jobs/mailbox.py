@@ -240,7 +240,7 @@ class _Taker:
 
     def _take_one(self) -> None:
         if self._connection is None:
-            self._connection = self._broker.at(self._names[0]).open()
+            self._connection = self._broker.at(self._names[0]).open_answering()
             if self._mailbox._closed.is_set():
                 return
         seconds = self._broker.blpop_slice(_LONGEST_WAIT)

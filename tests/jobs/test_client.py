@@ -181,7 +181,7 @@ def test_an_agent_that_is_away_finds_the_offer_and_another_client_the_end(stage:
     assert (end.state, end.whole.by, end.whole.reason) == (State.REFUSED, "bob", "because")
     with stage.client() as client:
         assert [each.id for each in client.list()] == [job]
-        with pytest.raises(JobError, match="alice's policy|not started at alice"):
+        with pytest.raises(JobError, match=r"alice's policy|not started at alice"):
             list(client.logs(job, "alice"))
 
 
