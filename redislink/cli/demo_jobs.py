@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import typer
 
@@ -24,22 +24,16 @@ from redislink.cli.examples import PROGRAM, find_examples
 from redislink.cli.parties import WatchedProcess, broker_addresses
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import trial_devices, write_trial
+from redislink.errors import JobError
 from redislink.identity.keypair import Identity, format_public_key
-from redislink.jobs.driver import DriverJob
-from redislink.jobs.letters import Sealer
-from redislink.jobs.machine import Letter
-from redislink.jobs.mailbox import Mailbox, driver_sources
-from redislink.jobs.offer import Offer, new_job_id
+from redislink.jobs.client import Client, Job
 from redislink.jobs.program import Program
-from redislink.jobs.replication import Note
-from redislink.jobs.requests import About, Answer, Ask
 from redislink.jobs.runner import LOG
 from redislink.jobs.status import State
 from redislink.jobs.store import ProgramStore
 from redislink.jobs.work import REPORT, WorkDirectory
-from redislink.logs import PartyLogger
-from redislink.protocol.list_names import OFFERS_TAG
-from redislink.values import decode_value_untrusted
+from redislink.operate import acl
+from redislink.settings import RedisLinkSettings
 
 PARTIES: Final = ("alice", "bob", "carol")
 DATA_OWNERS: Final = ("alice", "bob")
@@ -51,7 +45,16 @@ NAME: Final = "lr-train"
 LET_OUT: Final = "accuracy"
 KEPT: Final = "model"
 _PATIENCE: Final = 300.0
-_LOOK_INTERVAL: Final = 0.1
+_LAST_WORDS: Final = 10.0
+_LOOK_INTERVAL: Final = 0.2
+_JOB: Final = """\
+program: {program}
+name: {name}
+arguments: {{job: true}}
+data: {{alice: [patients], bob: [patients]}}
+results: [accuracy, model]
+expires: 10m
+"""
 _POLICY: Final = """\
 # What {party} lets run. The first rule that matches decides; if none does, the offer is refused.
 rules:
@@ -97,6 +100,7 @@ class DemoOfJobs:
         self._directory = directory
         self._yes = yes
         self._url = url
+        self._urls: dict[str, str] = {}
         self._said: dict[str, str] = {}
         self.problems: list[str] = []
         """Why the demo is not ok, one line each."""
@@ -116,13 +120,23 @@ class DemoOfJobs:
             "drivers": [{"name": DRIVER, "public_key": format_public_key(driver_key.public_key)}],
         }
         spec = write_trial(content, cluster, keys, "of redislink demo --jobs")
+        self._make_users(spec)
         with contextlib.ExitStack() as stack:
             parties = {}
             for name in PARTIES:
                 place = self._directory / name
-                parties[name] = Organisation(name, place, cluster, keys[name], self._url)
+                parties[name] = Organisation(name, place, cluster, keys[name], self._urls[name])
                 stack.enter_context(parties[name].agent)
             self._play(parties, spec, driver_key, program)
+
+    def _make_users(self, spec: ClusterSpec) -> None:
+        """Give each party, and the driver, its own Redis user."""
+        users = acl.party_users(spec.session, PARTIES, drivers=spec.driver_names)
+        passwords = {user.party: acl.make_password() for user in users}
+        acl.apply_users(Broker(self._url), users, passwords)
+        for user in users:
+            url = acl.party_url(self._url, user.name, passwords[user.party])
+            self._urls[user.party] = url
 
     def _prepare(self, name: str, program: Program) -> None:
         """What an organisation sets up for itself: its data, its policy, the approved program."""
@@ -152,39 +166,30 @@ class DemoOfJobs:
         key: Identity,
         program: Program,
     ) -> None:
-        now = int(time.time())
-        offer = Offer(
-            job=new_job_id(),
-            driver=DRIVER,
-            issued=now,
-            expires=now + int(_PATIENCE),
-            program=program.digest,
-            program_name=NAME,
-            arguments={"job": True},
-            data=dict.fromkeys(DATA_OWNERS, ("patients",)),
-            parties=PARTIES,
-            devices=tuple(spec.devices),
-            results=(LET_OUT, KEPT),
-        )
-        job = DriverJob(offer)
-        with _mailbox(spec, key, self._url) as mailbox:
-            show(f"{DRIVER}: submits job {offer.job}: program {NAME}, {offer.program}")
+        job_file = self._directory / "job.yaml"
+        job_file.write_text(_JOB.format(program=program.digest, name=NAME))
+        with Client(
+            spec,
+            DRIVER,
+            identity=key,
+            jobs_dir=self._directory / DRIVER,
+            brokers=[Broker(self._urls[DRIVER])],
+            settings=RedisLinkSettings(_env_file=None, broker_proxy="none"),
+        ) as client:
+            job = client.submit(job_file)
+            show(f"{DRIVER}: submits job {job.id}: program {NAME}, {job.offer.program}")
             give_up = time.monotonic() + _PATIENCE
-            while not job.whole(time.time()).state.has_ended:
+            while not job.has_ended:
                 if time.monotonic() > give_up:
                     self.problems.append(f"the job has not ended after {_PATIENCE:.0f} s")
+                if self.problems or self._has_lost_an_agent(parties):
                     return
-                if self._has_lost_an_agent(parties):
-                    return
-                for party in job.unseen(time.time()):
-                    mailbox.send(job.letter(party, time.time()), time.time())
-                for received in mailbox.take(_LOOK_INTERVAL):
-                    note = Note.from_value_untrusted(received.body)
-                    if note.job == offer.job:
-                        job.heard_untrusted(received.src, note)
+                job = client.wait(job.id, _LOOK_INTERVAL)
                 self._say_states(job)
-                self._decide_if_asked(parties[ASKS], offer.job)
-            self._judge(job, parties, mailbox)
+                self._decide_if_asked(parties[ASKS], job.id)
+            self._judge(client.wait(job.id, _LAST_WORDS), client)
+            self._judge_sockets(parties)
+            self._say_where(parties, job.id)
 
     def _has_lost_an_agent(self, parties: Mapping[str, Organisation]) -> bool:
         for party in parties.values():
@@ -194,14 +199,15 @@ class DemoOfJobs:
                 self.problems.append(errors.with_party(line, party.name))
         return bool(self.problems)
 
-    def _say_states(self, job: DriverJob) -> None:
+    def _say_states(self, job: Job) -> None:
         """Say what has changed at each party."""
         for party, status in sorted(job.statuses.items()):
             said = str(status.state)
             if status.state is State.WAITING or (status.by and status.state.has_ended):
                 said += f" ({status.reason})"
             elif status.text and not status.state.has_ended:
-                said += f": step {status.step}, {status.text}"
+                step = f"step {status.step}, " if status.step else ""
+                said += f": {step}{status.text}"
             if self._said.get(party) != said:
                 self._said[party] = said
                 show(f"  {party}: {said}")
@@ -219,41 +225,44 @@ class DemoOfJobs:
             agreed = typer.confirm(f"{party.name}: approve it ({command})?", default=True)
         decide.decide(party.work, job, "approve" if agreed else "refuse")
 
-    def _judge(self, job: DriverJob, parties: Mapping[str, Organisation], mailbox: Mailbox) -> None:
-        """Fetch what the driver may have, and see whether all is as it should be."""
-        whole = job.whole(time.time())
-        if whole.state is not State.FINISHED:
+    def _judge(self, job: Job, client: Client) -> None:
+        """Fetch what the driver may have, and see whether that is as it should be."""
+        self._say_states(job)
+        if job.state is not State.FINISHED:
+            whole = job.whole
             self.problems.append(f"the job is {whole.state} by {whole.by}: {whole.reason}")
             return
         for name in (LET_OUT, KEPT):
-            answer = _ask(mailbox, job.offer.job, name)
-            if answer is None:
-                self.problems.append(f"{LEARNS} does not answer about the result {name}")
-            elif answer.problem:
-                show(f"{DRIVER}: {name}: {answer.problem}")
-            else:
-                show(f"{DRIVER}: {name} = {decode_value_untrusted(answer.data)}")
-            if answer is not None and bool(answer.problem) != (name == KEPT):
+            try:
+                show(f"{DRIVER}: {name} = {client.result(job.id, name, LEARNS)}")
+                has_it = True
+            except JobError as error:
+                show(f"{DRIVER}: {error}")
+                has_it = False
+            if has_it != (name == LET_OUT):
                 self.problems.append(f"the result {name} is not where the policies want it")
+
+    def _judge_sockets(self, parties: Mapping[str, Organisation]) -> None:
         for party in parties.values():
             sockets = party.agent.sockets
             if sockets.listening:
                 self.problems.append(f"{party.name}: held {sockets.listening} listening sockets")
-            elsewhere = sorted(sockets.remotes - broker_addresses(self._url))
-            if elsewhere:
+            for host, port in sorted(sockets.remotes - broker_addresses(self._url)):
                 self.problems.append(
-                    f"{party.name}: was connected to {elsewhere[0]}, not the broker"
+                    f"{party.name}: was connected to {host}:{port}, not the broker"
                 )
         looks = min(party.agent.sockets.looks for party in parties.values())
-        show(
-            f"Sockets of agents and jobs were read {looks} times or more: none listened, and each "
-            "connection went to the broker."
-        )
-        show("")
+        if not self.problems:
+            show(
+                f"Sockets of agents and jobs were read {looks} times or more: none listened, and "
+                "each connection went to the broker. Each party, and the driver, had its own Redis "
+                "user."
+            )
+
+    def _say_where(self, parties: Mapping[str, Organisation], job: str) -> None:
         for party in parties.values():
             work = WorkDirectory(party.work)
-            of_job = work.of(job.offer.job)
-            found = [of_job / LOG, of_job / REPORT, work.record, work.record_of(job.offer.job)]
+            found = [work.of(job) / LOG, work.of(job) / REPORT, work.record, work.record_of(job)]
             show(f"{party.name}'s log, report, and audit records of agent and job:")
             for path in found:
                 if path.exists():
@@ -274,36 +283,3 @@ def demo_jobs(directory: Path, *, yes: bool) -> NoReturn:
     for problem in played.problems:
         errors.say(problem)
     raise SystemExit(int(ExitCode.PROGRAM if played.problems else ExitCode.OK))
-
-
-def _mailbox(spec: ClusterSpec, key: Identity, url: str) -> Mailbox:
-    sealer = Sealer(
-        DRIVER,
-        session=spec.session,
-        digest=spec.digest(),
-        private_key=key.private_key,
-        public_keys=spec.keys_for_jobs(),
-        random_bytes=secrets.token_bytes,
-    )
-    return Mailbox(
-        [Broker(url)],
-        sealer,
-        session=spec.session,
-        me=DRIVER,
-        sources=driver_sources(spec.party_names),
-        log=PartyLogger(spec.session, DRIVER),
-    )
-
-
-def _ask(mailbox: Mailbox, job: str, name: str) -> Answer | None:
-    """Ask alice's agent for a result; None if it does not answer."""
-    ask = Ask(secrets.token_hex(16), About.RESULT, job, name)
-    give_up = time.monotonic() + 30
-    while time.monotonic() < give_up:
-        now = time.time()
-        mailbox.send(Letter(LEARNS, OFFERS_TAG, ask.to_value(), now + 60), now)
-        for received in mailbox.take(1.0):
-            body: Any = received.body
-            if isinstance(body, dict) and body.get("nonce") == ask.nonce:
-                return Answer.from_value_untrusted(body)
-    return None

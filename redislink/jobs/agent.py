@@ -505,9 +505,10 @@ class Agent:
         self._machine.progress(
             job,
             now,
-            step=progress.step or int(progress.has_met),
+            step=progress.step,
             text=progress.text,
             waits_for=progress.waits_for,
+            has_met=progress.has_met,
         )
 
 

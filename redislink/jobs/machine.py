@@ -446,18 +446,35 @@ class AgentMachine:
         return True
 
     def progress(
-        self, job: str, now: float, *, step: int, text: str = "", waits_for: tuple[str, ...] = ()
+        self,
+        job: str,
+        now: float,
+        *,
+        step: int,
+        text: str = "",
+        waits_for: tuple[str, ...] = (),
+        has_met: bool = False,
     ) -> None:
-        """A job's process tells where it is; ``step`` is 0 until all parties have met."""
+        """A job's process tells where it is.
+
+        Args:
+            job: the job's id.
+            now: UTC seconds.
+            step: the number of its step; 0 before the first.
+            text: what it does.
+            waits_for: whom it waits for.
+            has_met: whether all parties have met; they have if there is a step.
+        """
         entry = self.jobs.get(job)
         if entry is None or entry.state not in (State.STARTING, State.RUNNING):
             return
         said = (one_line(text, MOST_TEXT), tuple(one_line(w, MOST_TEXT) for w in waits_for[:64]))
-        if step:
+        has_met = has_met or step > 0
+        if has_met:
             self._together.add(job)
         else:
             self._together.discard(job)
-        if step and entry.state is State.STARTING:
+        if has_met and entry.state is State.STARTING:
             self._enter(entry, State.RUNNING, now)
         elif (entry.status.step, entry.status.text, entry.status.waits_for) == (step, *said):
             return

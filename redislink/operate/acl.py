@@ -43,7 +43,7 @@ PUSH: Final = ("rpush", "pexpire", "del")
 POP: Final = ("blpop", "lpop", "del")
 """Commands on the lists of the party's own inbox (``%RW~``)."""
 CLAIM: Final = ("set", "get", "pttl", "pexpire", "del")
-"""Commands on the party's own claim, one key (``%RW~``)."""
+"""Commands on the party's own claim, and on that of its agent, one key each (``%RW~``)."""
 STATUS: Final = ("set",)
 """Commands on the party's own status, one key. They only write (``%W~``)."""
 FIND: Final = ("scan",)
@@ -204,6 +204,8 @@ def _rules(
         ("%W~", list_names.status_key(session, me).decode(), STATUS),
     ):
         patterns = [f"{access}{each}" for each in _with_jobs(session, keys, drivers)]
+        if commands is CLAIM and drivers is not None:  # the agent's, one for all its jobs
+            patterns.append(f"{access}{list_names.agent_key(session, me).decode()}")
         yield f"({' '.join([*patterns, *_allow(commands)])})"
 
 

@@ -39,7 +39,7 @@ _LONGEST_SCAN: Final = 60.0
 _MOST_KEYS: Final = 1 << 20
 _BATCH: Final = 200
 """Keys to ask about, or to remove, at a time: the broker serves others between two batches."""
-_STRINGS: Final = (list_names.CLAIM_TAG, list_names.STATUS_TAG)
+_STRINGS: Final = (list_names.CLAIM_TAG, list_names.STATUS_TAG, list_names.AGENT_TAG)
 
 
 @dataclass(frozen=True, slots=True)

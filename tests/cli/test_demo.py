@@ -196,14 +196,14 @@ def test_as_a_job_of_agents(redislink: Run, tmp_path: Path) -> None:
     demo = redislink("demo", "--jobs", "--yes", "--dir", tmp_path / "demo")
     assert (demo.returncode, demo.stderr) == (0, "")
     told = demo.stdout
+    (job,) = re.findall(r"submits job (j[a-z0-9]{12})", told)
     order = ["submits job", "alice: waiting", "jobs approve", "alice: running", "alice: finished"]
     places = [told.index(words) for words in order]
     assert places == sorted(places)
     (accuracy,) = re.findall(r"^coordinator: accuracy = (0\.\d+)$", told, re.MULTILINE)
     assert float(accuracy) > 0.9
-    assert "coordinator: model: alice gives no result 'model'" in told
+    assert f"coordinator: job {job}: alice gives no result 'model'" in told
     assert "none listened, and each connection went to the broker" in told
-    (job,) = re.findall(r"submits job (j[a-z0-9]{12})", told)
     for name in PARTIES:
         place = tmp_path / "demo" / name
         assert (place / "work" / job / "log").is_file()
