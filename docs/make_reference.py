@@ -16,6 +16,7 @@ MODULES: Final = (
     "redislink.cluster.runtime",
     "redislink.spu",
     "redislink.broker",
+    "redislink.audit",
     "redislink.logs",
     "redislink.testing",
     "redislink.testing.fixtures",
@@ -41,6 +42,7 @@ INTERNAL: Final = MappingProxyType(
             "why_none",
         },
         "EgressProxy": {"address", "dial", "from_settings", "reach", "remedy", "serves"},
+        "Endpoint": {"epochs"},
         "EndpointStats": {"of"},
         "FaultyBroker": {"decide", "flush_session", "hold", "open", "take_overtaken"},
         "PeerStats": {"of"},
@@ -60,6 +62,7 @@ INTERNAL: Final = MappingProxyType(
             "why_none",
         },
         "SpuConfig": {"spu_protocol"},
+        "redislink.audit": {"AuditLog"},
         "redislink.broker": {"AnyOutbox", "Inbox", "Outbox", "make_broker", "make_outbox"},
         "redislink.cluster.runtime": {"REFUSED"},
     }

@@ -5,7 +5,26 @@ Lines of JSON, each chained to the one before and signed; see docs/audit.md. It 
 
 from redislink.audit.comparing import Comparison, compare_records
 from redislink.audit.log import AuditLog
-from redislink.audit.records import Record, read_records
+from redislink.audit.records import (
+    BeginSaid,
+    DecisionSaid,
+    EndSaid,
+    FileSaid,
+    MendedSaid,
+    OfferSaid,
+    Participant,
+    PsiSaid,
+    Record,
+    ResultSaid,
+    RevealSaid,
+    Said,
+    Script,
+    StartSaid,
+    StepSaid,
+    Traffic,
+    UnknownSaid,
+    read_records,
+)
 from redislink.audit.runs import AuditJob, AuditRun, AuditStep, jobs_of, runs_of
 from redislink.audit.verifying import Verification, verify_file
 
@@ -14,8 +33,24 @@ __all__ = [
     "AuditLog",
     "AuditRun",
     "AuditStep",
+    "BeginSaid",
     "Comparison",
+    "DecisionSaid",
+    "EndSaid",
+    "FileSaid",
+    "MendedSaid",
+    "OfferSaid",
+    "Participant",
+    "PsiSaid",
     "Record",
+    "ResultSaid",
+    "RevealSaid",
+    "Said",
+    "Script",
+    "StartSaid",
+    "StepSaid",
+    "Traffic",
+    "UnknownSaid",
     "Verification",
     "compare_records",
     "jobs_of",
