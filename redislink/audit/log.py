@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -327,6 +328,8 @@ class AuditLog:
         line = encode_line(self._next, self._clock(), said, self._digest)
         if self._key is not None:
             line = with_signature(line, self._key)
+        if len(line) >= MOST_LINE:
+            raise OSError(errno.EFBIG, f"a line of {len(line)} bytes is too long")
         rest = memoryview(line + b"\n")
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]

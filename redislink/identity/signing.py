@@ -79,6 +79,26 @@ def parse_signing_key(text: str) -> bytes:
     )
 
 
+def check_signing_key(party: str, written: str | None, identity: Identity | None) -> None:
+    """Check that the cluster file has the public half of this party's own key, or none.
+
+    Args:
+        party: the name of the party.
+        written: its ``signing_key`` in the cluster file; None if it has none.
+        identity: its key pair; None if it has none.
+
+    Raises:
+        ConfigError: the cluster file has another one.
+    """
+    own = None if identity is None else format_signing_key(SigningKey(identity).public_key)
+    if written is not None and written != own:
+        have = "this identity has another one" if own else "there is no identity here"
+        raise ConfigError(
+            f"{party}: the cluster file has a signing_key for {party}, and {have}: set "
+            f"REDISLINK_IDENTITY_FILE to {party}'s, or mend the line with redislink audit key"
+        )
+
+
 def _low_order() -> frozenset[bytes]:
     """The points with which some signatures fit any message, in all their encodings."""
     prime = 2**255 - 19

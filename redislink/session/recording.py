@@ -27,6 +27,7 @@ from redislink.audit.records import (
     Participant,
     PsiSaid,
     RevealSaid,
+    Said,
     Script,
     StepSaid,
     Traffic,
@@ -37,7 +38,7 @@ from redislink.files import open_regular
 from redislink.forking import dies_in_child
 from redislink.identity import Identity, fingerprint
 from redislink.identity.keypair import parse_public_key
-from redislink.identity.signing import SigningKey, format_signing_key
+from redislink.identity.signing import check_signing_key
 from redislink.logs import PartyLogger
 from redislink.settings import RedisLinkSettings
 from redislink.text import one_line
@@ -139,7 +140,7 @@ class SessionAudit:
         """
         if not chain:
             self._steps = number
-        self._log.append(
+        self._write(
             StepSaid(
                 chain=chain,
                 number=number,
@@ -175,7 +176,7 @@ class SessionAudit:
         Raises:
             AuditError: it cannot be written.
         """
-        self._log.append(
+        self._write(
             RevealSaid(
                 chain=chain,
                 number=number,
@@ -202,7 +203,7 @@ class SessionAudit:
         Args:
             chain, number, protocol, parties, from_journal: see `PsiSaid`.
         """
-        self._log.append(
+        self._write(
             PsiSaid(
                 chain=chain,
                 number=number,
@@ -212,6 +213,13 @@ class SessionAudit:
             ),
             durable=not from_journal,
         )
+
+    def _write(self, said: Said, *, durable: bool) -> None:
+        try:
+            self._log.append(said, durable=durable)
+        except AuditError:
+            if not self._ended:  # else nothing of it leaves this party any more
+                raise
 
     def blame(self, error: BaseException | None) -> None:
         """Note why the session ends; what was noted first counts.
@@ -235,10 +243,11 @@ class SessionAudit:
         Raises:
             AuditError: it cannot be written.
         """
-        if self._ended:
+        try:
+            _open.remove(self)  # one of the threads that end a session comes first
+        except KeyError:
             return
         self._ended = True
-        _open.discard(self)
         try:
             peers = {} if self._stats is None else self._stats().peers
             said = EndSaid(
@@ -306,15 +315,8 @@ def open_audit(
         raise ConfigError("no party: pass one, or set REDISLINK_PARTY")
     if identity is None and settings.identity_file is not None:
         identity = Identity.load(settings.identity_file)
-    written = cluster.parties[cluster.rank(party)].signing_key
-    own = None if identity is None else format_signing_key(SigningKey(identity).public_key)
-    if written is not None and written != own:
-        have = "this identity has another one" if own else "there is no identity here"
-        raise ConfigError(
-            f"{party}: the cluster file has a signing_key for {party}, and {have}: set "
-            f"REDISLINK_IDENTITY_FILE to {party}'s, or mend the line with redislink audit key"
-        )
-    if own is None:
+    check_signing_key(party, cluster.parties[cluster.rank(party)].signing_key, identity)
+    if identity is None:
         log = PartyLogger(cluster.session, party)
         log.warning("%s: the audit record is not signed, because there is no identity", party)
     path = str(named).replace("{session}", cluster.session).replace("{party}", party)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from redislink.cluster.trust import REMEDY, warnings, whom_it_trusts
+from redislink.identity import Identity
+from redislink.identity.signing import check_signing_key
 from redislink.operate.doctor.examination import Case, Examination
 from redislink.operate.doctor.finding import Verdict, fingerprints, passed, warned
 from redislink.transport.security import make_handshake
@@ -34,6 +36,9 @@ def own_keys(exam: Examination) -> Verdict:
             "(redislink keygen)",
         )
     make_handshake(case.spec, case.party, case.settings, None, bytes(8))
+    written = case.spec.parties[case.spec.rank(case.party)].signing_key
+    if written is not None and case.settings.identity_file is not None:
+        check_signing_key(case.party, written, Identity.load(case.settings.identity_file))
     shown = (f"{name} {text}" for name, text in fingerprints(case.spec).items())
     return passed(
         f"the identity is {case.party}'s; fingerprints, for their owners to read out: "

@@ -8,6 +8,7 @@ from redislink import ConfigError, RedisLinkSettings
 from redislink.broker import EmbeddedBroker
 from redislink.cluster.trial import write_trial
 from redislink.identity.keypair import fingerprint
+from redislink.identity.signing import SigningKey, format_signing_key
 from redislink.operate.doctor import CHECKS, FIRST, Blame, Case, Level, examine
 from tests.conftest import IDENTITIES, make_cluster
 from tests.operate.doctor.conftest import Ask
@@ -57,6 +58,16 @@ def test_the_identity_of_another(one_server: EmbeddedBroker, doctor: Ask, key_fi
     assert finding.blame is Blame.OURS
     told.check("login", Level.PASS)
     told.check("commands", Level.PASS)
+
+
+def test_a_signing_key_of_another(one_server: EmbeddedBroker, doctor: Ask) -> None:
+    spec = make_cluster("", 3, broker=None)
+    for owner, level in (("alice", Level.PASS), ("bob", Level.FAIL)):
+        key = format_signing_key(SigningKey(IDENTITIES[owner]).public_key)
+        first = spec.parties[0].model_copy(update={"signing_key": key})
+        changed = spec.model_copy(update={"parties": (first, *spec.parties[1:])})
+        words = () if level is Level.PASS else ("signing_key for alice", "redislink audit key")
+        doctor(one_server.url, spec=changed).check("keys", level, *words)
 
 
 def test_no_identity(doctor: Ask) -> None:
