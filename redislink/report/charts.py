@@ -30,6 +30,8 @@ _BELOW: Final = 6
 _TICKS: Final = {WIDE: 8, NARROW: 4}
 _EDGE: Final = 24
 """Pixels left free at the right, for half of the last label."""
+_LONG: Final = 5
+"""Pixels."""
 _STEPS: Final = (1.0, 2.0, 5.0, 10.0)
 _MINUTE: Final = 60.0
 _UNITS: Final = ((86400.0, "d"), (3600.0, "h"), (_MINUTE, "min"), (1.0, "s"), (0.001, "ms"))
@@ -78,13 +80,23 @@ def strip(series: Sequence[Bars], end: float, width: int, label: str, *, has_axi
 
 
 def joined(bars: Bars, least: float) -> list[tuple[float, float]]:
-    """Bars that can be seen apart: those nearer than ``least`` seconds become one."""
+    """Bars that can be seen apart: short ones that touch become one, long ones get a gap.
+
+    Args:
+        bars: in any order.
+        least: the width of a pixel, in seconds.
+    """
     found: list[tuple[float, float]] = []
     for began, ended in sorted(bars):
-        if found and began - found[-1][1] < least:
-            found[-1] = found[-1][0], max(found[-1][1], ended)
-        else:
+        if not found or began - found[-1][1] >= least:
             found.append((began, max(ended, began + least)))
+            continue
+        before = found[-1]
+        if before[1] - before[0] >= _LONG * least and ended - began >= _LONG * least > 0:
+            found[-1] = before[0], min(before[1], began) - least
+            found.append((began, ended))
+        else:
+            found[-1] = before[0], max(before[1], ended)
     return found
 
 

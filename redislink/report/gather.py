@@ -226,7 +226,7 @@ def _put_together(chosen: Sequence[_Found], session: str) -> Gathered:
         other = seen.setdefault((found.party, found.kind), found.path)
         if other is not found.path:
             raise ConfigError(
-                f"{other} and {found.path}: each is a {found.kind} of {found.party}: pass one"
+                f"{other} and {found.path}: both are the {found.kind} of {found.party}: pass one"
             )
         for name in _names(found):
             parts.setdefault(name, PartyPart(name))
