@@ -131,7 +131,7 @@ def wheel_sources() -> set[str]:
     """What a wheel is built from, without what is in nobody's repository."""
     found = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".gitignore"}
     found |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "redislink").rglob("*.py")}
-    found.add("redislink/py.typed")
+    found |= {"redislink/py.typed", "redislink/report/page.css", "redislink/report/page.html.jinja"}
     wanted = re.findall(r"\S+", "cluster.yaml README.md data/README.md data/carol.json")
     found |= {f"examples/{name}" for name in (*wanted, "data/alice.csv", "data/bob.csv")}
     return found | {p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").glob("*.py")}
