@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from redislink.audit import AuditLog
 from redislink.broker import make_broker
@@ -138,6 +138,10 @@ class Agent:
         self._recorder: Recorder
         self._stopping: set[str] = set()
         """Jobs whose process the machine wants ended."""
+        self._unsaved: set[str] = set()
+        """Jobs that the disk does not take now."""
+        self._conflicts: set[str] = set()
+        """Jobs of which it is recorded that another offer has their id."""
         self._noted: dict[str, tuple[float, bool]] = {}
         """When each job was noted, and whether its parties had met."""
         self._is_to_end = self._is_to_reload = False
@@ -215,6 +219,8 @@ class Agent:
     def _seconds(self) -> float:
         """How long there is nothing to do, but for letters."""
         seconds = _BUSY if self._processes else _IDLE
+        if self._unsaved:  # what is to be told of them is always due
+            return seconds
         due = self._machine.next_time()
         return seconds if due is None else min(seconds, max(0.0, due - time.time()))
 
@@ -318,8 +324,8 @@ class Agent:
                 effect = "" if taken else ", which comes too late"
                 self._log.info("%s: %s by %s%s", job, _DONE[verdict.action], verdict.by, effect)
                 self._act(now)
-                if job in dict(self._machine.unsaved()):
-                    continue  # the disk does not take it now
+                if job in self._unsaved:
+                    continue
             self._work.drop_decision(job)
 
     def _apply(self, job: str, verdict: PersonsVerdict, now: float) -> bool:
@@ -338,17 +344,23 @@ class Agent:
         """Have the machine's jobs on disk, then do what it wants, until it wants nothing."""
         while True:
             for job, value in self._machine.unsaved():
-                try:
-                    self._work.save(job, value)
-                except OSError as error:
-                    self._log.error("%s: cannot be saved (%s): nobody is told", job, error.strerror)
-                else:
-                    self._machine.saved(job)
+                self._save(job, value)
             actions = self._machine.actions()
             if not actions:
                 return
             for action in actions:
                 self._do(action, now)
+
+    def _save(self, job: str, value: Any) -> None:
+        try:
+            self._work.save(job, value)
+        except OSError as error:
+            if job not in self._unsaved:
+                self._log.error("%s: cannot be saved (%s): nobody is told", job, error.strerror)
+            self._unsaved.add(job)
+        else:
+            self._unsaved.discard(job)
+            self._machine.saved(job)
 
     def _do(self, action: Action, now: float) -> None:
         match action:
@@ -369,9 +381,18 @@ class Agent:
             case Forget(job):
                 shutil.rmtree(self._work.of(job), ignore_errors=True)
                 self._noted.pop(job, None)
+                self._conflicts.discard(job)
             case Noticed(kind, job, text):
-                self._log.info("%s: %s", job, text)
-                self._record(kind, self._machine.jobs[job])
+                self._notice(kind, job, text)
+
+    def _notice(self, kind: str, job: str, text: str) -> None:
+        if kind == "conflict":
+            if job in self._conflicts:  # its driver may repeat it without end
+                return
+            self._conflicts.add(job)
+        self._log.info("%s: %s", job, text)
+        if job in self._machine.jobs:
+            self._record(kind, self._machine.jobs[job])
 
     def _record(self, kind: str, job: AgentJob) -> None:
         """Record what the machine has noticed and is no decision of this organisation's."""
