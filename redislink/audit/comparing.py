@@ -126,7 +126,10 @@ def _miss(found: Comparison, run: AuditRun, who: str, other: str, theirs: Verifi
     if all(each.begin.session != run.begin.session for each in theirs.runs()):
         found.remarks.append(f"{other}'s record has nothing of {who}'s {name}: is it in another?")
     else:
-        found.differences.append(f"{who}'s record has the {name}, and {other}'s does not")
+        killed = (
+            "" if run.end and run.end.how == "closed" else ", unless it was killed as it joined"
+        )
+        found.differences.append(f"{who}'s record has the {name}, and {other}'s does not{killed}")
 
 
 def _run_name(run: AuditRun) -> str:

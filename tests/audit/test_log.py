@@ -96,8 +96,8 @@ def test_a_crash_at_any_byte_is_mended(tmp_path: Path) -> None:
     on_disk = len(b"".join(lines[:2]))
     path = tmp_path / "a"
     ends = {len(b"".join(lines[:n])) for n in range(len(lines) + 1)}
-    for size in range(on_disk, len(content) + 1, 19):
-        for cut in {size} | {e for e in ends if size <= e < size + 19}:
+    for size in range(on_disk, len(content) + 1, 37):
+        for cut in {size} | {e for e in ends if size <= e < size + 37}:
             path.write_bytes(content[:cut])
             head_path(path).write_bytes(head)
             assert verify_file(path, KEYS).is_good, cut

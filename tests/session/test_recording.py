@@ -28,6 +28,7 @@ from redislink.identity.signing import SigningKey, format_signing_key
 from tests.conftest import IDENTITIES, connect_as, make_cluster, quick_settings, run_parties
 
 PARTIES = ("alice", "bob", "carol")
+FORMAT = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
 
 
 def scale(x: Any, y: Any) -> Any:
@@ -107,6 +108,9 @@ def test_all_parties_tell_the_same_story(tmp_path: Path, through: Any) -> None:
         assert got is not None
         assert sent.peers["bob"].bytes_sent == got.peers["alice"].bytes_received > 0
         assert _run(found["alice"]).begin.epochs["bob"] == _run(found["bob"]).begin.epochs["alice"]
+        for record in found["alice"].records:
+            for key in json.loads(record.line):
+                assert f"`{key}`" in FORMAT
 
 
 def test_it_is_signed_with_the_keys_of_the_cluster_file(tmp_path: Path) -> None:
@@ -200,12 +204,11 @@ def test_what_the_journal_answers_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["nothing", "load", "trace", "program", "abort"])
-@pytest.mark.parametrize("seed", [1, 2])
 def test_no_value_gets_into_a_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """Not from arguments, keys of dicts, loads, tables, reveals, closures, nor from errors."""
-    chosen = random.Random(f"{failing}{seed}")
+    chosen = random.Random(failing)
     first, second, third = chosen.sample(range(10**11, 10**12), 3)
     word = f"patient{third}"
     revealed: list[Any] = []
@@ -336,11 +339,3 @@ def test_without_a_record_nothing_is_written_or_signed(
     monkeypatch.chdir(tmp_path)
     Simulator(3).run(a_program)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lines_say_nothing_but_what_the_format_lists(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
-    _simulate(tmp_path, a_program, through="fakeredis")
-    for line in (tmp_path / "simulator.alice.jsonl").read_text().splitlines():
-        for key in json.loads(line):
-            assert f"`{key}`" in page
