@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,18 @@ from redislink import (
     Session,
     Simulator,
 )
-from redislink.audit import AuditLog, AuditRun, Verification, compare_records, verify_file
-from redislink.identity.signing import SigningKey, format_signing_key
+from redislink.audit import (
+    AuditLog,
+    AuditRun,
+    FileSaid,
+    Verification,
+    compare_records,
+    read_records,
+    verify_file,
+)
+from redislink.audit.chain import read_head
+from redislink.identity.signing import SigningKey, format_signing_key, parse_signing_key
+from redislink.session.steps import Steps
 from tests.conftest import IDENTITIES, connect_as, make_cluster, quick_settings, run_parties
 
 PARTIES = ("alice", "bob", "carol")
@@ -118,6 +129,30 @@ def test_it_is_signed_with_the_keys_of_the_cluster_file(tmp_path: Path) -> None:
     for each in _records(tmp_path).values():
         (known,) = (p for p in _run(each).begin.parties if p.name == each.party)
         assert known.signing_key == each.key is not None
+
+
+def test_what_is_revealed_is_on_disk_before_a_share_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the head pointer, which names only what is on disk, says at each message."""
+    send = Steps.send
+    seen: list[str] = []
+
+    def check(steps: Steps, peer: str, body: Any) -> Any:
+        path = tmp_path / f"simulator.{steps._me}.jsonl"
+        first, *_, last = read_records(path)
+        if steps._current and re.search(r"\.reveal\(|^psi\(", steps._current.text):
+            assert isinstance(first.said, FileSaid)
+            assert first.said.key is not None
+            head = read_head(path, parse_signing_key(first.said.key))
+            assert head is not None
+            assert head.digest == last.digest
+            seen.append(last.kind)
+        return send(steps, peer, body)
+
+    monkeypatch.setattr(Steps, "send", check)
+    _simulate(tmp_path, a_program)
+    assert {*seen} == {"reveal", "psi"}
 
 
 class Stop(Exception):
