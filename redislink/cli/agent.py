@@ -71,7 +71,7 @@ class _Lines(logging.Handler):
     """Prints each record as one of our lines."""
 
     def __init__(self, party: str) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._party = party
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -84,7 +84,7 @@ def _lines(party: str) -> Iterator[None]:
     logger, lines = logging.getLogger(LOGGER), _Lines(party)
     before = logger.level, logger.propagate
     logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))  # --verbose wants more
     logger.propagate = False
     try:
         yield
