@@ -109,6 +109,9 @@ def report_at_end(page: Path, cluster: Path, party: str) -> None:
         if os.getpid() != process:  # a child that the program forked
             return
         files = [path for path in named if path.exists() and path.stat().st_mtime >= began - 1]
+        if not files:
+            say(f"{party}: no report: the parties have not met")
+            return
         try:
             write_report(files, page, session=spec.session, keys=keys, since=began)
             say(f"{party}: the report is {page}")
