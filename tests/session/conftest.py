@@ -78,7 +78,8 @@ class Stage:
             spec = ClusterSpec.parse(
                 {"session": "s", "parties": ["alice", "bob", "carol"], "devices": DEVICES}
             )
-            context = Simulator(spec)._sessions(Plan({}, spec.party_names))
+            kept: dict[str, dict[str, bytes]] = {name: {} for name in spec.party_names}
+            context = Simulator(spec)._sessions(Plan({}, spec.party_names), kept)
             return {name: partial(join, 1) for name, join in context.__enter__().items()}
         cluster = make_cluster(self.url, devices=DEVICES)
         settings = quick_settings()
