@@ -140,9 +140,10 @@ def _check_lines(found: Verification, lines: list[bytes], key: bytes | None) -> 
     is_known = True  # whether the line before is as it was written
     for place, record in enumerate(parsed, 1):
         problem = ""
+        is_theirs = record is not None and is_by(record, key)
         if record is None:
             problem = "is no line of an audit record: it was changed"
-        elif not is_by(record, key):
+        elif not is_theirs:
             problem = "does not have its writer's signature: it was changed, or somebody added it"
         elif before is None:
             if place > 1 and is_known:
@@ -151,11 +152,10 @@ def _check_lines(found: Verification, lines: list[bytes], key: bytes | None) -> 
             problem = _why_not(record, before, numbers, is_known=is_known)
         if problem:
             found.problems.append(f"line {place}: {problem}")
-        is_good = record is not None and is_by(record, key)
         if record is not None:
             found.records.append(record)
             before = record
-        is_known = is_good
+        is_known = is_theirs
 
 
 def _why_not(record: Record, before: Record, numbers: set[int], *, is_known: bool) -> str:
