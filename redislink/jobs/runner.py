@@ -343,7 +343,8 @@ class Runner:
             "file": task.limits.disk,
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, _open_log(directory / LOG) as log:
+        with theirs, contextlib.ExitStack() as unless_started, _open_log(directory / LOG) as log:
+            unless_started.callback(ours.close)
             ours.settimeout(0)
             process = subprocess.Popen(
                 [
@@ -361,6 +362,7 @@ class Runner:
                 start_new_session=True,
                 umask=0o077,
             )
+            unless_started.pop_all()
         return Running(task, process, ours, self._clock, group)
 
 

@@ -231,13 +231,11 @@ class WorkDirectory:
         """
         path = self._decision(job)
         try:
+            owner = self.path.stat() if os.geteuid() == 0 else None  # the agent must read it
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            if os.geteuid() == 0:  # so that the agent can remove it
-                owner = self.path.stat()
+            if owner is not None:
                 os.chown(path.parent, owner.st_uid, owner.st_gid)
-            _replace_durably(path, verdict.model_dump_json())
-            if os.geteuid() == 0:
-                os.chown(path, owner.st_uid, owner.st_gid)
+            _replace_durably(path, verdict.model_dump_json(), owner)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}: run this as the agent's user") from None
 
@@ -289,8 +287,10 @@ class WorkDirectory:
         _replace_durably(self.path / _AGENT, json.dumps({"instance": instance}))
 
 
-def _replace_durably(path: Path, text: str) -> None:
+def _replace_durably(path: Path, text: str, owner: os.stat_result | None = None) -> None:
     with replacing(path) as file:
+        if owner is not None:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
