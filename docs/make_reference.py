@@ -5,6 +5,7 @@ python docs/make_reference.py DIRECTORY
 
 from __future__ import annotations
 
+import importlib
 import sys
 import textwrap
 from pathlib import Path
@@ -17,6 +18,7 @@ MODULES: Final = (
     "redislink.spu",
     "redislink.broker",
     "redislink.audit",
+    "redislink.jobs",
     "redislink.logs",
     "redislink.testing",
     "redislink.testing.fixtures",
@@ -108,6 +110,10 @@ def write(directory: Path) -> None:
     pdoc.render.env.filters["is_shown"] = is_shown
     template = Path(__file__).parent / "reference_template"
     pdoc.render.configure(docformat="google", show_source=False, template_directory=template)
+    for name in MODULES:  # pdoc sees a name that is imported when it is asked for only afterwards
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", ()):
+            getattr(module, public)
     pdoc.pdoc(*MODULES, output_directory=directory)
 
 

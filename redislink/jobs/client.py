@@ -164,7 +164,7 @@ class Client:
         spec = job if isinstance(job, JobSpec) else JobSpec.load(job)
         return spec.offer(self.cluster, driver=self.driver, job=new_job_id(), now=time.time())
 
-    def list(self) -> list[Job]:
+    def list(self) -> Sequence[Job]:
         """Return this driver's jobs, the oldest first. `refresh` brings them up to date."""
         now = time.time()
         return [_view(job, now) for job in self._drawer.jobs().values()]

@@ -357,7 +357,8 @@ def test_a_driver_lists_its_own_jobs_and_not_too_often() -> None:
     assert [letter.tag for letter in alice.machine.letters(alice.now)].count(ANSWERS_TAG) >= 1
 
 
-def test_one_driver_cannot_fill_an_agent() -> None:
+def test_one_driver_cannot_fill_an_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(m, "MOST_JOBS", 20)
     alice = Alice()
     for number in range(m.MOST_JOBS + 5):
         alice.offered(an_offer(job=f"j{number:012d}"))

@@ -524,8 +524,110 @@ def test_the_documentation_has_every_command():
         assert f"| `{command.upper().replace('|', ' ')}` |" in text
     for rule in acl.party_users("SESSION", ("ME", "PEER"))[0].rules:
         assert rule in text
+    for user in acl.party_users("SESSION", ("ME", "PEER"), drivers=("DRIVER",)):
+        if user.party != "PEER":
+            assert all(rule in text for rule in user.rules)
     for rule in acl.operator_user("SESSION", ("A", "B"), "NAME").rules:
         assert rule in text
+
+
+@pytest.fixture(scope="module")
+def urls_with_jobs(real_server):
+    users = acl.party_users(TestJobs.SESSION, NAMES, drivers=("dora", "dan"))
+    users.append(acl.operator_user(TestJobs.SESSION, NAMES, "olga", drivers=("dora", "dan")))
+    passwords = {user.party: acl.make_password() for user in users}
+    acl.apply_users(Broker(real_server.url), users, passwords)
+    return {u.party: acl.party_url(real_server.url, u.name, passwords[u.party]) for u in users}
+
+
+class TestJobs:
+    """What the users may do where the cluster file has drivers."""
+
+    SESSION = "with-jobs"
+    JOB = "with-jobs.j0123456789ab"
+
+    def letters(self, dst, src, tag):
+        return list_names.letter_list(self.SESSION, dst, src, tag)
+
+    def allowed(self, who):
+        offers, jobs, answers = list_names.LETTER_TAGS
+        if who == "dora":
+            yield "RPUSH", self.letters("alice", "dora", offers), "x"
+            yield "PEXPIRE", self.letters("alice", "dora", offers), 1000
+            yield "DEL", self.letters("alice", "dora", offers)
+            yield "BLPOP", self.letters("dora", "alice", answers), 0.01
+        elif who == "alice":
+            for name in (
+                self.letters("bob", "alice", jobs),
+                self.letters("bob", "alice", offers),
+                self.letters("alice", "alice", offers),
+                self.letters("alice", "alice", answers),
+                self.letters("dora", "alice", answers),
+                data("bob", "alice", self.JOB),
+            ):
+                yield "RPUSH", name, "x"
+                yield "PEXPIRE", name, 1000
+                yield "DEL", name
+            yield "BLPOP", self.letters("alice", "dora", offers), 0.01
+            yield "BLPOP", data("alice", "bob", self.JOB), 0.01
+            claim, status = (
+                of(self.JOB, "alice") for of in (list_names.claim_key, list_names.status_key)
+            )
+            yield "SET", claim, "x", "PX", 1000, "NX"
+            yield "GET", claim
+            yield "SET", status, "x", "PX", 1000
+        else:
+            yield "LLEN", data("alice", "bob", self.JOB)
+            yield "GET", list_names.status_key(self.JOB, "alice")
+            yield "UNLINK", data("alice", "bob", self.JOB)
+
+    def forbidden(self, who):
+        offers, jobs, answers = list_names.LETTER_TAGS
+        if who == "dora":
+            yield "RPUSH", self.letters("alice", "dan", offers), "x"
+            yield "RPUSH", self.letters("alice", "dora", jobs), "x"
+            yield "RPUSH", data("alice", "dora", self.SESSION), "x"
+            yield "RPUSH", data("alice", "dora", self.JOB), "x"
+            yield "BLPOP", self.letters("dan", "alice", answers), 0.01
+            yield "BLPOP", self.letters("alice", "dora", offers), 0.01
+            yield "SET", list_names.claim_key(self.SESSION, "dora"), "x"
+            yield "GET", list_names.status_key(self.SESSION, "alice")
+        elif who == "alice":
+            yield "RPUSH", self.letters("bob", "dora", offers), "x"
+            yield "RPUSH", self.letters("dora", "bob", answers), "x"
+            yield "RPUSH", self.letters("alice", "bob", jobs), "x"
+            yield "RPUSH", data("bob", "alice", "with-jobs.j0123456789a"), "x"
+            yield "RPUSH", data("bob", "alice", "with-jobs.j0123456789abc"), "x"
+            yield "RPUSH", data("bob", "alice", "other.j0123456789ab"), "x"
+            yield "RPUSH", data("bob", "carol", self.JOB), "x"
+            yield "BLPOP", data("bob", "alice", self.JOB), 0.01
+            yield "BLPOP", self.letters("dora", "alice", answers), 0.01
+            yield "SET", list_names.claim_key(self.JOB, "bob"), "x"
+            yield "GET", list_names.status_key(self.JOB, "alice")
+        else:
+            yield "LPOP", data("alice", "bob", self.JOB)
+            yield "LLEN", data("alice", "bob", "other.j0123456789ab")
+            yield "GET", data("alice", "bob", self.JOB)
+
+    @pytest.mark.parametrize("who", ["alice", "dora", "olga"])
+    def test_all_that_they_need_and_nothing_else(self, urls_with_jobs, who):
+        for command in self.allowed(who):
+            run(urls_with_jobs[who], *command)
+        for command in self.forbidden(who):
+            with pytest.raises(BrokerPermissionError):
+                run(urls_with_jobs[who], *command)
+
+    def test_without_jobs_nobody_has_more_than_before(self):
+        plain = acl.party_users("s", NAMES)
+        assert [user.party for user in plain] == list(NAMES)
+        assert not any("?" in rule or "!" in rule for u in plain for rule in u.rules[:6])
+        some = acl.party_users("s", NAMES, drivers=())
+        assert [user.party for user in some] == list(NAMES)
+        assert some != plain
+
+    def test_an_operator_is_no_driver(self):
+        with pytest.raises(ConfigError, match="'dora' is a party or driver"):
+            acl.operator_user("s", NAMES, "dora", drivers=("dora",))
 
 
 def test_passwords_are_not_guessable():
