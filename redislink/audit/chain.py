@@ -80,6 +80,8 @@ def read_head(path: Path, key: bytes | None) -> Head | None:
         return None
     except OSError as error:
         raise AuditError(f"head pointer {place}: cannot be read ({error.strerror})") from None
+    if len(content) < SLOT_BYTES:  # it was made, and nothing written yet
+        return None
     slots = (content[:SLOT_BYTES], content[SLOT_BYTES:])
     found = [head for slot in slots if (head := _parse_slot_untrusted(slot, key)) is not None]
     if not found:

@@ -208,6 +208,20 @@ def test_a_crash_in_the_first_line_leaves_nothing(tmp_path: Path) -> None:
         assert verify_file(path, KEYS).is_good
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_crash_before_the_head_pointer_is_written(tmp_path: Path, lines: int) -> None:
+    path = write(tmp_path / "a", [])
+    path.write_bytes(path.read_bytes() * lines)
+    head_path(path).write_bytes(b"")
+    assert not verify_file(path, KEYS).is_good, "it could have been emptied"
+    write(path, a_run("alice"))
+    found = verify_file(path, KEYS)
+    assert found.problems == []
+    assert [each for each in found.remarks if "head pointer was missing" in each] == (
+        found.remarks[:1] if lines else []
+    )
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "others write", "nowhere"])
 def test_what_is_no_file_of_ours_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
