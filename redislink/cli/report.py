@@ -61,10 +61,11 @@ def report(
     found = write_report(files, out, session=session, keys=signing_keys(cluster))
     show(f"{out}: the run of {found.session}, from {len(found.files)} files")
     problems = [
-        f"audit record {part.record.path}: {problem}"
+        f"audit record {record.path}: {problem}"
         for part in found.parties
-        if part.record is not None
-        for problem in part.record.problems
+        for record in (part.record, part.agent_record)
+        if record is not None
+        for problem in record.problems
     ]
     for problem in problems:
         say(problem)
@@ -72,7 +73,7 @@ def report(
         raise SystemExit(int(ExitCode.CONFIG))
 
 
-def report_at_end(page: Path, cluster: Path, party: str) -> None:
+def report_at_end(page: Path, cluster: Path, party: str, agent_record: Path | None) -> None:
     """Have a page made when this process ends, about the run that it is about to begin.
 
     The environment's settings get an audit record and statistics next to the page, unless they
@@ -82,6 +83,7 @@ def report_at_end(page: Path, cluster: Path, party: str) -> None:
         page: the page to write.
         cluster: the cluster file.
         party: the name of this party.
+        agent_record: that of the agent whose job this is; None if there is none.
 
     Raises:
         ConfigError: ``redislink[report]`` is not installed.
@@ -112,6 +114,8 @@ def report_at_end(page: Path, cluster: Path, party: str) -> None:
         if not files:
             say(f"{party}: no report: the parties have not met")
             return
+        if agent_record is not None:
+            files.append(agent_record)
         try:
             write_report(files, page, session=spec.session, keys=keys, since=began)
             say(f"{party}: the report is {page}")

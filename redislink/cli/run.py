@@ -119,6 +119,7 @@ def run(
     ] = 1.0,
     supervised: Annotated[int | None, typer.Option(hidden=True)] = None,
     ended: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    agent_record: Annotated[Path | None, typer.Option(hidden=True)] = None,
     data: DataOption = None,
     results: ResultsOption = None,
     verbose: Verbose = False,
@@ -151,7 +152,7 @@ def run(
     if report is not None:
         from redislink.cli.report import report_at_end
 
-        report_at_end(report, path, name)
+        report_at_end(report, path, name, agent_record)
     if attempts.number > 1:
         os.environ["REDISLINK_BROKER_WAIT"] = "true"  # it was reached before
     if fresh or settings.journal_fresh:

@@ -480,6 +480,7 @@ class Agent:
             data=data,
             audit=self._work.record_of(offer.job),
             report=directory / REPORT if can_report() else None,
+            agent_record=self._work.record,
             limits=job.decision.limits if job.decision is not None else JobLimits(),
             used=noted.used,
         )

@@ -76,6 +76,7 @@ class Task:
         data: the path of each data set.
         audit: the file to which the run appends its audit record; None for none.
         report: the page to write when it has ended; None for none.
+        agent_record: the agent's own record, for that page; None for none.
         limits: what it may use.
         used: what it has used before.
     """
@@ -91,6 +92,7 @@ class Task:
     data: Mapping[str, Path] = field(default_factory=dict)
     audit: Path | None = None
     report: Path | None = None
+    agent_record: Path | None = None
     limits: JobLimits = field(default_factory=JobLimits)
     used: Used = field(default_factory=Used)
 
@@ -437,6 +439,8 @@ def _options(task: Task, descriptor: int) -> list[str]:
         words += ["--audit", str(task.audit)]
     if task.report is not None:
         words += ["--report", str(task.report)]
+        if task.agent_record is not None:
+            words += ["--agent-record", str(task.agent_record)]
     for name, path in task.data.items():
         words += ["--data", f"{name}={path}"]
     return words

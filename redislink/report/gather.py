@@ -4,12 +4,14 @@ Rules:
 - Files may come from other parties: everything read is untrusted, and what redislink would not
   have written is one error that names the file.
 - A record that was changed is shown nevertheless, with what is wrong: that is when people look.
+- An agent's record has no run; from it come the decisions about the job that began the run.
 - Files belong to one run if they name the same session, and if each pair of parties names the same
   epoch, which no other run of the two has.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +53,7 @@ class PartyPart:
         trace: its timeline; None if there is none.
         start: how a job began this run; None if none did.
         job: that job.
+        agent_record: the record of the agent that tells of it, verified; None if it was not given.
     """
 
     name: str
@@ -61,6 +64,7 @@ class PartyPart:
     trace: PartyTrace | None = None
     start: StartSaid | None = None
     job: AuditJob | None = None
+    agent_record: Verification | None = None
     steps: list[AuditStep] = field(default_factory=list)
 
 
@@ -111,6 +115,13 @@ class _Found:
     run: AuditRun | None = None
     account: RunAccount | None = None
     trace: PartyTrace | None = None
+    start: StartSaid | None = None
+    job: AuditJob | None = None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it tells of a run, not only of the job that began it."""
+        return self.start is None
 
 
 def gather(
@@ -141,8 +152,10 @@ def gather(
             "no file to report about: name audit records, statistics or timelines "
             f"(*{', *'.join(_SUFFIXES)})"
         )
-    found = [[run for run in _read(path, keys) if run.began >= since] for path in paths]
-    named = [run for runs in found for run in runs if session in (None, run.session)]
+    found = [
+        [run for run in _read(path, keys) if run.began >= since or not run.is_run] for path in paths
+    ]
+    named = [run for runs in found for run in runs if run.is_run and session in (None, run.session)]
     if not named:
         which = "run" if session is None else f"run of session {session!r:.80}"
         raise ConfigError(f"{paths[0]}: tells of no {which}: check the path")
@@ -175,16 +188,35 @@ def _read(path: Path, keys: Mapping[str, str | None] | None) -> Iterator[_Found]
         about = (trace.party, trace.session, trace.epochs, trace.wall_ns / 1e9)
         yield _Found(path, "timeline", *about, trace=trace)
     elif "prev" in first:
-        record = verify_file(path, keys, needs_head=False)
-        for run in record.runs():
+        record = _verified(path, keys)
+        runs = record.runs()
+        for run in runs:
             begin = run.begin
             about = (begin.party, begin.session, begin.epochs, run.began)
             yield _Found(path, "audit record", *about, record=record, run=run)
+        if not runs:
+            yield from _starts_in(path, record)
     else:
         raise ConfigError(
             f"{path}: is neither an audit record nor statistics nor a timeline of redislink: check "
             "the path"
         )
+
+
+def _verified(path: Path, keys: Mapping[str, str | None] | None) -> Verification:
+    record = verify_file(path, keys, needs_head=False)
+    if record.is_good:
+        return record
+    # Its writer may have added a line between two looks at it.
+    return verify_file(path, keys, needs_head=False)
+
+
+def _starts_in(path: Path, record: Verification) -> Iterator[_Found]:
+    """The starts of jobs that an agent's record tells of, in order."""
+    starts = [(at, start, job) for job in jobs_of(record.records) for at, start in job.starts]
+    for at, start, job in sorted(starts, key=lambda each: each[0]):
+        found = _Found(path, "agent's record", record.party, start.session, {}, at)
+        yield dataclasses.replace(found, record=record, start=start, job=job)
 
 
 def _first_of(path: Path) -> dict[str, object]:
@@ -228,6 +260,8 @@ def _put_together(chosen: Sequence[_Found], session: str) -> Gathered:
             raise ConfigError(
                 f"{other} and {found.path}: both are the {found.kind} of {found.party}: pass one"
             )
+        if not found.is_run:
+            continue
         for name in _names(found):
             parts.setdefault(name, PartyPart(name))
         part = parts.setdefault(found.party, PartyPart(found.party))
@@ -239,11 +273,25 @@ def _put_together(chosen: Sequence[_Found], session: str) -> Gathered:
             part.start, part.job = _job_of(found.record, found.run)
             for participant in found.run.begin.parties:
                 participants.setdefault(participant.name, participant)
+    for found in chosen:
+        if not found.is_run:
+            if found.party not in parts:
+                raise ConfigError(
+                    f"{found.path}: is of {found.party}, who took no part in this run: pass the "
+                    "files of one run"
+                )
+            part = parts[found.party]
+            part.start, part.job, part.agent_record = found.start, found.job, found.record
     for part in parts.values():
         if part.account is None and part.trace is not None:
             part.account, part.is_timed_by_trace = account_of_trace(part.trace), True
-    files = [(found.path, f"{found.kind} of {found.party}") for found in chosen]
+    files = [
+        (found.path, f"{_NAMES.get(found.kind, found.kind)} of {found.party}") for found in chosen
+    ]
     return Gathered(session, list(parts.values()), participants, files)
+
+
+_NAMES: Final = {"agent's record": "audit record of the agent"}
 
 
 def _names(found: _Found) -> list[str]:

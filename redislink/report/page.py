@@ -7,12 +7,12 @@ that somebody else wrote goes through `words.said`; the template escapes every t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from redislink._version import __version__
-from redislink.audit import AuditStep
+from redislink.audit import AuditStep, Verification
 from redislink.observe.account import PeerAccount
 from redislink.report import charts, words
 from redislink.report.gather import Gathered, PartyPart
@@ -125,10 +125,9 @@ def make_page(run: Gathered) -> Page:
     faults, faults_text = _faults(parts)
     traffic, unknown = _traffic(parts)
     warnings = [
-        f"{said(part.name, 64)}'s audit record was changed: {said(problem)}"
-        for part in recorded
-        if part.record is not None
-        for problem in part.record.problems
+        f"{whose} was changed: {said(problem)}"
+        for whose, record in _records(parts)
+        for problem in record.problems
     ]
     warnings += _contradictions(recorded)
     return Page(
@@ -163,12 +162,20 @@ def make_page(run: Gathered) -> Page:
         faults_text=faults_text,
         files=_files(run),
         remarks=[
-            f"{said(part.name, 64)}'s audit record: {said(remark)}"
-            for part in recorded
-            if part.record is not None
-            for remark in part.record.remarks
+            f"{whose}: {said(remark)}"
+            for whose, record in _records(parts)
+            for remark in record.remarks
         ],
     )
+
+
+def _records(parts: Sequence[PartyPart]) -> Iterator[tuple[str, Verification]]:
+    """All audit records, and whose each is."""
+    for part in parts:
+        if part.record is not None:
+            yield f"{said(part.name, 64)}'s audit record", part.record
+        if part.agent_record is not None:
+            yield f"The audit record of {said(part.name, 64)}'s agent", part.agent_record
 
 
 # -- the top -------------------------------------------------------------------------------------

@@ -76,6 +76,16 @@ class Story:
                 paths[-1].write_text(self._account(party, rank).model_dump_json())
         return paths
 
+    def write_agents(self, directory: Path) -> list[Path]:
+        """Write what the parties' agents record of the job, each in a record of its own."""
+        return [self._write_agents(directory / f"{party}.agent.jsonl", party) for party in NAMES]
+
+    def _write_agents(self, path: Path, party: str) -> Path:
+        log = AuditLog.open(path, party, IDENTITIES[party], clock=lambda: self.began - 1)
+        self._say_job(lambda said, _=0.0: log.append(said, durable=False), party)
+        log.close()
+        return path
+
     def _write_record(self, path: Path, party: str, rank: int) -> None:
         now = [self.began - 2]
         log = AuditLog.open(path, party, IDENTITIES[party], clock=lambda: now[0])

@@ -113,3 +113,30 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         gather([tmp_path])
     with pytest.raises(ConfigError, match="no file to report about"):
         gather([])
+
+
+def test_decisions_from_the_record_of_an_agent(story: Story, tmp_path: Path) -> None:
+    """It has no run, and tells of other jobs and other sessions too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    paths = story.but(job=False).write(run, stats=False)
+    agents = tmp_path / "agents"
+    agents.mkdir()
+    story.but(session="another", began=BEGAN - 50).write_agents(agents)
+    records = story.write_agents(agents)
+    story.but(session="later", began=BEGAN + 50).write_agents(agents)
+    found = gather([*records, *paths], since=BEGAN)
+    for part in found.parties:
+        assert part.start is not None
+        assert part.start.session == "hospitals"
+        assert part.job is not None
+        assert part.agent_record is not None
+        assert part.record is not None
+        assert part.record.path != part.agent_record.path
+    assert (records[0], "audit record of the agent of alice") in found.files
+    with pytest.raises(ConfigError, match="tells of no run"):
+        gather(records)
+    strange = tmp_path / "strange.jsonl"
+    strange.write_bytes(records[0].read_bytes().replace(b'"party":"alice"', b'"party":"eve"', 1))
+    with pytest.raises(ConfigError, match=r"strange\.jsonl: is of eve, who took no part"):
+        gather([strange, *paths])
