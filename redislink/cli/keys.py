@@ -56,11 +56,17 @@ def keygen(
             show_default=False,
         ),
     ] = None,
+    driver: Annotated[
+        bool,
+        typer.Option(
+            "--driver", help="NAME submits jobs and computes nothing: print its line for drivers."
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make the private key of a party, in a file that only its owner can read.
+    """Make the private key of a party or driver, in a file that only its owner can read.
 
-    The one line on stdout is the party's line for the cluster file. The file itself stays on this
+    The one line on stdout is its line for the cluster file. The file itself stays on this
     machine: set REDISLINK_IDENTITY_FILE to it.
     """
     check_name(name, "party")
@@ -70,7 +76,7 @@ def keygen(
     path = out or Path(f"{name}.key")
     identity = Identity.generate()
     identity.save(path, f"private key of {name}, from redislink keygen: keep it to yourself")
-    show(f"- {_party_line(name, identity)}")
+    show(f"- {_line(name, identity, signs=not driver)}")
     say(f"wrote {path}, which stays here; fingerprint {fingerprint(identity.public_key)}")
 
 
@@ -90,14 +96,14 @@ def _make_psk(name: str, peer: str, out: Path | None) -> None:
     )
 
 
-def _party_line(name: str, identity: Identity) -> str:
+def _line(name: str, identity: Identity, *, signs: bool) -> str:
+    """The line of a party for the cluster file, or of a driver, who signs no record."""
     is_plain = name.isidentifier() and yaml.safe_load(name) == name  # not: 12, 1e3, on, null
     written = name if is_plain else json.dumps(name)
-    key, signing_key = identity.public_key, SigningKey(identity).public_key
-    return (
-        f'{{name: {written}, public_key: "{format_public_key(key)}", '
-        f'signing_key: "{format_signing_key(signing_key)}"}}'
-    )
+    fields = f'name: {written}, public_key: "{format_public_key(identity.public_key)}"'
+    if signs:
+        fields += f', signing_key: "{format_signing_key(SigningKey(identity).public_key)}"'
+    return f"{{{fields}}}"
 
 
 def show_fingerprints(
@@ -146,14 +152,22 @@ def _fingerprints(own: bytes | None, spec: ClusterSpec | None) -> dict[str, Any]
         party.name: party.public_key and parse_public_key(party.public_key)
         for party in (spec.parties if spec is not None else ())
     }
+    drivers = {
+        driver.name: parse_public_key(driver.public_key)
+        for driver in ((spec.drivers if spec is not None else None) or ())
+    }
+    everybody = keys | drivers
     return {
         "own": own and fingerprint(own),
-        "own_party": next((name for name, key in keys.items() if own and key == own), None),
+        "own_party": next((name for name, key in everybody.items() if own and key == own), None),
         "session": spec and spec.session,
         "security": spec and spec.security,
         "digest": spec and spec.digest().hex(),
         "parties": [
             {"name": name, "fingerprint": key and fingerprint(key)} for name, key in keys.items()
+        ],
+        "drivers": [
+            {"name": name, "fingerprint": fingerprint(key)} for name, key in drivers.items()
         ],
         "devices": {name: whom_it_trusts(spec, name) for name in spec.devices} if spec else {},
     }
@@ -161,8 +175,9 @@ def _fingerprints(own: bytes | None, spec: ClusterSpec | None) -> dict[str, Any]
 
 def _print_fingerprints(told: dict[str, Any]) -> None:
     rows = [
-        (name, shown or "no public_key", "own" if name == told["own_party"] else "")
-        for name, shown in ((p["name"], p["fingerprint"]) for p in told["parties"])
+        (name, shown or "no public_key", what + ("own" if name == told["own_party"] else ""))
+        for what, who in (("", "parties"), ("driver ", "drivers"))
+        for name, shown in ((each["name"], each["fingerprint"]) for each in told[who])
     ]
     if told["own"] and not told["own_party"]:
         rows.append(("(own)", told["own"], "not in the cluster file" if rows else ""))

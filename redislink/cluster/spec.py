@@ -68,7 +68,7 @@ class DriverSpec(BaseModel):
 
     Attributes:
         name: as a party's; no party has it.
-        public_key: ``x25519:…``, which ``redislink keygen`` prints.
+        public_key: ``x25519:…``, which ``redislink keygen NAME --driver`` prints.
         signing_key: as a party's.
     """
 

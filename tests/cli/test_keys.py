@@ -19,6 +19,19 @@ from tests.conftest import IDENTITIES
 
 
 class TestKeygen:
+    def test_of_a_driver_for_the_cluster_file(
+        self, call: Call, write_cluster: Write, tmp_path: Path
+    ) -> None:
+        code, out, err = call("keygen", "dora", "--driver")
+        assert code == 0
+        identity = Identity.load(tmp_path / "dora.key")
+        lines = yaml.safe_load(out)
+        assert lines == [{"name": "dora", "public_key": format_public_key(identity.public_key)}]
+        cluster = write_cluster(CLUSTER | {"drivers": lines})
+        code, out, err = call("fingerprint", "--cluster", cluster, "--identity", "dora.key")
+        assert code == 0, err
+        assert f"dora   {fingerprint(identity.public_key)}  driver own" in out
+
     def test_the_line_on_stdout_is_for_the_cluster_file(self, call: Call, tmp_path: Path) -> None:
         code, out, err = call("keygen", "alice")
         assert code == 0
@@ -120,6 +133,7 @@ class TestFingerprint:
                 {"name": "alice", "fingerprint": alice},
                 {"name": "bob", "fingerprint": bob},
             ],
+            "drivers": [],
             "devices": {},
         }
 

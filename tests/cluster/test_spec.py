@@ -3,6 +3,7 @@
 import pytest
 
 from redislink import ClusterSpec, ConfigError, load_cluster
+from redislink.identity import format_public_key
 
 GOOD = """
 session: demo
@@ -35,6 +36,56 @@ def test_the_digest_covers_all_but_the_broker(tmp_path):
     assert load(tmp_path, GOOD.replace("127.0.0.1:6379", "other:1")).digest() == spec.digest()
     for change in (("FM64", "FM128"), ("session: demo", "session: demi"), ("carol", "carl")):
         assert load(tmp_path, GOOD.replace(*change)).digest() != spec.digest()
+
+
+class TestDrivers:
+    """Who may submit jobs."""
+
+    KEYS = tuple(format_public_key(bytes([9] * 31 + [n])) for n in range(1, 4))
+    FILE = f"""
+session: demo
+parties:
+  - {{name: alice, public_key: "{KEYS[0]}"}}
+  - {{name: bob, public_key: "{KEYS[1]}"}}
+drivers: [{{name: dora, public_key: "{KEYS[2]}"}}]
+"""
+
+    def test_they_are_part_of_the_digest_and_compute_nothing(self, tmp_path):
+        spec = load(tmp_path, self.FILE)
+        assert spec.driver_names == ("dora",)
+        assert spec.party_names == ("alice", "bob")
+        assert list(spec.keys_for_jobs()) == ["alice", "bob", "dora"]
+        assert "dora" not in spec.public_keys()
+        without = load(tmp_path, self.FILE.rpartition("drivers")[0])
+        assert without.drivers is None
+        assert without.driver_names == ()
+        none = load(tmp_path, f"{self.FILE.rpartition('drivers')[0]}drivers: []\n")
+        assert len({each.digest() for each in (spec, without, none)}) == 3
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (("dora", "bob"), r"drivers: 'bob' is a party or another driver"),
+            ((KEYS[2], KEYS[1]), r"drivers: 'dora' has the public_key of 'bob'"),
+            ((KEYS[2], "x25519:AA=="), r"drivers\.0\.public_key: public_key must be x25519"),
+            (("dora", "do ra"), r"drivers\.0\.name: driver name 'do ra' is not valid"),
+            (("session: demo", f"session: {'s' * 51}"), r"with drivers, it has at most 50"),
+            (("session: demo", "session: demo\nsecurity: none"), r"jobs need a sealed session"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path, change, message):
+        assert change[0] in self.FILE
+        with pytest.raises(ConfigError, match=message):
+            load(tmp_path, self.FILE.replace(*change))
+
+    def test_without_drivers_a_session_may_have_any_name(self, tmp_path):
+        text = self.FILE.rpartition("drivers")[0].replace("demo", "s" * 64)
+        assert load(tmp_path, text).session == "s" * 64
+
+    def test_jobs_need_keys(self, tmp_path):
+        text = "session: demo\nsecurity: none\nparties: [alice, bob]\n"
+        with pytest.raises(ConfigError, match="jobs are sealed to their parties"):
+            load(tmp_path, text).keys_for_jobs()
 
 
 def test_the_broker_url_is_not_in_the_repr(tmp_path):
