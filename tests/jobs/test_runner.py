@@ -229,10 +229,6 @@ def test_how_a_run_ended_is_known_to_an_agent_that_did_not_see_it(
     refused = jobs.start("alice", "import redislink; redislink.Session.join(party='dave')")
     assert outcome(refused).told == "ConfigError in its program"
     assert "'dave' is not in session" in outcome(refused).why
-    exits = jobs.start("alice", "raise SystemExit('no')")
-    assert outcome(exits).told == "SystemExit in its program"
-    ends = jobs.start("alice", "import os; os._exit(9)")
-    assert outcome(ends).told == "exit code 9"
     killed = jobs.start("alice", "import os; os.kill(os.getpid(), 9)")
     assert outcome(killed) == Outcome(*["its process was ended by SIGKILL"] * 2, may_pass=True)
     assert runner.outcome_before(directory) is None

@@ -23,6 +23,8 @@ _PRELOADED: Final = [
     "redislink.cli",
     "redislink.transport.endpoint",
     "redislink.broker.embedded",
+    "redislink.jobs.agent",
+    "redislink.jobs.client",
 ]
 _SERVER: Final = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(_PRELOADED)
