@@ -213,17 +213,18 @@ class AuditLog:
             AuditError: it is not as it was written, or is another's.
         """
         try:
-            key = None if self._key is None else self._key.public_key
-            head = read_head(self.path, key)
+            first = next(self._read_lines(0), None)
+            if first is not None:
+                self._check_first(first)  # so that another key is not taken for a change
+            head = read_head(self.path, self._public_key)
             size = os.fstat(self._descriptor).st_size
-            end = self._find_end(head, size)
+            end = self._find_end(first, head, size)
             torn = size - end
             if torn:
                 os.ftruncate(self._descriptor, end)
             self._head = HeadFile(self.path, self._key)
             if end == 0:
-                own = None if key is None else format_signing_key(key)
-                self._append(FileSaid(version=VERSION, party=self.party, key=own))
+                self._append(FileSaid(version=VERSION, party=self.party, key=self._own_key))
             elif head is None:
                 self._append(MendedSaid(bytes=0, why="no head"))
             if torn:
@@ -235,10 +236,8 @@ class AuditLog:
         except OSError as error:
             raise self._cannot("be written", error) from None
 
-    def _find_end(self, head: Head | None, size: int) -> int:
+    def _find_end(self, first: bytes | None, head: Head | None, size: int) -> int:
         """Take up the last line that counts; return where it ends, 0 if there is none."""
-        whole = self._read_lines(0)
-        first = next(whole, None)
         if first is None:
             if head is not None:
                 raise self._was_changed(f"its {head.n + 1} lines are missing")
@@ -246,14 +245,7 @@ class AuditLog:
             if not _OPENING.startswith(begun):  # somebody else's file
                 raise AuditError(f"audit record {self.path}: is none: name another file")
             return 0
-        try:
-            record, said = first_of(first)
-        except AuditError as error:
-            raise self._was_changed(str(error)) from None
-        self._check_owner(said)
-        last, at, end = record, 0, len(first) + 1
-        if not is_by(record, self._public_key):
-            raise self._was_changed("line 1 was changed")
+        last, at, end = parse_line_untrusted(first), 0, len(first) + 1
         if head is not None:
             if head.size > size:
                 raise self._was_changed(f"it is shorter than {head.n + 1} lines: its tail is gone")
@@ -285,7 +277,16 @@ class AuditLog:
     def _public_key(self) -> bytes | None:
         return None if self._key is None else self._key.public_key
 
-    def _check_owner(self, said: FileSaid) -> None:
+    @property
+    def _own_key(self) -> str | None:
+        return None if self._key is None else format_signing_key(self._key.public_key)
+
+    def _check_first(self, line: bytes) -> None:
+        """Refuse a record that is another's, or whose first line was changed."""
+        try:
+            record, said = first_of(line)
+        except AuditError as error:
+            raise self._was_changed(str(error)) from None
         if said.version != VERSION:
             raise AuditError(
                 f"audit record {self.path}: has format {said.version}, this version of redislink "
@@ -296,10 +297,11 @@ class AuditLog:
                 f"audit record {self.path}: is of {said.party}, not of {self.party}: name another "
                 "file"
             )
-        own = None if self._key is None else format_signing_key(self._key.public_key)
-        if said.key != own:
+        if said.key != self._own_key:
             how = "is not signed" if said.key is None else "is signed with another key"
             raise AuditError(f"audit record {self.path}: {how}: keep it, and name another file")
+        if not is_by(record, self._public_key):
+            raise self._was_changed("line 1 was changed")
 
     def _read_lines(self, start: int) -> Iterator[bytes]:
         """The lines from a place in the file on, without their ends; not what is left of one."""
