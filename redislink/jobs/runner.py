@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -449,6 +450,8 @@ def _options(task: Task, descriptor: int) -> list[str]:
 def _environment(task: Task) -> dict[str, str]:
     scratch = str(task.directory / SCRATCH)
     fixed = {"HOME": scratch, "TMPDIR": scratch, "REDISLINK_BROKER_WAIT": "true"}
+    if site.ENABLE_USER_SITE:  # where redislink may be, and HOME is another one now
+        fixed["PYTHONUSERBASE"] = site.getuserbase()
     name, _, value = _mark(task.directory).partition("=")
     return {**task.environment, **fixed, name: value}
 
