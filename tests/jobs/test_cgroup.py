@@ -62,6 +62,7 @@ def test_an_agent_divides_a_group_of_its_own(tmp_path: Path) -> None:
         ("cgroup.procs", f"1\n{os.getpid()}\n"),
         ("cgroup.procs", ""),
     ],
+    ids=["no memory", "others", "nobody"],
 )
 def test_one_that_is_not_its_own_stays_as_it_is(tmp_path: Path, name: str, text: str) -> None:
     machine = Machine(tmp_path)
