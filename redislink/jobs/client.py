@@ -78,7 +78,18 @@ class Job:
     @property
     def results(self) -> dict[str, tuple[str, ...]]:
         """By party, the names of the results that the driver may have."""
-        return {party: status.results for party, status in self.statuses.items() if status.results}
+        told = {party: self.statuses.get(party) for party in self.offer.parties}
+        return {
+            party: status.results for party, status in told.items() if status and status.results
+        }
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has ended, and all its agents have said so."""
+        return self.has_ended and all(
+            party in self.statuses and self.statuses[party].state.has_ended
+            for party in self.offer.parties
+        )
 
 
 class Client:
@@ -231,7 +242,7 @@ class Client:
             if on_change is not None and (last is None or _said(now) != _said(last)):
                 on_change(now)
             last = now
-            if now.has_ended and not now.whole.unknown:
+            if now.is_settled:
                 return now
             if now.has_ended:
                 ended = ended or time.monotonic()

@@ -54,6 +54,7 @@ def test_a_job_from_its_offer_to_its_result(stage: Stage) -> None:
             client.result(job, "weights", "carol")
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_away_finds_the_offer_and_another_client_the_end(stage: Stage) -> None:
     with stage.client() as client:
         job = client.submit(stage.offer()).id
@@ -68,6 +69,7 @@ def test_an_agent_that_is_away_finds_the_offer_and_another_client_the_end(stage:
             list(client.logs(job, "alice"))
 
 
+@pytest.mark.slow
 def test_two_clients_share_their_files_and_a_lost_driver_asks(stage: Stage) -> None:
     stage.start(alice=Action.ACCEPT, bob=Action.ASK)
     with stage.client() as one, stage.client() as other, stage.client(directory="new") as lost:
@@ -100,6 +102,7 @@ def test_another_driver_gets_nothing(stage: Stage) -> None:
         assert dora.show(offer.job).state is State.FINISHED
 
 
+@pytest.mark.slow
 def test_a_party_submits_to_its_own_agent_too_and_with_no_more_rights_than_it_has(
     real_server, tmp_path: Path
 ) -> None:

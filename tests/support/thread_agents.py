@@ -1,4 +1,4 @@
-"""Agents as threads of a test: their machines and mailboxes, and processes that only seem to run."""
+"""Agents as threads of a test: machines and mailboxes; their processes only seem to run."""
 
 from __future__ import annotations
 
