@@ -165,7 +165,8 @@ def make_page(run: Gathered) -> Page:
             f"{whose}: {said(remark)}"
             for whose, record in _records(parts)
             for remark in record.remarks
-        ],
+        ]
+        + _cuts(parts),
     )
 
 
@@ -500,6 +501,21 @@ def _times_chart(parts: Sequence[PartyPart]) -> Chart | None:
             for number in range(3)
         ]
     return _chart(("computing", "sending", "waiting"), bars, end)
+
+
+def _cuts(parts: Sequence[PartyPart]) -> list[str]:
+    """What timelines do not cover, where the page has its times from them."""
+    found = []
+    for part in parts:
+        if not part.is_timed_by_trace or part.trace is None:
+            continue
+        name = said(part.name, 64)
+        if part.trace.cut_us is not None:
+            at = words.duration(part.trace.cut_us / 1e6)
+            found.append(f"{name}'s times are those of a timeline that was cut after {at}")
+        elif not part.trace.is_whole:
+            found.append(f"{name}'s times are those of a timeline whose end is missing")
+    return found
 
 
 def _times(parts: Sequence[PartyPart]) -> Table | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from redislink import AuditError, ConfigError
 from redislink.report import gather
+from redislink.report.page import make_page
 from tests.observe.test_timeline import record as record_timelines
 from tests.report.conftest import BEGAN, NAMES, Story
 
@@ -54,6 +56,15 @@ def test_a_timeline_stands_for_statistics(tmp_path: Path) -> None:
         assert part.is_timed_by_trace
         assert part.account.waiting > 0
     assert found.ended() > found.began()
+
+
+def test_a_timeline_that_was_cut_says_so(tmp_path: Path) -> None:
+    record_timelines(tmp_path, trace_limit=20)
+    bob = tmp_path / "traced.bob.trace.jsonl"
+    bob.write_text(bob.read_text()[:-10])
+    remarks = make_page(gather([tmp_path])).remarks
+    assert re.fullmatch(r"alice's times are .* that was cut after [\d.]+ [mµ]?s", remarks[0])
+    assert remarks[1] == "bob's times are those of a timeline whose end is missing"
 
 
 def test_the_newest_run_or_that_of_a_session(story: Story, tmp_path: Path) -> None:
