@@ -37,6 +37,7 @@ from redislink.observe.record import SUFFIX as TRACE_SUFFIX
 AUDIT_SUFFIX: Final = ".audit.jsonl"
 _SUFFIXES: Final = (AUDIT_SUFFIX, STATS_SUFFIX, TRACE_SUFFIX)
 _FIRST_BYTES: Final = 1 << 20
+_MOST_PARTIES: Final = 256
 
 
 @dataclass
@@ -282,6 +283,10 @@ def _put_together(chosen: Sequence[_Found], session: str) -> Gathered:
                 )
             part = parts[found.party]
             part.start, part.job, part.agent_record = found.start, found.job, found.record
+    if len(parts) > _MOST_PARTIES:
+        raise ConfigError(
+            f"{chosen[0].path}: names {len(parts):,} parties: redislink wrote none such"
+        )
     for part in parts.values():
         if part.account is None and part.trace is not None:
             part.account, part.is_timed_by_trace = account_of_trace(part.trace), True

@@ -85,9 +85,7 @@ class Page:
     facts: list[tuple[str, str]]
     warnings: list[str]
     parties: Table
-    ends: Sequence[tuple[str, str]]
     reveals: Table | None
-    has_record: bool
     program: list[tuple[str, str]]
     data: Table | None
     decisions: Table | None
@@ -125,11 +123,13 @@ def make_page(run: Gathered) -> Page:
     faults, faults_text = _faults(parts)
     traffic, unknown = _traffic(parts)
     warnings = [
-        f"{whose} was changed: {said(problem)}"
+        f"{whose} is not to be trusted: {said(problem)}"
         for whose, record in _records(parts)
         for problem in record.problems
     ]
     warnings += _contradictions(recorded)
+    if reveals is not None and len({row[0] for row in reveals.rows}) < len(reveals.rows):
+        warnings.append("The parties' records differ in what was revealed to whom")
     return Page(
         title=f"Run of {said(run.session, 64)}",
         session=said(run.session, 64),
@@ -139,13 +139,7 @@ def make_page(run: Gathered) -> Page:
         facts=_facts(run, recorded, steps, reveals, has_traffic=traffic is not None),
         warnings=warnings,
         parties=_parties(run),
-        ends=[
-            (said(part.name, 64), words.how_ended(part.run.end))
-            for part in recorded
-            if part.run is not None
-        ],
         reveals=reveals,
-        has_record=bool(recorded),
         program=_program(recorded),
         data=_data(recorded),
         decisions=_decisions(recorded),
@@ -220,7 +214,7 @@ def _facts(
     if recorded:
         number = len(steps.rows) + steps.more if steps is not None else 0
         facts.append((words.count(number), "step" if number == 1 else "steps"))
-        number = len(reveals.rows) + reveals.more if reveals is not None else 0
+        number = len({row[0] for row in reveals.rows}) + reveals.more if reveals is not None else 0
         facts.append((words.count(number), "reveal" if number == 1 else "reveals"))
     if has_traffic:
         sent = sum(
@@ -281,7 +275,7 @@ def _record_state(part: PartyPart) -> str:
     if part.record is None:
         return "not given"
     if part.record.problems:
-        return "changed"
+        return "not to be trusted"
     if part.record.key is None:
         return "chained, not signed"
     return "as it was written, signed"
@@ -579,6 +573,8 @@ def _sent(one: PartyPart, other: PartyPart) -> tuple[int, int] | None:
 
 def _traffic(parts: Sequence[PartyPart]) -> tuple[list[list[Cell | None]] | None, list[str]]:
     """The matrix, a row for each sender; and between whom nobody tells."""
+    if len(parts) > _MOST_LANES:
+        return None, []
     pairs = {
         (row, column): _sent(one, other)
         for row, one in enumerate(parts)
@@ -586,7 +582,7 @@ def _traffic(parts: Sequence[PartyPart]) -> tuple[list[list[Cell | None]] | None
         if row != column
     }
     known = {place: pair for place, pair in pairs.items() if pair is not None}
-    if not known or len(parts) > _MOST_LANES:
+    if not known:
         return None, []
     most = max(max(pair[0] for pair in known.values()), 1)
 

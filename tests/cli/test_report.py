@@ -60,7 +60,7 @@ def test_a_changed_record_is_said_too_and_a_foreign_key(
     code, _, err = call("report", path, "-o", "run.html")
     assert code == 2
     assert "alice.audit.jsonl: line " in err
-    assert "alice&#39;s audit record was changed" in (tmp_path / "run.html").read_text()
+    assert "alice&#39;s audit record is not to be trusted" in (tmp_path / "run.html").read_text()
 
 
 def test_what_cannot_be_reported_is_one_line(call: Call, tmp_path: Path) -> None:

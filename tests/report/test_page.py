@@ -133,6 +133,8 @@ class TestWhatItSays:
             ["alice", "30 float32, one int32 (as alice and bob recorded)"],
             ["alice and carol", "30 float32, one int32 (as carol recorded)"],
         ]
+        assert page.warnings == ["The parties' records differ in what was revealed to whom"]
+        assert ("2", "reveals") in page.facts
 
     def test_a_changed_record_is_the_first_thing_to_be_seen(
         self, story: Story, tmp_path: Path
@@ -140,8 +142,8 @@ class TestWhatItSays:
         path, *_ = story.write(tmp_path)
         path.write_text(path.read_text().replace('"receivers":["alice"]', '"receivers":["eve"]'))
         page = make_page(gather([tmp_path]))
-        assert page.warnings[0].startswith("alice's audit record was changed: line ")
-        assert page.parties.rows[0][2] == "changed"
+        assert page.warnings[0].startswith("alice's audit record is not to be trusted: line ")
+        assert page.parties.rows[0][2] == "not to be trusted"
 
     def test_faults_that_were_healed(self, story: Story, tmp_path: Path) -> None:
         page = page_of(story.but(healed=(2, 7)), tmp_path)
@@ -201,7 +203,16 @@ class TestThePage:
         text = path.read_text()
         for wrong in ("1e999", "-5.0", "NaN", "1e300"):
             path.write_text(text.replace('"previous_seconds":0.3', f'"previous_seconds":{wrong}'))
-            assert "changed" in render(gather([tmp_path]))
+            assert "not to be trusted" in render(gather([tmp_path]))
+
+    def test_too_many_parties(self, story: Story, tmp_path: Path) -> None:
+        path = story.write(tmp_path, audit=False)[0]
+        names = ",".join(f'"p{number}"' for number in range(300))
+        path.write_text(
+            path.read_text().replace('"parties":["alice"', f'"parties":[{names},"alice"')
+        )
+        with pytest.raises(ConfigError, match="names 303 parties"):
+            gather([path])
 
     def test_it_does_not_replace_what_it_is_made_from(self, story: Story, tmp_path: Path) -> None:
         path, *_ = story.write(tmp_path)
