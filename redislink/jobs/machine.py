@@ -489,6 +489,7 @@ class AgentMachine:
         """
         entry = self._process_ended(job, well=True)
         if entry is None:
+            self._look(now)  # there is room now
             return
         allowed = () if entry.decision is None else entry.decision.results
         given = tuple(name for name in results if name in allowed and name in entry.offer.results)
@@ -507,6 +508,7 @@ class AgentMachine:
         """
         entry = self._process_ended(job, well=False)
         if entry is None:
+            self._look(now)  # there is room now
             return
         whose = by if by in entry.offer.parties else self._me
         self._enter(entry, State.FAILED, now, by=whose, reason=reason)
@@ -514,8 +516,7 @@ class AgentMachine:
 
     def stopped(self, job: str, now: float) -> None:
         """The process of a job has ended as `Stop` asked for, however it ended."""
-        self._alive.discard(job)
-        self._stopping.discard(job)
+        self._has_ended(job)
         self._look(now)
 
     def give(self, driver: str, answer: Answer, now: float) -> None:
@@ -746,12 +747,21 @@ class AgentMachine:
     def _process_ended(self, job: str, *, well: bool) -> AgentJob | None:
         """A process has ended; return its job if that ends it."""
         was_alive, asked = job in self._alive, job in self._stopping
-        self._alive.discard(job)
-        self._stopping.discard(job)
+        self._has_ended(job)
         entry = self.jobs.get(job)
         if entry is None or not was_alive or entry.state.has_ended or (asked and not well):
             return None
         return entry
+
+    def _has_ended(self, job: str) -> None:
+        """A process is gone: a `Stop` that nobody has taken yet has nothing to stop."""
+        self._alive.discard(job)
+        self._stopping.discard(job)
+        self._actions = [
+            action
+            for action in self._actions
+            if not (isinstance(action, Stop) and action.job == job)
+        ]
 
     def _look(self, now: float) -> None:
         """Let happen what follows from what is known, and from the time."""

@@ -523,7 +523,7 @@ class Simulation:
     def _is_contested(self, offer: Offer) -> bool:
         """Whether an agent took the job's id for somebody else's offer."""
         entries = [agent.machine.jobs.get(offer.job) for agent in self.agents.values()]
-        return any(job is not None and job.digest != offer.digest() for job in entries)
+        return any(job is not None and job.offer != offer for job in entries)
 
     def check(self) -> None:
         """Check what must hold after any run."""

@@ -420,6 +420,16 @@ def test_a_job_that_finishes_while_it_makes_room_has_finished() -> None:
     assert alice.settle() == [Start(early.job)]
 
 
+def test_a_process_that_has_ended_meanwhile_is_not_stopped() -> None:
+    alice, early, late = two_jobs(1)
+    alice.told(State.ACCEPTED, offer=late)
+    alice.settle()
+    alice.told(State.ACCEPTED, offer=early)  # late has to make room
+    alice.machine.failed(late.job, alice.now, "broken")
+    assert alice.settle() == [Start(early.job)]
+    assert alice.state(late.job) is State.ACCEPTED
+
+
 def test_a_process_that_ends_stays_in_the_way_until_it_has_ended() -> None:
     alice, early, late = two_jobs(1)
     alice.told(State.ACCEPTED, offer=late)
