@@ -43,6 +43,7 @@ TOGETHER = (
     "tests/broker/test_topology.py::TestSentinel",
     "tests/broker/test_topology.py::TestCluster",
     "tests/cli/test_several_servers.py",
+    "tests/report/test_looks.py",
     "tests/test_docs.py::TestReference",
     "tests/test_readme.py",
     "tests/test_tutorial.py",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
@@ -20,9 +18,13 @@ SECTIONS = ["parties", "revealed", "program", "steps", "time", "traffic", "fault
 
 @pytest.fixture(scope="module")
 def looks(tmp_path_factory: pytest.TempPathFactory) -> list[Look]:
-    directory = tmp_path_factory.mktemp("looks")
+    """Of an ordinary page in all views, and of a hostile one in two."""
+    directory, hostile = (tmp_path_factory.mktemp(name) for name in ("looks", "hostile"))
     Story(healed=(1, 4)).write(directory)
-    return look_at(render(gather([directory])), VIEWS, directory)
+    Story(session=HOSTILE, text=HOSTILE).write(hostile, stats=False)
+    page, other = (render(gather([place])) for place in (directory, hostile))
+    views = [(page, *view) for view in VIEWS] + [(other, *VIEWS[0]), (other, *VIEWS[-1])]
+    return look_at(views, directory)
 
 
 @pytest.fixture(params=range(len(VIEWS)), ids=[f"{width}-{scheme}" for width, scheme in VIEWS])
@@ -63,9 +65,8 @@ def test_dark_is_dark(look: Look) -> None:
     assert (sum(paper) < 150) == (look.scheme == "dark")
 
 
-def test_hostile_texts_do_nothing(tmp_path: Path) -> None:
-    Story(session=HOSTILE, text=HOSTILE).write(tmp_path, stats=False)
-    for look in look_at(render(gather([tmp_path])), [(1280, "light"), (390, "dark")], tmp_path):
+def test_hostile_texts_do_nothing(looks: list[Look]) -> None:
+    for look in looks[len(VIEWS) :]:
         assert look.found["active"] == 0
         assert look.found["scroll"] == look.width
         assert look.found["beyond"] == []

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 _TIMEOUT = 120.0
-_HEIGHT = 4000
+_HEIGHT = 2600
 """Pixels; what is further down is laid out, and not in the picture."""
 # The pages' own policy forbids scripts, so this one stands around them.
 _MEASURE = """
@@ -63,21 +63,20 @@ class Look:
     picture: Image.Image
 
 
-def look_at(page: str, views: Sequence[tuple[int, str]], directory: Path) -> list[Look]:
-    """Show a page at widths and in colour schemes (``light``, ``dark``), all at once.
+def look_at(views: Sequence[tuple[str, int, str]], directory: Path) -> list[Look]:
+    """Show pages at widths and in colour schemes, all at once.
 
     Args:
-        page: its HTML.
-        views: width in pixels and colour scheme of each.
+        views: of each the HTML, the width in pixels, and the scheme, ``light`` or ``dark``.
         directory: for files.
     """
     frames = "".join(
         f'<iframe style="width:{width}px;color-scheme:{scheme}" srcdoc="{html.escape(page)}">'
         "</iframe>"
-        for width, scheme in views
+        for page, width, scheme in views
     )
     around = directory / "around.html"
-    whole = sum(width for width, _ in views)
+    whole = sum(width for _, width, _ in views)
     around.write_text(
         f"<!DOCTYPE html><style>body,pre{{margin:0;width:{whole}px}}iframe{{border:0;float:left;"
         f"height:{_HEIGHT}px}}</style>{frames}<pre id=found></pre><script>{_MEASURE}</script>"
@@ -98,7 +97,7 @@ def look_at(page: str, views: Sequence[tuple[int, str]], directory: Path) -> lis
     assert told, ran.stderr
     image = Image.open(picture).convert("RGB")
     looks, left = [], 0
-    for (width, scheme), found in zip(views, json.loads(html.unescape(told[1])), strict=True):
+    for (_, width, scheme), found in zip(views, json.loads(html.unescape(told[1])), strict=True):
         looks.append(Look(width, scheme, found, image.crop((left, 0, left + width, _HEIGHT))))
         left += width
     return looks
