@@ -48,8 +48,8 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _IDLE: Final = 30.0
 """Seconds after which a connection for pushing that nobody uses is closed."""
-_MOST_TAKEN: Final = 256
-"""Letters that have been popped and not taken yet; then the thread waits."""
+_MOST_TAKEN: Final = 32
+"""Letters that have been popped and not taken yet, each of up to 4 MiB; then the thread waits."""
 _FULL_PAUSE: Final = 0.05
 _END_TIMEOUT: Final = 5.0
 
