@@ -18,7 +18,7 @@ _LISTEN = 3.0
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="What to run: see docs/jobs.md.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file: what to run.")],
     wait: Annotated[
         bool, typer.Option("--wait", help="Say what happens, and end when the job has ended.")
     ] = False,
