@@ -12,6 +12,7 @@ from redislink.cli.driving import DriverOption, JobsDirOption
 from redislink.cli.errors import Verbose
 from redislink.cli.operator import JsonOption
 from redislink.cli.who import ClusterOption, IdentityOption
+from redislink.errors import BrokerError
 
 _LISTEN = 3.0
 """Seconds in which agents that run say that they have the offer."""
@@ -52,6 +53,14 @@ def submit(
         if wait:
             driving.check_ended_well(offered)
             return
+        try:
+            client.refresh(0)
+        except BrokerError:
+            errors.say(
+                f"job {offered.id}: is kept here, and perhaps not at the broker yet: redislink "
+                "jobs wait pushes it again"
+            )
+            raise
         if offered.unseen:
             errors.say(
                 f"job {offered.id}: not heard yet from {', '.join(offered.unseen)}: the offer "

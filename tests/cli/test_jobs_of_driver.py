@@ -139,6 +139,21 @@ def test_agents_that_are_away_find_it_later_and_one_refuses(driver: Driver) -> N
     assert f"{job}  bob  refused by bob: because" in out
 
 
+@pytest.mark.slow
+def test_without_a_broker_the_job_is_kept_and_said_so(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://127.0.0.1:1")
+    code, out, err = driver.submit()
+    job = out.strip()
+    assert code == ExitCode.BROKER
+    assert f"redislink: job {job}: is kept here, and perhaps not at the broker yet" in err
+    monkeypatch.delenv("REDISLINK_BROKER_URL")
+    driver.stage.start(alice=Action.REFUSE, bob=Action.ACCEPT)
+    assert driver.jobs("wait", job)[0] == ExitCode.PEER
+    assert "refused by alice" in driver.jobs("show", job)[1]
+
+
 def test_what_is_wrong_is_one_line(driver: Driver, call: Call, tmp_path: Path) -> None:
     for words, said in (
         (("show", "j" + "z" * 12), "dora has none with this id here"),
