@@ -350,8 +350,8 @@ def test_every_block_of_the_tutorial_belongs_to_somebody() -> None:
         ]
         if page == "docs/tutorial.md":
             assert not bare
-        else:  # compose, other distributions, a party's unit, Kubernetes
-            assert len(bare) == 6, bare
+        else:  # compose, other distributions, the units of a party and an agent, Kubernetes
+            assert len(bare) == 9, bare
 
 
 @pytest.mark.slow
