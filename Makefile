@@ -73,8 +73,9 @@ coverage: $(STAMP)  ## how much of redislink/ the quick tests run; fails below t
 chaos: $(STAMP)  ## break real brokers and lines and kill parties on purpose; writes docs/reliability.md (minutes)
 	$(PY) -m benchmarks.chaos
 
-soak: $(STAMP)  ## 100,000 simulated runs of the delivery core
+soak: $(STAMP)  ## 100,000 simulated runs of the delivery core, 5,000 of jobs
 	$(PY) -m tests.protocol.simulation --runs 100000
+	$(PY) -m tests.jobs.simulation --count 5000
 
 # Some modules, all of their mutants: make mutation MUTATION_ARGS="protocol/states --most 10000"
 MUTATION_ARGS ?=

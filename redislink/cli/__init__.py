@@ -7,7 +7,9 @@ is a code of `errors.ExitCode`.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, NoReturn
@@ -128,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: instead of ``sys.argv[1:]``.
     """
+    # At its end Python looks for garbage among all that jax made: half a second of a core.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     errors.choose_log_format()
     command = typer.main.get_command(app)
     try:

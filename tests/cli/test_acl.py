@@ -229,7 +229,7 @@ def test_an_operators_user(
     connection.close()
     code, out, err = call(*words[:-1], "alice")
     assert (code, out) == (2, "")
-    assert "is a party of the session: take another name" in err
+    assert "is a party or driver of the session: take another name" in err
 
 
 def test_what_goes_wrong(

@@ -1,10 +1,13 @@
-"""Jobs over a broker that is hostile, with agents and a driver that are killed: 500 seeds."""
+"""Jobs over a broker that is hostile, with agents and a driver that are killed: 150 seeds.
+
+`make soak` plays more of them.
+"""
 
 import pytest
 
 from tests.jobs.simulation import Simulation
 
-SEEDS = 500
+SEEDS = 150
 _EACH = 50
 
 

@@ -82,7 +82,10 @@ def _run(found: Verification) -> AuditRun:
 
 
 @pytest.mark.parametrize("through", ["memory", "fakeredis"])
-def test_all_parties_tell_the_same_story(tmp_path: Path, through: Any) -> None:
+def test_all_parties_tell_the_same_story(
+    tmp_path: Path, through: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [__file__])
     _simulate(tmp_path, a_program, through=through)
     found = _records(tmp_path)
     _agree(found)
@@ -109,6 +112,7 @@ def test_all_parties_tell_the_same_story(tmp_path: Path, through: Any) -> None:
         assert run.begin.party == name
         assert [party.name for party in run.begin.parties] == list(PARTIES)
         assert run.begin.script is not None
+        assert run.begin.script.name == "test_recording.py"
         assert run.end is not None
         assert (run.end.how, run.end.error, run.end.steps) == ("closed", None, 7)
         assert all(step.seconds is not None for step in run.steps() if not step.said.chain)
