@@ -76,6 +76,7 @@ def pytest_collection_finish() -> None:
     constants.restore_changed()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)  # jax makes much that stays for a while
 
 
 @pytest.hookimpl(wrapper=True)
