@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -209,9 +209,11 @@ def quick_settings(**changes: Any) -> RedisLinkSettings:
 
 
 def run_parties(*works: Callable[[], Any]) -> list[Any]:
-    """Run each in a thread; return their results in order, or raise the first error."""
+    """Run each in a thread; return their results in order, or raise what was raised first."""
     with ThreadPoolExecutor(len(works)) as pool:
         futures = [pool.submit(work) for work in works]
+        for future in as_completed(futures):
+            future.result()  # who fails first says why the others do
         return [future.result() for future in futures]
 
 
