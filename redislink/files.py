@@ -105,10 +105,17 @@ def open_in_place_of(path: str | Path, mode: int = OWNER_ONLY) -> TextIO:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, mode: int = OWNER_ONLY) -> Iterator[TextIO]:
+def replacing(
+    path: str | Path, mode: int = OWNER_ONLY, *, durable: bool = False
+) -> Iterator[TextIO]:
     """Make a new file for UTF-8 text, which takes its name when the ``with`` block ends.
 
     Readers see the old file or the complete new one. If the block raises, the old file stays.
+
+    Args:
+        path: the file.
+        mode: its mode.
+        durable: whether the new one is still there after a power cut, once the block has ended.
 
     Raises:
         OSError: the file cannot be written, or a FIFO, device or directory has its name.
@@ -117,10 +124,28 @@ def replacing(path: str | Path, mode: int = OWNER_ONLY) -> Iterator[TextIO]:
     try:
         with file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         _take_place(passing, path)
+        if durable:
+            sync_directory(Path(path).parent)
     except BaseException:
         _remove(passing)
         raise
+
+
+def sync_directory(path: str | Path) -> None:
+    """Put on disk which files a directory has.
+
+    Raises:
+        OSError: it cannot be synced.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _open_beside(path: str | Path, mode: int) -> tuple[TextIO, Path]:

@@ -139,6 +139,21 @@ class TestReplacing:
         assert sorted(tmp_path.iterdir()) == before
         assert (tmp_path / "link").is_symlink()
 
+    def test_a_durable_one_is_on_disk_before_its_name_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+
+        def fsync(descriptor: int) -> None:
+            target = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            order.append("directory" if target.is_dir() else target.read_text())
+            assert (tmp_path / "file").exists() is target.is_dir()
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with replacing(tmp_path / "file", durable=True) as file:
+            file.write("all of it")
+        assert order == ["all of it", "directory"]
+
     def test_a_block_that_raises_leaves_the_old_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("old")
 

@@ -37,7 +37,7 @@ from redislink.audit.records import (
     with_signature,
 )
 from redislink.errors import AuditError, RedisLinkError
-from redislink.files import OWNER_ONLY
+from redislink.files import OWNER_ONLY, sync_directory
 from redislink.forking import dies_in_child, used_after_fork
 from redislink.identity import Identity
 from redislink.identity.signing import SigningKey, format_signing_key
@@ -232,7 +232,7 @@ class AuditLog:
             if self._size > end:
                 self._sync()
             if end == 0:
-                self._sync_directory()
+                sync_directory(self.path.parent)
         except OSError as error:
             raise self._cannot("be written", error) from None
 
@@ -338,13 +338,6 @@ class AuditLog:
         self._digest = hashlib.sha256(line).hexdigest()
         self._next += 1
         self._last, self._size = self._size, self._size + len(line) + 1
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _sync(self) -> None:
         """Put the lines on disk, then the head pointer after them."""

@@ -89,12 +89,10 @@ def update_file(path: str | Path, change: Callable[[str], str], what: str) -> No
         with open_regular(target) as file:
             before = os.fstat(file.fileno())
             text = read_opened(file, target)
-        with replacing(target) as new:
+        with replacing(target, durable=True) as new:
             os.fchown(new.fileno(), before.st_uid, before.st_gid)
             os.fchmod(new.fileno(), stat.S_IMODE(before.st_mode))
             new.write(change(text))
-            new.flush()
-            os.fsync(new.fileno())
     except FileNotFoundError:
         raise ConfigError(f"{what} {path}: there is no such file: check the path") from None
     except OSError as error:

@@ -116,15 +116,8 @@ class Drawer:
             ) from None
 
     def _write(self, path: Path, job: DriverJob) -> None:
-        with replacing(path) as file:
+        with replacing(path, durable=True) as file:
             json.dump(job.to_value(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -260,10 +260,8 @@ class ProgramStore:
         return entry
 
     def _write(self, entry: Entry) -> None:
-        with replacing(self._meta(entry.digest)) as file:
+        with replacing(self._meta(entry.digest), durable=True) as file:
             file.write(entry.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
         self._hand_over(self._meta(entry.digest))
 
     def _hand_over(self, path: Path) -> None:

@@ -35,7 +35,7 @@ from typing import Any, Final, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from redislink.errors import ConfigError, PartyTaken
-from redislink.files import open_regular, read_text, replacing
+from redislink.files import open_regular, read_text, replacing, sync_directory
 from redislink.jobs.offer import check_job_id
 from redislink.jobs.runner import Used
 
@@ -215,7 +215,7 @@ class WorkDirectory:
         directory.mkdir(mode=0o700, exist_ok=True)
         _replace_durably(directory / STATE, json.dumps(state))
         if is_new:
-            _sync(self.path)
+            sync_directory(self.path)
 
     def load(self, job: str) -> Any:
         """What was saved of a job; None if nothing was, or it cannot be read."""
@@ -288,18 +288,7 @@ class WorkDirectory:
 
 
 def _replace_durably(path: Path, text: str, owner: os.stat_result | None = None) -> None:
-    with replacing(path) as file:
+    with replacing(path, durable=True) as file:
         if owner is not None:
             os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

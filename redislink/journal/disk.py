@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final, Protocol
 
-from redislink.files import OWNER_ONLY
+from redislink.files import OWNER_ONLY, sync_directory
 
 DIRECTORY_MODE: Final = 0o700
 
@@ -161,11 +161,7 @@ class OsDisk:
 
     def sync_directory(self, path: Path) -> None:
         """See `Disk`."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(path)
 
     def create(self, path: Path) -> File:
         """See `Disk`."""

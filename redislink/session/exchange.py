@@ -7,7 +7,6 @@ nothing but what the policy names.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,10 +101,8 @@ class Exchange:
     def _write(self, path: Path, packed: bytes) -> None:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with replacing(path) as file:
+            with replacing(path, durable=True) as file:
                 file.buffer.write(packed)
-                file.flush()
-                os.fsync(file.fileno())
         except OSError as error:
             raise ConfigError(
                 f"{self.party}: result {path}: cannot be written ({error.strerror or error}): "
