@@ -145,7 +145,7 @@ class TestReplacing:
         order: list[str] = []
 
         def fsync(descriptor: int) -> None:
-            target = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            target = Path(f"/proc/self/fd/{descriptor}").readlink()
             order.append("directory" if target.is_dir() else target.read_text())
             assert (tmp_path / "file").exists() is target.is_dir()
 

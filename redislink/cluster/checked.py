@@ -5,7 +5,8 @@ The cluster file, policies and job files are read this way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -15,7 +16,32 @@ from redislink.errors import ConfigError
 
 _OTHER_THAN_TEXT: Final = frozenset({"string_type", "model_type", "tuple_type", "dict_type"})
 """pydantic's errors about a value that was perhaps meant as text, or is empty."""
+_T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+@contextlib.contextmanager
+def reading(source: str, remedy: str) -> Iterator[None]:
+    """What goes wrong in this block, which reads a file's text, becomes a ConfigError.
+
+    Args:
+        source: the file's name in errors.
+        remedy: what to do if it cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror or error}: {remedy}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not UTF-8 text: save it as UTF-8 YAML") from None
+
+
+def as_value_error(check: Callable[[str, str], _T], value: str, what: str) -> _T:
+    """Return what the check does; its ConfigError as a ValueError, to which pydantic adds where."""
+    try:
+        return check(value, what)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def parse_checked(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from redislink.cluster.checked import parse_checked
+from redislink.cluster.checked import as_value_error, parse_checked, reading
 from redislink.cluster.mask import Mask
 from redislink.cluster.protocols import Protocol, advice, protocol_of
 from redislink.cluster.runtime import SpuRuntime
@@ -50,17 +49,17 @@ class PartySpec(BaseModel):
     @field_validator("public_key")
     @classmethod
     def _valid_public_key(cls, text: str | None) -> str | None:
-        return None if text is None else _as_value_error(_checked_key, text, "party")
+        return None if text is None else as_value_error(_checked_key, text, "party")
 
     @field_validator("signing_key")
     @classmethod
     def _valid_signing_key(cls, text: str | None) -> str | None:
-        return None if text is None else _as_value_error(_checked_signing_key, text, "party")
+        return None if text is None else as_value_error(_checked_signing_key, text, "party")
 
     @field_validator("name")
     @classmethod
     def _valid_name(cls, name: str) -> str:
-        return _as_value_error(check_name, name, "party")
+        return as_value_error(check_name, name, "party")
 
 
 class DriverSpec(BaseModel):
@@ -80,17 +79,17 @@ class DriverSpec(BaseModel):
     @field_validator("public_key")
     @classmethod
     def _valid_public_key(cls, text: str) -> str:
-        return _as_value_error(_checked_key, text, "driver")
+        return as_value_error(_checked_key, text, "driver")
 
     @field_validator("signing_key")
     @classmethod
     def _valid_signing_key(cls, text: str | None) -> str | None:
-        return None if text is None else _as_value_error(_checked_signing_key, text, "driver")
+        return None if text is None else as_value_error(_checked_signing_key, text, "driver")
 
     @field_validator("name")
     @classmethod
     def _valid_name(cls, name: str) -> str:
-        return _as_value_error(check_name, name, "driver")
+        return as_value_error(check_name, name, "driver")
 
 
 class SpuConfig(BaseModel):
@@ -190,7 +189,7 @@ class ClusterSpec(BaseModel):
     @field_validator("session")
     @classmethod
     def _valid_session(cls, session: str) -> str:
-        return _as_value_error(check_name, session, "session")
+        return as_value_error(check_name, session, "session")
 
     @field_validator("broker", mode="before")
     @classmethod
@@ -264,7 +263,7 @@ class ClusterSpec(BaseModel):
     def _members_are_parties(self) -> ClusterSpec:
         names = [p.name for p in self.parties]
         for device_name, device in self.devices.items():
-            _as_value_error(check_name, device_name, "device")
+            as_value_error(check_name, device_name, "device")
             for member in device.members:
                 if member not in names:
                     raise ValueError(
@@ -403,24 +402,10 @@ def load_cluster(path: str | Path) -> ClusterSpec:
         ConfigError: the file cannot be read or is not valid; the message names the place and
             the remedy.
     """
-    try:
+    source = f"cluster file {path}"
+    with reading(source, "check the path given with --cluster or REDISLINK_CLUSTER_FILE"):
         text = read_text(path)
-    except OSError as error:
-        raise ConfigError(
-            f"cluster file {path}: {error.strerror or error}: check the path given with --cluster "
-            "or REDISLINK_CLUSTER_FILE"
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"cluster file {path}: not UTF-8 text: save it as UTF-8 YAML") from None
-    return ClusterSpec.load(text, f"cluster file {path}")
-
-
-def _as_value_error(check: Callable[[str, str], str], value: str, what: str) -> str:
-    """Raise a ValueError, which pydantic reports with its place, instead of a ConfigError."""
-    try:
-        return check(value, what)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
+    return ClusterSpec.load(text, source)
 
 
 def _checked_key(text: str, _: str) -> str:

@@ -36,7 +36,7 @@ from pydantic import (
     model_validator,
 )
 
-from redislink.cluster.checked import error_at, parse_checked
+from redislink.cluster.checked import as_value_error, error_at, parse_checked, reading
 from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError, ValueDecodeError
 from redislink.files import open_regular, read_opened
@@ -135,9 +135,9 @@ def _check_each(values: tuple[str, ...], what: str) -> tuple[str, ...]:
             if len(values) > 1:
                 raise ValueError(f'"{ANY}" stands for all: write it alone, or list names')
         elif what == "program" and value.startswith("sha256:"):
-            _as_value_error(lambda digest, _: check_digest(digest), value, what)
+            as_value_error(lambda digest, _: check_digest(digest), value, what)
         else:
-            _as_value_error(check_name, value, what)
+            as_value_error(check_name, value, what)
     return values
 
 
@@ -356,7 +356,7 @@ class Policy(BaseModel):
     @classmethod
     def _valid_names(cls, data: dict[str, Path]) -> dict[str, Path]:
         for name in data:
-            _as_value_error(check_name, name, "data set")
+            as_value_error(check_name, name, "data set")
         return data
 
     @field_validator("rules")
@@ -377,21 +377,14 @@ class Policy(BaseModel):
                 names the line, the field and the remedy.
         """
         source = f"policy file {path}"
-        try:
-            with open_regular(path) as file:
-                found = os.fstat(file.fileno())
-                if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
-                    raise ConfigError(
-                        f"{source}: others may write to it, and so let anything run: check it, "
-                        "then run chmod go-w on it, as its owner"
-                    )
-                text = read_opened(file, path)
-        except OSError as error:
-            raise ConfigError(
-                f"{source}: {error.strerror or error}: check the path given with --policy"
-            ) from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{source}: not UTF-8 text: save it as UTF-8 YAML") from None
+        with reading(source, "check the path given with --policy"), open_regular(path) as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
+                raise ConfigError(
+                    f"{source}: others may write to it, and so let anything run: check it, "
+                    "then run chmod go-w on it, as its owner"
+                )
+            text = read_opened(file, path)
         return cls.parse(text, source, Path(path).absolute().parent)
 
     @classmethod
@@ -512,11 +505,3 @@ class Policy(BaseModel):
 
 def _is_among(names: tuple[str, ...], allowed: tuple[str, ...] | None) -> bool:
     return allowed is None or allowed == (ANY,) or set(names) <= set(allowed)
-
-
-def _as_value_error(check: Any, value: str, what: str) -> None:
-    """Raise a ValueError, which pydantic reports with its place, instead of a ConfigError."""
-    try:
-        check(value, what)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None

@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from redislink.cluster.checked import error_at, parse_checked
+from redislink.cluster.checked import error_at, parse_checked, reading
 from redislink.cluster.spec import ClusterSpec
 from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
@@ -146,12 +146,8 @@ class JobSpec(BaseModel):
                 and the remedy.
         """
         source = f"job file {path}"
-        try:
+        with reading(source, "check the path"):
             text = read_text(path)
-        except OSError as error:
-            raise ConfigError(f"{source}: {error.strerror or error}: check the path") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{source}: not UTF-8 text: save it as UTF-8 YAML") from None
         return cls.parse(text, source, Path(path).absolute().parent)
 
     @classmethod
