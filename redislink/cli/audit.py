@@ -28,7 +28,7 @@ from redislink.audit.comparing import UNKNOWN
 from redislink.audit.runs import AuditStep
 from redislink.audit.verifying import when
 from redislink.cli.errors import EPILOG, ExitCode, Verbose, say, show
-from redislink.cli.operator import JsonOption, count, size
+from redislink.cli.output import JsonOption, count, group, size
 from redislink.cli.who import IdentityOption
 from redislink.cluster import load_cluster
 from redislink.errors import ConfigError
@@ -50,12 +50,7 @@ Cluster = Annotated[
         show_default=False,
     ),
 ]
-app = typer.Typer(
-    help="Show, verify or compare the audit records that redislink run --audit keeps.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("Show, verify or compare the audit records that redislink run --audit keeps.")
 
 
 @app.command("show", epilog=EPILOG)

@@ -25,6 +25,8 @@ Action = Literal["approve", "refuse", "cancel"]
 _PATIENCE: Final = 5.0
 """Seconds that a command waits for the agent to take a decision."""
 _LOOK: Final = 0.1
+SHOWN_DIGEST: Final = 19
+"""Characters of a program's digest that a table shows: ``sha256:`` and twelve digits."""
 
 
 def jobs_at_agent(work: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from redislink.cli import errors
-from redislink.cli.operator import duration
+from redislink.cli.output import duration
 from redislink.errors import ConfigError
 from redislink.text import one_line
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ from rich.text import Text
 from redislink.cli import decide, driving
 from redislink.cli.driving import DriverOption, JobsDirOption
 from redislink.cli.errors import EPILOG, Verbose, say, show
-from redislink.cli.operator import JsonOption
+from redislink.cli.output import JsonOption, group, moment
 from redislink.cli.who import ClusterOption, IdentityOption
 from redislink.errors import ConfigError
 from redislink.files import open_new
@@ -26,13 +25,9 @@ if TYPE_CHECKING:
     from redislink.jobs.client import Client
     from redislink.jobs.offer import Offer
 
-_DIGITS = 19
 _LISTEN = 5.0
 """Seconds in which agents that run say that they have ended a job."""
-app = typer.Typer(
-    help="What becomes of jobs: for their driver, or with --work at an agent's machine.",
-    no_args_is_help=True,
-)
+app = group("What becomes of jobs: for their driver, or with --work at an agent's machine.")
 WorkOption = Annotated[
     Path,
     typer.Option(
@@ -231,8 +226,8 @@ def list_jobs(
     for each in found:
         table.add_row(
             *(Text(one_line(str(cell))) for cell in (each["job"], _state(each), each["driver"])),
-            Text(one_line(each["program_name"] or each["program"][:_DIGITS])),
-            Text(_time(each["since"])),
+            Text(one_line(each["program_name"] or each["program"][: decide.SHOWN_DIGEST])),
+            Text(moment(each["since"])),
         )
     Console().print(table)
 
@@ -293,7 +288,7 @@ def show_job(
         typer.echo(json.dumps(facts))
         return
     for name in ("issued", "expires", "since"):
-        facts[name] = f"{_time(facts[name])} UTC"
+        facts[name] = f"{moment(facts[name])} UTC"
     for name, value in facts.items():
         if value not in ("", [], {}):
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -322,10 +317,10 @@ def _list_of_driver(client: Client, *, as_json: bool, lost: bool) -> None:
     for heading in ("job", "state", "program", "offered (UTC)"):
         table.add_column(heading, overflow="fold")
     for job in client.list():
-        program = job.offer.program_name or job.offer.program[:_DIGITS]
+        program = job.offer.program_name or job.offer.program[: decide.SHOWN_DIGEST]
         table.add_row(
             *(Text(cell) for cell in (job.id, driving.line(job), program)),
-            Text(_time(job.offer.issued)),
+            Text(moment(job.offer.issued)),
         )
     Console().print(table)
 
@@ -359,7 +354,3 @@ def _state(each: dict[str, Any]) -> str:
         each["progress"] if each["state"] in ("starting", "running") else ""
     )
     return f"{each['state']}{by}{reason and f': {reason}'}"
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))

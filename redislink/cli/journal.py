@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from redislink.cli.errors import EPILOG, ExitCode, Verbose, say, show
-from redislink.cli.operator import JsonOption, count, size
+from redislink.cli.output import JsonOption, count, group, moment, size
 from redislink.cli.who import IdentityOption
 from redislink.errors import ConfigError, JournalError
 from redislink.identity.keypair import Identity
@@ -41,12 +40,7 @@ Directory = Annotated[
         show_default=False,
     ),
 ]
-app = typer.Typer(
-    help="Show, check or destroy the journals that redislink run --journal keeps.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("Show, check or destroy the journals that redislink run --journal keeps.")
 
 
 @app.command("show", epilog=EPILOG)
@@ -170,13 +164,13 @@ def _as_dict(view: JournalView) -> dict[str, Any]:
         "program": binding.program,
         "versions": binding.versions,
         "cluster_digest": binding.cluster_digest.hex(),
-        "starts": list(map(_time, view.starts)),
+        "starts": list(map(moment, view.starts)),
         "ended": view.ended,
         "segments": len(about.segments),
         "size_bytes": about.size,
         "live_bytes": about.live_bytes,
         "torn_bytes": about.torn_bytes,
-        "steps": [asdict(step) | {"written": _time(step.written)} for step in view.steps],
+        "steps": [asdict(step) | {"written": moment(step.written)} for step in view.steps],
     }
 
 
@@ -212,14 +206,10 @@ def _print(view: JournalView) -> None:
             step.call,
             step.gave,
             "" if step.stored_bytes == 0 else stored,
-            _time(step.written),
+            moment(step.written),
             step.digest[:_DIGITS],
         ]
         if has_chains:
             cells.insert(0, step.chain)
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))

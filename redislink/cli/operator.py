@@ -1,4 +1,4 @@
-"""Shared by the commands for operators: the broker, the user, and how numbers are printed."""
+"""Shared by the commands for operators: the broker and the user."""
 
 from __future__ import annotations
 
@@ -38,9 +38,6 @@ PasswordFileOption = Annotated[
         "line for each. It is sent only to a broker that --broker or the environment names.",
         show_default=False,
     ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")
 ]
 
 
@@ -182,33 +179,3 @@ def refused_text(refused: Iterable[str]) -> str:
         f"this user may not run {names} on all keys here, so some figures are unknown: log in as "
         "an admin, or as a user that redislink acl --operator NAME makes for the session"
     )
-
-
-def count(value: int | None) -> str:
-    """A number as text, also if it is unknown."""
-    return "?" if value is None else f"{value:,}".replace(",", " ")
-
-
-def size(value: float | None) -> str:
-    """A size in bytes, for people to read."""
-    if value is None:
-        return "?"
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= unit:
-            return f"{value / unit:.1f} {name}"
-    return f"{value:.0f} B"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in seconds, for people to read."""
-    if seconds is None:
-        return "?"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds) // 60
-    if minutes < 120:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h" if hours < 48 else f"{hours // 24} d"

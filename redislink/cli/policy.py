@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from redislink.cli.errors import EPILOG, Verbose, say, show
-from redislink.cli.operator import JsonOption
+from redislink.cli.output import JsonOption, group
 from redislink.cli.programs import ProgramsOption, store_at
 from redislink.cli.who import ClusterOption, PartyOption, resolve
 from redislink.errors import ConfigError
@@ -23,12 +23,7 @@ from redislink.jobs.store import Entry
 from redislink.jobs.units import show_duration, show_size
 from redislink.settings import RedisLinkSettings
 
-app = typer.Typer(
-    help="Check a policy file, and see what it says about a job.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("Check a policy file, and see what it says about a job.")
 
 
 @app.command("check", epilog=EPILOG)

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from redislink.cli import decide
 from redislink.cli.errors import EPILOG, Verbose, say, show
-from redislink.cli.operator import JsonOption, count, size
+from redislink.cli.output import JsonOption, count, group, size
 from redislink.errors import ConfigError
 from redislink.jobs.program import Program, diff, listing
 from redislink.jobs.spec import default_name
@@ -29,7 +29,6 @@ from redislink.settings import RedisLinkSettings
 from redislink.text import one_line
 
 _WIDTH: Final = 120
-_DIGITS: Final = 19
 """Characters of a digest in a table: enough to name it in a command."""
 ProgramsOption = Annotated[
     Path | None,
@@ -44,12 +43,7 @@ _Wanted = Annotated[
     str,
     typer.Argument(metavar="PROGRAM", help="Name or digest of a program; its beginning will do."),
 ]
-app = typer.Typer(
-    help="Add, show, approve and remove the programs that may run as jobs here.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("Add, show, approve and remove the programs that may run as jobs here.")
 
 
 def store_at(directory: Path | None) -> ProgramStore:
@@ -116,7 +110,7 @@ def add_program(
         program, chosen, by=decide.who_decides(), now=time.time(), approved=not not_approved
     )
     others = [e for e in store.entries() if e.name == entry.name and e.digest != entry.digest]
-    approved = [e.digest[:_DIGITS] for e in others if e.approved is not None]
+    approved = [e.digest[: decide.SHOWN_DIGEST] for e in others if e.approved is not None]
     show(entry.digest)
     say(f"{entry.name}: {_described(program)}, {_state(entry)}")
     if approved:
@@ -140,7 +134,7 @@ def list_programs(
         table.add_column(title, overflow="fold")
     for e in entries:
         approved = "no" if e.approved is None else _time(e.approved)
-        cells = [e.name, e.digest[:_DIGITS], _time(e.added), e.added_by, approved]
+        cells = [e.name, e.digest[: decide.SHOWN_DIGEST], _time(e.added), e.added_by, approved]
         table.add_row(*(Text(one_line(cell)) for cell in (*cells, e.approved_by or "")))
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
 

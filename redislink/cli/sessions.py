@@ -21,15 +21,12 @@ from rich.text import Text
 from redislink.cli.errors import Verbose, say
 from redislink.cli.operator import (
     BrokerOption,
-    JsonOption,
     PasswordFileOption,
     at_each,
-    count,
-    duration,
     say_refused,
-    size,
     surveys_of,
 )
+from redislink.cli.output import JsonOption, count, duration, size
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken
 from redislink.operate.survey import Key, Survey

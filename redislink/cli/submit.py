@@ -10,7 +10,7 @@ import typer
 from redislink.cli import driving, errors
 from redislink.cli.driving import DriverOption, JobsDirOption
 from redislink.cli.errors import Verbose
-from redislink.cli.operator import JsonOption
+from redislink.cli.output import JsonOption
 from redislink.cli.who import ClusterOption, IdentityOption
 from redislink.errors import BrokerError
 

@@ -19,15 +19,12 @@ from rich.text import Text
 from redislink.cli.errors import Verbose, check_finite
 from redislink.cli.operator import (
     BrokerOption,
-    JsonOption,
     PasswordFileOption,
     cluster_of,
-    count,
-    duration,
     refused_text,
-    size,
     surveys_of,
 )
+from redislink.cli.output import JsonOption, count, duration, size
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerError
 from redislink.operate.watch import PairView, PartyView, Reading, Watch, WatchSeveral

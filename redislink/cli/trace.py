@@ -9,13 +9,9 @@ from typing import Annotated
 import typer
 
 from redislink.cli.errors import EPILOG, Verbose, show
+from redislink.cli.output import group
 
-app = typer.Typer(
-    help="Merge the timelines that REDISLINK_TRACE_DIR or redislink run --trace recorded.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("Merge the timelines that REDISLINK_TRACE_DIR or redislink run --trace recorded.")
 
 
 @app.callback()

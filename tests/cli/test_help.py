@@ -26,7 +26,8 @@ from tests.cli.conftest import Run, Start, Write, ended
 
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
 COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
-COMMANDS += ["journal", "programs", "policy", "version"]
+COMMANDS += ["journal", "audit", "report", "agent", "submit", "jobs", "programs", "policy"]
+COMMANDS += ["version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -57,6 +58,8 @@ def spaced(text: str) -> str:
         (["programs", "approve"], ["PROGRAM", "--programs", "--verbose"]),
         (["programs", "remove"], ["PROGRAM", "--yes", "--programs", "--verbose"]),
         (["policy"], ["check", "schema"]),
+        (["audit"], ["show", "verify", "compare", "key"]),
+        (["jobs"], ["approve", "refuse", "cancel", "list", "show", "wait", "logs", "result"]),
         (["policy", "check"], ["FILE", "JOB", "--driver", "--party", "--cluster", "--programs"]),
         (["policy", "check"], ["--at", "--json", "--verbose"]),
         (["policy", "schema"], ["--job", "--verbose"]),
@@ -99,7 +102,7 @@ def test_no_command_shows_the_help(redislink: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["run", "keygen"])
+@pytest.mark.parametrize("command", ["run", "keygen", "audit", "jobs", "trace"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     """Nor what another command needs."""
     look = (
@@ -111,6 +114,13 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", look], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("group", ["audit", "jobs", "journal", "policy", "programs", "trace"])
+def test_groups_install_nothing(capsys: pytest.CaptureFixture[str], group: str) -> None:
+    with pytest.raises(SystemExit):
+        main([group, "-h"])
+    assert "--install-completion" not in capsys.readouterr().out
 
 
 def test_docs_have_the_exit_codes_and_the_commands() -> None:
