@@ -120,6 +120,9 @@ class Organisation:
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
 
+    def until_it_waits(self) -> None:
+        wait_until(lambda: "waits for jobs" in self.log(), PATIENCE)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
@@ -265,6 +268,8 @@ class World:
         for party in self.parties.values():
             party.has(self.program)
             party.start()
+        for party in self.parties.values():  # before, a signal would end it
+            party.until_it_waits()
         self.driver = Driver(url, self.spec)
         self.driver.parties.extend(self.parties.values())
 
