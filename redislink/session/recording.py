@@ -16,7 +16,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Final
 
 from redislink.audit import AuditLog
@@ -33,14 +33,11 @@ from redislink.audit.records import (
     Traffic,
 )
 from redislink.cluster import ClusterSpec
-from redislink.errors import AuditError, ConfigError, RedisLinkError, UsageError
+from redislink.errors import AuditError, RedisLinkError, UsageError
 from redislink.files import open_regular
 from redislink.forking import dies_in_child
-from redislink.identity import Identity, fingerprint
+from redislink.identity import fingerprint
 from redislink.identity.keypair import parse_public_key
-from redislink.identity.signing import check_signing_key
-from redislink.logs import PartyLogger
-from redislink.settings import RedisLinkSettings
 from redislink.text import one_line
 from redislink.transport.stats import EndpointStats
 
@@ -281,46 +278,6 @@ def _end_at_exit() -> None:
     for audit in list(_open):
         with contextlib.suppress(AuditError):  # then it has no end, which can be seen
             audit.end("left")
-
-
-def open_audit(
-    cluster: ClusterSpec,
-    party: str | None,
-    settings: RedisLinkSettings,
-    file: str | Path | None = None,
-    identity: Identity | None = None,
-) -> AuditLog | None:
-    """Open this party's audit record, or begin one, as the settings say.
-
-    Args:
-        cluster: the cluster file's content.
-        party: the name of this party.
-        settings: say where the record is.
-        file: the record; None means ``REDISLINK_AUDIT_FILE``. ``{session}`` and ``{party}`` in it
-            are replaced by their names.
-        identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``. Without either
-            the record is not signed.
-
-    Returns:
-        The record; None if neither names one.
-
-    Raises:
-        ConfigError: the cluster file has another signing key of this party.
-        AuditError: see `AuditLog.open`.
-    """
-    named = settings.audit_file if file is None else Path(file)
-    if named is None:
-        return None
-    if party is None:
-        raise ConfigError("no party: pass one, or set REDISLINK_PARTY")
-    if identity is None and settings.identity_file is not None:
-        identity = Identity.load(settings.identity_file)
-    check_signing_key(party, cluster.parties[cluster.rank(party)].signing_key, identity)
-    if identity is None:
-        log = PartyLogger(cluster.session, party)
-        log.warning("%s: the audit record is not signed, because there is no identity", party)
-    path = str(named).replace("{session}", cluster.session).replace("{party}", party)
-    return AuditLog.open(path, party, identity)
 
 
 def _script() -> Script | None:

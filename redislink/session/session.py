@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from redislink.audit import AuditLog
-from redislink.audit.records import How
 from redislink.broker import Broker
 from redislink.broker.credentials import CredentialsCallable
 from redislink.cluster import ClusterSpec
@@ -35,13 +33,13 @@ from redislink.errors import (
 )
 from redislink.forking import dies_in_child, renew_in_child
 from redislink.identity.keypair import Identity
+from redislink.identity.signing import check_signing_key
 from redislink.joining import connect_run, resolve_cluster
 from redislink.logs import PartyLogger
 from redislink.session import supervisor
 from redislink.session.exchange import Exchange
 from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
-from redislink.session.recording import SessionAudit, open_audit
 from redislink.session.steps import Failure, Silence, Steps, versions_here
 from redislink.settings import RedisLinkSettings
 from redislink.transport.claim import Run
@@ -51,6 +49,9 @@ from redislink.transport.stats import EndpointStats
 from redislink.with_block import ClosesOrAborts
 
 if TYPE_CHECKING:
+    from redislink.audit import AuditLog
+    from redislink.audit.records import How
+    from redislink.session.recording import SessionAudit
     from redislink.spu.device import SpuDevice
     from redislink.spu.link import SpuLink
 
@@ -244,7 +245,7 @@ class Session(ClosesOrAborts):
             endpoint.settings.close_timeout,
             journal,
             exchange or Exchange.of(endpoint.settings, endpoint.cluster.session, endpoint.party),
-            None if log is None else SessionAudit(log, endpoint.cluster, endpoint.epochs()),
+            audit_into(log, endpoint.cluster, endpoint.epochs()),
         )
         endpoint.resumed_steps = session.resumed_steps
         return session
@@ -620,6 +621,59 @@ def open_journal(
         fresh=settings.journal_fresh,
         required=settings.journal_required,
     )
+
+
+def open_audit(
+    cluster: ClusterSpec,
+    party: str | None,
+    settings: RedisLinkSettings,
+    file: str | Path | None = None,
+    identity: Identity | None = None,
+) -> AuditLog | None:
+    """Open this party's audit record, or begin one, as the settings say.
+
+    Args:
+        cluster: the cluster file's content.
+        party: the name of this party.
+        settings: say where the record is.
+        file: the record; None means ``REDISLINK_AUDIT_FILE``. ``{session}`` and ``{party}`` in it
+            are replaced by their names.
+        identity: this party's key pair; None reads ``REDISLINK_IDENTITY_FILE``. Without either
+            the record is not signed.
+
+    Returns:
+        The record; None if neither names one.
+
+    Raises:
+        ConfigError: the cluster file has another signing key of this party.
+        AuditError: see `AuditLog.open`.
+    """
+    named = settings.audit_file if file is None else Path(file)
+    if named is None:
+        return None
+    if party is None:
+        raise ConfigError("no party: pass one, or set REDISLINK_PARTY")
+    if identity is None and settings.identity_file is not None:
+        identity = Identity.load(settings.identity_file)
+    check_signing_key(party, cluster.parties[cluster.rank(party)].signing_key, identity)
+    if identity is None:
+        log = PartyLogger(cluster.session, party)
+        log.warning("%s: the audit record is not signed, because there is no identity", party)
+    from redislink.audit import AuditLog  # which no session without a record needs
+
+    path = str(named).replace("{session}", cluster.session).replace("{party}", party)
+    return AuditLog.open(path, party, identity)
+
+
+def audit_into(
+    log: AuditLog | None, cluster: ClusterSpec, epochs: Mapping[str, str] | None = None
+) -> SessionAudit | None:
+    """What writes about a run of a session into a record; None if there is no record."""
+    if log is None:
+        return None
+    from redislink.session.recording import SessionAudit
+
+    return SessionAudit(log, cluster, epochs)
 
 
 def open_sessions() -> list[Session]:

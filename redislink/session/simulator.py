@@ -32,14 +32,14 @@ from redislink.joining import connect_run
 from redislink.session.exchange import Exchange
 from redislink.session.journal import Journal
 from redislink.session.kills import Attempts, Kill, MortalJournal, Plan, goes_on_after
-from redislink.session.recording import SessionAudit, open_audit
-from redislink.session.session import NAMESPACE, Session, _simulated
+from redislink.session.session import NAMESPACE, Session, _simulated, audit_into, open_audit
 from redislink.session.steps import versions_here
 from redislink.settings import LinkMode, RedisLinkSettings
 from redislink.transport.claim import Run
 from redislink.values import decode_value_untrusted
 
 if TYPE_CHECKING:
+    from redislink.session.recording import SessionAudit
     from redislink.spu.link import SpuLink
 
 Program = Callable[..., Any]
@@ -192,7 +192,7 @@ class Simulator:
                     vanish = partial(mine._hub.lose, mine.rank)
                     journal = _journal(directory, spec, identities, plan, name, vanish)
                     log = open_audit(spec, name, self._settings, None, identities.get(name))
-                    audit = None if log is None else SessionAudit(log, spec)
+                    audit = audit_into(log, spec)
                     return _in_memory(
                         mine, user, spec, self._settings, journal, exchanges[name], audit
                     )

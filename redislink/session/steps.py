@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redislink.communicator import Communicator, Request
 from redislink.errors import (
@@ -51,9 +51,11 @@ from redislink.logs import PartyLogger
 from redislink.session import supervisor
 from redislink.session.journal import NOTHING, ChainJournal, Recorded
 from redislink.session.meeting import WHERE_TAG
-from redislink.session.recording import SessionAudit
 from redislink.session.records import START_ANEW, Gave, StepRecord
 from redislink.text import one_line
+
+if TYPE_CHECKING:
+    from redislink.session.recording import SessionAudit
 
 _STEP_TAG: Final = "step"
 _STATUS_TAG: Final = "status"
