@@ -86,6 +86,12 @@ MUTATION_ARGS ?=
 mutation: $(STAMP)  ## which changes of the code do the tests not notice? build/mutation.md
 	$(PY) -m tests.mutation $(MUTATION_ARGS)
 
+# Some jobs only, or checkouts of the sources: make acceptance ACCEPTANCE_ARGS="brpc --sources DIR"
+ACCEPTANCE_ARGS ?=
+.PHONY: acceptance
+acceptance: $(STAMP)  ## other people's programs and tests over redislink, unchanged; fetches their sources
+	$(PY) -m tests.acceptance $(ACCEPTANCE_ARGS)
+
 check: lint types test  ## everything that CI checks
 
 lint: $(STAMP)  ## ruff: rules and format

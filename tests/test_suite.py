@@ -14,7 +14,8 @@ from tests.support import constants
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "redislink"
 _OF_SEVERAL_PACKAGES = {
-    "benchmarks", "broker_real", "deploy", "examples", "mutation", "security", "support",
+    "acceptance", "benchmarks", "broker_real", "deploy", "examples", "mutation",
+    "security", "support",
 }  # fmt: skip
 
 
