@@ -133,6 +133,7 @@ class AuditLog:
         with self._lock:
             if self._broken is not None:
                 raise self._broken.afresh()
+            size = self._size
             try:
                 self._append(said)
                 if durable or time.monotonic() - self._synced_at >= _SYNC_INTERVAL:
@@ -142,6 +143,13 @@ class AuditLog:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, self._size)
                 raise failed.afresh() from None
+            except BaseException:  # of a signal
+                if self._size == size:  # in the middle of a line, behind which none may come
+                    self._broken = AuditError(
+                        f"audit record {self.path}: writing was interrupted: open it again"
+                    )
+                    os.ftruncate(self._descriptor, size)
+                raise
 
     def close(self) -> None:
         """Put everything on disk, and close the file. Safe to call twice."""

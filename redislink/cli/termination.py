@@ -124,6 +124,7 @@ class _Termination:
         self._is_over = True
         if self.heard:  # the program may end before all parties are told
             self._sessions_ended.wait(_TELLING)
+            self._abort_sessions()  # those that were just being made
         self._put_back(self._theirs)
         has_ended(self)  # other files will get these numbers
         os.close(self._write_end)  # ends the listener
@@ -177,15 +178,19 @@ class _Termination:
         # In case this thread cannot finish because C++ keeps the interpreter to itself.
         with contextlib.suppress(Exception):
             faulthandler.dump_traceback_later(_TELLING + 2 * _GRACE + _LAST_WORDS, exit=True)
-        asked = None if supervisor.here is None else supervisor.here.asked_to_end()
-        asked = asked or Asked(Terminated.told_to_peers, retryable=True)
-        _within(_TELLING, *(_abort_of(session, asked) for session in _open_sessions()))
+        self._abort_sessions()
         self._sessions_ended.set()
         if not self._is_over:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         time.sleep(_GRACE)
         _within(_LAST_WORDS, self._say_last_words)
         os._exit(int(ExitCode.TERMINATED))
+
+    @staticmethod
+    def _abort_sessions() -> None:
+        asked = None if supervisor.here is None else supervisor.here.asked_to_end()
+        asked = asked or Asked(Terminated.told_to_peers, retryable=True)
+        _within(_TELLING, *(_abort_of(session, asked) for session in _open_sessions()))
 
     def _say_last_words(self) -> None:
         errors.say(f"{self._party}: ended by SIGTERM, in the middle of a computation")

@@ -59,6 +59,7 @@ class SessionAudit:
         epochs: see `BeginSaid`.
         """
         self._log = log
+        self._lines_before = log.lines
         self._cluster = cluster
         self._epochs = dict(epochs or {})
         self._began = time.monotonic()
@@ -69,6 +70,7 @@ class SessionAudit:
         self._error: str | None = None
         self._by: str | None = None
         self._ended = False
+        _open.add(self)
         dies_in_child(self)
 
     def die_in_child(self) -> None:
@@ -90,6 +92,7 @@ class SessionAudit:
             AuditError: it cannot be written.
         """
         cluster = self._cluster
+        self._stats = stats
         self._log.append(
             BeginSaid(
                 session=cluster.session,
@@ -112,8 +115,6 @@ class SessionAudit:
             ),
             durable=True,
         )
-        self._stats = stats
-        _open.add(self)
 
     def step(
         self,
@@ -232,7 +233,7 @@ class SessionAudit:
         self._by = getattr(error, "peer", None) if isinstance(error, RedisLinkError) else None
 
     def end(self, how: How) -> None:
-        """Write the last line, unless that has been done, and close the record.
+        """Write the last line, unless the run has not begun or has ended; close the record.
 
         Args:
             how: see `EndSaid`; what `blame` was told takes precedence.
@@ -246,6 +247,8 @@ class SessionAudit:
             return
         self._ended = True
         try:
+            if self._log.lines == self._lines_before:
+                return
             peers = {} if self._stats is None else self._stats().peers
             said = EndSaid(
                 how=self._how or how,
@@ -263,14 +266,9 @@ class SessionAudit:
         finally:
             self._log.close()
 
-    def close(self) -> None:
-        """Close the record of a session that has not begun."""
-        self._ended = True
-        self._log.close()
-
 
 _open: Final[set[SessionAudit]] = set()
-"""Those that have begun and not ended, even if the program has forgotten their sessions."""
+"""Those that have not ended, even if the program has forgotten their sessions."""
 
 
 @atexit.register

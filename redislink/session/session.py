@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -106,16 +107,15 @@ class Session(ClosesOrAborts):
         self._journal = journal
         self._exchange = exchange or Exchange(cluster.session, communicator.party)
         self._audit = audit
-        self._steps = self._begin_steps()
         self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
         self._raised: BaseException | None = None
         self._closed = False
         self._left = False
         self._lock = threading.Lock()
-        with _open_lock:
-            _open_sessions.add(self)
         dies_in_child(self)
+        self._steps: Steps
+        self._begin()
 
     @classmethod
     def join(
@@ -486,8 +486,13 @@ class Session(ClosesOrAborts):
 
     # -- shared ------------------------------------------------------------------------------
 
-    def _begin_steps(self) -> Steps:
-        """The session's own chain, after the journals have met."""
+    def _begin(self) -> None:
+        """Begin the session's own chain, after the journals have met.
+
+        Raises:
+            JournalError: the parties' journals cannot meet.
+            AuditError: the audit record cannot be written.
+        """
         place = self._communicator.sub("main")
         journals: Communicator | None = self._communicator.sub(JOURNALS)
         chain = None
@@ -498,13 +503,16 @@ class Session(ClosesOrAborts):
             if self._audit is not None:
                 resumed = None if chain is None else chain.resume
                 self._audit.begin(resumed, versions_here(), self._communicator.stats)
-            return Steps(place, self._failure, journal=chain, journals=journals, audit=self._audit)
-        except BaseException as error:
+            self._steps = Steps(
+                place, self._failure, journal=chain, journals=journals, audit=self._audit
+            )
+            with _open_lock:
+                _open_sessions.add(self)
+        except BaseException as error:  # that of a signal may come anywhere in here
             self._communicator.abort(reason_for_peers(error), retryable=may_pass(error))
-            if self._journal is not None:
-                self._journal.close()
-            if self._audit is not None:
-                self._audit.close()
+            self._blame(error)
+            with contextlib.suppress(AuditError):  # the first error matters more
+                self._close_files("aborted")
             raise
 
     def _close_files(self, how: How) -> None:

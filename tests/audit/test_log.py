@@ -266,6 +266,31 @@ def test_a_full_disk_ends_it_and_leaves_whole_lines(
     assert verify_file(path, KEYS).is_good
 
 
+@pytest.mark.parametrize("written", [0, 10, None])
+def test_a_signal_in_the_middle_of_a_line_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int | None
+) -> None:
+    path = tmp_path / "a"
+    log = _open(path)
+    before = path.read_bytes()
+    write_all = os.write
+
+    def interrupted(descriptor: int, data: Any) -> int:
+        write_all(descriptor, data[:written])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.record("step", **step(1)[1])
+    assert path.read_bytes() == before
+    with pytest.raises(AuditError, match="interrupted: open it again"):
+        log.record("step", **step(2)[1])
+    log.close()
+    write(path, [step(1)])
+    assert verify_file(path, KEYS).is_good
+
+
 def test_a_disk_that_does_not_sync_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = _open(tmp_path / "a")
 

@@ -262,6 +262,33 @@ def test_sessions_that_cannot_be_ended_hold_up_nothing(monkeypatch: pytest.Monke
     assert in_child(child) == "143"
 
 
+def test_a_session_that_was_just_being_made_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the thread which hears the signal has not seen."""
+    opened: list[Any] = []
+    monkeypatch.setattr(termination, "_open_sessions", lambda: list(opened))
+
+    class Made:
+        def abort(self, reason: str, *, retryable: bool) -> None:
+            opened.clear()
+            told.append((reason, retryable))
+
+    told: list[tuple[str, bool]] = []
+
+    def child() -> str:
+        try:
+            with ended_by_sigterm("alice"):
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    threading.Event().wait()
+                finally:
+                    opened.append(Made())
+        except SystemExit as end:
+            return f"{end.code} {told} {opened}"
+        return ""
+
+    assert in_child(child) == "143 [('ended by SIGTERM', True)] []"
+
+
 def test_what_the_program_did_to_signals_is_put_back() -> None:
     def child() -> tuple[bool, int, bool]:
         before = signal.set_wakeup_fd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import re
@@ -35,6 +36,7 @@ from redislink.audit import (
 )
 from redislink.audit.chain import read_head
 from redislink.identity.signing import SigningKey, format_signing_key, parse_signing_key
+from redislink.session.recording import SessionAudit
 from redislink.session.steps import Steps
 from tests.conftest import IDENTITIES, connect_as, make_cluster, quick_settings, run_parties
 
@@ -180,6 +182,43 @@ def test_how_it_ended_and_by_whom(tmp_path: Path) -> None:
         assert told[name] == ("failed", "PeerAborted", "bob")
     for each in tmp_path.iterdir():
         assert "secret" not in each.read_text()
+
+
+class Signal(SystemExit):
+    """What a handler of signals raises, wherever the main thread is."""
+
+
+@pytest.mark.parametrize("place", [SessionAudit.begin, Steps.__init__], ids=lambda f: f.__name__)
+def test_one_that_a_signal_ends_while_it_is_made_has_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Callable[..., None]
+) -> None:
+    def interrupted(self: Any, *args: Any, **named: Any) -> None:
+        place(self, *args, **named)
+        raise Signal(143)
+
+    owner = SessionAudit if place is SessionAudit.begin else Steps
+    monkeypatch.setattr(owner, place.__name__, interrupted)
+    with pytest.raises(Signal):
+        _simulate(tmp_path, lambda session: None)
+    for each in _records(tmp_path).values():
+        end = _run(each).end
+        assert end is not None
+        assert (end.how, end.error) == ("aborted", "Signal")
+
+
+def test_one_that_never_met_the_others_has_neither_begin_nor_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise Signal(143)
+
+    monkeypatch.setattr(SessionAudit, "begin", interrupted)
+    with pytest.raises(Signal):
+        _simulate(tmp_path, lambda session: None)
+    for found in _records(tmp_path).values():
+        assert found.runs() == []
+        with found.path.open() as file:  # which is closed
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_load_that_failed_is_a_step_like_any_other(tmp_path: Path) -> None:
