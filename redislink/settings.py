@@ -46,8 +46,8 @@ _HANDED_ON: Final = (
 )
 _OF_ONE_RUN: Final = frozenset(
     {
-        "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
-        "programs_dir", "results_dir", "stats_file", "trace_dir",
+        "aliases", "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
+        "programs_dir", "results_dir", "stats_file", "trace_dir", "trial_dir",
     }
 )  # fmt: skip
 _MOST_BYTES: Final = 1 << 20
@@ -214,7 +214,9 @@ class RedisLinkSettings(BaseSettings):
         description="Directory where a driver keeps what it knows of the jobs that it submitted.",
     )
     identity_file: Path | None = Field(
-        default=None, description="File with this party's private key, from redislink keygen."
+        default=None,
+        description="File with this party's private key, from redislink keygen. {party} is "
+        "replaced by the party's name where one program runs as all parties.",
     )
     psk_dir: Path | None = Field(
         default=None,
@@ -354,6 +356,17 @@ class RedisLinkSettings(BaseSettings):
         "that may run as jobs here.",
     )
 
+    aliases: Annotated[dict[str, str], NoDecode] = Field(
+        default={},
+        description="What programs that were written for other links call the parties: a JSON "
+        'object of their names and ours, such as {"node:0": "alice", "node:1": "bob"}.',
+    )
+    trial_dir: Path | None = Field(
+        default=None,
+        description="Directory of a trial, which redislink run --trial sets for the processes of "
+        "the program. Whoever can read it has the keys of all parties.",
+    )
+
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:
@@ -407,7 +420,7 @@ class RedisLinkSettings(BaseSettings):
             raise ValueError(f"{what}: check the path")
         return path
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "aliases", mode="before")
     @classmethod
     def _from_json(cls, data: Any) -> Any:
         if not isinstance(data, str):

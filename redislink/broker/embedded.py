@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from redislink.broker.broker import Broker
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, ConfigError
-from redislink.forking import dies_in_child, let_go
+from redislink.forking import dies_in_child, let_go, never_destroy
 
 _START_TIMEOUT: Final = 10.0
 _ATTEMPTS: Final = 5
@@ -161,6 +161,7 @@ class EmbeddedBroker:
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.returncode = 0  # it is not a child of this process
+            never_destroy(guard)  # which would warn of its pipes
             for pipe in (guard.stdin, guard.stdout):
                 if pipe is not None and not pipe.closed:
                     let_go(pipe.fileno())

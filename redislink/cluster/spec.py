@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -369,6 +370,26 @@ class ClusterSpec(BaseModel):
             )
         drivers = {d.name: parse_public_key(d.public_key) for d in self.drivers or ()}
         return {**self.public_keys(), **drivers}
+
+    def part(
+        self, session: str, parties: Sequence[str], devices: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The content of the cluster file of another session, of some of these parties.
+
+        Args:
+            session: its name.
+            parties: names of the parties, in the order of their ranks there.
+            devices: names of the devices, whose members all take part.
+
+        Raises:
+            ConfigError: there is no such party or device.
+        """
+        whole = self.model_dump(mode="json", exclude_unset=True, exclude={"drivers"})
+        return whole | {
+            "session": session,
+            "parties": [whole["parties"][self.rank(party)] for party in parties],
+            "devices": {name: whole["devices"][name] for name in devices if self.device(name)},
+        }
 
     def device(self, name: str) -> DeviceSpec:
         """The device with this name.

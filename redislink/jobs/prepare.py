@@ -41,12 +41,8 @@ def _content(cluster: ClusterSpec, offer: Offer) -> dict[str, Any]:
                 f"job {offer.job}: device {name} has the member {absent[0]}, who does not take "
                 "part: name all members among the job's parties"
             )
-    whole = cluster.model_dump(mode="json", exclude_unset=True, exclude={"drivers"})
-    return whole | {
-        "session": job_session(cluster.session, offer.job),
-        "parties": [party for party in whole["parties"] if party["name"] in offer.parties],
-        "devices": {name: whole["devices"][name] for name in offer.devices},
-    }
+    parties = [party for party in cluster.party_names if party in offer.parties]
+    return cluster.part(job_session(cluster.session, offer.job), parties, offer.devices)
 
 
 def write_cluster(cluster: ClusterSpec, offer: Offer, path: Path) -> None:

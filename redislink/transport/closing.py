@@ -39,6 +39,8 @@ class Closing:
         self._control = control
         self._claim = claim
         self._observer = observer
+        self.left_open_is_said = True
+        """Whether to log a warning if the program ends without closing it."""
         _open.add(self)
 
     def abort(self, reason: str, *, retryable: bool = False) -> None:
@@ -177,15 +179,15 @@ def leave_open_endpoints(error: BaseException | None) -> None:
         if core.closing:
             continue
         leave: Callable[[], None] = closing.close
-        if error is None:
+        if error is not None:
+            leave = partial(closing.abort, reason_for_peers(error), retryable=may_pass(error))
+        elif closing.left_open_is_said:
             core.log.warning(
                 "%s: the program ended without closing session %r, which is closed now: call "
                 "close(), or join in a with block",
                 core.party,
                 core.cluster.session,
             )
-        else:
-            leave = partial(closing.abort, reason_for_peers(error), retryable=may_pass(error))
         leaving.append(threading.Thread(target=leave, daemon=True))
     for thread in leaving:
         thread.start()
