@@ -18,7 +18,7 @@ from typing import Final
 
 from redislink.audit.records import FileSaid, Record, parse_line_untrusted
 from redislink.errors import AuditError
-from redislink.files import open_regular
+from redislink.files import open_regular, put_on_disk
 from redislink.identity.signing import SigningKey, is_signed
 
 SLOT_BYTES: Final = 512
@@ -127,7 +127,7 @@ class HeadFile:
 
     def sync(self) -> None:
         """Return once it is on disk."""
-        os.fdatasync(self._descriptor)
+        put_on_disk(self._descriptor, only_data=True)
 
     def close(self) -> None:
         """Close the file."""

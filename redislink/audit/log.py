@@ -37,7 +37,7 @@ from redislink.audit.records import (
     with_signature,
 )
 from redislink.errors import AuditError, RedisLinkError
-from redislink.files import OWNER_ONLY, sync_directory
+from redislink.files import OWNER_ONLY, put_on_disk, sync_directory
 from redislink.forking import dies_in_child, used_after_fork
 from redislink.identity import Identity
 from redislink.identity.signing import SigningKey, format_signing_key
@@ -350,7 +350,7 @@ class AuditLog:
     def _sync(self) -> None:
         """Put the lines on disk, then the head pointer after them."""
         if self._synced < self._size and self._head is not None:
-            os.fdatasync(self._descriptor)
+            put_on_disk(self._descriptor, only_data=True)
             self._head.write(Head(self._next - 1, self._last, self._size, self._digest))
             self._synced = self._size
         self._synced_at = time.monotonic()

@@ -24,6 +24,7 @@ from redislink.forking import dies_in_child, let_go, never_destroy
 
 _START_TIMEOUT: Final = 10.0
 _ATTEMPTS: Final = 5
+_PROC: Final = Path("/proc")  # Linux only
 _LONGEST_SOCKET_PATH: Final = 100
 """In bytes; Linux allows 107, macOS 103."""
 
@@ -237,9 +238,9 @@ class EmbeddedBroker:
 
     def _server_alive(self) -> bool:
         try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            state = (_PROC / f"{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
-            return not Path("/proc/self/stat").exists() and self._guard is not None
+            return not _PROC.is_dir() and self._guard is not None
         return state != "Z"
 
 

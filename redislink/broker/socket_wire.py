@@ -21,6 +21,7 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -58,7 +59,10 @@ _MAX_PIECES: Final = 512
 _TLS_STEP: Final = 64 << 10
 """Bytes per write with TLS, which does not say how many it has sent."""
 _UNSENT: Final = 128 << 10
-_TCP_NOTSENT_LOWAT: Final = 25  # from linux/tcp.h; Python 3.11 has no name for it
+_NOTSENT_LOWAT: Final = tcp.option("TCP_NOTSENT_LOWAT")
+_KERNEL_WAITS: Final = sys.platform == "linux"
+"""Whether the kernel does the waiting. macOS ignores ``MSG_DONTWAIT`` when it sends, so elsewhere
+Python polls before each call, as it does with TLS."""
 _WOULD_BLOCK: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _MAX_DEPTH: Final = 8
 """Far deeper than the replies to the commands that are used here."""
@@ -81,7 +85,7 @@ class SocketWire:
         self._socket: socket.socket = opened
         self._below: socket.socket = opened.outer if isinstance(opened, NestedTls) else opened
         self._secured = opened if isinstance(opened, ssl.SSLSocket | NestedTls) else None
-        self._tls = self._secured is not None
+        self._polls = self._secured is not None or not _KERNEL_WAITS
         self._timeout = 0.0
         self._write_timeout = self._patience = timeout
         self._buffer = bytearray(_BUFFER_BYTES)
@@ -96,7 +100,7 @@ class SocketWire:
         self._popped_for = -1.0
         self._packed_seconds = b""
         """``_popped_for`` as the last argument of a BLPOP, without its ``$``."""
-        if self._tls:
+        if self._polls:
             self._socket.settimeout(timeout)
         else:
             # Kernel timeouts on a blocking socket: one system call per read, not poll and recv.
@@ -104,7 +108,7 @@ class SocketWire:
             self._set_kernel_timeout(socket.SO_SNDTIMEO, timeout)
 
     def write(self, pieces: Sequence[Buffer]) -> None:
-        if self._tls:
+        if self._polls:
             self._socket.settimeout(self._write_timeout)
             self._timeout = self._write_timeout
             for piece in _joined(pieces):
@@ -122,8 +126,8 @@ class SocketWire:
                 left[0] = left[0][sent:]
 
     def write_some(self, pieces: Sequence[Buffer], *, wait: bool = True) -> Sequence[Buffer]:
-        if self._tls:
-            return self._write_some_tls(pieces, wait=wait)
+        if self._polls:
+            return self._write_some_polling(pieces, wait=wait)
         flags = 0 if wait else socket.MSG_DONTWAIT  # with 0, the kernel waits for SO_SNDTIMEO
         try:
             if len(pieces) == 1:
@@ -133,33 +137,34 @@ class SocketWire:
         except BlockingIOError:
             return pieces
 
-    def _write_some_tls(self, pieces: Sequence[Buffer], *, wait: bool) -> Sequence[Buffer]:
+    def _write_some_polling(self, pieces: Sequence[Buffer], *, wait: bool) -> Sequence[Buffer]:
         give_up = time.monotonic() + self._patience
         self._set_timeout(self._patience if wait else 0.0)
         left = deque(_joined(pieces))
         while left:
             step = memoryview(left[0])[:_TLS_STEP]
             try:
-                # Sends all or nothing; after nothing, the same bytes must follow.
-                self._socket.send(step)
+                # TLS sends all or nothing; after nothing, the same bytes must follow.
+                sent = self._socket.send(step)
             except _WOULD_BLOCK:
                 return list(left)
-            if len(step) == len(left[0]):
+            if sent == len(left[0]):
                 left.popleft()
             else:
-                left[0] = memoryview(left[0])[len(step) :]
+                left[0] = memoryview(left[0])[sent:]
             if left and wait and time.monotonic() > give_up:
                 return list(left)
         return ()
 
     def be_patient(self, seconds: float) -> None:
         self._patience = seconds
-        if not self._tls:
+        if not self._polls:
             self._set_kernel_timeout(socket.SO_SNDTIMEO, seconds)
 
     def limit_unsent(self, *, on: bool) -> None:
-        with contextlib.suppress(OSError):  # not TCP
-            self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT if on else 0)
+        if _NOTSENT_LOWAT is not None:
+            with contextlib.suppress(OSError):  # not TCP
+                self._socket.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT if on else 0)
 
     def wait_movable(self, seconds: float, *, writes: bool) -> None:
         if self._secured is None or not self._secured.pending():
@@ -233,7 +238,7 @@ class SocketWire:
     def _receive_now(self, view: memoryview) -> int:
         """Read what has arrived, and return its size; 0 if nothing has."""
         try:
-            if self._tls:
+            if self._polls:
                 self._set_timeout(0.0)
                 count = self._socket.recv_into(view)
             else:
@@ -266,7 +271,7 @@ class SocketWire:
 
     def _set_timeout(self, timeout: float) -> None:
         self._timeout = timeout
-        if self._tls:
+        if self._polls:
             self._socket.settimeout(timeout)
         else:
             self._set_kernel_timeout(socket.SO_RCVTIMEO, timeout)

@@ -8,9 +8,11 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import struct
+import sys
 from typing import Final, NamedTuple
 
 _IDLE: Final = 2
@@ -19,11 +21,23 @@ _INTERVAL: Final = 1
 _PROBES: Final = 3
 _MOST_PROBES: Final = 127
 _ROUND_TRIPS: Final = 4
-_INFO: Final = getattr(socket, "TCP_INFO", None)
+_INFO: Final = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+"""Elsewhere the option is missing, or its answer has another layout."""
+_NUMBERS: Final = {
+    "linux": {"TCP_NOTSENT_LOWAT": 25},
+    "darwin": {"TCP_NOTSENT_LOWAT": 0x201, "TCP_RXT_CONNDROPTIME": 0x80},
+}
+"""Options for which Python may have no name, from the systems' ``tcp.h``."""
 _RTT: Final = struct.Struct("=68xI")
 # Of linux/tcp.h: segments that are not acknowledged; bytes acknowledged and received; bytes that
 # are not sent.
 _FIELDS: Final = struct.Struct("=24xI92xQQ8xI")
+
+
+def option(name: str) -> int | None:
+    """The number of an option of TCP; None if this system has none of that name."""
+    number: int | None = getattr(socket, name, None)
+    return _NUMBERS.get(sys.platform, {}).get(name) if number is None else number
 
 
 def watch(line: socket.socket, seconds: float) -> None:
@@ -36,16 +50,18 @@ def watch(line: socket.socket, seconds: float) -> None:
     seconds = max(seconds, _ROUND_TRIPS * _round_trip(line))
     options = {
         "TCP_KEEPIDLE": _IDLE,
+        "TCP_KEEPALIVE": _IDLE,  # macOS's name for it
         "TCP_KEEPINTVL": _INTERVAL,
         "TCP_KEEPCNT": min(max(_PROBES, round((seconds - _IDLE) / _INTERVAL)), _MOST_PROBES),
         "TCP_USER_TIMEOUT": round(seconds * 1000),
+        "TCP_RXT_CONNDROPTIME": math.ceil(seconds),  # macOS's, in seconds
     }
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options.items():
-        option = getattr(socket, name, None)
-        if option is not None:
+        number = option(name)
+        if number is not None:
             with contextlib.suppress(OSError):
-                line.setsockopt(socket.IPPROTO_TCP, option, value)
+                line.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
 def _round_trip(line: socket.socket) -> float:

@@ -30,7 +30,7 @@ from redislink.settings import name_attempt, take_attempt
 
 _GRACE: Final = 10.0
 """Seconds that the program has to clean up before the next attempt begins without it."""
-_OPEN_FILES: Final = Path("/proc/self/fd")
+_OPEN_FILES: Final = Path("/dev/fd")
 
 
 class Attempts:

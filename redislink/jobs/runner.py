@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -25,14 +26,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
+
+import psutil
 
 from redislink.files import MOST_READ, read_text, replacing
 from redislink.jobs import child
 from redislink.jobs.cgroup import ControlGroup, ControlGroups
 from redislink.jobs.policy import JobLimits
 from redislink.jobs.usage import cpu_seconds, disk_bytes, family, marked, memory_bytes
-from redislink.session.supervisor import MOST_BYTES
+from redislink.session.supervisor import MOST_BYTES, make_line
 from redislink.text import one_line
 
 LOG: Final = "log"
@@ -51,6 +54,8 @@ _DISK_INTERVAL: Final = 5.0
 GRACE: Final = 10.0
 """Seconds from SIGTERM to SIGKILL."""
 _MOST_PARTIES: Final = 64
+_HAS_PRCTL: Final = hasattr(ctypes.CDLL(None), "prctl")
+"""Whether the kernel can end a job with its agent: Linux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,7 @@ class Running:
         line: socket.socket,
         clock: Callable[[], float],
         group: ControlGroup | None,
+        guard: IO[bytes] | None = None,
     ) -> None:
         """Not for users."""
         self.task = task
@@ -162,6 +168,7 @@ class Running:
         self._line = line
         self._clock = clock
         self._group = group
+        self._guard = guard
         self._started = clock()
         self._next_look = self._next_disk_look = self._started
         self._cpu = 0.0
@@ -272,8 +279,13 @@ class Running:
 
     def _has_exited(self) -> bool:
         """Whether it has exited; it stays a zombie, so that nobody else gets its number."""
-        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self.pid, options) is not None
+        if hasattr(os, "waitid"):
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self.pid, options) is not None
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # what psutil raises for some zombies, too
+            return True
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -284,6 +296,9 @@ class Running:
     def _conclude(self) -> Outcome:
         self._take_messages()
         self._kill()  # what it has left behind
+        if self._guard is not None:
+            with contextlib.suppress(OSError), self._guard:  # a guard may have been killed
+                self._guard.write(b".")
         code = self._process.wait()
         end_leftovers(self.task.directory)
         self._line.close()
@@ -339,21 +354,30 @@ class Runner:
         group = None
         if self._groups is not None:
             group = self._groups.make(task.job, task.limits.memory)
-        limits = {
-            "parent": os.getpid(),
-            "cgroup": None if group is None else str(group.path),
-            "cpu": _rest(task.limits.cpu, task.used.cpu),
-            "file": task.limits.disk,
-        }
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, contextlib.ExitStack() as unless_started, _open_log(directory / LOG) as log:
-            unless_started.callback(ours.close)
-            ours.settimeout(0)
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            line, childs_end = make_line()
+            ours.enter_context(line)
+            theirs.enter_context(childs_end)
+            log = theirs.enter_context(_open_log(directory / LOG))
+            passed = [childs_end.fileno()]
+            guard = None
+            if not _HAS_PRCTL:
+                reading, writing = os.pipe()
+                theirs.enter_context(os.fdopen(reading, "rb", 0))
+                guard = ours.enter_context(os.fdopen(writing, "wb", 0))
+                passed.append(reading)
+            limits = {
+                "parent": os.getpid(),
+                "guard": None if guard is None else reading,
+                "cgroup": None if group is None else str(group.path),
+                "cpu": _rest(task.limits.cpu, task.used.cpu),
+                "file": task.limits.disk,
+            }
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", child.__file__, json.dumps(limits)),
                     *(sys.executable, "-P", "-m", "redislink", "run"),
-                    *_options(task, theirs.fileno()),
+                    *_options(task, childs_end.fileno()),
                     *(str(task.program), *task.arguments),
                 ],
                 cwd=directory / SCRATCH,
@@ -361,12 +385,12 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=passed,
                 start_new_session=True,
                 umask=0o077,
             )
-            unless_started.pop_all()
-        return Running(task, process, ours, self._clock, group)
+            ours.pop_all()
+        return Running(task, process, line, self._clock, group, guard)
 
 
 def outcome_before(directory: Path) -> Outcome | None:

@@ -11,6 +11,7 @@ from typing import Final
 import psutil
 
 _BLOCK: Final = 512
+_PROC: Final = Path("/proc")  # Linux only
 _GONE: Final = (psutil.NoSuchProcess, psutil.AccessDenied, OSError)
 
 
@@ -42,7 +43,7 @@ def memory_bytes(processes: list[psutil.Process], most: int) -> int:
     """
     total = _sum(processes, lambda process: int(process.memory_info().rss))
     if total > most and len(processes) > 1:
-        total = _sum(processes, lambda process: _pss(process.pid))
+        total = _sum(processes, _own_part)
     return total
 
 
@@ -64,9 +65,18 @@ def marked(variable: str) -> list[psutil.Process]:
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(*_GONE):
-            if variable.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(psutil.Process(pid))
+            process = psutil.Process(pid)
+            if _has_variable(process, variable):
+                found.append(process)
     return found
+
+
+def _has_variable(process: psutil.Process, variable: str) -> bool:
+    if _PROC.is_dir():
+        # As it is: psutil keeps one value of a name that is there twice.
+        return variable.encode() in (_PROC / f"{process.pid}/environ").read_bytes().split(b"\0")
+    name, _, value = variable.partition("=")
+    return process.environ().get(name) == value
 
 
 def _sum(processes: list[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
@@ -77,8 +87,11 @@ def _sum(processes: list[psutil.Process], count: Callable[[psutil.Process], int]
     return total
 
 
-def _pss(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+def _own_part(process: psutil.Process) -> int:
+    """Its own pages, and its part of those that several share where that is known."""
+    if not _PROC.is_dir():
+        return int(process.memory_full_info().uss)
+    for line in (_PROC / f"{process.pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) << 10
     return 0

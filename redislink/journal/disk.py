@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final, Protocol
 
-from redislink.files import OWNER_ONLY, sync_directory
+from redislink.files import OWNER_ONLY, put_on_disk, sync_directory
 
 DIRECTORY_MODE: Final = 0o700
 
@@ -126,7 +126,7 @@ class _OsFile:
         return os.fstat(self._descriptor).st_size
 
     def sync(self) -> None:
-        os.fdatasync(self._descriptor)
+        put_on_disk(self._descriptor, only_data=True)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)

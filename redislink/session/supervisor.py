@@ -29,6 +29,7 @@ from redislink.text import one_line
 MOST_BYTES: Final = 8192
 """Bytes of a message; the texts of a longer one are cut."""
 _MOST_TEXT: Final = 1000
+_BUFFER_BYTES: Final = 32 * MOST_BYTES
 _PAUSE: Final = 0.25
 """Seconds between two messages about steps."""
 
@@ -46,12 +47,26 @@ class Asked:
     retryable: bool
 
 
+def make_line() -> tuple[socket.socket, socket.socket]:
+    """The pair of connected sockets: the supervisor's end, and the one that the run inherits."""
+    try:
+        line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError:  # macOS has none
+        line = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in line:
+            # Its own limit of a datagram, 2 KiB, follows the size of the buffer.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+    line[0].settimeout(0)
+    return line
+
+
 class Supervisor:
     """A run's end of the pair of sockets."""
 
     def __init__(self, descriptor: int, ended: Path | None = None) -> None:
         """Args:
-        descriptor: a connected socket (``SOCK_SEQPACKET``) that this process has inherited.
+        descriptor: one end of `make_line`, which this process has inherited.
         ended: the file to write when the run has ended.
         """
         self._socket = socket.socket(fileno=descriptor)

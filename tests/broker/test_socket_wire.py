@@ -42,8 +42,9 @@ class _Connection:
         self._client.close()
 
 
-@pytest.fixture
-def line() -> Iterator[Line]:
+@pytest.fixture(params=[True, False], ids=["the kernel waits", "Python waits"])
+def line(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    monkeypatch.setattr(socket_wire, "_KERNEL_WAITS", request.param)
     line = Line()
     yield line
     line.close()

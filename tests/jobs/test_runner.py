@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import threading
@@ -215,6 +216,44 @@ def test_a_job_ends_with_the_thread_that_started_it(jobs: Jobs) -> None:
     thread.start()
     thread.join()
     assert outcome(jobs.running[0]).told == "its process was ended by SIGKILL"
+
+
+@pytest.fixture
+def another_unix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither ``prctl`` nor ``waitid``, as on macOS with Python 3.11."""
+    monkeypatch.setattr(runner, "_HAS_PRCTL", False)
+    monkeypatch.delattr(os, "waitid")
+
+
+@pytest.mark.usefixtures("another_unix")
+def test_where_the_kernel_does_not_end_a_job_with_its_agent_a_guard_does(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    running = jobs.start("alice", "print('ready', flush=True)\nimport time\ntime.sleep(600)")
+    wait_until(lambda: "ready" in jobs.log("alice"), _LONG)
+    mark = f"REDISLINK_JOB_DIR={tmp_path / 'alice'}"
+    assert len(marked(mark)) == 2, "the job and its guard"
+    guard, running._guard = running._guard, None
+    assert guard is not None
+    guard.close()  # as at the end of the agent's process
+    wait_until(lambda: not marked(mark), _LONG, "the end of both")
+    assert outcome(running).told == "its process was ended by SIGKILL"
+
+
+@pytest.mark.usefixtures("another_unix")
+def test_a_guard_ends_with_its_job_and_the_program_does_not_see_it(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    program = """
+        import os
+        try:
+            os.wait()
+        except ChildProcessError:
+            print("no child", flush=True)
+    """
+    assert outcome(jobs.start("alice", program)) == Outcome()
+    assert "no child" in jobs.log("alice")
+    wait_until(lambda: not marked(f"REDISLINK_JOB_DIR={tmp_path / 'alice'}"), _LONG)
 
 
 def test_how_a_run_ended_is_known_to_an_agent_that_did_not_see_it(

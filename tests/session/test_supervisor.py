@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
@@ -19,12 +20,14 @@ from redislink.session.supervisor import MOST_BYTES, Asked, Supervisor
 from tests.support.children import in_child
 from tests.support.waiting import wait_until
 
+_socketpair = socket.socketpair
+
 
 class Line:
     """The supervisor's end of the line."""
 
     def __init__(self, ended: Path) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket, theirs = supervisor.make_line()
         self.socket.settimeout(5)
         self.run = Supervisor(theirs.detach(), ended)
 
@@ -36,8 +39,19 @@ class Line:
         return told
 
 
-@pytest.fixture
-def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+def _without_packets(family: int, kind: int) -> tuple[socket.socket, socket.socket]:
+    """macOS's `socket.socketpair`."""
+    if kind == socket.SOCK_SEQPACKET:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+    return _socketpair(family, kind)
+
+
+@pytest.fixture(params=["Linux", "macOS"])
+def line(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Line]:
+    if request.param == "macOS":
+        monkeypatch.setattr(socket, "socketpair", _without_packets)
     made = Line(tmp_path / "ended.json")
     monkeypatch.setattr(supervisor, "_PAUSE", 0.0)
     yield made
