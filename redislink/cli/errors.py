@@ -351,6 +351,8 @@ def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
     """End the process because the user's program failed; show that program's traceback."""
     frames = error.__traceback__
     shown = frames if _verbose else _from_file(frames, program)
+    if shown is None and not isinstance(error, SyntaxError):
+        shown = frames  # of a module
     show_block("".join(traceback.format_exception(type(error), error, shown)))
     text = with_party(f"{program} failed with {type(error).__name__}: see above", party)
     say(text, party=party, level=logging.ERROR)

@@ -76,9 +76,12 @@ class Attempts:
         """
         text = str(error).removeprefix(f"{party}: ")
         at = time.strftime("%H:%M:%S", time.gmtime(time.time() + self._delay))
+        said = (
+            f"attempt {self.number} of {self._last} ended: {text}; attempt {self.number + 1} "
+            f"begins at {at} UTC"
+        )
         errors.say(
-            f"{party}: attempt {self.number} of {self._last} ended: {text}; attempt "
-            f"{self.number + 1} begins at {at} UTC",
+            errors.with_party(said, party),
             party=party,
             level=logging.WARNING,
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,13 @@ import typer
 from redislink.cli import errors, who
 from redislink.cli.errors import ExitCode, Verbose, check_finite
 from redislink.cli.exchange import DataOption, ResultsOption, exchanged
+from redislink.cli.interop import (
+    AliasOption,
+    ModuleOption,
+    TrialDirOption,
+    TrialOption,
+    take_over,
+)
 from redislink.cli.retries import Attempts
 from redislink.cli.termination import ended_by_sigterm
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
@@ -117,6 +123,19 @@ def run(
             help="Seconds between two attempts of --retries.",
         ),
     ] = 1.0,
+    brpc_programs: Annotated[
+        bool,
+        typer.Option(
+            "--brpc-programs",
+            help="PROGRAM makes SPU links with libspu.link.create_brpc: let them go over the "
+            "broker, also in the processes that it starts. Without --party it may be any party of "
+            "the cluster file; --identity then has {party} in it.",
+        ),
+    ] = False,
+    aliases: AliasOption = None,
+    trial: TrialOption = False,
+    trial_dir: TrialDirOption = None,
+    module: ModuleOption = False,
     supervised: Annotated[int | None, typer.Option(hidden=True)] = None,
     ended: Annotated[Path | None, typer.Option(hidden=True)] = None,
     agent_record: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -129,17 +148,35 @@ def run(
     Every party starts the same program on its own machine, with its own data:
 
         redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
+
+    A program that was written for SPU's own links runs as it is; on one machine, for a trial:
+
+        redislink run --brpc-programs --trial program.py
     """
+    from redislink.interop.running import check_program
+
     attempts = Attempts(retries, retry_delay)
     settings = RedisLinkSettings.load()
-    path, _, name = who.resolve(settings, cluster, party, identity)
-    if not Path(program).is_file():
-        raise ConfigError(f"program {program}: there is no such file: check the path")
-    os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
-    os.environ["REDISLINK_PARTY"] = name
-    if identity is not None:
-        Identity.load(identity)  # so that an error in it comes now
-        os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
+    check_program(program, module=module)
+    stack = contextlib.ExitStack()
+    path: Path | None = None
+    if brpc_programs:
+        if journal or fresh or audit or report or data or results:
+            raise ConfigError(
+                "--journal, --fresh, --audit, --report, --data and --results are for programs with "
+                "a Session: leave them out, or leave out --brpc-programs"
+            )
+        name = take_over(
+            "brpc", stack, cluster=cluster, party=party, identity=identity, aliases=aliases,
+            trial=trial, trial_dir=trial_dir,
+        )  # fmt: skip
+    elif aliases or trial or trial_dir:
+        raise ConfigError(
+            "--alias, --trial and --trial-dir are for programs that were written for other links: "
+            "give --brpc-programs too, or try a program with a Session by redislink simulate"
+        )
+    else:
+        path, name = _as_party(settings, cluster, party, identity)
     if trace is not None:
         os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())
     if audit is not None:
@@ -149,7 +186,7 @@ def run(
     elif fresh and settings.journal_dir is None:
         raise ConfigError("--fresh without a journal: give --journal DIR too")
     os.environ.update(exchanged(settings, data, results))
-    if report is not None:
+    if report is not None and path is not None:
         from redislink.cli.report import report_at_end
 
         report_at_end(report, path, name, agent_record)
@@ -159,8 +196,21 @@ def run(
         os.environ["REDISLINK_JOURNAL_FRESH"] = str(attempts.number == 1).lower()
     if supervised is not None:
         supervisor.here = Supervisor(supervised, ended)
-    with _end_is_told():
-        _run_as_main(program, arguments or [], name, attempts)
+    with stack, _end_is_told():
+        _run_as_main(program, arguments or [], name, attempts, module=module)
+
+
+def _as_party(
+    settings: RedisLinkSettings, cluster: Path | None, party: str | None, identity: Path | None
+) -> tuple[Path, str]:
+    """Set the variables of these options; return the cluster file and the party."""
+    path, _, name = who.resolve(settings, cluster, party, identity)
+    os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
+    os.environ["REDISLINK_PARTY"] = name
+    if identity is not None:
+        Identity.load(identity)  # so that an error in it comes now
+        os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
+    return path, name
 
 
 @contextlib.contextmanager
@@ -187,10 +237,12 @@ def _code(end: SystemExit) -> int:
     return int(ExitCode.PROGRAM)
 
 
-def _run_program(program: str) -> None:
+def _run_program(program: str, arguments: list[str], *, module: bool) -> None:
+    from redislink.interop.running import run_program
+
     failed: BaseException | None = None
     try:
-        runpy.run_path(program, run_name="__main__")
+        run_program(program, arguments, module=module)
     except BaseException as error:
         ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
         failed = None if ends_well else error
@@ -201,13 +253,13 @@ def _run_program(program: str) -> None:
             closing.leave_open_endpoints(failed)
 
 
-def _run_as_main(program: str, arguments: list[str], party: str, attempts: Attempts) -> None:
-    sys.argv = [program, *arguments]
-    sys.path[0] = str(Path(program).resolve().parent)
+def _run_as_main(
+    program: str, arguments: list[str], party: str, attempts: Attempts, *, module: bool
+) -> None:
     try:
         with errors.say_progress(party), ended_by_sigterm(party):
             attempts.wait()
-            _run_program(program)
+            _run_program(program, arguments, module=module)
     except RedisLinkError as error:
         if attempts.may_follow(error):
             if supervisor.here is not None:
@@ -215,7 +267,7 @@ def _run_as_main(program: str, arguments: list[str], party: str, attempts: Attem
             attempts.begin_next(error, party)
         errors.fail(error, party)
     except KeyboardInterrupt:
-        errors.say(f"{party}: interrupted")
+        errors.say(errors.with_party("interrupted", party))
         raise SystemExit(int(ExitCode.INTERRUPTED)) from None
     except Exception as error:  # noqa: BLE001 - whatever the program raises is shown and ends it
         errors.fail_program(error, program, party)

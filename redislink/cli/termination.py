@@ -41,6 +41,7 @@ from redislink.session import supervisor
 from redislink.session.supervisor import Asked
 
 if TYPE_CHECKING:
+    from redislink.interop.links import OpenLink
     from redislink.session.session import Session
 
 _TELLING: Final = 3.0
@@ -48,6 +49,11 @@ _TELLING: Final = 3.0
 _GRACE: Final = 4.0
 """Seconds that the program then has to end by itself."""
 _LAST_WORDS: Final = 1.0
+_WHAT_IS_OPEN: Final = (
+    ("redislink.session.session", "open_sessions"),
+    ("redislink.interop.links", "open_links"),
+)
+"""Functions that say what to tell peers about, in modules that a program may not have loaded."""
 _ASKED: Final = b"\xff"
 """A byte from the handler in the wake-up pipe. No signal has this number."""
 
@@ -89,7 +95,7 @@ def ended_by_sigterm(party: str) -> Iterator[None]:
             if not isinstance(error, Terminated | RedisLinkError):
                 traceback.print_exception(error)
         if termination.heard:  # even if only another thread of the program noticed
-            errors.say(f"{party}: ended by SIGTERM")
+            errors.say(errors.with_party("ended by SIGTERM", party))
             raise SystemExit(int(ExitCode.TERMINATED))
     finally:
         termination.end()
@@ -193,11 +199,12 @@ class _Termination:
         _within(_TELLING, *(_abort_of(session, asked) for session in _open_sessions()))
 
     def _say_last_words(self) -> None:
-        errors.say(f"{self._party}: ended by SIGTERM, in the middle of a computation")
+        said = "ended by SIGTERM, in the middle of a computation"
+        errors.say(errors.with_party(said, self._party))
         sys.stdout.flush()
 
 
-def _abort_of(session: Session, asked: Asked) -> Any:
+def _abort_of(session: Session | OpenLink, asked: Asked) -> Any:
     return lambda: session.abort(asked.reason, retryable=asked.retryable)
 
 
@@ -211,10 +218,13 @@ def _within(seconds: float, *works: Any) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _open_sessions() -> list[Session]:
-    module = sys.modules.get("redislink.session.session")
-    # While the program still imports it, it has no such function, and there is no session.
-    return getattr(module, "open_sessions", list)()
+def _open_sessions() -> list[Session | OpenLink]:
+    # While the program still imports one, it has no such function, and there is no session.
+    return [
+        session
+        for module, function in _WHAT_IS_OPEN
+        for session in getattr(sys.modules.get(module), function, list)()
+    ]
 
 
 _forking = threading.local()

@@ -17,17 +17,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import runpy
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
 from redislink.errors import ConfigError, LinkError
 from redislink.interop.parties import Parties
+from redislink.interop.running import check_program, run_program
 from redislink.interop.startup import sitecustomize
-from redislink.interop.trial import begin_trial
+from redislink.interop.trial import take_part
 from redislink.logs import PartyLogger
 from redislink.settings import RedisLinkSettings, say_once
 
@@ -149,20 +148,6 @@ def _say_ignored(desc: Any) -> None:
             say_once(f"create_brpc: desc.{field} is ignored: {why}")
 
 
-@contextlib.contextmanager
-def taking_links(*, trial: bool = False) -> Iterator[None]:
-    """Within this block, this process and those that it starts make their links over the relay.
-
-    Args:
-        trial: make keys and a broker for all parties that the program names, on this machine.
-    """
-    with contextlib.ExitStack() as stack:
-        if trial:
-            os.environ.update(stack.enter_context(begin_trial()))
-        sitecustomize.act("brpc")
-        yield
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """``python -m redislink.interop.brpc``.
 
@@ -180,29 +165,22 @@ def main(words: Sequence[str] | None = None) -> None:
         action="store_true",
         help="all parties are on this machine: make keys and a broker for them (for trials only)",
     )
+    parser.add_argument(
+        "--trial-dir",
+        type=Path,
+        metavar="DIR",
+        help="the same, for several commands that name the same directory; the first one ends last",
+    )
     parser.add_argument("-m", action="store_true", dest="module", help="PROGRAM names a module")
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
     given = parser.parse_args(words)
-    with taking_links(trial=given.trial):
+    check_program(given.program, module=given.module)
+    with contextlib.ExitStack() as stack:
+        if given.trial or given.trial_dir:
+            os.environ.update(stack.enter_context(take_part(given.trial_dir)))
+        sitecustomize.act("brpc")
         run_program(given.program, given.arguments, module=given.module)
-
-
-def run_program(program: str, arguments: Sequence[str], *, module: bool) -> None:
-    """Run a program in this process as Python would.
-
-    Args:
-        program: path of a file, or name of a module.
-        arguments: its arguments.
-        module: whether it is a module's name, as after ``python -m``.
-    """
-    sys.argv = [program, *arguments]
-    if module:
-        sys.path[0] = str(Path.cwd())
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-    else:
-        sys.path[0] = str(Path(program).resolve().parent)
-        runpy.run_path(program, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,10 @@ class OpenLink:
         finally:
             self.forget()
 
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
+        """Tell the peers that this party is failing, and leave; as `Endpoint.abort`."""
+        self.endpoint.abort(reason, retryable=retryable)
+
     def say(self, error: RedisLinkError) -> None:
         """Log the first error of this link."""
         if not self._said and not isinstance(error, UsedAfterFork):
@@ -233,7 +237,7 @@ def open_link(endpoint: Endpoint, desc: Any, what: str, *, recv_timeout: float, 
         return link.create_with_channels(desc, endpoint.rank, channels)
     except BaseException as error:
         opened.forget()
-        endpoint.parts.closing.abort(f"{what} was not made", retryable=True)
+        opened.abort(f"{what} was not made", retryable=True)
         if isinstance(error, RuntimeError) and not isinstance(error, RedisLinkError):
             raise LinkError(
                 f"{endpoint.party}: {what} was not made ({' '.join(str(error).split())[:200]}): "
@@ -269,6 +273,12 @@ def make_room(session: str, party: str, what: str, parties: Sequence[str]) -> No
                 f"{party}: {what} of {', '.join(parties)} is open in this process already: stop it "
                 "first (stop_link), or give this one another id or other addresses"
             )
+
+
+def open_links() -> list[OpenLink]:
+    """The links of this process."""
+    with _changed:
+        return list(_open.values())
 
 
 def _leave_with_child() -> None:

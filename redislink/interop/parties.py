@@ -66,6 +66,13 @@ class Parties:
                 f"their key files as in --identity 'keys/{PATTERN}.key'"
             )
 
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """The parties of the cluster file that this process may be; none in a trial."""
+        if self._cluster is None:
+            return ()
+        return self._cluster.party_names if self.party is None else (self.party,)
+
     def named(self, names: Sequence[str], what: str) -> list[str]:
         """The parties that a program calls so, in the same order.
 
@@ -151,7 +158,7 @@ class Parties:
             RedisLinkError: as `redislink.connect`.
         """
         try:
-            return connect(cluster, party, settings, identity=self._identity(party, cluster))
+            return connect(cluster, party, settings, identity=self.identity(party))
         except PartyTaken as error:
             raise PartyTaken(f"{error}; or give each link an id of its own") from error
         except BrokerPermissionError as error:
@@ -162,10 +169,15 @@ class Parties:
                 "and run redislink acl again, so that the users may have such sessions)"
             ) from error
 
-    def _identity(self, party: str, cluster: ClusterSpec) -> Identity | None:
+    def identity(self, party: str) -> Identity | None:
+        """The key pair of a party that this process may be; None if none is needed.
+
+        Raises:
+            ConfigError: its file cannot be used.
+        """
         if self._trial is not None:
             return self._trial.identity(party)
         file = self.settings.identity_file
-        if file is None or cluster.security == "none":
+        if file is None or (self._cluster is not None and self._cluster.security == "none"):
             return None
         return Identity.load(Path(str(file).replace(PATTERN, party)))
