@@ -157,7 +157,6 @@ def run(
 
     attempts = Attempts(retries, retry_delay)
     settings = RedisLinkSettings.load()
-    check_program(program, module=module)
     stack = contextlib.ExitStack()
     path: Path | None = None
     if brpc_programs:
@@ -166,6 +165,7 @@ def run(
                 "--journal, --fresh, --audit, --report, --data and --results are for programs with "
                 "a Session: leave them out, or leave out --brpc-programs"
             )
+        check_program(program, module=module)
         name = take_over(
             "brpc", stack, cluster=cluster, party=party, identity=identity, aliases=aliases,
             trial=trial, trial_dir=trial_dir,
@@ -177,6 +177,7 @@ def run(
         )
     else:
         path, name = _as_party(settings, cluster, party, identity)
+        check_program(program, module=module)
     if trace is not None:
         os.environ["REDISLINK_TRACE_DIR"] = str(trace.resolve())
     if audit is not None:
