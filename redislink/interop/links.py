@@ -100,7 +100,7 @@ class OpenLink:
         """Log the first error of this link."""
         if not self._said and not isinstance(error, UsedAfterFork):
             self._said = True
-            self.log.error("%s: %s", self.what, error)
+            self.log.error("%s: %s: %s", self.endpoint.party, self.what, error)
 
     def forget(self) -> None:
         """Let another link have this one's session."""
@@ -207,7 +207,8 @@ class _Closer:
             try:
                 opened.close()
             except RedisLinkError as error:
-                opened.log.warning("%s: not closed in good order: %s", opened.what, error)
+                me, what = opened.endpoint.party, opened.what
+                opened.log.warning("%s: %s did not end in good order: %s", me, what, error)
             del opened
 
 
