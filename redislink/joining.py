@@ -167,7 +167,8 @@ def connect_run(
     observers.attach(endpoint, {peer: handshake.epoch(peer) for peer in rendezvous.peers})
     if settings.status:
         claim.publish(
-            status_key, lambda: encode_status(status_of(core, claim, endpoint.resumed_steps))
+            status_key,
+            lambda: encode_status(status_of(core, claim, endpoint.resumed_steps, endpoint.streams)),
         )
     return endpoint
 

@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "agent": "agent:agent",
     "submit": "submit:submit",
     "jobs": "jobs:app",
+    "forward": "forward:forward",
     "trace": "trace:app",
     "journal": "journal:app",
     "audit": "audit:app",

@@ -5,9 +5,6 @@ Rules: the agent listens on no port and no socket; whatever it does is one line 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -63,31 +60,5 @@ def agent(
             f"file that redislink keygen {name} wrote"
         )
     store = store_at(programs)
-    with _lines(name):
+    with errors.say_records(LOGGER, name):
         Agent(Place(spec, name, identity, policy, store.directory, work), settings).serve()
-
-
-class _Lines(logging.Handler):
-    """Prints each record as one of our lines."""
-
-    def __init__(self, party: str) -> None:
-        super().__init__()
-        self._party = party
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = errors.with_party(record.getMessage(), self._party)
-        errors.say(text, party=self._party, level=record.levelno)
-
-
-@contextlib.contextmanager
-def _lines(party: str) -> Iterator[None]:
-    logger, lines = logging.getLogger(LOGGER), _Lines(party)
-    before = logger.level, logger.propagate
-    logger.addHandler(lines)
-    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))  # --verbose wants more
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(lines)
-        logger.level, logger.propagate = before

@@ -200,11 +200,12 @@ class _Lines(logging.Handler):
     """Prints each record as one of our lines."""
 
     def __init__(self, party: str) -> None:
-        super().__init__(logging.INFO)
+        super().__init__()
         self._party = party
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(with_party(record.getMessage(), self._party), party=self._party)
+        text = with_party(record.getMessage(), self._party)
+        say(text, party=self._party, level=record.levelno)
 
 
 class _Failures(logging.Filter):
@@ -257,16 +258,22 @@ def say_progress(party: str) -> Iterator[None]:
         with _log_as_json():
             yield
         return
-    with _tell_failures_once():
-        yield from _say_progress(party)
+    with _tell_failures_once(), say_records("redislink.progress", party):
+        yield
 
 
-def _say_progress(party: str) -> Iterator[None]:
-    logger = logging.getLogger("redislink.progress")
-    lines = _Lines(party)
+@contextlib.contextmanager
+def say_records(name: str, party: str) -> Iterator[None]:
+    """Print what this logger is told, at INFO or above, as our lines; all of it if verbose.
+
+    Args:
+        name: the logger.
+        party: the party that it is about.
+    """
+    logger, lines = logging.getLogger(name), _Lines(party)
     before = logger.level, logger.propagate
     logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
     logger.propagate = False  # --verbose would print it twice
     try:
         yield

@@ -27,6 +27,11 @@ def count(value: int | None) -> str:
     return "?" if value is None else f"{value:,}".replace(",", " ")
 
 
+def counted(value: int, what: str) -> str:
+    """A number of things as text, such as ``1 step`` or ``3 steps``."""
+    return f"{count(value)} {what}{'' if value == 1 else 's'}"
+
+
 def size(value: float | None) -> str:
     """A size in bytes, for people to read."""
     if value is None:

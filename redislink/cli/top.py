@@ -24,7 +24,7 @@ from redislink.cli.operator import (
     refused_text,
     surveys_of,
 )
-from redislink.cli.output import JsonOption, count, duration, size
+from redislink.cli.output import JsonOption, count, counted, duration, size
 from redislink.cli.who import ClusterOption
 from redislink.errors import BrokerError
 from redislink.operate.watch import PairView, PartyView, Reading, Watch, WatchSeveral
@@ -54,6 +54,15 @@ def top(
             metavar="SECONDS", min=0.2, callback=check_finite, help="Time between two readings."
         ),
     ] = 1.0,
+    forward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTY,PARTY",
+            help="Instead of the cluster file's session, show that of redislink forward between "
+            "these two.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     verbose: Verbose = False,
 ) -> None:
@@ -63,6 +72,10 @@ def top(
     and the status that each party writes there (REDISLINK_STATUS). Ctrl-C ends it.
     """
     spec = cluster_of(cluster)
+    if forward is not None:
+        from redislink.interop.forward.pairs import parse_pair
+
+        spec = parse_pair(forward, spec)
     surveys = surveys_of(cluster, broker, password_file)
     watch = WatchSeveral([Watch(each, spec.session, spec.party_names) for each in surveys])
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
@@ -163,8 +176,9 @@ def _state(party: PartyView, broker_number: int) -> Text:
     """A party's own state, and below it what delays it, if anything."""
     text = Text(party.state, _STYLES.get(party.state, "green"))
     if party.resumed_steps:
-        steps = "1 step" if party.resumed_steps == 1 else f"{count(party.resumed_steps)} steps"
-        text.append(f"\nresumed after {steps}", "cyan")
+        text.append(f"\nresumed after {counted(party.resumed_steps, 'step')}", "cyan")
+    if party.streams:
+        text.append(f"\n{counted(party.streams, 'stream')}", "cyan")
     if party.broker_number and party.broker_number != broker_number:
         text.append(f"\non broker {party.broker_number}", "bold yellow")
     if party.broker_away_seconds:

@@ -38,6 +38,7 @@ class PartyView:
         unheard_by: the peers that have not heard from it for longer than they should.
         broker_number: which of several brokers it uses now, from 1; 0 if it has only one.
         resumed_steps: how many steps its journal answers, because a run before had made them.
+        streams: TCP streams that ``redislink forward`` carries for it now.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PartyView:
     unheard_by: tuple[str, ...] = ()
     broker_number: int | None = None
     resumed_steps: int | None = None
+    streams: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +377,7 @@ def _party_view(name: str, every: dict[str, PartyStatus | None], *, up: bool | N
         **_of(status, "running_seconds", "round_trip_seconds", "reconnects"),
         last_heard_seconds=min((p.last_heard_seconds for p in of_peers.values()), default=None),
         waits=status.waits if status else (),
-        **_of(status, "broker_away_seconds", "broker_number", "resumed_steps"),
+        **_of(status, "broker_away_seconds", "broker_number", "resumed_steps", "streams"),
         unheard_by=tuple(other for other, peer in of_peers.items() if peer.is_silent),
     )
 

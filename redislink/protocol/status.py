@@ -23,7 +23,7 @@ from redislink.errors import ConfigError, FrameError
 from redislink.protocol.list_names import MAX_TAG_BYTES, check_name
 from redislink.protocol.states import State
 
-STATUS_VERSION: Final = 4
+STATUS_VERSION: Final = 5
 MAX_STATUS_BYTES: Final = 64 << 10
 MAX_WAITS: Final = 32
 """The most receives that a document names: those that have waited longest."""
@@ -112,6 +112,7 @@ class PartyStatus:
         broker_number: of several brokers, the place in the list of the one that the party uses
             now, from 1; 0 if it has only one.
         resumed_steps: how many steps the run before had made, which the party's journal answers.
+        streams: TCP streams that ``redislink forward`` carries now.
     """
 
     instance: str
@@ -124,6 +125,7 @@ class PartyStatus:
     broker_away_seconds: float = 0.0
     broker_number: int = 0
     resumed_steps: int = 0
+    streams: int = 0
 
     def __post_init__(self) -> None:
         text = self.instance
@@ -136,6 +138,7 @@ class PartyStatus:
         _check_seconds(self.broker_away_seconds, "the time that the broker is away")
         _check_count(self.broker_number, "the broker's number")
         _check_count(self.resumed_steps, "resumed_steps")
+        _check_count(self.streams, "streams")
         if len(self.peers) > _MAX_PEERS or len(self.waits) > MAX_WAITS:
             raise FrameError("a status with too many peers or receives")
         for name in self.peers:

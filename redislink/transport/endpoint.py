@@ -55,6 +55,7 @@ class Endpoint(ClosesOrAborts):
         rank: this party's rank.
         settings: this party's settings.
         resumed_steps: what the status says of that, see `PartyStatus`; the session sets it.
+        streams: the same; ``redislink forward`` sets it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Endpoint(ClosesOrAborts):
         self.settings = core.settings
         self.rank = core.cluster.rank(core.party)
         self.resumed_steps = 0
+        self.streams = 0
         control = Control(core, receiving, claim.round_trip, claim.distrust, claim.say)
         closing = Closing(core, control, claim, observer)
         self.parts = EndpointParts(core, sending, receiving, control, closing)

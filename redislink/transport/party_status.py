@@ -35,13 +35,13 @@ def status_before_meeting(claim: AnyClaim, rendezvous: Rendezvous) -> PartyStatu
     )
 
 
-def status_of(core: Core, claim: AnyClaim, resumed_steps: int = 0) -> PartyStatus:
+def status_of(core: Core, claim: AnyClaim, resumed_steps: int = 0, streams: int = 0) -> PartyStatus:
     """Return this party's status once it has joined.
 
     Args:
         core: what its endpoint shares.
         claim: its claim.
-        resumed_steps: see `PartyStatus`.
+        resumed_steps, streams: see `PartyStatus`.
     """
     with core.lock:
         now = time.monotonic()
@@ -60,6 +60,7 @@ def status_of(core: Core, claim: AnyClaim, resumed_steps: int = 0) -> PartyStatu
         core.outage.seconds,
         claim.broker_number,
         resumed_steps,
+        streams,
     )
 
 

@@ -27,7 +27,7 @@ from tests.cli.conftest import Run, Start, Write, ended
 COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
 COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
 COMMANDS += ["journal", "audit", "report", "agent", "submit", "jobs", "programs", "policy"]
-COMMANDS += ["version"]
+COMMANDS += ["forward", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -76,6 +76,9 @@ def spaced(text: str) -> str:
         (["broker"], ["--port", "--password", "--password-file", "--verbose"]),
         (["bench"], ["--cluster", "--party", "--identity", "--seconds", "--json", "--verbose"]),
         (["doctor"], ["--cluster", "--party", "--identity", "--json", "--verbose"]),
+        (["forward"], ["-L", "--allow", "--cluster", "--party", "--identity", "--retries"]),
+        (["forward"], ["--retry-delay", "--verbose"]),
+        (["top"], ["--forward"]),
         (["version"], ["--json"]),
     ],
 )
