@@ -490,6 +490,11 @@ def take_attempt() -> tuple[int, float]:
     return 1, 0.0
 
 
+def environment_of_others() -> dict[str, str]:
+    """This process's environment without our settings: for a program that is not to have them."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+
+
 def environment_of_job(settings: RedisLinkSettings) -> dict[str, str]:
     """The environment of a process that runs with these settings, and inherits no other.
 

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "demo": "demo:demo",
     "run": "run:run",
     "simulate": "simulate:simulate",
+    "sidecar": "sidecar:sidecar",
     "init": "keys:init",
     "keygen": "keys:keygen",
     "fingerprint": "keys:show_fingerprints",
@@ -52,7 +53,7 @@ _COMMANDS: Final = {
     "version": "version:version",
 }
 """In the order of the help: where each command's function or group is, in this package."""
-_PROGRAM_FOLLOWS: Final = {"run", "simulate"}
+_PROGRAM_FOLLOWS: Final = {"run", "simulate", "sidecar"}
 """From PROGRAM on nothing is ours: its options stay untouched."""
 
 

@@ -24,7 +24,7 @@ from redislink.errors import (
 )
 from tests.cli.conftest import Run, Start, Write, ended
 
-COMMANDS = ["demo", "run", "simulate", "init", "keygen", "fingerprint", "broker", "acl"]
+COMMANDS = ["demo", "run", "simulate", "sidecar", "init", "keygen", "fingerprint", "broker", "acl"]
 COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
 COMMANDS += ["journal", "audit", "report", "agent", "submit", "jobs", "programs", "policy"]
 COMMANDS += ["forward", "version"]
