@@ -31,7 +31,7 @@ _TRANSPORTS: Final = f"""\
 - `redislink-none`: the same as `redislink`, with `security: none`.
 - `brpc`: SPU's own direct link as it comes: in clear, parties listening.
 - `brpc-kept`: the same, in processes whose malloc keeps freed memory, as those of `redislink` do
-  (`REDISLINK_KEPT_MEMORY_BYTES`). redislink's fallback to brpc runs like this.
+  (`REDISLINK_KEPT_MEMORY_BYTES`). redislink's brpc mode runs like this.
 - `naive`: an `IChannel` on plain redis-py that waits for each RPUSH and does one BLPOP per receive
   (`benchmarks/naive.py`); in clear, and messages that the broker loses are lost.
 - `{MPLANG}`: MPLang's HTTP communicator and channel, set up as its worker does.

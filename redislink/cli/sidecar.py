@@ -15,7 +15,6 @@ from redislink.cli import errors, who
 from redislink.cli.errors import ExitCode, Verbose, say, show
 from redislink.cli.termination import sigterm_interrupts
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
-from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
 from redislink.identity.keypair import Identity
 from redislink.settings import RedisLinkSettings, environment_of_others
@@ -66,39 +65,39 @@ def sidecar(
         redislink sidecar --cluster cluster.yaml --party alice -- python3.10 program.py
     """
     settings = RedisLinkSettings.load()
-    _, spec, name = who.resolve(settings, cluster, party, identity)
+    path, _, name = who.resolve(settings, cluster, party, identity)
+    given = {"cluster_file": path, "party": name}
+    if identity is not None:
+        Identity.load(identity)  # so that an error in it comes now
+        given["identity_file"] = identity
+    settings = RedisLinkSettings.load(**given)
     host, port = _loopback(listen)
     token = secrets.token_urlsafe(32)
     if token_file is not None:
         from redislink.broker.credentials import read_password
 
         token = read_password(token_file)
-    key = None if identity is None else Identity.load(identity)
     with sigterm_interrupts(), errors.say_progress(name):
-        code = _serve(settings, spec, name, key, host, port, token, command, ignore_ports)
+        code = _serve(settings, name, host, port, token, command, by_ports=not ignore_ports)
     raise SystemExit(code)
 
 
 def _serve(
     settings: RedisLinkSettings,
-    spec: ClusterSpec,
     name: str,
-    key: Identity | None,
     host: str,
     port: int,
     token: str,
     command: list[str] | None,
-    ignore_ports: bool,
+    *,
+    by_ports: bool,
 ) -> int:
+    from redislink.interop.parties import Parties
     from redislink.interop.sidecar import command as program
     from redislink.interop.sidecar.links import Links
     from redislink.interop.sidecar.server import SidecarServer
-    from redislink.joining import connect
 
-    links = Links(
-        spec, name, lambda link: connect(link, name, settings, identity=key), say,
-        by_ports=not ignore_ports,
-    )  # fmt: skip
+    links = Links(Parties(settings), say, by_ports=by_ports)
     try:
         server = SidecarServer(links, token, host, port)
     except OSError as error:

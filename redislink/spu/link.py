@@ -1,7 +1,8 @@
 """`create_link`: an SPU link context for one device, in one of three modes.
 
-``channels`` goes through the broker. ``brpc``, the fallback, is SPU's own network stack, for which
-each member listens on a port. ``mem`` links threads of one process.
+``channels`` goes through the broker. ``brpc`` is SPU's own network stack, for which each member
+listens on a port; it is never taken unless it is asked for by name. ``mem`` links threads of one
+process.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def create_link(
     Raises:
         ConfigError: there is no such device, this party is not a member, or a member has no brpc
             address.
-        LinkError: the link cannot be made in this mode.
+        LinkError: the link cannot be made in this mode, or the installed spu takes no links but its
+            own.
     """
     if endpoint is not None:
         cluster, party, settings = endpoint.cluster, endpoint.party, endpoint.settings
@@ -131,7 +133,7 @@ def create_link(
     if endpoint is None:  # otherwise `connect` has logged it
         for warning in warnings(cluster, device):
             log.warning("%s: %s: %s", party, warning, REMEDY)
-    chosen = _choose_mode(mode, settings, spec, log)
+    chosen = _choose_mode(mode, settings, spec, party)
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     return _join(device, members, chosen, endpoint, cluster, party, settings)
 
@@ -221,7 +223,7 @@ def _choose_mode(
     mode: LinkMode | str | None,
     settings: RedisLinkSettings,
     spec: DeviceSpec,
-    log: PartyLogger,
+    party: str,
 ) -> LinkMode:
     try:
         chosen = LinkMode(mode) if mode is not None else settings.link_mode
@@ -232,12 +234,12 @@ def _choose_mode(
     if chosen is None:
         chosen = LinkMode.CHANNELS if spec.config.use_redis_channel else LinkMode.BRPC
     if chosen is LinkMode.CHANNELS and not has_channels():
-        log.warning(
-            "this spu (%s) has no IChannel: falling back to brpc, for which every member must "
-            "listen; install spu>=0.10.0.dev20251211",
-            getattr(libspu, "__version__", "version unknown"),
+        raise LinkError(
+            f"{party}: this spu ({getattr(libspu, '__version__', 'version unknown')}) has no "
+            "IChannel, so its links cannot go over the relay from inside: start the program with "
+            "redislink sidecar, or install spu>=0.10.0.dev20251211, or choose mode=brpc, for which "
+            "every member listens"
         )
-        chosen = LinkMode.BRPC
     return chosen
 
 

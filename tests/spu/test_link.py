@@ -13,7 +13,6 @@ from spu import libspu
 from spu.utils import frontend
 
 from redislink import ConfigError, LinkError, RecvTimeout
-from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from redislink.spu import create_link, runtime_config
 from tests.conftest import DEVICES, connect_as, join, make_cluster, quick_settings, run_parties
@@ -161,26 +160,27 @@ class TestMode:
             for use in (True, False)
         }
         nothing_set, mem_set = quick_settings(), quick_settings(link_mode="mem")
-        log = PartyLogger("s", "alice")
-        assert _choose_mode(None, nothing_set, by_file[True], log) is LinkMode.CHANNELS
-        assert _choose_mode(None, nothing_set, by_file[False], log) is LinkMode.BRPC
-        assert _choose_mode(None, mem_set, by_file[True], log) is LinkMode.MEM
-        assert _choose_mode("brpc", mem_set, by_file[True], log) is LinkMode.BRPC
+        assert _choose_mode(None, nothing_set, by_file[True], "alice") is LinkMode.CHANNELS
+        assert _choose_mode(None, nothing_set, by_file[False], "alice") is LinkMode.BRPC
+        assert _choose_mode(None, mem_set, by_file[True], "alice") is LinkMode.MEM
+        assert _choose_mode("brpc", mem_set, by_file[True], "alice") is LinkMode.BRPC
 
     def test_the_environment_variable(self, monkeypatch):
         monkeypatch.setenv("REDISLINK_LINK_MODE", "brpc")
         assert quick_settings().link_mode is LinkMode.BRPC
 
-    def test_an_spu_without_channels_warns_and_takes_brpc(self, monkeypatch, cluster, caplog):
-        from redislink.spu.link import _choose_mode
+    @pytest.mark.parametrize("gone", ["create_with_channels", "IChannel"])
+    def test_an_spu_without_channels_is_refused_and_takes_no_brpc(self, monkeypatch, cluster, gone):
+        monkeypatch.delattr(libspu.link, gone)
+        monkeypatch.setattr(libspu.link, "create_brpc", None)
+        for mode in (None, "channels"):
+            with pytest.raises(LinkError, match=r"redislink sidecar.* or choose mode=brpc"):
+                create_link("ABY3", cluster=cluster, party="alice", mode=mode)
 
+    def test_an_spu_without_channels_takes_brpc_by_name(self, monkeypatch, cluster):
         monkeypatch.delattr(libspu.link, "create_with_channels")
-        with caplog.at_level(logging.WARNING, "redislink"):
-            mode = _choose_mode(
-                None, quick_settings(), cluster.device("ABY3"), PartyLogger("s", "alice")
-            )
-        assert mode is LinkMode.BRPC
-        assert "falling back to brpc" in caplog.text
+        with pytest.raises(ConfigError, match="no brpc_address"):  # the next that brpc needs
+            create_link("ABY3", cluster=cluster, party="alice", mode="brpc")
 
     @pytest.mark.parametrize(("device", "warned"), [("SEMI2K", True), ("ABY3", False)])
     def test_a_link_without_endpoint_says_whom_its_device_trusts(

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from redislink.errors import ConfigError
+from redislink.interop.startup.sitecustomize import HERE, STAND_INS, VARIABLE
 
 SHIM: Final = Path(__file__).parent / "shim"
-"""The directory that the program has on its ``PYTHONPATH``."""
+"""A directory that the program has on its ``PYTHONPATH``."""
+_STAND_INS: Final = ",".join(name for name in STAND_INS if name.startswith("sidecar"))
 ADDRESS: Final = "REDISLINK_SIDECAR"
 TOKEN: Final = "REDISLINK_SIDECAR_TOKEN"  # noqa: S105 - the name of a variable
 _GRACE: Final = 10.0
@@ -26,8 +28,8 @@ def variables(address: str, token: str, path: str = "") -> dict[str, str]:
         token: what the program shows it.
         path: the ``PYTHONPATH`` so far.
     """
-    joined = os.pathsep.join([str(SHIM), *([path] if path else [])])
-    return {ADDRESS: address, TOKEN: token, "PYTHONPATH": joined}
+    joined = os.pathsep.join([HERE, str(SHIM), *([path] if path else [])])
+    return {ADDRESS: address, TOKEN: token, VARIABLE: _STAND_INS, "PYTHONPATH": joined}
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -31,6 +31,7 @@ from redislink.errors import (
     SendTimeout,
     UsageError,
 )
+from redislink.interop.objects import TAG
 from redislink.settings import LONGEST_SECONDS
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.request import Request
@@ -74,6 +75,7 @@ class Link:
     Attributes:
         number: the program's word for it.
         party: this party.
+        parties: all of them, in rank order.
         used_at: monotonic seconds of the last pop, or 0.
         released: whether the program has dropped the link.
     """
@@ -86,6 +88,7 @@ class Link:
         """
         self.number = number
         self.party = endpoint.party
+        self.parties = endpoint.cluster.party_names
         self.used_at = 0.0
         self.released = False
         self._endpoint = endpoint
@@ -149,7 +152,7 @@ class Link:
         if not self._has_room(lane):
             return False
         with lane.pushing, self._noting(peer):
-            request = self._endpoint.send(peer, f"o.{tag}", message)
+            request = self._endpoint.send(peer, TAG + tag, message)
             lane.under_way.append((request, len(message)))
             lane.bytes_under_way += len(message)
         return True
@@ -163,7 +166,7 @@ class Link:
         self._lane(peer)
         try:
             with self._noting(peer):
-                return self._endpoint.recv(peer, f"o.{tag}", seconds)
+                return self._endpoint.recv(peer, TAG + tag, seconds)
         except RecvTimeout:
             return None
 

@@ -19,11 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from redislink.cluster import ClusterSpec
-from redislink.errors import ConfigError, PartyTaken, UsageError
-from redislink.interop.sessions import cluster_of_link
+from redislink.errors import PartyTaken, UsageError
+from redislink.interop.objects import named
+from redislink.interop.parties import Parties
 from redislink.interop.sidecar.link import Link, Told
-from redislink.transport.endpoint import Endpoint
 
 IDLE: Final = 3.0
 """Seconds without a pop after which a link that the program has dropped is left."""
@@ -69,32 +68,23 @@ class Wanted:
     @property
     def ports(self) -> str:
         """The ports of the addresses. They tell links apart, as each needs its own without us."""
-        ends = (address.rpartition(":")[2] for address in self.addresses)
-        return ",".join(end if end.isdecimal() else "" for end in ends)
+        ends = [address.rpartition(":")[2] for address in self.addresses]
+        return ",".join(end for end in ends if end.isdecimal())
 
 
 class Links:
     """What a sidecar's server works on. Several threads may use it at once."""
 
     def __init__(
-        self,
-        cluster: ClusterSpec,
-        party: str,
-        join: Callable[[ClusterSpec], Endpoint],
-        say: Callable[[str], None],
-        *,
-        by_ports: bool = True,
+        self, parties: Parties, say: Callable[[str], None], *, by_ports: bool = True
     ) -> None:
         """Args:
-        cluster: of the cluster file.
-        party: this sidecar's party.
-        join: joins a link's session as this party.
+        parties: who may take part, and which of them this sidecar is.
         say: shows the user one line.
         by_ports: whether the ports of a link's addresses are part of its name.
         """
-        self._cluster = cluster
-        self.party = party
-        self._join = join
+        self._parties = parties
+        self.party = parties.party or ""
         self._say = say
         self._by_ports = by_ports
         self._lock = threading.Lock()
@@ -132,35 +122,28 @@ class Links:
             PartyTaken: another process of the program uses a link of this name.
             RedisLinkError: the parties do not meet.
         """
-        if not 0 <= wanted.rank < len(wanted.parties):
-            raise ConfigError(
-                f"rank {wanted.rank} is not of a link of {len(wanted.parties)} parties: check the "
-                "rank that the program gives"
-            )
-        name = (wanted.name, wanted.ports if self._by_ports else "")
-        kind = (*name, *wanted.parties)
+        what = f"link {wanted.name!r:.80}"
+        parties = self._parties.named(wanted.parties, what)
+        party = self._parties.at(wanted.rank, parties, what)
+        ports = wanted.ports if self._by_ports else ""
+        name = (wanted.name, ports, *sorted(parties))
         with self._lock:
-            made_before = str(client.made[kind])
-        cluster = cluster_of_link(self._cluster, wanted.parties, *name, made_before)
-        if wanted.parties[wanted.rank] != self.party:
-            raise ConfigError(
-                f"rank {wanted.rank} of link {wanted.name!r:.80} is {wanted.parties[wanted.rank]}, "
-                f"and this sidecar is {self.party}'s: run one for each party, with its own --party"
-            )
+            made_before = client.made[name]
+        cluster = self._parties.cluster(parties, named(wanted.name, ports, parties, made_before))
         with self._lock:
             if cluster.session in self._sessions:
                 raise PartyTaken(
-                    f"{self.party}: another process of the program has a link {wanted.name!r:.80} "
-                    "of these parties and ports: give each link an id of its own"
+                    f"{self.party}: another process of the program has {what} of these parties and "
+                    "ports: give each link an id of its own"
                 )
             self._sessions.add(cluster.session)
-            client.made[kind] += 1
+            client.made[name] += 1
         try:
-            endpoint = self._join(cluster)
+            endpoint = self._parties.connect(cluster, party, self._parties.settings)
         except BaseException:
             with self._lock:
                 self._sessions.discard(cluster.session)
-                client.made[kind] -= 1
+                client.made[name] -= 1
             raise
         number = next(self._numbers)
 
@@ -221,7 +204,10 @@ class Links:
     def _end_all(self, clients: Sequence[Client], failed: str | None) -> None:
         ends = [
             threading.Thread(
-                target=self._end, args=(client, link, failed), name="redislink-leave", daemon=True
+                target=self._end,
+                args=(client, link, client.ended or failed),
+                name="redislink-leave",
+                daemon=True,
             )
             for client in clients
             for link in list(client.links.values())

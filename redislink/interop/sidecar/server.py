@@ -36,7 +36,7 @@ LONGEST_POP: Final = 10.0
 _MOST_JSON: Final = 1 << 20
 _MOST_BYTES: Final = 4 << 30
 _LOOK: Final = 0.25
-"""Seconds between looks whether a process is still there."""
+"""Seconds between looks: whether a process is still there, whether the sidecar ends."""
 _REFUSED: Final = 3.0
 """Seconds: who lost an answer has closed its connection by then; later it was merely idle."""
 
@@ -74,11 +74,10 @@ class SidecarServer(socketserver.ThreadingTCPServer):
 
     def start(self) -> None:
         """Answer requests, in threads, until `stop`."""
-        for name, work in (
-            ("redislink-sidecar", self.serve_forever),
-            ("redislink-sweep", self._sweep),
-        ):
-            threading.Thread(target=work, name=name, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, args=(_LOOK,), name="redislink-serve", daemon=True
+        ).start()
+        threading.Thread(target=self._sweep, name="redislink-sweep", daemon=True).start()
 
     def stop(self) -> None:
         """Take no more connections."""
@@ -184,7 +183,7 @@ class _Connection(BaseHTTPRequestHandler):
                 parties, addresses = names_and_addresses(asked["parties"])
                 wanted = Wanted(str(asked["id"]), parties, addresses, int(asked["rank"]))
                 link = links.make(links.client(int(asked["client"])), wanted)
-                self._json(HTTPStatus.OK, {"link": link.number})
+                self._json(HTTPStatus.OK, {"link": link.number, "parties": link.parties})
             case ["links", number, "release"]:
                 links.link(int(number)).released = True
                 self._json(HTTPStatus.OK, {})

@@ -19,9 +19,15 @@ from types import ModuleType
 
 VARIABLE = "REDISLINK_INTEROP"
 """No setting: the names of the stand-ins, for the processes that a program starts."""
+_SIDECAR = "redislink_sidecar"
+"""Needs no redislink: ``redislink sidecar`` puts its directory on the path."""
 STAND_INS = {
     "brpc": ("spu.libspu", "redislink.interop.brpc"),
     "ppd": ("examples.python.utils.distributed_impl", "redislink.interop.ppd"),
+    "sidecar": ("spu.libspu", _SIDECAR),
+    "sidecar-psi": ("spu.libpsi", _SIDECAR),
+    "sidecar-secretflow": ("secretflow.distributed.fed.api", _SIDECAR),
+    "sidecar-rayfed": ("fed.api", _SIDECAR),
 }
 """By name: the module, and ours, whose ``install`` gets it."""
 HERE = os.path.dirname(os.path.abspath(__file__))

@@ -1,7 +1,8 @@
 """Links of a program through the sidecar beside it: of SPU, of SecretFlow's ``fed``, of RayFed.
 
-``redislink sidecar -- COMMAND`` puts this file on the command's path and has it installed. It
-belongs to no package and needs neither redislink nor anything else: Python 3.8 or later.
+``redislink sidecar -- COMMAND`` puts this file on the command's path, and a ``sitecustomize`` that
+calls `install` once a module is imported. It needs neither redislink nor anything else: Python 3.8
+or later.
 
 - ``libspu.link.create_brpc`` gives a *blackbox* link: an HTTP client of the sidecar, so this
   process listens on nothing. The description's parties must be those of the cluster file.
@@ -18,8 +19,6 @@ import contextlib
 import functools
 import http.client
 import importlib
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
@@ -71,7 +70,7 @@ class Sidecar:
         parties: Sequence[Tuple[str, str]],
         rank: int,
         tell: Callable[[str, bool], None],
-    ) -> int:
+    ) -> Tuple[int, List[str]]:
         """Make this party's end of a link. Waits until all its parties have come.
 
         Args:
@@ -79,11 +78,14 @@ class Sidecar:
             parties: names and addresses, in rank order.
             rank: this party's.
             tell: called with a line and whether the link has failed, from another thread.
+
+        Returns:
+            The link's number, and what the sidecar calls its parties.
         """
         asked = {"client": self._client, "id": name, "parties": list(parties), "rank": rank}
-        number = int(self._ask("/v1/links", asked)["link"])
-        self._tell_of[number] = tell
-        return number
+        made = self._ask("/v1/links", asked)
+        self._tell_of[made["link"]] = tell
+        return made["link"], made["parties"]
 
     def release(self, link: int) -> None:
         """Say that this process has dropped a link."""
@@ -351,7 +353,7 @@ def _create(create: Any, desc: Any, rank: int, options: Dict[str, Any]) -> Any:
         _said.append("ssl")
         _say("the description's TLS is not used: redislink seals between the parties")
     known = _Link(desc.id)
-    number = here.make_link(desc.id, parties, rank, known.tell)
+    number, called = here.make_link(desc.id, parties, rank, known.tell)
     before = {name: getattr(desc, name) for name in (*_TAKEN_OVER, "http_timeout_ms")}
     desc.enable_ssl = False
     desc.link_type = "blackbox"
@@ -366,7 +368,7 @@ def _create(create: Any, desc: Any, rank: int, options: Dict[str, Any]) -> Any:
                     "config.trace_id": "redislink",
                     "config.token": here.token,
                     "config.session_id": str(number),
-                    **{f"config.inst_id.{name}": name for name, _ in parties},
+                    **{f"config.inst_id.{name}": p for (name, _), p in zip(parties, called)},
                 }
             )
             context = create(desc, rank, **options)
@@ -390,18 +392,19 @@ class _Objects:
     def __init__(self, kind: str, job: str, parties: Sequence[str], party: str) -> None:
         self._sidecar = sidecar()
         names = sorted(parties)
-        self._link = self._sidecar.make_link(
+        self._link, called = self._sidecar.make_link(
             f"{kind} {job}", [(name, "") for name in names], names.index(party), self._tell
         )
+        self._called = dict(zip(names, called))
 
     def _tell(self, text: str, _failed: bool) -> None:
         _say(text)  # `send` and `recv` raise it
 
     def send(self, peer: str, tag: str, message: bytes) -> None:
-        self._sidecar.send(self._link, peer, tag, message)
+        self._sidecar.send(self._link, self._called[peer], tag, message)
 
     def recv(self, peer: str, tag: str) -> bytes:
-        return self._sidecar.recv(self._link, peer, tag)
+        return self._sidecar.recv(self._link, self._called[peer], tag)
 
     def close(self) -> None:
         self._sidecar.release(self._link)
@@ -425,7 +428,7 @@ def make_fed_proxy(base: Any, pickling: Any, open_: Open = _Objects) -> Any:
 
         def __init__(self, *args: Any, **options: Any) -> None:
             names = ("addresses", "party", "job_name", "tls_config", "proxy_config")
-            given = {**dict(zip(names, args)), **options}  # noqa: B905 - Python 3.8
+            given = {**dict(zip(names, args)), **options}
             self._objects: Any = None
             party = given.get("party", given.get("self_party"))
             super().__init__(
@@ -543,52 +546,12 @@ _HOOKS: Dict[str, Callable[[Any], None]] = {
     "secretflow.distributed.fed.api": _hook_secretflow,
     "fed.api": _hook_rayfed,
 }
-"""By the name of the module: what is done once it has been imported."""
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: runs a hook after the real loader."""
+def install(module: Any) -> None:
+    """Have the links or objects of a module go through the sidecar.
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name not in _HOOKS:
-            return None
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            spec = None if finder is self or find is None else find(name, path, target)
-            if spec is not None:
-                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader, _HOOKS[name])
-                return spec
-        return None
-
-
-class _Loader(importlib.abc.Loader):
-    def __init__(self, inner: Any, hook: Callable[[Any], None]) -> None:
-        self._inner = inner
-        self._hook = hook
-
-    def create_module(self, spec: Any) -> Any:
-        return self._inner.create_module(spec)
-
-    def exec_module(self, module: Any) -> None:
-        self._inner.exec_module(module)
-        self._hook(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-
-_finder = _Finder()
-
-
-def install() -> None:
-    """Have links and objects go through the sidecar, in modules that are imported from now on.
-
-    Modules that have been imported already are changed in place.
+    Args:
+        module: one of those above, just imported.
     """
-    if _finder in sys.meta_path:
-        return
-    sys.meta_path.insert(0, _finder)
-    for name, hook in _HOOKS.items():
-        if name in sys.modules:
-            hook(sys.modules[name])
+    _HOOKS[module.__name__](module)
