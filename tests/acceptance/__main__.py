@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tests.acceptance.jobs import ROOT, Job, NotHad, Outcome
 
-MODULES: list[str] = []
+MODULES: list[str] = ["spu_suites"]
 """Of `tests.acceptance`, each with a list ``JOBS``."""
 
 
