@@ -61,6 +61,10 @@ WITH_ANOTHER_WAY = {
     ("broker/tcp.py", "TCP_NOTSENT_LOWAT"),
     ("broker/tcp.py", "TCP_USER_TIMEOUT"),
     ("files.py", "F_FULLFSYNC"),
+    ("interop/forward/pipes.py", "TCP_KEEPCNT"),
+    ("interop/forward/pipes.py", "TCP_KEEPIDLE"),
+    ("interop/forward/pipes.py", "TCP_KEEPINTVL"),
+    ("interop/sidecar/server.py", "MSG_DONTWAIT"),  # to read, which macOS does
     ("files.py", "fdatasync"),
     ("forking.py", "/proc"),
     ("jobs/cgroup.py", "/proc"),
@@ -73,7 +77,7 @@ WITH_ANOTHER_WAY = {
     ("session/supervisor.py", "SOCK_SEQPACKET"),
     ("spu/malloc.py", "mallopt"),
 }
-"""Where they are used all the same; each has a test here or beside its module."""
+"""Where they are used all the same, and do no harm where they are missing."""
 
 
 _MENTIONED = re.compile(rf"\b({'|'.join(LINUX_ONLY)})\b|\"/(proc|sys)")

@@ -34,8 +34,11 @@ _AT_ONCE: Final = 64
 """Connections that a door accepts before others get their turn."""
 _NO_FILES_SECONDS: Final = 0.5
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
-"""Seconds of silence before the kernel asks a program's machine, and between the questions."""
+_KEEPALIVE: Final = (
+    ("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4),
+)  # fmt: skip
+"""Seconds of silence before the kernel asks a program's machine (macOS has another name for that),
+and between the questions."""
 
 
 class Pipe:
