@@ -367,6 +367,13 @@ class RedisLinkSettings(BaseSettings):
         "the program. Whoever can read it has the keys of all parties.",
     )
 
+    request_timeout: _Seconds | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that a worker of MPLang may take for one request of this driver. Not "
+        "set: any time, while it lives.",
+    )
+
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
 
     def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:

@@ -50,6 +50,7 @@ _COMMANDS: Final = {
     "report": "report:report",
     "programs": "programs:app",
     "policy": "policy:app",
+    "mplang": "mplang:app",
     "version": "version:version",
 }
 """In the order of the help: where each command's function or group is, in this package."""

@@ -58,13 +58,15 @@ def take_over(
     aliases: list[str] | None,
     trial: bool,
     trial_dir: Path | None,
+    drives: bool = False,
 ) -> str:
     """Let this process, and those that it starts, make their links over the relay.
 
     Args:
-        stand_in: its name in `redislink.interop.startup.sitecustomize`.
+        stand_in: its name in `redislink.interop.startup.sitecustomize`; several with commas.
         stack: ends what is to end with the command.
         cluster, party, identity, aliases, trial, trial_dir: the options.
+        drives: whether the party may be one of the cluster file's drivers.
 
     Returns:
         The party that this process is; "" if it may be any.
@@ -97,10 +99,10 @@ def take_over(
         if identity is not None:
             variables["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())
     os.environ.update(variables)
-    parties = Parties()
+    parties = Parties(drives=drives)
     for name in parties.ours:  # so that an error in it comes now
         parties.identity(name)
-    sitecustomize.act(stand_in)
+    sitecustomize.act(*stand_in.split(","))
     return parties.party or ""
 
 

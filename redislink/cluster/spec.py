@@ -378,16 +378,17 @@ class ClusterSpec(BaseModel):
 
         Args:
             session: its name.
-            parties: names of the parties, in the order of their ranks there.
+            parties: names of the parties, in the order of their ranks there; a driver may be one.
             devices: names of the devices, whose members all take part.
 
         Raises:
             ConfigError: there is no such party or device.
         """
-        whole = self.model_dump(mode="json", exclude_unset=True, exclude={"drivers"})
+        whole = self.model_dump(mode="json", exclude_unset=True)
+        drivers = {driver["name"]: driver for driver in whole.pop("drivers", None) or ()}
         return whole | {
             "session": session,
-            "parties": [whole["parties"][self.rank(party)] for party in parties],
+            "parties": [drivers.get(p) or whole["parties"][self.rank(p)] for p in parties],
             "devices": {name: whole["devices"][name] for name in devices if self.device(name)},
         }
 

@@ -35,9 +35,10 @@ _ID_CHARACTERS: Final = 12
 class Parties:
     """Who may take part, and who this process is."""
 
-    def __init__(self, settings: RedisLinkSettings | None = None) -> None:
+    def __init__(self, settings: RedisLinkSettings | None = None, *, drives: bool = False) -> None:
         """Args:
         settings: this process's; None reads the environment and ``.env``.
+        drives: whether this process may be one of the cluster file's drivers, too.
 
         Raises:
             ConfigError: they name neither a cluster file nor a trial, or what they name is wrong.
@@ -58,7 +59,8 @@ class Parties:
         self._cluster = load_cluster(self.settings.cluster_file)
         self.party = self.settings.party
         if self.party is not None:
-            self._cluster.rank(self.party)
+            if not drives or self.party not in self._cluster.driver_names:
+                self._cluster.rank(self.party)
         elif self._cluster.security != "none" and PATTERN not in str(self.settings.identity_file):
             raise ConfigError(
                 f"no party: give --party NAME, or set REDISLINK_PARTY, to one of "
@@ -72,6 +74,16 @@ class Parties:
         if self._cluster is None:
             return ()
         return self._cluster.party_names if self.party is None else (self.party,)
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether all parties are on this machine, and their names the program's."""
+        return self._trial is not None
+
+    def others(self) -> list[str]:
+        """The parties of the cluster file but this one; none in a trial."""
+        names = () if self._cluster is None else self._cluster.party_names
+        return [name for name in names if name != self.party]
 
     def named(self, names: Sequence[str], what: str) -> list[str]:
         """The parties that a program calls so, in the same order.

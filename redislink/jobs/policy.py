@@ -121,6 +121,26 @@ class Decision:
     details: tuple[str, ...] = ()
 
 
+def read_policy(path: str | Path, source: str) -> str:
+    """Return the text of a policy file.
+
+    Args:
+        path: the file.
+        source: its name in errors.
+
+    Raises:
+        ConfigError: it cannot be read, or others may write to it.
+    """
+    with reading(source, "check the path given with --policy"), open_regular(path) as file:
+        found = os.fstat(file.fileno())
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
+            raise ConfigError(
+                f"{source}: others may write to it, and so let anything run: check it, "
+                "then run chmod go-w on it, as its owner"
+            )
+        return read_opened(file, path)
+
+
 # -- the file --------------------------------------------------------------------------------
 
 
@@ -377,14 +397,7 @@ class Policy(BaseModel):
                 names the line, the field and the remedy.
         """
         source = f"policy file {path}"
-        with reading(source, "check the path given with --policy"), open_regular(path) as file:
-            found = os.fstat(file.fileno())
-            if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
-                raise ConfigError(
-                    f"{source}: others may write to it, and so let anything run: check it, "
-                    "then run chmod go-w on it, as its owner"
-                )
-            text = read_opened(file, path)
+        text = read_policy(path, source)
         return cls.parse(text, source, Path(path).absolute().parent)
 
     @classmethod

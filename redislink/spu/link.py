@@ -11,6 +11,7 @@ import contextlib
 import json
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -136,6 +137,25 @@ def create_link(
     chosen = _choose_mode(mode, settings, spec, party)
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     return _join(device, members, chosen, endpoint, cluster, party, settings)
+
+
+def link_members(name: str, members: Sequence[str], endpoint: Endpoint) -> SpuLink:
+    """Make this member's end of a link through the relay, without a device. All must call it.
+
+    Args:
+        name: tells the link from others between the same members; the same at all of them.
+        members: parties of the endpoint's cluster, in the order of their ranks in the link.
+        endpoint: this member's.
+
+    Raises:
+        LinkError: this spu has no channels, or a member does not make the link.
+    """
+    if not has_channels():
+        raise LinkError("this spu has no IChannel: install spu>=0.10.0.dev20251211")
+    return _join(
+        name, list(members), LinkMode.CHANNELS, endpoint, endpoint.cluster, endpoint.party,
+        endpoint.settings,
+    )  # fmt: skip
 
 
 def _join(

@@ -23,6 +23,9 @@ _SIDECAR = "redislink_sidecar"
 """Needs no redislink: ``redislink sidecar`` puts its directory on the path."""
 STAND_INS = {
     "brpc": ("spu.libspu", "redislink.interop.brpc"),
+    "mplang-driver": ("mplang.backends.simp_driver.http", "redislink.interop.mplang.programs"),
+    "mplang-simulator": ("mplang.backends.simp_driver.mem", "redislink.interop.mplang.programs"),
+    "mplang-worker": ("mplang.backends.simp_worker.http", "redislink.interop.mplang.programs"),
     "ppd": ("examples.python.utils.distributed_impl", "redislink.interop.ppd"),
     "sidecar": ("spu.libspu", _SIDECAR),
     "sidecar-psi": ("spu.libpsi", _SIDECAR),
