@@ -164,7 +164,7 @@ def test_retries() -> None:
 
 
 def test_the_link_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = "docs/from-brpc.md"
+    page = "docs/run-what-you-have.md"
     before: dict[str, Any] = {}
     exec(_block(page, "before"), before)
     names = list(before["ADDRESSES"])
@@ -176,7 +176,7 @@ def test_the_link_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     after: dict[str, Any] = {}
     exec(_block(page, "after"), after)
     spec = yaml.safe_load(_block(page, "cluster"))
-    cluster = make_cluster("fakeredis://docs-from-brpc", 3, devices=spec["devices"])
+    cluster = make_cluster("fakeredis://docs-what-you-have", 3, devices=spec["devices"])
 
     def relayed(name: str) -> Any:
         with connect_as(cluster, name) as endpoint, after["make_link"](endpoint) as link:
@@ -187,7 +187,7 @@ def test_the_link_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cluster_files(tmp_path: Path) -> None:
-    page = "docs/from-brpc.md"
+    page = "docs/run-what-you-have.md"
     (tmp_path / "cluster.yaml").write_text(_with_keys(_block(page, "cluster")))
     (tmp_path / "fallback.yaml").write_text(_with_keys(_block(page, "fallback")))
     direct = load_cluster(tmp_path / "fallback.yaml")
