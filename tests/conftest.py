@@ -202,9 +202,9 @@ def make_cluster(url: str, size: int = 3, **changes: Any) -> ClusterSpec:
 
 
 def quick_settings(**changes: Any) -> RedisLinkSettings:
-    """Settings under which nothing in a test can wait for long."""
+    """Settings under which nothing in a test waits for ever, and a slow machine is no fault."""
     return RedisLinkSettings(
-        _env_file=None, **({"connect_timeout": 20, "recv_timeout": 20} | changes)
+        _env_file=None, **({"connect_timeout": 60, "recv_timeout": 60} | changes)
     )
 
 

@@ -47,7 +47,7 @@ def make(request: pytest.FixtureRequest, mesh: Callable[..., Any]) -> Iterator[M
         if request.param == "thread":
             names = list(IDENTITIES)[:size]
             made.extend(
-                ThreadCommunicator.make(names, recv_timeout=changes.get("recv_timeout", 20))
+                ThreadCommunicator.make(names, recv_timeout=changes.get("recv_timeout", 60))
             )
             return made
         endpoints = mesh(url_of(request.param, request), size, **({"close_timeout": 1} | changes))

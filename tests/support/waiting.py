@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 def wait_until(
     condition: Callable[[], _T],
-    seconds: float = 10.0,
+    seconds: float = 30.0,
     what: str = "what the test waits for",
     passing: tuple[type[Exception], ...] = (),
 ) -> _T:
