@@ -71,7 +71,7 @@ class Receiving:
             message = None
             if tag in peer.kept:
                 with core.talk(peer):
-                    message = delivery.take(tag)
+                    message = self._take(peer, tag, wait)
                     if not core.broker.in_process:
                         missing, size = delivery.missing(tag)
             left = limit
@@ -111,7 +111,7 @@ class Receiving:
                             wait.has_moved()  # an empty reply does not show that more comes
                         elif not core.broker.in_process:
                             missing, size = delivery.missing(tag)
-                        message = delivery.take(tag)
+                        message = self._take(peer, tag, wait)
                         if message is None:
                             core.check_usable()
                             if element is None:
@@ -255,7 +255,7 @@ class Receiving:
                 core.check_usable()
             if tag in peer.kept:
                 with core.talk(peer):
-                    message = delivery.take(tag)
+                    message = self._take(peer, tag, wait)
             came = ""
             while message is None and came != tag:
                 read = lanes.read(lane, tag)
@@ -270,7 +270,7 @@ class Receiving:
                     self._receive(peer, came, name, element, None)
                 with core.talk(peer):
                     core.check_usable()
-                    message = delivery.take(tag)
+                    message = self._take(peer, tag, wait)
         except Interrupted:
             self._check_interrupted(peer, tag, wait)
         except BrokerError as error:
@@ -336,7 +336,7 @@ class Receiving:
                 failed = error
             if core.sleepers:
                 core.changed.notify_all()
-            if tag in peer.kept and delivery.peek(tag) is not None:
+            if tag in peer.kept:
                 self._wake_another(peer, tag, wait)
             pushes = delivery.pushes() if delivery.unpushed else None
         finally:
@@ -363,9 +363,21 @@ class Receiving:
                 delivery.came_again(tag)
             return joined
 
+    def _take(self, peer: Peer, tag: str, mine: Wait) -> Message | None:
+        """Take the next message with this tag, if it is here. Needs the lock."""
+        message = peer.delivery.take(tag)
+        if message is not None and tag in peer.kept:
+            self._wake_another(peer, tag, mine)
+        return message
+
     def _wake_another(self, peer: Peer, tag: str, mine: Wait | None) -> None:
-        """Make another receive look for a message with this tag, which is here. Needs the lock."""
+        """Make another receive take a message with this tag, if a whole one is left.
+
+        That one then wakes the next. Needs the lock.
+        """
         self.core.check_locked()
+        if peer.delivery.peek(tag) is None:
+            return
         for wait in self.core.inbox.waits():
             purpose = wait.purpose
             if wait is not mine and purpose is not None and purpose[:2] == (peer.name, tag):

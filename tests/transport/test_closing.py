@@ -84,7 +84,7 @@ def test_leaving_ends_in_time_although_the_broker_is_away(
 def test_each_last_step_gets_some_time_when_none_is_left(
     mesh: Callable[..., list[Endpoint]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, _ = mesh("fakeredis://late", 2)
+    alice, bob = mesh("fakeredis://late", 2)
     outbox, given = alice.parts.core.outbox, []
     flush = outbox.flush
 
@@ -97,6 +97,7 @@ def test_each_last_step_gets_some_time_when_none_is_left(
     alice.parts.closing._leave(time.monotonic() - 10)
     assert len(given) == 2
     assert min(given) > 0
+    bob.abort("the test is over")
 
 
 @pytest.mark.parametrize("how", LEAVE)

@@ -68,7 +68,8 @@ class TestMessages:
 
     @pytest.mark.slow
     def test_threads_that_receive_chunks_of_one_tag_lose_nothing(self, broker_url, mesh):
-        alice, bob = mesh(broker_url, 2, chunk_bytes=1024)
+        """Nor does one wait for the end of its BLPOP while its message is here."""
+        alice, bob = mesh(broker_url, 2, chunk_bytes=1024, blpop_timeout=30)
         messages = [bytes([n]) * 10_000 for n in range(12)]
         receives = [lambda: [bob.recv("alice", "t") for _ in range(4)] for _ in range(3)]
         threads = [in_thread(receive) for receive in receives]
