@@ -1,7 +1,8 @@
 # Every target makes its own .venv from constraints.txt first, and only when that or pyproject.toml changed.
-# Needs: python3.11 (with venv) and make. Another interpreter: make PYTHON=/path/to/python3.11 ...
+# Needs: python3.11 (with venv) and make. It takes the fastest one at hand; a certain one:
+# make PYTHON=/path/to/python3.11 ...
 
-PYTHON ?= python3.11
+PYTHON ?=
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.redislink-installed
@@ -24,9 +25,9 @@ help:  ## show this list
 venv: $(STAMP)  ## make .venv (each target below does it by itself)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-	  || { echo "redislink needs CPython 3.11 (spu has wheels for no other): make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@python=$$(.ci/fastest-python $(PYTHON)) || exit 1; \
+	  grep -qsx "home = $$(dirname $$python)" $(VENV)/pyvenv.cfg || clear=--clear; \
+	  echo "$$python -m venv $$clear $(VENV)"; "$$python" -m venv $$clear $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt pip
 	$(PIP) install --quiet --constraint constraints.txt hatchling editables
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
@@ -113,8 +114,8 @@ bench: $(STAMP) bench-mplang  ## some 20 minutes on 2 cores: measure all, write 
 
 # MPLang has an interpreter of its own, as it brings a hundred packages; without it, `bench` leaves it out.
 MPLANG := build/mplang
-bench-mplang:
-	@test -e $(MPLANG)/.installed || { $(PYTHON) -m venv $(MPLANG) \
+bench-mplang: $(STAMP)
+	@test -e $(MPLANG)/.installed || { $(PY) -m venv $(MPLANG) \
 	  && $(MPLANG)/bin/python -m pip --disable-pip-version-check install --quiet --retries 1 \
 	    --constraint constraints.txt mplang-nightly==0.1.dev343 spu psutil \
 	  && touch $(MPLANG)/.installed; } || echo "mplang-nightly is not to be had here: not measured" >&2
@@ -124,7 +125,7 @@ docs: $(STAMP)  ## the API reference from the docstrings, in build/docs
 	$(PY) docs/make_reference.py build/docs
 
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
-	.ci/lock $(PYTHON)
+	.ci/lock $$(.ci/fastest-python $(PYTHON))
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
