@@ -242,7 +242,7 @@ class Receiving:
             None if the lane does not bring it; the caller then receives in the plain way.
         """
         core, lanes = self.core, peer.lanes
-        delivery, message = peer.delivery, None
+        message: Message | None = None
         if not lane.lock.acquire(blocking=False) and not lane.lock.acquire(
             timeout=min(_LANE_PATIENCE, max(0.0, limit))
         ):
