@@ -73,8 +73,9 @@ def test_without_seals_it_may_be_somebody_else(pair: Callable[..., Pair]) -> Non
     assert bob.parts.core.failure is None
 
 
-def test_what_another_took_in_wakes_the_one_that_waits_for_it(
-    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left", [(b"left", 0), None])
+def test_who_takes_a_message_wakes_one_that_waits_if_another_is_left(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, left: tuple[bytes, int] | None
 ) -> None:
     _, bob = pair()
     woken: list[str] = []
@@ -93,8 +94,12 @@ def test_what_another_took_in_wakes_the_one_that_waits_for_it(
     ]
     with monkeypatch.context() as patch, core.lock:
         patch.setattr(core.inbox, "waits", lambda: waits)
-        bob.parts.receiving._wake_another(core.peer("alice"), "t", mine)  # type: ignore[arg-type]
-    assert woken == ["the first"]
+        patch.setattr(core.peer("alice"), "kept", {"t"})
+        patch.setattr(Delivery, "take", lambda *_: (b"taken", 0))
+        patch.setattr(Delivery, "peek", lambda *_: left)
+        took = bob.parts.receiving._take(core.peer("alice"), "t", mine)  # type: ignore[arg-type]
+    assert took == (b"taken", 0)
+    assert woken == (["the first"] if left else [])
 
 
 def test_an_element_that_does_not_open_is_sent_again(
