@@ -94,10 +94,11 @@ def test_who_takes_a_message_wakes_one_that_waits_if_another_is_left(
     ]
     with monkeypatch.context() as patch, core.lock:
         patch.setattr(core.inbox, "waits", lambda: waits)
-        patch.setattr(core.peer("alice"), "kept", {"t"})
-        patch.setattr(Delivery, "take", lambda *_: (b"taken", 0))
-        patch.setattr(Delivery, "peek", lambda *_: left)
-        took = bob.parts.receiving._take(core.peer("alice"), "t", mine)  # type: ignore[arg-type]
+        peer = core.peer("alice")
+        patch.setattr(peer, "kept", {"t"})
+        patch.setattr(peer.delivery, "take", lambda _: (b"taken", 0))
+        patch.setattr(peer.delivery, "peek", lambda _: left)
+        took = bob.parts.receiving._take(peer, "t", mine)  # type: ignore[arg-type]
     assert took == (b"taken", 0)
     assert woken == (["the first"] if left else [])
 
