@@ -145,6 +145,8 @@ def worker(
                 log=PartyLogger(spec.session, me, LOGGER),
                 once=once,
             )
+        except KeyboardInterrupt:
+            return
         except StillComputing as error:
             errors.say(str(error), party=me)
             os._exit(int(errors.exit_code(error)))  # nothing else ends the thread

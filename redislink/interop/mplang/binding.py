@@ -265,8 +265,10 @@ def _run_sql(_interpreter: Any, operation: Any, *tables: Any) -> Any:
     with duckdb.connect(config=shut) as connection:
         for name, table in zip(attrs["table_names"], tables, strict=True):
             connection.register(name, table.data if hasattr(table, "data") else table)
-        found = connection.execute(attrs["query"]).arrow()
-        return TableValue(found.read_all() if hasattr(found, "read_all") else found)
+        found = connection.execute(attrs["query"])
+        # DuckDB 2 has renamed it, and MPLang calls it as it was.
+        as_arrow = getattr(found, "to_arrow_table", None) or found.fetch_arrow_table
+        return TableValue(as_arrow())
 
 
 class _SpuState(_SPUState):  # type: ignore[misc]

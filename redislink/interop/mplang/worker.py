@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -91,7 +92,11 @@ class Engine(Protocol):
 
 
 class Worker:
-    """One worker's part of one session with its driver."""
+    """One worker's part of one session with its driver.
+
+    Attributes:
+        counts: graphs that ``ran``, and were ``refused`` or ``failed``.
+    """
 
     def __init__(
         self,
@@ -119,6 +124,7 @@ class Worker:
         """Since when each request has run, in monotonic seconds, and what it may."""
         self._grants: dict[str, Grant] = {}
         """By which rule each value came into being."""
+        self.counts: Counter[str] = Counter(ran=0, refused=0, failed=0)
         dies_in_child(self)
 
     def die_in_child(self) -> None:
@@ -152,7 +158,7 @@ class Worker:
         if not futures:
             return
         if any(not future.done() for future in futures):
-            self._endpoint.abort(f"{self._driver} has left", retryable=True)
+            self._endpoint.abort(f"its session with {self._driver} has ended", retryable=True)
         _, computing = wait_for(futures, _GRACE)
         if computing:
             raise StillComputing(
@@ -235,26 +241,38 @@ class Worker:
                 self._log.warning("%s: %s refused: %s", party, digest, detail)
             if self._on_refused is not None:
                 self._on_refused(digest, self._engine.text(graph))
+            self._count(refused=1)
             reason = f"{verdict.reason} ({digest}, {_shown(asked.operations)})"
             return Reply(number, error=reason, refused=True)
-        self._log.info("%s: %s runs: rule %r", party, digest, verdict.rule)
+        self._log.debug(
+            "%s: %s runs (%s): rule %r", party, digest, _shown(asked.operations), verdict.rule
+        )
         with self._lock:
             self._running[number] = time.monotonic(), verdict
         try:
             outputs = self._engine.run(graph, request, verdict)
         except Refused as refused:
+            self._count(refused=1)
             self._log.warning("%s: %s refused: %s", party, digest, refused)
             return Reply(number, error=str(refused), refused=True)
         except Exception as error:  # noqa: BLE001 - whatever the graph makes MPLang raise
-            self._log.warning("%s: %s failed: %s", party, digest, _said(error), exc_info=error)
-            tell = verdict.logs or isinstance(error, RedisLinkError)
+            self._count(failed=1)
+            ours = isinstance(error, RedisLinkError)
+            trace = None if ours else error
+            self._log.warning("%s: %s failed: %s", party, digest, _said(error), exc_info=trace)
+            tell = verdict.logs or ours
             return Reply(number, error=_said(error) if tell else _type(error))
         finally:
             with self._lock:
                 del self._running[number]
+        self._count(ran=1)
         with self._lock:
             self._grants.update((uri, verdict) for uri in outputs or () if uri is not None)
         return Reply(number, outputs=outputs)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self.counts.update(more)
 
 
 class StillComputing(JobError):
@@ -295,7 +313,8 @@ def serve_for_ever(
         log.info("%s is here", driver)
         try:
             with endpoint, make_engine(endpoint) as engine:
-                Worker(endpoint, driver, engine, policy, on_refused).serve()
+                worker = Worker(endpoint, driver, engine, policy, on_refused)
+                worker.serve()
         except StillComputing:
             raise
         except (PeerError, EndpointClosed, JobError) as error:
@@ -303,7 +322,8 @@ def serve_for_ever(
                 raise
             log.warning("%s", error)
         else:
-            log.info("%s has left", driver)
+            counts = ", ".join(f"{count} {what}" for what, count in worker.counts.items())
+            log.info("%s has left; graphs: %s", driver, counts)
             if once:
                 return
 
