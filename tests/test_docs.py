@@ -19,6 +19,7 @@ from typing import Any, Final
 import pytest
 import typer
 import yaml
+from spu import libspu
 
 from redislink import (
     BrokerUnreachable,
@@ -29,6 +30,8 @@ from redislink import (
     load_cluster,
 )
 from redislink.cli import app
+from redislink.interop.brpc import create_brpc
+from redislink.interop.trial import take_part
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from tests.conftest import IDENTITIES, connect_as, make_cluster, run_parties
@@ -163,15 +166,26 @@ def test_retries() -> None:
     assert sorted(attempts) == ["alice", "alice", "bob", "bob"]
 
 
-def test_the_link_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_link_as_it_is_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     page = "docs/run-what-you-have.md"
     before: dict[str, Any] = {}
     exec(_block(page, "before"), before)
     names = list(before["ADDRESSES"])
+
+    def used() -> list[Any]:
+        contexts = run_parties(*(lambda n=n: before["make_link"](n) for n in names))
+        found = run_parties(*(lambda c=c: (c.rank, c.all_gather(str(c.rank))) for c in contexts))
+        run_parties(*(context.stop_link for context in contexts))
+        return found
+
+    with monkeypatch.context() as over_redislink, take_part() as variables:
+        for name, value in variables.items():
+            over_redislink.setenv(name, value)
+        over_redislink.setattr(libspu.link, "create_brpc", create_brpc)
+        unchanged = used()
     before["ADDRESSES"].update(zip(names, free_addresses(3), strict=True))
-    contexts = run_parties(*(lambda n=n: before["make_link"](n) for n in names))
-    found = run_parties(*(lambda c=c: (c.rank, c.all_gather(str(c.rank))) for c in contexts))
-    run_parties(*(context.stop_link for context in contexts))
+    found = used()
+    assert unchanged == found
 
     after: dict[str, Any] = {}
     exec(_block(page, "after"), after)
@@ -251,12 +265,14 @@ def test_settings_that_are_named_are_there(page: str) -> None:
 
 def _shown_commands(page: str) -> Iterator[str]:
     for _, kind, text in _blocks(page):
-        if kind in ("", "sh", "console"):
+        if kind in ("", "sh", "bash", "console"):
             for line in text.replace("\\\n", " ").splitlines():
                 if line.startswith("redislink "):
                     yield line.partition("  #")[0]
     for heading in re.findall(r"^## `(redislink [^`]*)`$", _text(page), re.MULTILINE):
         yield re.sub(r"[\[\]|]|\.\.\.", " ", heading)
+    for row in re.findall(r"^\|.*\|$", _text(page), re.MULTILINE):
+        yield from re.findall(r"\[`(redislink [^`]*)`", row)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(_shown_commands(page))])

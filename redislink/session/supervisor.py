@@ -51,7 +51,7 @@ def make_line() -> tuple[socket.socket, socket.socket]:
     """The pair of connected sockets: the supervisor's end, and the one that the run inherits."""
     try:
         line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    except OSError:  # macOS has none
+    except (OSError, AttributeError):  # macOS has none
         line = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in line:
             # Its own limit of a datagram, 2 KiB, follows the size of the buffer.
