@@ -285,7 +285,7 @@ def test_commands_and_their_options_are_there(page: str) -> None:
             command = command.commands[words.pop(0)]
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         for word in words:
-            if word.endswith(".py") or word == "PROGRAM":
+            if word.endswith(".py") or word in ("PROGRAM", "--"):
                 break  # what follows is the program's
             if word.startswith("-"):
                 assert word in options, f"{page}: {line}"
