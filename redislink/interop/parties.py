@@ -153,10 +153,7 @@ class Parties:
         whole = self._cluster if self._trial is None else self._trial.cluster(parties)
         if whole is None:  # never: one of the two is there
             raise ConfigError("no cluster file")
-        digest = hashlib.sha256(json.dumps(list(said)).encode()).digest()
-        link = base64.b32encode(digest).decode().lower()[:_ID_CHARACTERS]
-        session = job_session(whole.session, f"j{link}")
-        return ClusterSpec.parse(whole.part(session, parties), session)
+        return link_cluster(whole, parties, said)
 
     def connect(self, cluster: ClusterSpec, party: str, settings: RedisLinkSettings) -> Endpoint:
         """Join a link's session as one of its parties.
@@ -174,12 +171,9 @@ class Parties:
         except PartyTaken as error:
             raise PartyTaken(f"{error}; or give each link an id of its own") from error
         except BrokerPermissionError as error:
-            if self._cluster is None or self._cluster.drivers is not None:
+            if self._cluster is None:
                 raise
-            raise BrokerPermissionError(
-                f"{error} (a link has a session of its own: write drivers: [] in the cluster file, "
-                "and run redislink acl again, so that the users may have such sessions)"
-            ) from error
+            raise explained(error, self._cluster) from error
 
     def identity(self, party: str) -> Identity | None:
         """The key pair of a party that this process may be; None if none is needed.
@@ -193,3 +187,35 @@ class Parties:
         if file is None or (self._cluster is not None and self._cluster.security == "none"):
             return None
         return Identity.load(Path(str(file).replace(PATTERN, party)))
+
+
+def link_cluster(whole: ClusterSpec, parties: Sequence[str], said: Sequence[str]) -> ClusterSpec:
+    """The cluster of a link's own session.
+
+    Args:
+        whole: the cluster file.
+        parties: those of the link, in the order of their ranks there.
+        said: what tells this link from others, the same at each of its parties.
+
+    Raises:
+        ConfigError: the cluster file's session has a name that is too long.
+    """
+    digest = hashlib.sha256(json.dumps(list(said)).encode()).digest()
+    link = base64.b32encode(digest).decode().lower()[:_ID_CHARACTERS]
+    session = job_session(whole.session, f"j{link}")
+    return ClusterSpec.parse(whole.part(session, parties), session)
+
+
+def explained(error: BrokerPermissionError, cluster: ClusterSpec) -> BrokerPermissionError:
+    """The error with what to do about it, if the users were made without rights for such sessions.
+
+    Args:
+        error: what the broker said when a link's session was joined.
+        cluster: the cluster file.
+    """
+    if cluster.drivers is not None:
+        return error
+    return BrokerPermissionError(
+        f"{error} (a link has a session of its own: write drivers: [] in the cluster file, and run "
+        "redislink acl again, so that the users may have such sessions)"
+    )

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from redislink.cluster import ClusterSpec
 from redislink.errors import (
+    BrokerPermissionError,
     ConfigError,
     EndpointClosed,
     FrameError,
@@ -46,6 +47,7 @@ from redislink.interop.forward.streams import (
     Reason,
     Streams,
 )
+from redislink.interop.parties import explained
 from redislink.joining import connect
 from redislink.logs import PartyLogger, is_power_of_two
 from redislink.settings import LONGEST_SECONDS, RedisLinkSettings
@@ -59,6 +61,8 @@ _MOST_UNHANDLED: Final = 16
 _MOST_HELD: Final = 64 << 20
 """Bytes of messages of one peer that the endpoint may hold. A peer that keeps the rules has far
 less on its way."""
+_LATER: Final = 0.004
+"""Seconds that bytes wait for more of them, while many are on their way."""
 _FAREWELL: Final = "its forwarder has ended"
 _SAY_AFTER: Final = 3.0
 """Seconds after which a party that is waited for is named."""
@@ -124,6 +128,7 @@ class Link:
             ConfigError: a place is taken, or cannot be used.
         """
         settings, self._party, self._peer = plan.settings, plan.party, peer
+        self._whole = plan.cluster
         self._cluster = pair_cluster(plan.cluster, plan.party, peer)
         self._settings = settings.model_copy(
             update={"peer_memory_bytes": min(settings.peer_memory_bytes, _MOST_HELD)}
@@ -151,6 +156,7 @@ class Link:
         self._is_up = False
         self._sent = 0
         self._will_pump = False
+        self._later: asyncio.TimerHandle | None = None
         self._refused: dict[tuple[str, Reason], int] = {}
         self._said_down = ""
         self._times_said = 0
@@ -215,6 +221,8 @@ class Link:
             except RedisLinkError as error:
                 if self._stopping.is_set():
                     return None
+                if isinstance(error, BrokerPermissionError):
+                    error = explained(error, self._whole)
                 failures += 1
                 is_last = self._retries.most is not None and failures > self._retries.most
                 if is_last or not _may_be_mended(error):
@@ -306,8 +314,16 @@ class Link:
             self._will_pump = True
             self._loop.call_soon(self._pump)
 
+    def _wake_later(self) -> None:
+        """Send soon: a packet costs as much as a quarter of a megabyte in it."""
+        if not self._will_pump and self._later is None:
+            self._later = self._loop.call_later(_LATER, self._wake)
+
     def _pump(self) -> None:
         self._will_pump = False
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         endpoint = self._endpoint
         if endpoint is None:
             return
@@ -399,7 +415,9 @@ class Link:
         pipe.attach(connection)
 
     def _new_pipe(self, stream: int) -> Pipe:
-        pipe = self._pipes[stream] = Pipe(self._streams, stream, self._wake, self._forget)
+        pipe = self._pipes[stream] = Pipe(
+            self._streams, stream, self._wake, self._wake_later, self._forget
+        )
         return pipe
 
     def _forget(self, stream: int) -> None:

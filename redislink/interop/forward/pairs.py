@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from typing import Final
-
 from redislink.cluster import ClusterSpec
 from redislink.errors import ConfigError
+from redislink.interop.parties import link_cluster
 from redislink.text import one_line
-
-_LONGEST_SESSION: Final = 50
 
 
 def pair_cluster(cluster: ClusterSpec, one: str, other: str) -> ClusterSpec:
     """The cluster of the session between two parties.
 
-    Its name adds to the cluster's what the id of a job adds, so the broker's rights for jobs cover
-    it; no job has such an id. It does not depend on the order of the parties in either file.
+    It does not depend on the order of the parties in either file.
 
     Raises:
         ConfigError: the cluster's session has too long a name, or there is no such party.
     """
     names = sorted((one, other))
-    if len(cluster.session) > _LONGEST_SESSION:
-        raise ConfigError(
-            f"session {cluster.session!r}: to forward streams it has at most {_LONGEST_SESSION} "
-            "characters, because each pair of parties adds 14: shorten it"
-        )
-    digest = hashlib.sha256(" ".join(["forward", *names]).encode()).digest()
-    mark = base64.b32encode(digest[:5]).decode().lower()
-    return ClusterSpec(
-        session=f"{cluster.session}.jfwd-{mark}",
-        security=cluster.security,
-        broker=cluster.broker,
-        parties=tuple(cluster.parties[cluster.rank(name)] for name in names),
-    )
+    return link_cluster(cluster, names, ["forward", *names])
 
 
 def parse_pair(text: str, cluster: ClusterSpec) -> ClusterSpec:

@@ -24,6 +24,8 @@ from redislink.interop.forward.places import Place, TcpPlace, UnixPlace
 from redislink.interop.forward.streams import Reason, Streams
 
 _READ: Final = 256 << 10
+_MUCH: Final = 32 << 10
+"""Bytes read at once that are part of something large: it may wait, for larger packets."""
 _BREAKS: Final = struct.pack("ii", 1, 0)
 _ENDS: Final = struct.pack("ii", 0, 0)
 _CONNECT_SECONDS: Final = 10.0
@@ -45,17 +47,24 @@ class Pipe:
     """One connection of a program, carried by one stream."""
 
     def __init__(
-        self, streams: Streams, stream: int, wake: Callable[[], None], over: Callable[[int], None]
+        self,
+        streams: Streams,
+        stream: int,
+        wake: Callable[[], None],
+        wake_later: Callable[[], None],
+        over: Callable[[int], None],
     ) -> None:
         """Args:
         streams, stream: the stream, which is open.
         wake: called when there is something to send to the other side.
+        wake_later: the same, if it may wait for more.
         over: called with the stream's number when the pipe has ended; nothing may be called then.
         """
         self._loop = asyncio.get_running_loop()
         self._streams = streams
         self._stream = stream
         self._wake = wake
+        self._wake_later = wake_later
         self._over = over
         self._socket: socket.socket | None = None
         self._unwritten = bytearray()
@@ -133,6 +142,9 @@ class Pipe:
             return
         if data:
             self._streams.send(self._stream, data)
+            if len(data) >= _MUCH and self._streams.is_busy:
+                self._wake_later()
+                return
         else:
             self._stop_reading(connection)
             self._has_read_all = True

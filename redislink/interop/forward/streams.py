@@ -9,8 +9,8 @@ Rules:
   answers with its own last frame. After both last frames the stream is forgotten, by both sides.
   So a stream that is over here cannot pile up there, and no frame comes too late.
 - A receiver never holds more of a stream than it has given credit for. Credit begins with
-  `FIRST_CREDIT` and grows with what the program takes, while the sum over all streams stays below
-  a bound. So a stream that nobody reads stops, and no other one does.
+  `FIRST_CREDIT` and grows while the program takes all that comes; the sum over all streams stays
+  below a bound. So a stream that nobody reads stops, and no other one does.
 - Data on its way is bounded for all streams together (`IN_TRANSIT`), by what the other side says
   it has taken in. Streams take turns, so a busy one does not keep out the others.
 - What the other side sends is untrusted: `receive_untrusted` raises `FrameError` and nothing else.
@@ -48,6 +48,9 @@ PACKET: Final = 512 << 10
 """Bytes of data in one packet, at most."""
 _TURN: Final = 64 << 10
 """Bytes that one stream gets into a packet before it is the next one's turn."""
+
+_SHARE: Final = 4
+"""The part of the extra credit left that a stream may double its own by: the less, the fewer."""
 
 _HEADER: Final = struct.Struct(">BQI")
 _MOST_FRAMES_BYTES: Final = 4 << 20
@@ -207,6 +210,11 @@ class Streams:
     def is_full(self) -> bool:
         """Whether `open` is not possible now."""
         return self._mine >= MOST_STREAMS
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether bytes are better collected for a while: many are on their way already."""
+        return 4 * self._in_transit > IN_TRANSIT and 2 * self._all_queued < PACKET
 
     def open(self, name: str) -> int:
         """Open a stream to what has this name there; returns its number.
@@ -476,9 +484,9 @@ class Streams:
             self._has_room.append(it.number)
 
     def _grant(self, it: _Stream) -> None:
-        """Let the other side send what was taken, and more if it has used nearly all it had."""
-        if it.granted < it.window // 4 and it.window < MOST_CREDIT:
-            more = min(it.window, MOST_CREDIT - it.window, self._extra_left)
+        """Let the other side send what was taken, and more if the program takes all at once."""
+        if not it.untaken and it.window <= self._extra_left // _SHARE:
+            more = min(it.window, MOST_CREDIT - it.window)
             self._extra_left -= more
             it.window += more
             it.to_grant += more

@@ -254,7 +254,7 @@ class TestConnections:
             assert read_all(mine) == b"answer"
 
     def test_much_goes_both_ways_while_another_stream_is_not_read(self, world: World) -> None:
-        sent = random.Random(1).randbytes(12 << 20)
+        sent = random.Random(1).randbytes(5 << 20)
         with dial(world.port) as stuck, world.target.accept():
             stuck.settimeout(0.0)
             with contextlib.suppress(BlockingIOError):
@@ -278,7 +278,7 @@ class TestConnections:
 
     def test_many_short_connections(self, world: World) -> None:
         def serve() -> None:
-            for _ in range(200):
+            for _ in range(100):
                 with world.target.accept() as theirs:
                     theirs.sendall(theirs.recv(100))
 
@@ -289,7 +289,7 @@ class TestConnections:
 
         server, _ = in_thread(serve)
         with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(ask, range(200)))
+            assert all(pool.map(ask, range(100)))
         server.join(PATIENCE)
 
     def test_a_reset_reaches_the_other_program(self, world: World) -> None:
@@ -479,12 +479,6 @@ class TestPairs:
         assert one.party_names == ("alice", "bob")
         others = {pair_cluster(cluster, name, "carol").session for name in ("alice", "bob")}
         assert len(others | {one.session}) == 3
-
-    def test_the_rights_for_jobs_cover_it(self) -> None:
-        cluster = make_cluster("redis://127.0.0.1", 2)
-        added = pair_cluster(cluster, "alice", "bob").session.removeprefix(cluster.session)
-        assert re.fullmatch(r"\.j.{12}", added)
-        assert not re.fullmatch(r"\.j[a-z0-9]{12}", added), "no job has this id"
 
     def test_a_session_whose_name_is_too_long_is_an_error(self) -> None:
         cluster = make_cluster("redis://127.0.0.1", 2, session="s" * 51)

@@ -224,7 +224,7 @@ class TestFlow:
         alice, bob = pair.sides
         stream = alice.open("web")
         held = []
-        for _ in range(100):
+        for _ in range(12):
             while room := alice.room(stream):
                 alice.send(stream, bytes(room))
                 pair.settle()
@@ -235,30 +235,55 @@ class TestFlow:
         assert held[0] == FIRST_CREDIT
         assert held[-1] == max(held) == MOST_CREDIT
 
-    def test_the_credit_of_all_streams_is_bounded_and_given_back(self) -> None:
+    def test_credit_does_not_grow_with_a_program_that_leaves_some(self) -> None:
         pair = Pair()
         alice, bob = pair.sides
-
-        def fill(count: int) -> list[int]:
-            opened = [alice.open("web") for _ in range(count)]
-            for _ in range(10):
-                for stream in opened:
-                    while room := alice.room(stream):
-                        alice.send(stream, bytes(room))
-                        pair.settle()
-                for stream in opened:
-                    bob.taken(stream, bob._streams[stream].untaken)
-                pair.take_events(1)
+        stream = alice.open("web")
+        for _ in range(20):
+            while room := alice.room(stream):
+                alice.send(stream, bytes(room))
                 pair.settle()
-            return opened
+            bob.taken(stream, FIRST_CREDIT - 1)
+            pair.settle()
+        assert bob._streams[stream].window == FIRST_CREDIT
 
-        opened = fill(20)
-        windows = [bob._streams[stream].window for stream in opened]
-        assert sum(windows) == EXTRA_CREDIT + len(opened) * FIRST_CREDIT
+    def test_the_credit_of_all_streams_is_bounded_and_given_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        extra = 1 << 20
+        monkeypatch.setattr(module, "EXTRA_CREDIT", extra)
+        pair = Pair()
+        alice, bob = pair.sides
+        opened = [alice.open("web") for _ in range(20)]
+        for _ in range(10):
+            for stream in opened:
+                while room := alice.room(stream):
+                    alice.send(stream, bytes(room))
+                    pair.settle()
+                bob.taken(stream, bob._streams[stream].untaken)
+            pair.take_events(1)
+            pair.settle()
+        more = [bob._streams[stream].window - FIRST_CREDIT for stream in opened]
+        assert sum(more) == extra - bob._extra_left
+        assert extra // 2 < sum(more) <= extra
+        assert sum(each > 0 for each in more) > 5, "the first do not get it all"
         for stream in opened:
             alice.reset(stream)
         pair.settle()
-        assert bob._extra_left == EXTRA_CREDIT
+        assert bob._extra_left == extra
+
+    def test_it_is_busy_while_much_is_on_its_way_and_little_waits(self) -> None:
+        streams = started()
+        numbers = [streams.open("web") for _ in range(IN_TRANSIT // FIRST_CREDIT)]
+        busy = []
+        for number in numbers:
+            streams.send(number, bytes(FIRST_CREDIT))
+            streams.next_packet()
+            busy.append(streams.is_busy)
+        quarter = len(numbers) // 4
+        assert busy == [False] * quarter + [True] * (len(numbers) - quarter)
+        receive(streams, frame(Kind.TAKEN, 0, IN_TRANSIT))
+        assert not streams.is_busy
 
     def test_data_on_its_way_is_bounded_for_all_streams_together(self) -> None:
         streams = started()
