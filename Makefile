@@ -122,7 +122,7 @@ bench-mplang: $(STAMP)
 
 docs: $(STAMP)  ## the API reference from the docstrings, in build/docs
 	rm -rf build/docs
-	$(PY) docs/make_reference.py build/docs
+	$(PY) -W error::UserWarning docs/make_reference.py build/docs
 
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
 	.ci/lock $$(.ci/fastest-python $(PYTHON))

@@ -16,7 +16,7 @@ FOUND = [4214, 9767, 13631, 25101, 27759]
 """Seeds at which the soak found a fault of the core that is mended."""
 
 
-@pytest.mark.parametrize("first", range(0, 200, BATCH))
+@pytest.mark.parametrize("first", range(100, 200, BATCH))
 def test_every_run_ends_as_it_should(first):
     run_seeds(range(first, first + BATCH))
 
@@ -26,8 +26,8 @@ def test_a_fault_that_was_mended_stays_mended(seed):
     run_seeds(range(seed, seed + 1))
 
 
-def test_the_runs_meet_every_fault():
-    """Else the runs above would show little."""
+def test_they_meet_every_fault():
+    """Else the runs above would show little. These end as they should, too."""
     totals = run_seeds(range(100))
     assert {"work", "leave", "abort", "die", "restart", "freeze"} <= totals.keys()
     for what in ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent"):
