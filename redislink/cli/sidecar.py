@@ -114,9 +114,9 @@ def _serve(
             )
             failed = f"its program ended with exit code {code}" if code else None
             return code
+        say(f"{name}: the sidecar listens on {server.address}; Ctrl-C stops it")
         for variable, value in program.variables(server.address, token).items():
             show(f"export {variable}={shlex.quote(value)}")
-        say(f"{name}: the sidecar listens on {server.address}; Ctrl-C stops it")
         threading.Event().wait()
         return int(ExitCode.OK)
     except KeyboardInterrupt:

@@ -33,6 +33,8 @@ from redislink.interop.sidecar.link import Link, Told
 from redislink.interop.sidecar.links import Links, Wanted, names_and_addresses
 
 LONGEST_POP: Final = 10.0
+_MOST_HEADERS: Final = 100
+_LONGEST_LINE: Final = 16 << 10
 _MOST_JSON: Final = 1 << 20
 _MOST_BYTES: Final = 4 << 30
 _LOOK: Final = 0.25
@@ -98,6 +100,7 @@ class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
+    raw_requestline: bytes
 
     def setup(self) -> None:
         super().setup()
@@ -112,6 +115,29 @@ class _Connection(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             super().finish()
 
+    def parse_request(self) -> bool:
+        """The base class's, without the parser for mail, which took most of a request's time."""
+        words = self.raw_requestline.decode("latin-1").split()
+        headers: dict[str, str] = {}
+        for _ in range(_MOST_HEADERS):
+            line = self.rfile.readline(_LONGEST_LINE)
+            if line in (b"\r\n", b"\n", b""):
+                break
+            name, _, value = line.decode("latin-1").partition(":")
+            headers[name.strip().lower()] = value.strip()
+        else:
+            words = []
+        if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+            self.close_connection = True
+            self.request_version = "HTTP/1.1"
+            self._json(HTTPStatus.BAD_REQUEST, {"error": "the sidecar takes HTTP/1.1 only"})
+            return False
+        self.command, self.path, self.request_version = words
+        self.headers = headers  # type: ignore[assignment]
+        keep = words[2] == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
+        self.close_connection = not keep
+        return True
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Nothing: requests come hundreds of times a second."""
 
@@ -121,7 +147,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.close_connection = True
             self._json(HTTPStatus.FORBIDDEN, {"error": "this sidecar wants its token"})
             return
-        length = self.headers.get("Content-Length", "")
+        length = self.headers.get("content-length", "")
         if not length.isdecimal() or int(length) > _MOST_BYTES:
             self.close_connection = True
             self._json(HTTPStatus.LENGTH_REQUIRED, {"error": "a request says how long it is"})
@@ -159,7 +185,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self._answer(answer(message))
             else:
                 self._answer(answer(code=Code.BAD_REQUEST, message="push or pop"))
-        except (TypeError, ValueError):
+        except (KeyError, ValueError):
             self._answer(answer(code=Code.BAD_REQUEST, message="headers are missing"))
         except UsageError as error:
             self._answer(answer(code=Code.BAD_REQUEST, message=str(error)))

@@ -21,6 +21,7 @@ import http.client
 import importlib
 import json
 import os
+import socket
 import sys
 import threading
 import weakref
@@ -119,19 +120,29 @@ class Sidecar:
         with contextlib.suppress(Exception):
             self._ask(f"/v1/clients/{self._client}/end", {"failed": failed})
 
+    def hang_up(self) -> None:
+        """Close the line, which the sidecar takes for the end of this process."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def forget(self) -> None:
-        """In the child of a fork: the line is the parent's."""
-        with contextlib.suppress(Exception):
-            self._line.close()
+        """In the child of a fork: the line is the parent's, and ends with the parent.
+
+        Nothing but the descriptor can be closed: the thread that held the reader's lock is gone.
+        """
+        _forgotten.append(self)  # else their destructors would close the number once more
+        with contextlib.suppress(OSError):
+            os.close(self._socket.fileno())
 
     def _enter(self) -> Any:
         # Ray ends its actors without a word; they have not failed.
         lasting = "ray" in sys.modules
         body = json.dumps({"pid": os.getpid(), "lasting": lasting})
         try:
-            self._entered = http.client.HTTPConnection(self.address)
-            self._entered.request("POST", "/v1/clients", body, {"x-ptp-token": self.token})
-            answer = self._entered.getresponse()
+            connection = http.client.HTTPConnection(self.address)
+            connection.request("POST", "/v1/clients", body, {"x-ptp-token": self.token})
+            self._socket = connection.sock
+            answer = connection.getresponse()
         except OSError as error:
             raise SidecarError(
                 f"the sidecar at {self.address} cannot be reached ({error}): check that "
@@ -183,6 +194,7 @@ class Sidecar:
             raise SidecarError(text)
 
 
+_forgotten: List[Sidecar] = []
 _sidecar: Optional[Sidecar] = None
 _sidecar_lock = threading.Lock()
 _ended_by: List[str] = []
@@ -310,7 +322,7 @@ def _hook_libspu(libspu: Any) -> None:
             setattr(link.Context, name, _watched(getattr(link.Context, name), name))
     runtime = getattr(libspu, "RuntimeWrapper", None)
     for name in ("__init__", "Run"):
-        if hasattr(runtime, name):
+        if runtime is not None:
             setattr(runtime, name, _watched(getattr(runtime, name), name))
 
 
@@ -389,8 +401,15 @@ def _create(create: Any, desc: Any, rank: int, options: Dict[str, Any]) -> Any:
 class _Objects:
     """Objects between the parties of a job: a link of the sidecar, without SPU."""
 
-    def __init__(self, kind: str, job: str, parties: Sequence[str], party: str) -> None:
-        self._sidecar = sidecar()
+    def __init__(
+        self,
+        kind: str,
+        job: str,
+        parties: Sequence[str],
+        party: str,
+        line: Optional[Sidecar] = None,
+    ) -> None:
+        self._sidecar = line or sidecar()
         names = sorted(parties)
         self._link, called = self._sidecar.make_link(
             f"{kind} {job}", [(name, "") for name in names], names.index(party), self._tell
@@ -503,6 +522,11 @@ def make_rayfed_proxy(base: Any, open_: Open = _Objects) -> Any:
             limits = importlib.import_module("fed._private.serialization_utils")
             limits._apply_loads_function_with_whitelist()
             return cloudpickle.loads(message)
+
+        def stop(self) -> None:  # some versions call it
+            if self._objects is not None:
+                self._objects.close()
+                self._objects = None
 
     return RedisLinkProxy
 
