@@ -271,7 +271,8 @@ class RedisLinkSettings(BaseSettings):
         default=256 << 20,
         ge=0,
         description="Bytes of freed memory that a process with an SPU link keeps for the next "
-        "large message, if it uses glibc's malloc; 0 leaves malloc unchanged.",
+        "large message, if it uses glibc's malloc; 0 leaves malloc unchanged. Room for "
+        "messages of more than 32 MiB is kept once the first one has passed.",
     )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."

@@ -16,6 +16,7 @@ from spu.libspu import link
 
 from redislink.errors import PeerClosed, RecvCancelled, SendTimeout, UsageError
 from redislink.forking import dies_in_child
+from redislink.spu.malloc import LARGE_BYTES, keep_large_blocks
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.request import Request
 
@@ -70,6 +71,8 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
             self._check_not_aborted()
         tag = self._namespace + key
         self._last_sent = tag, self._sending.post(self._peer, tag, value)
+        if len(value) > LARGE_BYTES:
+            keep_large_blocks(len(value))
 
     def SendAsyncThrottled(self, key: str, value: bytes) -> None:
         """Send a message, but first wait while the peer has a full window of them to receive.
@@ -96,7 +99,10 @@ class RelayChannel(link.IChannel):  # type: ignore[misc]
         if self._aborted:
             self._check_not_aborted()
         timeout = self._recv_timeout_ms / 1000
-        return self._receiving.recv(self._peer, self._namespace + key, timeout)[0]
+        value = self._receiving.recv(self._peer, self._namespace + key, timeout)[0]
+        if len(value) > LARGE_BYTES:
+            keep_large_blocks(len(value))
+        return value
 
     def SetRecvTimeout(self, recv_timeout_ms: int) -> None:
         """Set how many milliseconds `Recv` waits; 0 means the endpoint's ``recv_timeout``."""
