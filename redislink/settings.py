@@ -48,6 +48,7 @@ _OF_ONE_RUN: Final = frozenset(
     {
         "aliases", "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
         "programs_dir", "results_dir", "stats_file", "trace_dir", "trial_dir",
+        "trusted_driver",
     }
 )  # fmt: skip
 _MOST_BYTES: Final = 1 << 20
@@ -361,6 +362,11 @@ class RedisLinkSettings(BaseSettings):
         default={},
         description="What programs that were written for other links call the parties: a JSON "
         'object of their names and ours, such as {"node:0": "alice", "node:1": "bob"}.',
+    )
+    trusted_driver: str | None = Field(
+        default=None,
+        description="Name of the party whose functions may run here, whatever they do: set by "
+        "redislink ppd, which asks. For trials only.",
     )
     trial_dir: Path | None = Field(
         default=None,

@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "run": "run:run",
     "simulate": "simulate:simulate",
     "sidecar": "sidecar:sidecar",
+    "ppd": "ppd:ppd",
     "init": "keys:init",
     "keygen": "keys:keygen",
     "fingerprint": "keys:show_fingerprints",
@@ -54,7 +55,7 @@ _COMMANDS: Final = {
     "version": "version:version",
 }
 """In the order of the help: where each command's function or group is, in this package."""
-_PROGRAM_FOLLOWS: Final = {"run", "simulate", "sidecar"}
+_PROGRAM_FOLLOWS: Final = {"ppd", "run", "simulate", "sidecar"}
 """From PROGRAM on nothing is ours: its options stay untouched."""
 
 

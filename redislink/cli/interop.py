@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ ModuleOption = Annotated[
 
 
 def take_over(
-    stand_in: str,
+    stand_ins: Sequence[str],
     stack: contextlib.ExitStack,
     *,
     cluster: Path | None,
@@ -63,7 +64,7 @@ def take_over(
     """Let this process, and those that it starts, make their links over the relay.
 
     Args:
-        stand_in: its name in `redislink.interop.startup.sitecustomize`; several with commas.
+        stand_ins: their names in `redislink.interop.startup.sitecustomize`.
         stack: ends what is to end with the command.
         cluster, party, identity, aliases, trial, trial_dir: the options.
         drives: whether the party may be one of the cluster file's drivers.
@@ -102,7 +103,7 @@ def take_over(
     parties = Parties(drives=drives)
     for name in parties.ours:  # so that an error in it comes now
         parties.identity(name)
-    sitecustomize.act(*stand_in.split(","))
+    sitecustomize.act(*stand_ins)
     return parties.party or ""
 
 

@@ -212,7 +212,7 @@ def run(
         if request_timeout is not None:
             os.environ["REDISLINK_REQUEST_TIMEOUT"] = str(request_timeout)
         name = take_over(
-            ",".join(STAND_INS), stack, cluster=cluster, party=party, identity=identity,
+            STAND_INS, stack, cluster=cluster, party=party, identity=identity,
             aliases=aliases, trial=trial, trial_dir=trial_dir, drives=True,
         )  # fmt: skip
         stack.enter_context(errors.say_progress(name))

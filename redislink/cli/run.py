@@ -167,7 +167,7 @@ def run(
             )
         check_program(program, module=module)
         name = take_over(
-            "brpc", stack, cluster=cluster, party=party, identity=identity, aliases=aliases,
+            ("brpc",), stack, cluster=cluster, party=party, identity=identity, aliases=aliases,
             trial=trial, trial_dir=trial_dir,
         )  # fmt: skip
     elif aliases or trial or trial_dir:
@@ -198,7 +198,7 @@ def run(
     if supervised is not None:
         supervisor.here = Supervisor(supervised, ended)
     with stack, _end_is_told():
-        _run_as_main(program, arguments or [], name, attempts, module=module)
+        run_as_main(program, arguments or [], name, attempts, module=module)
 
 
 def _as_party(
@@ -254,9 +254,18 @@ def _run_program(program: str, arguments: list[str], *, module: bool) -> None:
             closing.leave_open_endpoints(failed)
 
 
-def _run_as_main(
+def run_as_main(
     program: str, arguments: list[str], party: str, attempts: Attempts, *, module: bool
 ) -> None:
+    """Run a program as ``__main__``, and end this process as the program ends.
+
+    Args:
+        program: path of a file, or name of a module.
+        arguments: its arguments.
+        party: the party that this process is; "" if it may be any.
+        attempts: which attempt this is.
+        module: whether ``program`` is a module's name.
+    """
     try:
         with errors.say_progress(party), ended_by_sigterm(party):
             attempts.wait()
