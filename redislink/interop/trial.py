@@ -39,7 +39,6 @@ from redislink.identity.keypair import (
 )
 from redislink.identity.secret_files import read_private
 
-SESSION: Final = "trial"
 _WHAT: Final = "file of a trial's keys"
 _FILE: Final = "trial.key"
 _LONGEST_NAME: Final = 40
@@ -59,11 +58,14 @@ class Trial:
             ConfigError: it is no such directory.
         """
         self._secret = read_secret(directory / _FILE, _WHAT)
+        self._session = f"trial-{self._derive(b'session', 4).hex()}"
 
     def identity(self, party: str) -> Identity:
         """The key pair of a party."""
-        derive = HKDF(SHA256(), KEY_BYTES, None, b"redislink trial " + party.encode())
-        return Identity(derive.derive(self._secret))
+        return Identity(self._derive(f"party {party}".encode(), KEY_BYTES))
+
+    def _derive(self, what: bytes, size: int) -> bytes:
+        return HKDF(SHA256(), size, None, b"redislink trial: " + what).derive(self._secret)
 
     def cluster(self, parties: Sequence[str]) -> ClusterSpec:
         """A cluster of these parties."""
@@ -71,7 +73,7 @@ class Trial:
             {"name": party, "public_key": format_public_key(self.identity(party).public_key)}
             for party in parties
         ]
-        return ClusterSpec.parse({"session": SESSION, "parties": named}, "trial")
+        return ClusterSpec.parse({"session": self._session, "parties": named}, "trial")
 
 
 def party_called(name: str) -> str:

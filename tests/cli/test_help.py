@@ -27,7 +27,7 @@ from tests.cli.conftest import Run, Start, Write, ended
 COMMANDS = ["demo", "run", "simulate", "sidecar", "init", "keygen", "fingerprint", "broker", "acl"]
 COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
 COMMANDS += ["journal", "audit", "report", "agent", "submit", "jobs", "programs", "policy"]
-COMMANDS += ["forward", "version"]
+COMMANDS += ["forward", "ppd", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
 
 
@@ -43,6 +43,12 @@ def spaced(text: str) -> str:
         (["run"], ["--cluster", "--party", "--identity", "PROGRAM", "ARGS", "--verbose"]),
         (["run"], ["--trace", "--journal", "--fresh", "--retries", "--retry-delay"]),
         (["run"], ["--data", "--results"]),
+        (["run"], ["--brpc-programs", "--alias", "--trial", "--trial-dir", "--module"]),
+        (["ppd"], ["--driver", "--i-trust-the-driver", "--cluster", "--party", "--identity"]),
+        (
+            ["ppd"],
+            ["--alias", "--trial", "--trial-dir", "--module", "PROGRAM", "ARGS", "--verbose"],
+        ),
         (["simulate"], ["--data", "--results"]),
         (["trace"], ["merge"]),
         (["trace", "merge"], ["FILE...", "--out", "--verbose"]),
