@@ -171,6 +171,12 @@ class Parties:
         except PartyTaken as error:
             raise PartyTaken(f"{error}; or give each link an id of its own") from error
         except BrokerPermissionError as error:
+            if self._cluster is not None and party in self._cluster.driver_names:
+                raise BrokerPermissionError(
+                    f"{error} (redislink acl lets a driver do what jobs need, and no more: list "
+                    f"{party} under parties in the cluster file, in place of drivers, and run it "
+                    "again)"
+                ) from error
             if self._cluster is None:
                 raise
             raise explained(error, self._cluster) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from redislink.errors import JobError, PeerAborted, PeerClosed, PeerError, UsageError
+from redislink.errors import ConfigError, JobError, PeerAborted, PeerClosed, PeerError, UsageError
 from redislink.interop.mplang import worker as worker_module
 from redislink.interop.mplang.driver import Client
 from redislink.interop.mplang.messages import REPLIES, REQUESTS, Reply, written
@@ -232,17 +232,20 @@ def test_a_worker_serves_one_driver_after_the_other(caplog: pytest.LogCaptureFix
     cluster = make_cluster("fakeredis://mplang-again", 2)
     made: list[Engine] = []
     policy = Policy.everything()
-    meetings: list[Endpoint] = []
+    meetings: list[Endpoint | None] = []
     met = threading.Condition()
 
     def connect() -> Endpoint:
         with met:
             assert met.wait_for(lambda: bool(meetings), 30)
-            return meetings.pop()
+            endpoint = meetings.pop()
+        if endpoint is None:
+            raise ConfigError("the test is over")
+        return endpoint
 
     log = PartyLogger(cluster.session, "alice", LOGGER)
     make = engines({"open.one": lambda *_: 1, "open.no": _raise}, made)
-    in_thread(lambda: serve_for_ever(connect, make, "bob", policy, log=log))
+    thread, outcome = in_thread(lambda: serve_for_ever(connect, make, "bob", policy, log=log))
     for number, ends in enumerate(("closes", "aborts", "closes")):
         alice, bob = join(cluster)
         with met:
@@ -259,6 +262,11 @@ def test_a_worker_serves_one_driver_after_the_other(caplog: pytest.LogCaptureFix
     wait_until(lambda: caplog.text.count("waits for bob") == 4)
     assert caplog.text.count("bob has left; graphs: 1 ran, 0 refused, 0 failed") == 2
     assert "its program failed" in caplog.text
+    with met:
+        meetings.append(None)
+        met.notify_all()
+    thread.join(30)
+    assert isinstance(outcome[0], ConfigError)
 
 
 class TestCommunicator:
