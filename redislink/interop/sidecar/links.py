@@ -93,6 +93,7 @@ class Links:
         self._sessions: set[str] = set()
         self._session_of: dict[int, str] = {}
         self._numbers = itertools.count(1)
+        self._ends: list[threading.Thread] = []
 
     def enter(self, about: str, *, lasting: bool) -> Client:
         """Take note of a process of the program."""
@@ -153,8 +154,12 @@ class Links:
 
         link = Link(number, endpoint, tell)
         with self._lock:
+            is_here = client.number in self._clients
             self._links[number] = client.links[number] = link
             self._session_of[number] = cluster.session
+        if not is_here:
+            self._end(client, link, "its program ended without a word")
+            raise UsageError(f"{self.party}: {client.about} ended while {what} was made")
         link.start()
         return link
 
@@ -171,14 +176,16 @@ class Links:
 
     def leave(self, client: Client) -> None:
         """A process of the program is gone: end its links."""
-        with self._lock:
-            self._clients.pop(client.number, None)
         failed = client.ended
         if failed is None and not client.lasting:
             failed = "its program ended without a word"
         if failed and client.links:
             self._say(f"{self.party}: {client.about}: {failed}: its links are ended")
-        self._end_all([client], failed)
+        with self._lock:
+            self._clients.pop(client.number, None)
+            ends = self._begin_to_end([client], failed)
+        for end in ends:
+            end.join()
 
     def sweep(self) -> None:
         """Leave the links that the program has dropped. Call it about once a second."""
@@ -191,17 +198,22 @@ class Links:
                     self._end(client, link, None)
 
     def close(self, failed: str | None = None) -> None:
-        """End all links.
+        """End all links, and wait for those that are being ended.
 
         Args:
             failed: why, for the peers; None: everything went well.
         """
         with self._lock:
-            clients = list(self._clients.values())
+            self._begin_to_end(list(self._clients.values()), failed)
             self._clients.clear()
-        self._end_all(clients, failed)
+            ends = list(self._ends)
+        for end in ends:
+            end.join()
 
-    def _end_all(self, clients: Sequence[Client], failed: str | None) -> None:
+    def _begin_to_end(
+        self, clients: Sequence[Client], failed: str | None
+    ) -> list[threading.Thread]:
+        """End the links of processes, in threads. Needs the lock."""
         ends = [
             threading.Thread(
                 target=self._end,
@@ -214,8 +226,8 @@ class Links:
         ]
         for end in ends:
             end.start()
-        for end in ends:
-            end.join()
+        self._ends = [end for end in self._ends if end.is_alive()] + ends
+        return ends
 
     def _end(self, client: Client, link: Link, failed: str | None) -> None:
         with contextlib.suppress(KeyError):

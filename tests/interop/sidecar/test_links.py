@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -141,6 +142,36 @@ def test_parties_that_do_not_meet_leave_the_name_free(
             alice.make(client, wanted())
     alice.make(client, wanted())
     assert client.made["root", "9001,9002", "alice", "bob"] == 1
+
+
+def test_a_process_that_ends_while_its_link_is_made_has_none(
+    alice: Links, joined: list[Joined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = alice.enter("process 17", lasting=False)
+    connect = Parties.connect
+    with monkeypatch.context() as patch:
+        patch.setattr(Parties, "connect", lambda *args: alice.leave(client) or connect(*args))
+        with pytest.raises(UsageError, match="process 17 ended while link 'root' was made"):
+            alice.make(client, wanted())
+    assert [each.ended for each in joined] == ["its program ended without a word"]
+
+
+def test_a_sidecar_ends_once_all_its_links_have(
+    alice: Links, joined: list[Joined], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a process that has just ended, whose last words are under way."""
+    client = alice.enter("one", lasting=False)
+    alice.make(client, wanted())
+    client.ended = ""
+    may_end, closed = threading.Event(), threading.Event()
+    monkeypatch.setattr(Joined, "close", lambda _: may_end.wait(10) and closed.set())
+    leaving = threading.Thread(target=alice.leave, args=(client,))
+    leaving.start()
+    wait_until(lambda: not client.links)
+    threading.Timer(0.05, may_end.set).start()
+    alice.close()
+    assert closed.is_set()
+    leaving.join()
 
 
 @pytest.mark.parametrize(

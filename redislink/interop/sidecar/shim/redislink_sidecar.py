@@ -136,7 +136,7 @@ class Sidecar:
 
     def _enter(self) -> Any:
         # Ray ends its actors without a word; they have not failed.
-        lasting = "ray" in sys.modules
+        lasting = "RAY_RAYLET_PID" in os.environ
         body = json.dumps({"pid": os.getpid(), "lasting": lasting})
         try:
             connection = http.client.HTTPConnection(self.address)
