@@ -24,7 +24,7 @@ from redislink.cli.interop import (
     take_over,
 )
 from redislink.cli.output import group
-from redislink.cli.termination import sigterm_interrupts
+from redislink.cli.termination import ended_by_sigterm, sigterm_interrupts
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
 from redislink.files import open_in_place_of
@@ -205,7 +205,7 @@ def run(
         redislink mplang run --trial program.py
     """
     from redislink.interop.mplang.programs import STAND_INS, end_workers
-    from redislink.interop.running import check_program, run_program
+    from redislink.interop.running import check_program
 
     check_program(program, module=module)
     with contextlib.ExitStack() as stack:
@@ -215,16 +215,28 @@ def run(
             STAND_INS, stack, cluster=cluster, party=party, identity=identity,
             aliases=aliases, trial=trial, trial_dir=trial_dir, drives=True,
         )  # fmt: skip
-        stack.enter_context(errors.say_progress(name))
-        failed: BaseException | None = None
-        try:
-            run_program(program, arguments or [], module=module)
-        except BaseException as error:
-            ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
-            failed = None if ends_well else error
-            if isinstance(error, RedisLinkError):
-                errors.fail(error, name)
-            raise
-        finally:
-            leave_open_endpoints(failed)  # before a trial's broker ends
-            end_workers()
+        stack.callback(end_workers)  # before a trial's broker ends
+        _run_as_main(program, arguments or [], name, module=module)
+
+
+def _run_as_main(program: str, arguments: list[str], party: str, *, module: bool) -> None:
+    from redislink.interop.running import run_program
+
+    failed: BaseException | None = None
+    try:
+        with errors.say_progress(party), ended_by_sigterm(party):
+            try:
+                run_program(program, arguments, module=module)
+            except BaseException as error:
+                ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
+                failed = None if ends_well else error
+                raise
+            finally:
+                leave_open_endpoints(failed)
+    except RedisLinkError as error:
+        errors.fail(error, party)
+    except KeyboardInterrupt:
+        errors.say(errors.with_party("interrupted", party))
+        raise SystemExit(int(errors.ExitCode.INTERRUPTED)) from None
+    except Exception as error:  # noqa: BLE001 - whatever the program raises is shown and ends it
+        errors.fail_program(error, program, party)

@@ -42,6 +42,7 @@ from redislink.session.supervisor import Asked
 
 if TYPE_CHECKING:
     from redislink.interop.links import OpenLink
+    from redislink.interop.mplang.driver import Client
     from redislink.session.session import Session
 
 _TELLING: Final = 3.0
@@ -52,6 +53,7 @@ _LAST_WORDS: Final = 1.0
 _WHAT_IS_OPEN: Final = (
     ("redislink.session.session", "open_sessions"),
     ("redislink.interop.links", "open_links"),
+    ("redislink.interop.mplang.programs", "open_drivers"),
 )
 """Functions that say what to tell peers about, in modules that a program may not have loaded."""
 _ASKED: Final = b"\xff"
@@ -204,7 +206,7 @@ class _Termination:
         sys.stdout.flush()
 
 
-def _abort_of(session: Session | OpenLink, asked: Asked) -> Any:
+def _abort_of(session: Session | OpenLink | Client, asked: Asked) -> Any:
     return lambda: session.abort(asked.reason, retryable=asked.retryable)
 
 
@@ -218,7 +220,7 @@ def _within(seconds: float, *works: Any) -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _open_sessions() -> list[Session | OpenLink]:
+def _open_sessions() -> list[Session | OpenLink | Client]:
     # While the program still imports one, it has no such function, and there is no session.
     return [
         session

@@ -31,7 +31,7 @@ from redislink.interop.mplang.driver import Client
 from redislink.interop.mplang.messages import Reply, Request
 from redislink.interop.mplang.policy import READ, STORE, Grant
 from redislink.interop.mplang.worker import Refused
-from redislink.spu.link import link_members
+from redislink.spu.link import SpuLink, link_members
 from redislink.transport.endpoint import Endpoint
 
 _NAMES: Final = {
@@ -304,6 +304,7 @@ class _SpuStateOfMembers(_SPUState):  # type: ignore[misc]
     def __init__(self, engine: MplangEngine, context: str, members: tuple[int, ...]) -> None:
         super().__init__()
         self._engine, self._context, self._ranks = engine, context, members
+        self._links: list[SpuLink] = []  # libspu does not keep their channels alive
 
     def _get_template_link(self, cache_key: tuple[Any, ...], *_: Any) -> Any:
         if cache_key not in self._template_links:
@@ -314,7 +315,7 @@ class _SpuStateOfMembers(_SPUState):  # type: ignore[misc]
             names = [endpoint.cluster.party_names[rank] for rank in self._ranks]
             link = link_members(f"mplang/{self._context}/{ranks}/{kind}", names, endpoint)
             self._template_links[cache_key] = link.context
-            self._links = [*getattr(self, "_links", ()), link]
+            self._links.append(link)
         return self._template_links[cache_key]
 
 

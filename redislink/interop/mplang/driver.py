@@ -121,13 +121,14 @@ class Client:
         """Leave the session; the workers wait for the next driver. Safe to call twice."""
         self._endpoint.close()
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, retryable: bool = False) -> None:
         """Leave the session, because the program failed.
 
         Args:
             reason: one line, for the workers.
+            retryable: whether the cause may pass.
         """
-        self._endpoint.abort(reason)
+        self._endpoint.abort(reason, retryable=retryable)
 
     def _ask(self, rank: int, make: Any) -> Future[Reply]:
         future: Future[Reply] = Future()

@@ -33,8 +33,8 @@ STAND_INS: Final = ("mplang-driver", "mplang-simulator", "mplang-worker")
 """The names in `redislink.interop.startup.sitecustomize`."""
 _GRACE: Final = 5.0
 """Seconds that a simulator's worker has to end."""
-_open: Final[dict[tuple[str, ...], weakref.ref[Any]]] = {}
-"""Each driver that this process has made, by what tells its session from others."""
+_open: Final[dict[tuple[str, ...], tuple[weakref.ref[Any], Client]]] = {}
+"""Each driver that this process has made, and its client, by what tells its session from others."""
 _workers: Final[dict[tuple[str, ...], list[subprocess.Popen[bytes]]]] = {}
 """The processes of each simulator's workers."""
 
@@ -195,8 +195,9 @@ def _drive(parties: Parties, workers: Sequence[str], cluster: Any, *said: str) -
         )
     endpoint = joins(parties, workers, me, me, *said)()
     endpoint.parts.closing.left_open_is_said = False
-    driver = binding.RelayDriver(Client(endpoint, timeout=parties.settings.request_timeout))
-    _open[said] = weakref.ref(driver)
+    client = Client(endpoint, timeout=parties.settings.request_timeout)
+    driver = binding.RelayDriver(client)
+    _open[*workers, *said] = weakref.ref(driver), client
     return binding.interpreter_of(driver, cluster)
 
 
@@ -213,8 +214,13 @@ def _free(world_size: int) -> tuple[str, ...]:
     number = 0
     while True:
         said = ("simulator", str(os.getpid()), str(world_size), str(number))
-        driver = _open[said]() if said in _open else None
-        if driver is None or driver.is_closed:
+        session = (*_in_trial(world_size), *said)
+        if session not in _open:
+            return said
+        driver, client = _open[session]
+        if driver() is None:  # the program has dropped it
+            client.close()
+        if driver() is None or client.is_closed:
             return said
         number += 1
 
@@ -223,6 +229,11 @@ def _start(rank: int, world_size: int, said: Sequence[str]) -> subprocess.Popen[
     """Start a worker, which ends when its standard input does: with this process."""
     command = [sys.executable, "-m", __name__, str(rank), str(world_size), *said]
     return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+
+def open_drivers() -> list[Client]:
+    """The clients of this process's drivers whose sessions are not over."""
+    return [client for _, client in _open.values() if not client.is_closed]
 
 
 def end_workers() -> None:

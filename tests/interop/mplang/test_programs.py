@@ -109,16 +109,28 @@ def test_a_program_in_a_trial_serves_its_workers_and_drives_them(
 
 
 def test_a_simulator_of_the_same_size_has_other_workers_while_the_first_is_used() -> None:
-    class Driver:
+    class Client:
         is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    class Driver:
+        pass
 
     first = programs._free(2)
     assert programs._free(2) == first
-    driver = Driver()
-    programs._open[first] = programs.weakref.ref(driver)
+    driver, client = Driver(), Client()
+    session = ("worker-0", "worker-1", *first)
+    programs._open[session] = programs.weakref.ref(driver), client  # type: ignore[assignment]
     assert programs._free(2) not in (first, programs._free(3))
-    driver.is_closed = True
+    assert programs.open_drivers() == [client]
+    client.is_closed = True
     assert programs._free(2) == first
+    client.is_closed = False
+    del driver
+    assert programs._free(2) == first
+    assert client.is_closed
     programs._open.clear()
 
 
