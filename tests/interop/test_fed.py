@@ -145,7 +145,7 @@ def test_a_party_beside_a_sidecar_meets_one_without() -> None:
         return links.make(links.enter("program", lasting=False), wanted)
 
     link, direct = both(join)
-    assert link.send("bob", "7", b"through the sidecar")
+    link.send("bob", "7", b"through the sidecar")
     assert direct.recv("alice", "7") == b"through the sidecar"
     direct.send("alice", "7", b"directly")
     assert link.recv("bob", "7", 10) == b"directly"

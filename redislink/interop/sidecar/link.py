@@ -7,7 +7,8 @@ Rules:
   it holds at most a window of messages, and leaves the others to the broker.
 - An answer to a pop may be lost with its connection; then the next pop gets the message again.
 - A push waits while the peer has too much to take, and is then refused as "full": memory is bounded
-  by the window, whatever the program pushes.
+  by the window, whatever the program pushes. Only messages with tags are not, since the order in
+  which a program receives them is its own.
 - A link that has failed answers pops with nothing, because yacl would ask again at once. The
   program hears of the failure by another way (`Link.tell`).
 """
@@ -142,20 +143,17 @@ class Link:
         """Have the next pop return a message whose answer got lost."""
         self._arrived(self._lane(peer), message, deque.appendleft)
 
-    def send(self, peer: str, tag: str, message: bytes) -> bool:
-        """Send a message with a tag. Returns False if there is no room: try again later.
+    def send(self, peer: str, tag: str, message: bytes) -> None:
+        """Send a message with a tag. It is kept here until the peer receives it.
+
+        Nothing waits for room: the peer may ask for a later message first.
 
         Raises:
             RedisLinkError: the link has failed, or has no such peer; the tag is not valid.
         """
-        lane = self._lane(peer)
-        if not self._has_room(lane):
-            return False
-        with lane.pushing, self._noting(peer):
-            request = self._endpoint.send(peer, TAG + tag, message)
-            lane.under_way.append((request, len(message)))
-            lane.bytes_under_way += len(message)
-        return True
+        self._lane(peer)
+        with self._noting(peer):
+            self._endpoint.send(peer, TAG + tag, message)
 
     def recv(self, peer: str, tag: str, seconds: float) -> bytes | None:
         """The next message with a tag; None if none comes in that time.

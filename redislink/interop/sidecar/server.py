@@ -214,9 +214,8 @@ class _Connection(BaseHTTPRequestHandler):
                 links.link(int(number)).released = True
                 self._json(HTTPStatus.OK, {})
             case ["links", number, "send"]:
-                has_room = links.link(int(number)).send(query["to"], query["tag"], body)
-                status = HTTPStatus.OK if has_room else HTTPStatus.TOO_MANY_REQUESTS
-                self._json(status, {})
+                links.link(int(number)).send(query["to"], query["tag"], body)
+                self._json(HTTPStatus.OK, {})
             case ["links", number, "recv"]:
                 seconds = min(max(float(query["timeout"]), 0.0), LONGEST_POP)
                 message = links.link(int(number)).recv(query["from"], query["tag"], seconds)

@@ -76,11 +76,19 @@ def test_memory_is_bounded_whatever_is_pushed(
 
 def test_objects_have_tags_of_their_own(links: MakeLinks) -> None:
     alice, bob = links()
-    assert alice.send("bob", "1:2", b"object")
+    alice.send("bob", "1:2", b"object")
     assert alice.push("bob", b"blackbox")
     assert bob.recv("alice", "1:2", 10) == b"object"
     assert bob.pop("alice", 10) == b"blackbox"
     assert bob.recv("alice", "1:3", 0.01) is None
+
+
+def test_objects_that_nobody_asks_for_hold_up_no_others(links: MakeLinks) -> None:
+    alice, bob = links(window_bytes=64 << 10)
+    for number in range(8):
+        alice.send("bob", f"not asked for {number}", bytes(32 << 10))
+    alice.send("bob", "asked for", b"here")
+    assert bob.recv("alice", "asked for", 10) == b"here"
 
 
 def test_a_peer_that_leaves_is_said_once_and_fails_nothing(
