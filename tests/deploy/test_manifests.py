@@ -349,7 +349,7 @@ def test_units_are_locked_down(unit: Path) -> None:
     assert found.get("SocketBindAllow", []) == (["tcp:6379"] if "broker" in unit.name else [])
 
 
-@pytest.mark.parametrize("unit", ["redislink-party@.service", "redislink-agent@.service"])
+@pytest.mark.parametrize("unit", [unit.name for unit in UNITS if "@" in unit.name])
 def test_the_party_unit_says_who_it_is_and_when_not_to_start_again(unit: str) -> None:
     found = directives(DEPLOY / "systemd" / unit)
     names = {each.partition("=")[0] for each in found["Environment"]}
