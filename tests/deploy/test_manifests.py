@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import yaml
 
 from redislink import RedisLinkSettings
 from redislink.cli.errors import ExitCode
+from redislink.interop.forward.places import parse_allowed, parse_forward
 from redislink.jobs.runner import GRACE
+from tests.conftest import make_cluster
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 MANIFESTS: Final = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
@@ -356,6 +359,16 @@ def test_the_party_unit_says_who_it_is_and_when_not_to_start_again(unit: str) ->
     assert names == {"REDISLINK_PARTY", "REDISLINK_CLUSTER_FILE", "REDISLINK_IDENTITY_FILE"}
     assert names <= SETTINGS
     assert [int(code) for code in found["RestartPreventExitStatus"][0].split()] == NEEDS_SOMEBODY
+
+
+def test_what_the_forwarder_of_the_page_carries_is_understood() -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    (line,) = re.findall(r"<!-- forward -->\n```ini\nFORWARD=(.*)\n```", guide)
+    cluster = make_cluster("redis://127.0.0.1")
+    words = iter(shlex.split(line))
+    for option in words:
+        parse = {"-L": parse_forward, "--allow": parse_allowed}[option]
+        parse(next(words), cluster, "alice")
 
 
 def with_a_program_that_is_here(unit: Path, directory: Path) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from typing import Any
 
 from redislink.interop.forward.link import Link, Plan
 
@@ -48,8 +49,14 @@ class Forwarder:
             with contextlib.suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._ending.set)
 
+    def _fail_by(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A fault of ours in a callback: better to end than to leave a stream without an end."""
+        error = context.get("exception")
+        self.fail(error if error is not None else RuntimeError(context.get("message")))
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._fail_by)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._ending.set)

@@ -390,7 +390,7 @@ class Link:
         if target is None:
             self._streams.reset(event.stream, Reason.NOT_ALLOWED)
             self._say_once(
-                (event.name, Reason.NOT_ALLOWED),
+                ("", Reason.NOT_ALLOWED),  # not by name: the other party chooses those
                 f"refused {self._peer} a stream to {event.name}: no --allow gives it that name",
             )
             return
@@ -433,8 +433,6 @@ class Link:
     def _say_once(self, what: tuple[str, Reason], text: str) -> None:
         """Say it the first, second, fourth, … time: programs try again and again."""
         count = self._refused[what] = self._refused.get(what, 0) + 1
-        if len(self._refused) > 1000:
-            self._refused.clear()  # the other party chooses names
         if is_power_of_two(count):
             more = f" ({count} times so far)" if count > 1 else ""
             self._log.warning("%s: %s%s", self._party, text, more)

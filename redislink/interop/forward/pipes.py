@@ -286,8 +286,11 @@ class Door:
                     self.pause()
                     asyncio.get_running_loop().call_later(_NO_FILES_SECONDS, self.accept)
                 return
-            connection.settimeout(0)
-            self._enter(connection)
+            try:
+                self._enter(connection)
+            except BaseException:
+                _break(connection)
+                raise
 
     def _reserve(self) -> socket.socket:
         try:

@@ -18,8 +18,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from redislink import ClusterSpec, ConfigError, PartyTaken, RedisLinkSettings, connect
-from redislink.broker import EmbeddedBroker
+from redislink import (
+    BrokerPermissionError,
+    ClusterSpec,
+    ConfigError,
+    PartyTaken,
+    RedisLinkSettings,
+    connect,
+)
+from redislink.broker import Broker, EmbeddedBroker
+from redislink.broker.url import parse_url
 from redislink.errors import HandshakeTimeout, PeerAborted
 from redislink.interop.forward import link as link_module
 from redislink.interop.forward.forwarder import Forwarder
@@ -27,6 +35,8 @@ from redislink.interop.forward.link import LOGGER, Plan, Retries
 from redislink.interop.forward.pairs import pair_cluster
 from redislink.interop.forward.places import Targets, parse_allowed, parse_forward
 from redislink.interop.forward.streams import Streams
+from redislink.operate import acl
+from redislink.testing import Proxy
 from tests.conftest import IDENTITIES, in_thread, make_cluster, quick_settings
 from tests.support.waiting import wait_until
 
@@ -467,6 +477,78 @@ class TestSessions:
             assert alice.end() is None
             with pytest.raises(PeerAborted):
                 bob.recv("alice", "never")
+
+
+class TestUsersOfTheBroker:
+    @staticmethod
+    def urls(broker: EmbeddedBroker, cluster: ClusterSpec) -> dict[str, str]:
+        drivers = None if cluster.drivers is None else cluster.driver_names
+        users = acl.party_users(cluster.session, cluster.party_names, drivers=drivers)
+        passwords = {user.party: acl.make_password() for user in users}
+        acl.apply_users(Broker(broker.url), users, passwords)
+        return {u.party: acl.party_url(broker.url, u.name, passwords[u.party]) for u in users}
+
+    def test_the_rights_for_jobs_cover_the_session_of_a_pair(
+        self, broker: EmbeddedBroker, said: list[str]
+    ) -> None:
+        cluster, target = make_cluster(broker.url, 2, drivers=[]), Target()
+        urls = self.urls(broker, cluster)
+        settings = {name: quick_settings(broker_url=url) for name, url in urls.items()}
+        bob = run(cluster, "bob", allow=[f"web=127.0.0.1:{target.port}"], settings=settings["bob"])
+        alice = run(cluster, "alice", local=["0:bob:web"], settings=settings["alice"])
+        with dial(port_in(until_said(said, "leads to web"))) as mine, target.accept() as theirs:
+            mine.sendall(b"x")
+            assert theirs.recv(1) == b"x"
+        assert [alice.end(), bob.end()] == [None, None]
+        target.close()
+
+    def test_without_them_it_says_what_to_do(self, broker: EmbeddedBroker) -> None:
+        cluster = make_cluster(broker.url, 2)
+        settings = quick_settings(broker_url=self.urls(broker, cluster)["alice"])
+        alice = run(cluster, "alice", local=["0:bob:web"], settings=settings)
+        alice.thread.join(PATIENCE)
+        assert isinstance(alice.outcome[0], BrokerPermissionError)
+        assert "write drivers: []" in str(alice.outcome[0])
+
+
+class TestFaults:
+    def test_connections_to_the_broker_that_break_change_nothing(
+        self, broker: EmbeddedBroker, said: list[str]
+    ) -> None:
+        sent = random.Random(2).randbytes(4 << 20)
+        with Proxy(parse_url(broker.url).addresses[0][1]) as proxy:
+            cluster, target = make_cluster(proxy.url(), 2), Target()
+            bob = run(cluster, "bob", allow=[f"web=127.0.0.1:{target.port}"])
+            alice = run(cluster, "alice", local=["0:bob:web"])
+            with dial(port_in(until_said(said, "leads to web"))) as mine, target.accept() as theirs:
+                sender, _ = in_thread(lambda: theirs.sendall(sent))
+                got = bytearray()
+                for share in (1, 2, 3, 4):
+                    while len(got) < share * len(sent) // 4:
+                        got += mine.recv(1 << 16)
+                    for connection in proxy.connections if share < 4 else ():
+                        connection.cut()
+                sender.join(PATIENCE)
+                assert hashlib.sha256(got).digest() == hashlib.sha256(sent).digest()
+            assert [alice.end(), bob.end()] == [None, None]
+            target.close()
+
+    def test_a_fault_of_ours_ends_it(
+        self, broker: EmbeddedBroker, said: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        cluster = make_cluster(broker.url, 2)
+        alice = run(cluster, "alice", local=["0:bob:web"])
+        bob = run(cluster, "bob", allow=["web=127.0.0.1:1"])
+        port = port_in(until_said(said, "leads to web"))
+        monkeypatch.setattr(Streams, "open", fail)
+        with dial(port) as mine:
+            assert is_reset(mine)
+        alice.thread.join(PATIENCE)
+        assert isinstance(alice.outcome[0], ZeroDivisionError)
+        assert bob.end() is None
 
 
 class TestPairs:
