@@ -24,7 +24,9 @@ from pathlib import Path
 import psutil
 
 from redislink.broker import EmbeddedBroker
+from redislink.broker.url import parse_url
 from redislink.cluster.trial import write_trial
+from redislink.testing import Proxy
 from tests.acceptance.jobs import Job, Outcome, make_venv
 from tests.support.waiting import wait_until
 
@@ -44,12 +46,14 @@ class Forwarders:
         alice, bob: the processes.
         port: at alice.
         logs: what they said.
+        line: what stands between both and the broker.
     """
 
     alice: subprocess.Popen[bytes]
     bob: subprocess.Popen[bytes]
     port: int
     logs: dict[str, Path]
+    line: Proxy | None
 
     @property
     def listening(self) -> list[str]:
@@ -67,17 +71,28 @@ class Forwarders:
 
 
 @contextlib.contextmanager
-def _forwarders(directory: Path, target: int) -> Iterator[Forwarders]:
-    """Forwarders that are joined, sealed, at a broker of their own."""
+def _forwarders(
+    directory: Path, target: int, line: Callable[[int], Proxy] | None = None
+) -> Iterator[Forwarders]:
+    """Forwarders that are joined, sealed, at a broker of their own.
+
+    Args:
+        directory: for their files.
+        target: the port of what bob allows.
+        line: makes what stands between both and the broker, given its port; None: nothing.
+    """
     keys = {name: directory / f"{name}.key" for name in ("alice", "bob")}
     cluster = directory / "cluster.yaml"
     write_trial({"session": "acceptance", "parties": list(keys)}, cluster, keys, "of a trial")
     logs = {name: directory / f"{name}.log" for name in keys}
     words = {"alice": ["-L", "0:bob:it"], "bob": ["--allow", f"alice:it=127.0.0.1:{target}"]}
     with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(EmbeddedBroker(password=os.urandom(16).hex()))
+        broker = stack.enter_context(EmbeddedBroker())
+        proxy = None
+        if line is not None:
+            proxy = stack.enter_context(line(parse_url(broker.url).addresses[0][1]))
         environment = os.environ | {
-            "REDISLINK_BROKER_URL": broker.url,
+            "REDISLINK_BROKER_URL": broker.url if proxy is None else proxy.url(),
             "REDISLINK_PEER_TIMEOUT": str(_PEER_TIMEOUT),
         }
         started = {}
@@ -91,12 +106,20 @@ def _forwarders(directory: Path, target: int) -> Iterator[Forwarders]:
                 stderr=stack.enter_context(logs[name].open("wb")),
             )
             started[name] = process
-            stack.callback(process.wait)
-            stack.callback(process.kill)
+            stack.callback(_end, process)
         found = wait_until(
             lambda: re.search(r":(\d+) leads to", logs["alice"].read_text()), _PATIENCE
         )
-        yield Forwarders(started["alice"], started["bob"], int(found[1]), logs)
+        yield Forwarders(started["alice"], started["bob"], int(found[1]), logs, proxy)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -244,12 +267,18 @@ def _send_bulk(connection: socket.socket) -> None:
     connection.sendall(digest.digest())
 
 
-def _receive_bulk(port: int, look: Callable[[], None]) -> tuple[bool, float]:
-    """Whether the digest at the end is that of what came before; and the seconds it took."""
+def _receive_bulk(port: int, look: Callable[[], None], size: int = _BULK) -> tuple[bool, float]:
+    """Whether the digest at the end is that of what came before; and the seconds it took.
+
+    Args:
+        port: where to ask for them.
+        look: called again and again meanwhile.
+        size: bytes to ask for.
+    """
     began = time.monotonic()
     digest, tail, count = hashlib.sha256(), b"", 0
     with _dial(port) as connection:
-        connection.sendall(str(_BULK).encode())
+        connection.sendall(str(size).encode())
         while data := connection.recv(1 << 20):
             if (count := count + 1) % 100 == 0:
                 look()
@@ -276,6 +305,33 @@ def _gigabyte() -> Outcome:
     )
     through = Outcome("1 GB in one stream, digest at the end", int(is_right), 1, seconds, note=note)
     return _beside(through, (int(was_right), 1, plain))
+
+
+def _far_away() -> Outcome:
+    """100 MB with the broker 10 ms and 12.5 MB/s away, while lines to it break three times."""
+    size, cuts = 100_000_000, 3
+
+    with (
+        _target(_send_bulk) as target,
+        tempfile.TemporaryDirectory() as work,
+        _forwarders(
+            Path(work), target.port, lambda port: Proxy(port, delay=0.01, rate=12.5e6)
+        ) as both,
+    ):
+        line = both.line
+        assert line is not None
+        times = [time.monotonic() + 2 * (count + 1) for count in range(cuts)]
+
+        def look() -> None:
+            if times and time.monotonic() > times[0]:
+                times.pop(0)
+                for connection in line.connections:
+                    connection.cut()
+
+        is_right, seconds = _receive_bulk(both.port, look, size)
+    note = f"{size / 1e6 / seconds:.1f} MB/s; lines were cut {cuts - len(times)} times"
+    name = "100 MB, broker 10 ms and 12.5 MB/s away, all lines cut in between"
+    return Outcome(name, int(is_right and not times), 1, seconds, note=note)
 
 
 # -- many and slow ones -----------------------------------------------------------------------
@@ -413,6 +469,7 @@ def forward(_sources: Path | None, build: Path) -> list[Outcome]:
             _http(Path(files)),
             *_grpc(build, Path(ports)),
             _gigabyte(),
+            _far_away(),
             *_many(),
             _cut("alice"),
             _cut("bob"),
