@@ -2,7 +2,8 @@
 
 Rules:
 - Read from the environment (``REDISLINK_*``) and from ``.env`` in the working directory; nothing
-  else in the package reads the environment. The cluster file holds what all parties share.
+  else in the package reads the environment, but for what a child of a program imports before it
+  can import this (`interop/startup`). The cluster file holds what all parties share.
 - A ``.env`` decides where passwords go. It is therefore read only if nobody but this user can have
   written it, and each process says once on stderr (log level WARNING) that it read it, or why not.
 - Every time is finite: see `LONGEST_SECONDS`.

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tests.acceptance.jobs import ROOT, Job, NotHad, Outcome
 
-MODULES: list[str] = ["spu_suites", "mplang", "forwarding", "secretflow"]
+MODULES: list[str] = ["spu_links", "spu_suites", "mplang", "forwarding", "secretflow"]
 """Of `tests.acceptance`, each with a list ``JOBS``."""
 
 

@@ -25,7 +25,7 @@ def trial(valkey: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in {
         "TRIAL_DIR": str(tmp_path),
         "BROKER_URL": valkey.url,
-        "CONNECT_TIMEOUT": "20",
+        "CONNECT_TIMEOUT": "60",
     }.items():
         monkeypatch.setenv(f"REDISLINK_{name}", value)
     return tmp_path

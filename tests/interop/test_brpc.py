@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_link_left")
 def no_link_left() -> Any:
     yield
     gc.collect()
-    wait_until(lambda: not links.open_links())
+    wait_until(lambda: not links.open_links(), 60)
 
 
 def make(desc: Any, ranks: int = 2, **options: Any) -> list[Any]:
