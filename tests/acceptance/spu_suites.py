@@ -75,18 +75,31 @@ class Ran:
 
 OPERATORS = (
     ("relay", Suite("spu/tests/jnp_aby3_r64_test.py")),
-    ("relay", Suite("spu/tests/jnp_semi2k_r64_test.py")),
-    ("relay", Suite("spu/tests/jnp_cheetah_r64_test.py", every=14)),
-    ("relay", Suite("spu/tests/jnp_ref2k_r64_test.py", every=6)),
-    ("relay", Suite("spu/tests/jnp_semi2k_r128_test.py", every=10)),
-    ("relay", Suite("spu/tests/jnp_aby3_r128_test.py", every=6)),
+    ("relay", Suite("spu/tests/jnp_semi2k_r64_test.py", every=8)),
+    ("relay", Suite("spu/tests/jnp_cheetah_r64_test.py", every=28)),
+    ("relay", Suite("spu/tests/jnp_ref2k_r64_test.py", every=8)),
+    ("relay", Suite("spu/tests/jnp_semi2k_r128_test.py", every=16)),
+    ("relay", Suite("spu/tests/jnp_aby3_r128_test.py", every=8)),
     ("device", Suite("spu/tests/jnp_aby3_r64_test.py")),
-    ("device", Suite("spu/tests/jnp_semi2k_r64_test.py", every=3)),
-    ("device", Suite("spu/tests/jnp_cheetah_r64_test.py", every=14)),
+    ("device", Suite("spu/tests/jnp_semi2k_r64_test.py", every=8)),
+    ("device", Suite("spu/tests/jnp_cheetah_r64_test.py", every=28)),
 )
 _EVERY_OWN = 8
 """SPU's own links take as long: one test in so many is enough to compare."""
-LEARNING: tuple[Suite, ...] = ()
+LEARNING = tuple(
+    Suite(f"tests/{name}_test.py", limit=600.0)
+    for name in (
+        "feature_selection/chi2",
+        "linear_model/ridge",
+        "metrics/regression",
+        "preprocessing/encoding/mean_encoder",
+        "stats/pearsonr",
+        "stats/psi",
+        "stats/vif",
+        "utils/reveal",
+    )
+)
+"""Those that take less than two minutes on two idle cores."""
 _NAMES = {"relay": "over the relay", "device": "on an SpuDevice"}
 
 
