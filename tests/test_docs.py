@@ -31,6 +31,7 @@ from redislink import (
 )
 from redislink.cli import app
 from redislink.interop.brpc import create_brpc
+from redislink.interop.mplang.policy import Policy
 from redislink.interop.trial import take_part
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
@@ -166,6 +167,17 @@ def test_retries() -> None:
     assert sorted(attempts) == ["alice", "alice", "bob", "bob"]
 
 
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is every party of a trial; afterwards SPU's links are its own again."""
+    monkeypatch.setattr(libspu.link, "create_brpc", libspu.link.create_brpc)
+    with take_part() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield
+
+
+@pytest.mark.usefixtures("trial")
 def test_the_link_as_it_is_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     page = "docs/run-what-you-have.md"
     before: dict[str, Any] = {}
@@ -178,9 +190,7 @@ def test_the_link_as_it_is_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
         run_parties(*(context.stop_link for context in contexts))
         return found
 
-    with monkeypatch.context() as over_redislink, take_part() as variables:
-        for name, value in variables.items():
-            over_redislink.setenv(name, value)
+    with monkeypatch.context() as over_redislink:
         over_redislink.setattr(libspu.link, "create_brpc", create_brpc)
         unchanged = used()
     before["ADDRESSES"].update(zip(names, free_addresses(3), strict=True))
@@ -198,6 +208,20 @@ def test_the_link_as_it_is_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
             return link.context.rank, link.context.all_gather(str(link.rank))
 
     assert run_parties(*(lambda n=n: relayed(n) for n in names)) == found
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_program_for_brpc_takes_the_relay_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    program: dict[str, Any] = {}
+    exec(_block("docs/run-what-you-have.md", "brpc_snippet"), program)
+    run_parties(lambda: program["party"](0), lambda: program["party"](1))
+    assert capsys.readouterr().out.split() == ["15", "15"]
+
+
+def test_the_policy_of_a_worker_of_mplang_is_understood() -> None:
+    text = _block("docs/run-what-you-have.md", "mplang-policy")
+    policy = Policy.parse(text, "page", Path("/"))
+    assert [rule.driver for rule in policy.rules] == [("dana",)] * 2
 
 
 def test_cluster_files(tmp_path: Path) -> None:
@@ -289,6 +313,8 @@ def test_commands_and_their_options_are_there(page: str) -> None:
                 break  # what follows is the program's
             if word.startswith("-"):
                 assert word in options, f"{page}: {line}"
+            if word == "-m":
+                break
 
 
 # -- the reference -------------------------------------------------------------------------------
