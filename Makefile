@@ -112,6 +112,10 @@ BENCH_ARGS ?=
 bench: $(STAMP) bench-mplang  ## some 20 minutes on 2 cores: measure all, write docs/performance.md (BENCH_ARGS=--quick: 3 minutes)
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
+.PHONY: instructions
+instructions: $(STAMP)  ## does the core need more instructions per message than recorded? needs valgrind
+	$(PY) -m benchmarks.instructions --check
+
 # MPLang has an interpreter of its own, as it brings a hundred packages; without it, `bench` leaves it out.
 MPLANG := build/mplang
 bench-mplang: $(STAMP)

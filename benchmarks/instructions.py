@@ -13,6 +13,10 @@ trips and one of N, per round trip, so that imports and the start cancel out.
   the clock do, so compare the lowest of several runs. It takes many minutes.
 
 ``--against REV`` measures another revision of ``redislink`` too, in turns with this one.
+
+``--check`` counts ``core-plain`` once, and fails if it needs more than `MOST_GROWTH` of what
+``benchmarks/instructions.json`` has for an interpreter like this one; ``--record`` writes that file
+anew. Cryptography is left out: which of its code runs depends on the processor.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import json
 import re
 import secrets
 import shutil
@@ -29,6 +34,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +46,10 @@ BODY: Final = b"x" * 64
 LAYERS: Final = ("core", "core-plain", "endpoints")
 _NAMES: Final = ["alice", "bob"]
 _TIMEOUT: Final = 600.0
+MOST_GROWTH: Final = 1.03
+CHECKED: Final = "core-plain"
+RECORD: Final = Path(__file__).parent / "instructions.json"
+_ROUND_TRIPS_CHECKED: Final = 150
 _COLLECTED: Final = re.compile(r"^==\d+== Collected : (\d+)", re.MULTILINE)
 
 
@@ -153,6 +163,48 @@ def per_round_trip(round_trips: int, count_of: Callable[[int], int]) -> int:
     return round((count_of(2 * round_trips) - count_of(round_trips)) / round_trips)
 
 
+def judge(counted: int, interpreter: str, recorded: dict[str, int]) -> tuple[bool, str]:
+    """Compare a count with the recorded one.
+
+    Args:
+        counted: instructions per round trip.
+        interpreter: `sys.version` of the one that played them.
+        recorded: instructions per round trip, by interpreter.
+
+    Returns:
+        Whether it is good, and one line that says why.
+    """
+    was = recorded.get(interpreter)
+    if was is None:
+        return True, (
+            f"{CHECKED}: {counted} instructions per round trip; none are recorded for Python "
+            f"{interpreter}: compare with another revision by --against, or --record"
+        )
+    grown = counted / was
+    said = f"{CHECKED}: {counted} instructions per round trip, {grown:.3f} of the recorded {was}"
+    if grown > MOST_GROWTH:
+        return False, (
+            f"{said}, more than {MOST_GROWTH}: find what was added (--against REV), or record it "
+            "with its reason (--record)"
+        )
+    return True, said
+
+
+def _check(*, record: bool) -> bool:
+    once = functools.partial(_count_of, layer=CHECKED, url="", code=processes.ROOT)
+    counts = (_ROUND_TRIPS_CHECKED, 2 * _ROUND_TRIPS_CHECKED)
+    with ThreadPoolExecutor() as pool:  # no clock is read, so they may run at the same time
+        found = dict(zip(counts, pool.map(once, counts), strict=True))
+    counted = per_round_trip(_ROUND_TRIPS_CHECKED, found.__getitem__)
+    recorded: dict[str, int] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if record:
+        recorded[sys.version] = counted
+        RECORD.write_text(json.dumps(recorded, indent=2, sort_keys=True) + "\n")
+    is_good, said = judge(counted, sys.version, recorded)
+    print(said)
+    return is_good
+
+
 def main() -> None:
     """Measure, and print one line for each layer and revision."""
     parser = argparse.ArgumentParser(description="Instructions of a 64 B round trip.")
@@ -160,6 +212,8 @@ def main() -> None:
     parser.add_argument("--against", action="append", default=[], metavar="GIT_REV")
     parser.add_argument("--round-trips", type=int, default=500, metavar="N")
     parser.add_argument("--runs", type=int, default=3, metavar="N")
+    parser.add_argument("--check", action="store_true", help="compare with the recorded count")
+    parser.add_argument("--record", action="store_true", help="record the count of this revision")
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)  # in the counted process
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -173,6 +227,8 @@ def main() -> None:
         return
     if shutil.which("valgrind") is None:
         sys.exit("valgrind is not installed: install it to count instructions")
+    if options.check or options.record:
+        sys.exit(not _check(record=options.record))
     from benchmarks.measure import check_out
     from redislink.broker import EmbeddedBroker
 
