@@ -35,6 +35,9 @@ from redislink.transport.closing import leave_open_endpoints
 app = group("Run programs of MPLang (v2): workers and drivers that listen on no port.")
 _PROGRAM_FOLLOWS: Final = {"allow_interspersed_args": False}
 """From PROGRAM on nothing is ours."""
+_MOST_REFUSED: Final = 1000
+"""Files that a driver can make a worker write, and characters of each."""
+_MOST_TEXT: Final = 1 << 20
 
 
 def _check_timeout(seconds: float | None) -> float | None:
@@ -156,8 +159,9 @@ def _writer(directory: Path) -> Callable[[str, str], None]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(digest: str, text: str) -> None:
-        with open_in_place_of(directory / f"{digest.replace(':', '-')}.txt") as file:
-            file.write(printable(text, keep="\n\t") + "\n")
+        if sum(1 for _ in directory.iterdir()) < _MOST_REFUSED:
+            with open_in_place_of(directory / f"{digest.replace(':', '-')}.txt") as file:
+                file.write(printable(text[:_MOST_TEXT], keep="\n\t") + "\n")
 
     return write
 

@@ -120,8 +120,9 @@ class Worker:
         self._on_refused = on_refused
         self._log = PartyLogger(endpoint.session, endpoint.party, LOGGER)
         self._lock = threading.Lock()
-        self._running: dict[int, tuple[float, Grant]] = {}
-        """Since when each request has run, in monotonic seconds, and what it may."""
+        self._running: dict[int, tuple[Request, float, Grant]] = {}
+        """Each request that runs, since when, in monotonic seconds, and what it may. By identity:
+        the driver may give two the same number."""
         self._grants: dict[str, Grant] = {}
         """By which rule each value came into being."""
         self.counts: Counter[str] = Counter(ran=0, refused=0, failed=0)
@@ -170,24 +171,21 @@ class Worker:
         driver = self._driver
         while True:
             wait = _LOOK_INTERVAL if self._policy.has_limits else _LONGEST_WAIT
-            try:
-                data = self._endpoint.recv(driver, REQUESTS, wait)
-            except RecvTimeout:
-                self._check_times()
-                continue
-            yield read_request_untrusted(data)
+            with contextlib.suppress(RecvTimeout):
+                yield read_request_untrusted(self._endpoint.recv(driver, REQUESTS, wait))
+            self._check_times()
 
     def _check_times(self) -> None:
         now = time.monotonic()
         with self._lock:
-            running = list(self._running.items())
-        for number, (began, grant) in running:
+            running = list(self._running.values())
+        for request, began, grant in running:
             if grant.wall is not None and now - began > grant.wall:
                 reason = (
                     f"a request took longer than {show_duration(grant.wall)}, the limit of rule "
                     f"{grant.rule!r}"
                 )
-                self._send(Reply(number, error=reason, refused=True))
+                self._send(Reply(request.number, error=reason, refused=True))
                 with contextlib.suppress(RedisLinkError):
                     self._endpoint.flush()
                 self._endpoint.abort(reason)
@@ -248,7 +246,7 @@ class Worker:
             "%s: %s runs (%s): rule %r", party, digest, _shown(asked.operations), verdict.rule
         )
         with self._lock:
-            self._running[number] = time.monotonic(), verdict
+            self._running[id(request)] = request, time.monotonic(), verdict
         try:
             outputs = self._engine.run(graph, request, verdict)
         except Refused as refused:
@@ -264,7 +262,7 @@ class Worker:
             return Reply(number, error=_said(error) if tell else _type(error))
         finally:
             with self._lock:
-                del self._running[number]
+                del self._running[id(request)]
         self._count(ran=1)
         with self._lock:
             self._grants.update((uri, verdict) for uri in outputs or () if uri is not None)

@@ -13,7 +13,7 @@ import pytest
 from redislink.errors import ConfigError, JobError, PeerAborted, PeerClosed, PeerError, UsageError
 from redislink.interop.mplang import worker as worker_module
 from redislink.interop.mplang.driver import Client
-from redislink.interop.mplang.messages import REPLIES, REQUESTS, Reply, written
+from redislink.interop.mplang.messages import REPLIES, REQUESTS, Reply, Request, written
 from redislink.interop.mplang.policy import Grant, Policy
 from redislink.interop.mplang.worker import LOGGER, StillComputing, Worker, serve_for_ever
 from redislink.logs import PartyLogger
@@ -165,6 +165,28 @@ def test_a_request_that_takes_too_long_ends_the_session_and_everybody_is_told(
         raise here.outcome(1)
     with pytest.raises((PeerError, JobError)):
         here.client.run(1, graph("open.one"), (), job=None, context="").result(30)
+
+
+def test_a_driver_that_keeps_asking_under_one_number_does_not_extend_its_time(
+    place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Policy, "decide", lambda *_: Grant("shut", wall=0.05))
+    here = place(
+        {
+            "shut.wait": lambda engine, *_: engine.communicator.recv(1, "never"),
+            "shut.one": lambda *_: 1,
+        }
+    )
+    carol = here.endpoints[2]
+    carol.send("alice", REQUESTS, written(Request(1, graph("shut.wait"))))
+
+    def ask_again() -> bool:
+        carol.send("alice", REQUESTS, written(Request(1, graph("shut.one"))))
+        return False
+
+    with pytest.raises(PeerAborted, match="took longer"):
+        wait_until(ask_again)
+    assert isinstance(here.outcome(0), JobError)
 
 
 def test_a_request_that_computes_on_is_said(
