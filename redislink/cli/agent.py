@@ -5,6 +5,7 @@ Rules: the agent listens on no port and no socket; whatever it does is one line 
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def agent(
     run then go on when it starts again. SIGHUP has it read the policy again. People decide with
     redislink jobs approve, refuse and cancel --work DIR.
     """
+    # One that comes before the agent has its handler would end it; so it waits until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from redislink.jobs.agent import Agent, Place
 
     settings = RedisLinkSettings.load()

@@ -235,7 +235,11 @@ class Agent:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the agent, SIGHUP has it read its policy again."""
+        """SIGTERM and SIGINT end the agent, SIGHUP has it read its policy again.
+
+        A SIGHUP that was blocked until now counts, too: the policy may have changed since it was
+        read.
+        """
 
         def end(_number: int, _frame: FrameType | None) -> None:
             self._is_to_end = True
@@ -245,6 +249,7 @@ class Agent:
 
         handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: reload}
         before = {number: signal.signal(number, to) for number, to in handlers.items()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import signal
 import textwrap
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from redislink.audit import AuditLog, verify_file
+from redislink.cli import main
 from redislink.cluster import ClusterSpec
 from redislink.errors import AuditError
 from redislink.identity.keypair import format_public_key
@@ -226,3 +228,28 @@ def test_an_agent_whose_disk_is_full_of_jobs_accepts_no_more(turning: Turning) -
     _, letter = offered()
     turning.turn(letter)
     assert turning.mail.states()[-1] == "refused"
+
+
+def test_a_signal_to_an_agent_that_is_still_starting_is_not_lost(
+    turning: Turning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does it end the agent."""
+
+    def serve(_: Agent) -> None:
+        signal.raise_signal(signal.SIGHUP)
+        assert not turning.agent._is_to_reload
+        with turning.agent._signals():
+            assert turning.agent._is_to_reload
+
+    monkeypatch.setattr(Agent, "serve", serve)
+    monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://127.0.0.1:1")
+    place = turning.agent._place
+    cluster = turning.directory / "cluster.yaml"
+    cluster.write_text(turning.spec.model_dump_json(exclude_unset=True))
+    arguments = [
+        "agent", "--cluster", str(cluster), "--party", "alice", "--identity", str(place.identity),
+        "--policy", str(place.policy), "--programs", str(place.programs), "--work", str(place.work),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
