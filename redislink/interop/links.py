@@ -92,9 +92,18 @@ class OpenLink:
         finally:
             self.forget()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing will come over it any more."""
+        return self.endpoint.parts.core.failure is not None
+
     def abort(self, reason: str, *, retryable: bool = False) -> None:
         """Tell the peers that this party is failing, and leave; as `Endpoint.abort`."""
-        self.endpoint.abort(reason, retryable=retryable)
+        self.ending = True
+        try:
+            self.endpoint.abort(reason, retryable=retryable)
+        finally:
+            self.forget()
 
     def say(self, error: RedisLinkError) -> None:
         """Log the first error of this link."""
@@ -237,7 +246,6 @@ def open_link(endpoint: Endpoint, desc: Any, what: str, *, recv_timeout: float, 
         channels = opened.make_channels(recv_timeout, window)
         return link.create_with_channels(desc, endpoint.rank, channels)
     except BaseException as error:
-        opened.forget()
         opened.abort(f"{what} was not made", retryable=True)
         if isinstance(error, RuntimeError) and not isinstance(error, RedisLinkError):
             raise LinkError(
@@ -249,6 +257,8 @@ def open_link(endpoint: Endpoint, desc: Any, what: str, *, recv_timeout: float, 
 
 def make_room(session: str, party: str, what: str, parties: Sequence[str]) -> None:
     """Wait until this process has no link in this session, if the last one is about to end.
+
+    One that has failed is ended, though the program may have it still: it is of no use.
 
     Args:
         session: of the new link.
@@ -266,8 +276,10 @@ def make_room(session: str, party: str, what: str, parties: Sequence[str]) -> No
     if is_free():
         return
     gc.collect()  # it may be part of a circle
+    opened = _open.get((session, party))
+    if opened is not None and opened.has_failed and not opened.ending:
+        opened.close()
     with _changed:
-        opened = _open.get((session, party))
         ending = opened is not None and opened.ending
         if not _changed.wait_for(is_free, _PATIENCE if ending else 0):
             raise LinkError(

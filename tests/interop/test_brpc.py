@@ -124,6 +124,16 @@ class TestLinks:
         assert not any(each.ending for each in links.open_links())
         del runtimes
 
+    def test_after_a_failure_the_same_description_makes_a_new_one(self, describe: Describe) -> None:
+        desc = describe("alice", "bob")
+        failed = make(desc)
+        links.open_links()[0].abort("alice or bob fails")
+        wait_until(lambda: all(each.has_failed for each in links.open_links()), 60)
+        again = make(desc)
+        assert gather(again)[0] == ["0", "1"]
+        stop(again)
+        del failed
+
     def test_one_party_alone_needs_no_broker(
         self, describe: Describe, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -136,6 +146,7 @@ class TestLinks:
         alice, bob = make(describe("alice", "bob", id="cut"))
         opened = next(each for each in links.open_links() if each.endpoint.party == "alice")
         opened.abort("no more")
+        assert opened not in links.open_links()
         for _ in range(2):
             with pytest.raises(PeerAborted, match="no more"):
                 bob.recv(0)
@@ -293,7 +304,8 @@ class TestWithClusterFile:
         fork = multiprocessing.get_context("fork")
 
         def program() -> None:
-            create_brpc(desc, 0).recv(1)
+            link = create_brpc(desc, 0)
+            link.recv(1)
             raise ZeroDivisionError
 
         child = fork.Process(target=program)
