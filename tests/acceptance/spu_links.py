@@ -120,7 +120,7 @@ class Ran:
 class Place:
     """Where the programs run: a directory with SPU's files, its tests and its examples."""
 
-    def __init__(self, sources: Path | None, build: Path) -> None:
+    def __init__(self, job: str, sources: Path | None, build: Path) -> None:
         checkout = SPU.path(sources, build)
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         self.python = make_venv(
@@ -130,8 +130,8 @@ class Place:
                 *("grpcio", "multiprocess", "pandas", "protobuf", "scikit-learn", "termcolor"),
             ],
         )
-        self.directory = build / "spu-links-files"
-        self.logs = build / "spu-links-logs"
+        self.directory = build / f"{job}-files"
+        self.logs = build / f"{job}-logs"
         for made in (self.directory, self.logs):
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir()
@@ -192,7 +192,7 @@ def _counted(said: str) -> tuple[int, int]:
 
 def brpc(sources: Path | None, build: Path) -> list[Outcome]:
     """``link_test``, ``psi_test``, ``ub_psi_test``, ``legacy_psi_test``, and a program apart."""
-    place = Place(sources, build)
+    place = Place("brpc", sources, build)
     outcomes = []
     for suite in SUITES:
         tests = [f"spu.tests.{suite}"]
@@ -272,7 +272,7 @@ def _free_ports(count: int) -> list[int]:
 
 def ppd(sources: Path | None, build: Path) -> list[Outcome]:
     """``nodectl.py up`` with ``millionaire.py``, and k-means, SVM and LR of ``ml_test.py``."""
-    place = Place(sources, build)
+    place = Place("ppd", sources, build)
     own, ran = _millionaire(place, relay=False), _millionaire(place, relay=True)
     outcomes = [_outcome("nodectl.py up, millionaire.py twice", ran, own)]
     tests = [f"examples.python.ml.ml_test.UnitTests.{name}" for name in LEARNING]
