@@ -28,7 +28,7 @@ from redislink.interop.running import check_program, run_program
 from redislink.interop.startup import sitecustomize
 from redislink.interop.trial import take_part
 from redislink.logs import PartyLogger
-from redislink.settings import RedisLinkSettings, say_once
+from redislink.settings import LONGEST_SECONDS, RedisLinkSettings, say_once
 
 _IGNORED: Final = {
     "brpc_channel_connection_type": "the relay has one kind of connection",
@@ -103,7 +103,7 @@ def create_brpc(desc: Any, self_rank: int, *, log_details: bool = False) -> Any:
     make_room(cluster.session, me, what, found)
     _say_ignored(desc)
     settings = _settings(parties.settings, desc)
-    endpoint = parties.connect(cluster, me, settings)
+    endpoint = parties.connect(cluster, me, settings, what)
     PartyLogger(cluster.session, me).info(
         "%s: %s of %s is session %s", me, what, ", ".join(found), cluster.session
     )
@@ -133,10 +133,10 @@ def _settings(settings: RedisLinkSettings, desc: Any) -> RedisLinkSettings:
     """This process's settings, with the times of a Desc where they do not say otherwise."""
     changed: dict[str, float] = {}
     if desc.recv_timeout_ms and "recv_timeout" not in settings.model_fields_set:
-        changed["recv_timeout"] = desc.recv_timeout_ms / 1000
+        changed["recv_timeout"] = min(desc.recv_timeout_ms / 1000, LONGEST_SECONDS)
     patience = desc.connect_retry_times * desc.connect_retry_interval_ms / 1000
     if patience > settings.connect_timeout and "connect_timeout" not in settings.model_fields_set:
-        changed["connect_timeout"] = patience
+        changed["connect_timeout"] = min(patience, LONGEST_SECONDS)
     return settings.model_copy(update=changed)
 
 

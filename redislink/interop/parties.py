@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from redislink.cluster import ClusterSpec, load_cluster
-from redislink.errors import BrokerPermissionError, ConfigError, PartyTaken
+from redislink.errors import (
+    BrokerPermissionError,
+    ClusterMismatch,
+    ConfigError,
+    HandshakeTimeout,
+    PartyTaken,
+)
 from redislink.identity.keypair import Identity
 from redislink.interop.trial import Trial, party_called
 from redislink.jobs.offer import job_session
@@ -155,19 +161,29 @@ class Parties:
             raise ConfigError("no cluster file")
         return link_cluster(whole, parties, said)
 
-    def connect(self, cluster: ClusterSpec, party: str, settings: RedisLinkSettings) -> Endpoint:
+    def connect(
+        self, cluster: ClusterSpec, party: str, settings: RedisLinkSettings, what: str = ""
+    ) -> Endpoint:
         """Join a link's session as one of its parties.
 
         Args:
             cluster: from `cluster`.
             party: from `at`.
             settings: for this link.
+            what: the link, if the error of a meeting that fails is to name it.
 
         Raises:
             RedisLinkError: as `redislink.connect`.
         """
         try:
             return connect(cluster, party, settings, identity=self.identity(party))
+        except (HandshakeTimeout, ClusterMismatch) as error:
+            if not what:
+                raise
+            raise type(error)(
+                f"{error} (this is {what} of {', '.join(cluster.party_names)}: each of them makes "
+                "it, with the same id, and names them in this order)"
+            ) from error
         except PartyTaken as error:
             raise PartyTaken(f"{error}; or give each link an id of its own") from error
         except BrokerPermissionError as error:

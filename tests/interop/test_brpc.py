@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 from spu import libspu
 
-from redislink import ConfigError, LinkError, PeerAborted, RecvTimeout
+from redislink import (
+    ConfigError,
+    HandshakeTimeout,
+    LinkError,
+    PeerAborted,
+    RecvTimeout,
+    RedisLinkSettings,
+)
 from redislink.broker import EmbeddedBroker
 from redislink.interop import brpc, links
 from redislink.interop.brpc import create_brpc
+from redislink.settings import LONGEST_SECONDS
 from redislink.transport import closing
 from tests.conftest import IDENTITIES, make_cluster, run_parties
 from tests.interop.conftest import Describe
@@ -174,6 +182,19 @@ class TestDescription:
         monkeypatch.setenv("REDISLINK_CONNECT_TIMEOUT", "8")
         settings = brpc._settings(brpc.Parties().settings, desc)
         assert (settings.recv_timeout, settings.connect_timeout) == (7, 8)
+
+    def test_for_ever_is_as_long_as_a_wait_can_be(self, describe: Describe) -> None:
+        desc = describe("alice", "bob", recv_timeout_ms=2**63, connect_retry_times=2**31)
+        usual = RedisLinkSettings(_env_file=None, _env_prefix="NO_")
+        settings = brpc._settings(usual, desc)
+        assert (settings.recv_timeout, settings.connect_timeout) == (LONGEST_SECONDS,) * 2
+
+    def test_who_does_not_make_it_or_names_others_first_is_said(
+        self, describe: Describe, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REDISLINK_CONNECT_TIMEOUT", "0.1")
+        with pytest.raises(HandshakeTimeout, match=r"bob .*\(this is link 'x' of alice, bob: each"):
+            create_brpc(describe("alice", "bob", id="x"), 0)
 
     def test_what_means_nothing_here_is_said_once(
         self, describe: Describe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
