@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from redislink.interop.forward.link import Link, Plan
@@ -70,7 +71,9 @@ class Forwarder:
         finally:
             for link in links:
                 link.cut()
-            await asyncio.gather(*(asyncio.to_thread(link.stop) for link in links))
+            with ThreadPoolExecutor(max(1, len(links))) as pool:  # the loop's own has few threads
+                ending = [self._loop.run_in_executor(pool, link.stop) for link in links]
+                await asyncio.gather(*ending)
 
 
 def _allow_many_files() -> None:

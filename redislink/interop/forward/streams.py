@@ -47,7 +47,7 @@ ALL_QUEUED: Final = 16 << 20
 PACKET: Final = 512 << 10
 """Bytes of data in one packet, at most."""
 _TURN: Final = 64 << 10
-"""Bytes that one stream gets into a packet before it is the next one's turn."""
+"""Bytes that one stream gets into a packet before it is the next one's turn, if there is one."""
 
 _SHARE: Final = 4
 """The part of the extra credit left that a stream may double its own by: the less, the fewer."""
@@ -445,7 +445,7 @@ class Streams:
             it.is_ready = False
             if it.last_sent:
                 continue
-            count = min(it.queued, _TURN, left, self._may_send)
+            count = min(it.queued, _TURN if self._ready else left, left, self._may_send)
             if count:
                 parts.append(_frame(Kind.DATA, it.number, count))
                 self._unqueue(it, count, parts)
