@@ -29,8 +29,8 @@ from redislink.protocol.list_names import check_name
 from redislink.text import one_line
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-_PATTERN: Final = re.compile(r"[A-Za-z0-9_]+\.(?:[A-Za-z0-9_]+\*?|\*)", re.ASCII)
-_CUSTOM_CALL: Final = re.compile(r"(?<![\w.])stablehlo\.custom_call @([A-Za-z0-9_]+)\(", re.ASCII)
+_PATTERN: Final = re.compile(r"[A-Za-z0-9_]+\.(?:[A-Za-z0-9_.]+\*?|\*)", re.ASCII)
+_CUSTOM_CALL: Final = re.compile(r"(?<![\w.])stablehlo\.custom_call @([A-Za-z0-9_.]+)\(", re.ASCII)
 _OF_SPU: Final = "spu."
 """Operations that SPU compiles, whose custom calls are its own functions; all others are XLA's."""
 _MOST_OPERATIONS: Final = 1_000_000

@@ -11,14 +11,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, ModuleType
 from typing import Any, Final
 
 from redislink.errors import ConfigError, RedisLinkError
@@ -162,13 +165,26 @@ class WorkerApp:
         workers = _in_trial(self._world_size)
         me = workers[self._rank]
         connect = joins(parties, workers, DRIVER_OF_TRIAL, me, *self._said)
-        serve_for_ever(
-            connect,
-            binding.engine,
-            DRIVER_OF_TRIAL,
-            Policy.everything(),
-            log=PartyLogger(None, me, LOGGER),
-        )
+        log = PartyLogger(None, me, LOGGER)
+        with _ended_by_sigterm():
+            serve_for_ever(connect, binding.engine, DRIVER_OF_TRIAL, Policy.everything(), log=log)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within this block, SIGTERM ends the process in good order, as it does under uvicorn."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _serving(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -271,6 +287,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _end_with_input() -> None:
     sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
     os._exit(0)
 
 

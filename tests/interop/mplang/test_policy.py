@@ -217,6 +217,7 @@ def test_a_graph_of_any_depth_is_no_matter() -> None:
     [
         ("%0 = stablehlo.custom_call @lapack_sgetrf_ffi(%1) {}", {"xla.lapack_sgetrf_ffi"}),
         ("%0 = stablehlo.custom_call @xla_callback(%1)", {"xla.xla_callback"}),
+        ("%0 = stablehlo.custom_call @mhlo.topk(%1)", {"xla.mhlo.topk"}),
         ('"stablehlo.custom_call"(%0) {call_target_name = "x"}', {UNKNOWN_CALL}),
         ("mhlo.custom_call @lapack_sgetrf(%1)", {UNKNOWN_CALL}),
         (
