@@ -31,6 +31,7 @@ from redislink.errors import (
     PeerAborted,
     PeerError,
     PeerProtocolError,
+    RecvTimeout,
     RedisLinkError,
 )
 from redislink.identity.keypair import Identity
@@ -56,9 +57,9 @@ from redislink.transport.endpoint import Endpoint
 LOGGER: Final = "redislink.forward"
 """What a forwarder does and why; each record is one line."""
 _TAG: Final = "forward:"
-_MOST_UNHANDLED: Final = 16
+_MOST_UNHANDLED: Final = 8
 """Packets that the thread may have received and the loop not yet handled."""
-_MOST_HELD: Final = 64 << 20
+_MOST_HELD: Final = 32 << 20
 """Bytes of messages of one peer that the endpoint may hold. A peer that keeps the rules has far
 less on its way."""
 _LATER: Final = 0.004
@@ -144,6 +145,8 @@ class Link:
             target=self._run, name=f"redislink-forward-{peer}", daemon=True
         )
         self._handed = threading.Semaphore(_MOST_UNHANDLED)
+        self._joined: Endpoint | None = None
+        """The newest endpoint: set by the thread, ended by `stop`."""
         self._wrong: PeerProtocolError | None = None
         self._doors: list[Door] = []
         self._forwards = [forward for forward in plan.forwards if forward.peer == peer]
@@ -174,9 +177,8 @@ class Link:
     def stop(self) -> None:
         """Leave the session, from any thread but the loop's; the peer is told. Takes seconds."""
         self._stopping.set()
-        endpoint = self._endpoint
-        if endpoint is not None:
-            endpoint.abort(_FAREWELL, retryable=True)  # nothing is left to be delivered
+        if self._joined is not None:
+            self._joined.abort(_FAREWELL, retryable=True)  # nothing is left to be delivered
         if self._thread.is_alive():
             self._thread.join(self._settings.close_timeout)
 
@@ -243,19 +245,25 @@ class Link:
 
     def _receive_all(self, endpoint: Endpoint) -> None:
         """Hand the loop what comes, until the session ends by an error."""
+        self._joined, self._wrong = endpoint, None
+        if self._stopping.is_set():  # `stop` may have looked before
+            endpoint.abort(_FAREWELL, retryable=True)
+            return
         streams = Streams(is_first=self._is_first)
         self._call(self._up, endpoint, streams)
         number = 0
         try:
             while True:
-                packet = endpoint.recv(self._peer, f"{_TAG}{number}", LONGEST_SECONDS)
+                try:
+                    packet = endpoint.recv(self._peer, f"{_TAG}{number}", LONGEST_SECONDS)
+                except RecvTimeout:  # so long nobody has used it
+                    continue
                 number += 1
                 self._handed.acquire()
                 self._call(self._came, streams, packet)
         except EndpointClosed:
             if self._wrong is not None:
-                wrong, self._wrong = self._wrong, None
-                raise wrong from None
+                raise self._wrong from None
             if not self._stopping.is_set():
                 raise
 

@@ -53,7 +53,7 @@ _SHARE: Final = 4
 """The part of the extra credit left that a stream may double its own by: the less, the fewer."""
 
 _HEADER: Final = struct.Struct(">BQI")
-_MOST_FRAMES_BYTES: Final = 4 << 20
+_MOST_FRAMES_BYTES: Final = 1 << 20
 """Bytes of a packet, at most: one of data, and a few frames of each stream."""
 _MOST_ALLOWED: Final = 1 << 30
 """Bytes of credit that a side may have been given and not used: more is a mistake."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,9 @@ from redislink import (
     BrokerPermissionError,
     ClusterSpec,
     ConfigError,
+    Endpoint,
     PartyTaken,
+    RecvTimeout,
     RedisLinkSettings,
     connect,
 )
@@ -438,6 +441,33 @@ class TestSessions:
         alice = run(make_cluster(broker.url, 2), "alice", local=["0:bob:web"])
         until_said(said, "alice: waits for bob to run redislink forward with alice")
         assert alice.end() is None
+
+    def test_a_stream_that_is_idle_for_ever_stays(
+        self, broker: EmbeddedBroker, said: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(link_module, "LONGEST_SECONDS", 0.01)
+        cluster, target = make_cluster(broker.url, 2), Target()
+        timeouts = []
+        recv = Endpoint.recv
+
+        def noting(*arguments: Any) -> bytes:
+            try:
+                return recv(*arguments)
+            except RecvTimeout:
+                timeouts.append(arguments)
+                raise
+
+        monkeypatch.setattr(Endpoint, "recv", noting)
+        bob = run(cluster, "bob", allow=[f"web=127.0.0.1:{target.port}"])
+        alice = run(cluster, "alice", local=["0:bob:web"])
+        with dial(port_in(until_said(said, "leads to web"))) as mine, target.accept() as theirs:
+            so_far = len(timeouts)
+            wait_until(lambda: len(timeouts) > so_far + 4, PATIENCE)
+            mine.sendall(b"x")
+            assert theirs.recv(1) == b"x"
+        assert [alice.end(), bob.end()] == [None, None]
+        assert not any("reset: " in line and "ended" not in line for line in said)
+        target.close()
 
     def test_a_wrong_key_of_our_own_ends_it(self, broker: EmbeddedBroker) -> None:
         cluster = make_cluster(broker.url, 2)

@@ -526,7 +526,7 @@ HOSTILE = {
     "taken what was not sent": START + frame(Kind.TAKEN, 0, 1),
     "taken nothing": START + frame(Kind.TAKEN, 0, 0),
     "taken of a stream": START + opening(1) + frame(Kind.TAKEN, 1, 1),
-    "far too long": START + bytes(5 << 20),
+    "far too long": START + bytes(2 << 20),
 }
 
 
