@@ -117,7 +117,7 @@ def _serve(
         say(f"{name}: the sidecar listens on {server.address}; Ctrl-C stops it")
         for variable, value in program.variables(server.address, token).items():
             show(f"export {variable}={shlex.quote(value)}")
-        threading.Event().wait()
+        _for_ever()
         return int(ExitCode.OK)
     except KeyboardInterrupt:
         failed = "its sidecar was stopped"
@@ -126,6 +126,10 @@ def _serve(
     finally:
         server.stop()
         links.close(failed)
+
+
+def _for_ever() -> None:
+    threading.Event().wait()
 
 
 def _loopback(listen: str) -> tuple[str, int]:

@@ -101,6 +101,8 @@ class _Connection(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
     raw_requestline: bytes
+    requestline = ""
+    """For the base class's log, which is off."""
 
     def setup(self) -> None:
         super().setup()

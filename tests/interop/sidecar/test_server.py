@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,6 +70,15 @@ class Program:
         self.kept.close()
 
 
+@pytest.fixture(scope="module")
+def server_of_all() -> Iterator[SidecarServer]:
+    """One for all tests that get no further than its door."""
+    server = SidecarServer(types.SimpleNamespace(sweep=lambda: None), TOKEN)  # type: ignore[arg-type]
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def linked(make_server: MakeServer) -> Iterator[list[tuple[Program, int]]]:
     """Programs of alice and bob, each with its number of their link."""
@@ -87,18 +97,16 @@ def test_it_listens_on_loopback(make_server: MakeServer) -> None:
     assert server.socket.getsockname() == ("127.0.0.1", int(server.address.split(":")[1]))
 
 
-@pytest.mark.parametrize("token", [None, "", "another", TOKEN[:-1], "häßlich"])
-@pytest.mark.parametrize("path", ["/v1/clients", "/v1/links", "/v1/interconn/chan/push", "/"])
-def test_who_has_no_token_gets_nothing(
-    make_server: MakeServer, token: str | None, path: str
-) -> None:
+def test_who_has_no_token_gets_nothing(make_server: MakeServer) -> None:
     server = make_server("alice")
-    with contextlib.closing(http.client.HTTPConnection(server.address, timeout=30)) as connection:
-        headers = {} if token is None else {"x-ptp-token": token.encode()}
-        connection.request("POST", path, b"{}", headers)
-        answer = connection.getresponse()
-        assert answer.status == 403
-        assert b"token" in answer.read()
+    for path in ("/v1/clients", "/v1/links", "/v1/interconn/chan/push", "/"):
+        for token in (None, "", "another", TOKEN[:-1], "häßlich"):
+            with contextlib.closing(http.client.HTTPConnection(server.address)) as connection:
+                headers = {} if token is None else {"x-ptp-token": token.encode()}
+                connection.request("POST", path, b"{}", headers)
+                answer = connection.getresponse()
+                assert answer.status == 403, (path, token)
+                assert b"token" in answer.read()
 
 
 def test_what_is_pushed_is_popped_at_the_other_side(linked: list[tuple[Program, int]]) -> None:
@@ -206,54 +214,74 @@ def test_a_link_is_released(linked: list[tuple[Program, int]]) -> None:
     assert alice.server.links.link(a).released
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/", {}),
-        ("/v1/links", {}),
-        ("/v1/links", {"client": 1, "id": "x", "rank": 0, "parties": ["alice"]}),
-        ("/v1/links", b"[]"),
-        ("/v1/links", b"{"),
-        ("/v1/links/x/release", {}),
-        ("/v1/links/999/release", {}),
-        ("/v1/links/999/send?to=bob", b""),
-        ("/v1/clients/999/end", {"failed": ""}),
-        ("/v1/clients", {"pid": "x"}),
-    ],
-)
-def test_requests_that_make_no_sense(make_server: MakeServer, path: str, body: Any) -> None:
+NONSENSE: list[tuple[str, Any]] = [
+    ("/", {}),
+    ("/v1/links", {}),
+    ("/v1/links", {"client": 1, "id": "x", "rank": 0, "parties": ["alice"]}),
+    ("/v1/links", b"[]"),
+    ("/v1/links", b"{"),
+    ("/v1/links/x/release", {}),
+    ("/v1/links/999/release", {}),
+    ("/v1/links/999/send?to=bob", b""),
+    ("/v1/clients/999/end", {"failed": ""}),
+    ("/v1/clients", {"pid": "x"}),
+]
+OF_BLACKBOX: list[tuple[str, dict[str, str]]] = [
+    ("push", {}),
+    ("push", {"x-ptp-session-id": "x", "x-ptp-target-inst-id": "bob"}),
+    ("push", {"x-ptp-session-id": "999", "x-ptp-target-inst-id": "bob"}),
+    ("invoke", {"x-ptp-session-id": "1", "x-ptp-target-inst-id": "bob"}),
+]
+
+
+def test_requests_that_make_no_sense(make_server: MakeServer) -> None:
     alice = Program(make_server("alice"))
-    status, said = alice.ask(path, body)
-    assert status == 400
-    assert "sidecar" in json.loads(said)["error"]
+    for path, body in NONSENSE:
+        status, said = alice.ask(path, body)
+        assert status == 400, (path, body)
+        assert "sidecar" in json.loads(said)["error"]
+    for path, headers in OF_BLACKBOX:
+        status, said = alice.ask(f"/v1/interconn/chan/{path}", b"", **headers)
+        assert status == 200, "yacl reads the code in the body"
+        assert Code.BAD_REQUEST.encode() in said, (path, headers)
     alice.leave()
 
 
 @pytest.mark.parametrize(
-    ("path", "headers"),
+    ("request_", "status"),
     [
-        ("push", {}),
-        ("push", {"x-ptp-session-id": "x", "x-ptp-target-inst-id": "bob"}),
-        ("push", {"x-ptp-session-id": "999", "x-ptp-target-inst-id": "bob"}),
-        ("invoke", {"x-ptp-session-id": "1", "x-ptp-target-inst-id": "bob"}),
+        (f"POST /v1/links HTTP/1.1\r\nx-ptp-token: {TOKEN}\r\n\r\n", 411),
+        (f"POST /v1/links HTTP/1.1\r\nx-ptp-token: {TOKEN}\r\nContent-Length: x\r\n\r\n", 411),
+        (
+            f"POST /v1/links HTTP/1.1\r\nx-ptp-token: {TOKEN}\r\nContent-Length: {1 << 40}\r\n\r\n",
+            411,
+        ),
+        ("nonsense\r\n\r\n", 400),
+        ("POST / HTTP/3\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\n" + "x: y\r\n" * 200, 400),
+        ("POST / HTTP/1.1\r\nx: " + "y" * (1 << 21), 400),
+        ("GET / HTTP/1.1\r\n\r\n", 501),
     ],
 )
-def test_blackbox_requests_that_make_no_sense(
-    make_server: MakeServer, path: str, headers: dict[str, str]
+def test_requests_that_are_not_http_as_it_should_be(
+    server_of_all: SidecarServer, request_: str, status: int
 ) -> None:
-    alice = Program(make_server("alice"))
-    status, said = alice.ask(f"/v1/interconn/chan/{path}", b"", **headers)
-    assert status == 200, "yacl reads the code in the body"
-    assert Code.BAD_REQUEST.encode() in said
-    alice.leave()
+    host, _, port = server_of_all.address.partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        with contextlib.suppress(OSError):  # it may close before it has all
+            connection.sendall(request_.encode())
+        assert connection.recv(4096).startswith(f"HTTP/1.1 {status} ".encode())
 
 
-def test_a_request_says_how_long_it_is(make_server: MakeServer) -> None:
-    server = make_server("alice")
-    host, _, port = server.address.partition(":")
-    for length in ("", "Content-Length: many\r\n", f"Content-Length: {1 << 40}\r\n"):
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(
-                f"POST /v1/links HTTP/1.1\r\nx-ptp-token: {TOKEN}\r\n{length}\r\n".encode()
-            )
-            assert connection.recv(4096).startswith(b"HTTP/1.1 411 ")
+@pytest.mark.parametrize("closes", ["HTTP/1.0\r\n", "HTTP/1.1\r\nConnection: close\r\n"])
+def test_a_connection_is_closed_if_the_request_says_so(
+    server_of_all: SidecarServer, closes: str
+) -> None:
+    host, _, port = server_of_all.address.partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"x-ptp-token: {TOKEN}\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(f"POST /nowhere {closes}{head}".encode())
+        answered = b""
+        while more := connection.recv(4096):
+            answered += more
+    assert answered.startswith(b"HTTP/1.1 400 ")
