@@ -241,6 +241,12 @@ def test_a_run_that_goes_on_from_its_journal_says_so() -> None:
     assert "resumed" not in shown(PARTY)
 
 
+def test_how_many_streams_a_forwarder_carries_is_shown() -> None:
+    assert "3 streams" in shown(replace(PARTY, streams=3))
+    assert "1 stream " in shown(replace(PARTY, streams=1))
+    assert "stream" not in shown(replace(PARTY, streams=0))
+
+
 def test_what_holds_a_party_up_is_shown() -> None:
     away = PartyView("alice", True, "open", 9.0, 0.001, 0, 0.5, (), broker_away_seconds=12.0)
     unheard = PartyView("bob", True, "open", 9.0, 0.001, 0, 31.0, (), 0.0, ("alice", "carol"))

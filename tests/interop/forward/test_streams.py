@@ -408,7 +408,7 @@ class _Program:
         self.broken = False
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_any_order_of_things_keeps_the_promises(seed: int) -> None:
     """Both ends of all streams do what they like; packets arrive when they like, in order."""
     rng = random.Random(seed)
@@ -539,7 +539,7 @@ def test_what_breaks_the_rules_is_one_error(packet: bytes) -> None:
 def test_bytes_of_any_kind_raise_nothing_else() -> None:
     rng = random.Random(4)
     good = START + opening(1) + data(1, b"abc") + frame(Kind.CREDIT, 1, 9) + frame(Kind.END, 1, 0)
-    for _ in range(3000):
+    for _ in range(1500):
         packet = bytearray(good)
         for _ in range(rng.randint(1, 3)):
             packet[rng.randrange(len(packet))] = rng.randrange(256)
