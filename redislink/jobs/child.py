@@ -56,10 +56,12 @@ def _start_guard(pipe: int) -> None:
         os.close(pipe)
         os.waitpid(first, 0)
         return
-    os.setsid()
-    if os.fork() == 0 and not os.read(pipe, 1):
-        os.killpg(job, signal.SIGKILL)
-    os._exit(0)
+    try:
+        os.setsid()
+        if os.fork() == 0 and not os.read(pipe, 1):
+            os.killpg(job, signal.SIGKILL)
+    finally:
+        os._exit(0)
 
 
 def _limit(which: int, most: int | None, grace: int = 0) -> None:

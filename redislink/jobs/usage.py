@@ -65,18 +65,17 @@ def marked(variable: str) -> list[psutil.Process]:
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(*_GONE):
-            process = psutil.Process(pid)
-            if _has_variable(process, variable):
-                found.append(process)
+            if _has_variable(pid, variable):
+                found.append(psutil.Process(pid))
     return found
 
 
-def _has_variable(process: psutil.Process, variable: str) -> bool:
+def _has_variable(pid: int, variable: str) -> bool:
     if _PROC.is_dir():
         # As it is: psutil keeps one value of a name that is there twice.
-        return variable.encode() in (_PROC / f"{process.pid}/environ").read_bytes().split(b"\0")
+        return variable.encode() in (_PROC / f"{pid}/environ").read_bytes().split(b"\0")
     name, _, value = variable.partition("=")
-    return process.environ().get(name) == value
+    return psutil.Process(pid).environ().get(name) == value
 
 
 def _sum(processes: list[psutil.Process], count: Callable[[psutil.Process], int]) -> int:
