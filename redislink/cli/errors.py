@@ -219,7 +219,7 @@ class _Failures(logging.Filter):
         self._held: list[logging.LogRecord] = []
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "failure") or logging.getLogger(record.name).hasHandlers():
+        if _is_heard(record):
             return True
         self._held.append(record)
         return False
@@ -260,6 +260,29 @@ def say_progress(party: str) -> Iterator[None]:
         return
     with _tell_failures_once(), say_records("redislink.progress", party):
         yield
+
+
+@contextlib.contextmanager
+def say_for_ever(party: str, *names: str) -> Iterator[None]:
+    """Print what these loggers are told, for a command that joins sessions again and again.
+
+    How each of them failed is left out, because the command says it itself. In JSON, report
+    everything else that is logged at INFO or above too.
+    """
+    logger = logging.getLogger(NAME)
+    with contextlib.ExitStack() as stack:
+        if _json:
+            stack.enter_context(_log_as_json())
+        logger.addFilter(_is_heard)
+        stack.callback(logger.removeFilter, _is_heard)
+        for name in names:
+            stack.enter_context(say_records(name, party))
+        yield
+
+
+def _is_heard(record: logging.LogRecord) -> bool:
+    """Whether it tells of no failure, or somebody listens: Python would print it otherwise."""
+    return not hasattr(record, "failure") or logging.getLogger(record.name).hasHandlers()
 
 
 @contextlib.contextmanager

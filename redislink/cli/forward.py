@@ -89,5 +89,5 @@ def forward(
         )
     key = None if identity is None else Identity.load(identity)
     plan = Plan(spec, name, settings, key, forwards, targets, Retries(retries, retry_delay))
-    with errors.say_records("redislink.progress", name), errors.say_records(LOGGER, name):
+    with errors.say_for_ever(name, "redislink.progress", LOGGER):
         Forwarder(plan).serve()

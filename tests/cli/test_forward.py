@@ -68,9 +68,16 @@ def test_it_says_where_it_leads_and_sigterm_ends_it(
                     return out.count("1 stream") == 2
 
                 wait_until(shows_the_stream, 20)
-    for process in (alice, bob):
-        process.send_signal(signal.SIGTERM)
-        assert ended(process).returncode == 0
+    alice.send_signal(signal.SIGTERM)
+    assert ended(alice).returncode == 0
+    assert bob.stderr is not None
+    lines = iter(bob.stderr.readline, "")
+    wanted = "bob: 0 streams were reset: alice has ended its forwarder"
+    assert any(json.loads(line)["message"] == wanted for line in lines)
+    bob.send_signal(signal.SIGTERM)
+    rest = ended(bob)
+    assert rest.returncode == 0
+    assert all(json.loads(line) for line in rest.stderr.splitlines())
     assert not (tmp_path / "door").exists()
 
 
