@@ -203,7 +203,7 @@ def _why(ran: Ran) -> str:
 
 
 def run_sidecar(_: Path | None, build: Path) -> Sequence[Outcome]:
-    """SPU 0.9.5 beside sidecars: with itself, with 0.10, with 1 GiB, and with a peer that dies."""
+    """SPU 0.9.5 beside sidecars: alone and with 0.10, 1 GiB, libpsi, and a peer that dies."""
     old = make_venv(build / "spu09", [_SPU_09], python310())
     new = sys.executable
     outcomes = []
@@ -228,7 +228,23 @@ def run_sidecar(_: Path | None, build: Path) -> Sequence[Outcome]:
                 listening=ours.listening,
             )
         )
-    return [*outcomes, _peer_dies(old)]
+    return [*outcomes, _intersection(old), _peer_dies(old)]
+
+
+def _intersection(python: Path) -> Outcome:
+    """libpsi over the link, too."""
+    runs = {}
+    for sidecars in (True, False):
+        ports = free_ports(2)
+        commands = [[str(python), str(PROGRAMS / "spu_psi.py"), party, ports] for party in PARTIES]
+        runs[sidecars] = run_both(commands, beside_sidecars=sidecars)
+    ours, theirs = runs[True], runs[False]
+    return Outcome(
+        "spu 0.9.5, PSI (ECDH, 1000 rows each)", ours.passed, ours.total, ours.seconds,
+        beside=f"{theirs.passed} of {theirs.total}, {_slower(theirs, 'psi'):.1f} s, "
+        f"listening {theirs.listening}",
+        note=f"{_slower(ours, 'psi'):.1f} s" + _why(ours), listening=ours.listening,
+    )  # fmt: skip
 
 
 def _peer_dies(python: Path) -> Outcome:
