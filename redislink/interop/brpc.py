@@ -10,6 +10,7 @@ Rules:
   id apart. Otherwise they may look different from each party: there it is their order of first
   use in this process.
 - What the ``Desc`` says besides has its meaning here, or is ignored and said so once.
+- A process that makes no link loads next to nothing: most of the imports are inside functions.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redislink.errors import ConfigError, LinkError
-from redislink.interop.parties import Parties
 from redislink.interop.running import check_program, run_program
 from redislink.interop.startup import sitecustomize
-from redislink.interop.trial import take_part
-from redislink.logs import PartyLogger
-from redislink.settings import LONGEST_SECONDS, RedisLinkSettings, say_once
+
+if TYPE_CHECKING:
+    from redislink.interop.parties import Parties
+    from redislink.settings import RedisLinkSettings
 
 _IGNORED: Final = {
     "brpc_channel_connection_type": "the relay has one kind of connection",
@@ -82,6 +83,8 @@ def create_brpc(desc: Any, self_rank: int, *, log_details: bool = False) -> Any:
             "install spu>=0.10.0.dev20251211"
         )
     from redislink.interop.links import make_room, open_link
+    from redislink.interop.parties import Parties
+    from redislink.logs import PartyLogger
 
     members = [(str(party.id), str(party.host)) for party in desc.parties]
     names = [name for name, _ in members]
@@ -131,6 +134,8 @@ def _which(
 
 def _settings(settings: RedisLinkSettings, desc: Any) -> RedisLinkSettings:
     """This process's settings, with the times of a Desc where they do not say otherwise."""
+    from redislink.settings import LONGEST_SECONDS
+
     changed: dict[str, float] = {}
     if desc.recv_timeout_ms and "recv_timeout" not in settings.model_fields_set:
         changed["recv_timeout"] = min(desc.recv_timeout_ms / 1000, LONGEST_SECONDS)
@@ -141,6 +146,8 @@ def _settings(settings: RedisLinkSettings, desc: Any) -> RedisLinkSettings:
 
 
 def _say_ignored(desc: Any) -> None:
+    from redislink.settings import say_once
+
     usual = type(desc)()
     for field, why in _IGNORED.items():
         given = getattr(desc, field, None)
@@ -154,6 +161,8 @@ def main(words: Sequence[str] | None = None) -> None:
     Args:
         words: the words of the command line; None: this process's.
     """
+    from redislink.interop.trial import take_part
+
     parser = argparse.ArgumentParser(
         prog="python -m redislink.interop.brpc",
         description="Run a Python program whose SPU links go over redislink, as it is. Cluster "

@@ -31,6 +31,10 @@ PROGRAM = Path(__file__).parent / "programs" / "brpc_program.py"
 _SUM = [0, 111, 222, 333]
 _LIMIT = 900.0
 _LOOK = 0.2
+_GRACE = 15.0
+"""Seconds that a process of unittest has to end after it has said its result."""
+_ATTEMPTS = 3
+"""Of the examples on their own links: they give their nodes 2 s to start."""
 
 
 class Watched:
@@ -172,8 +176,12 @@ class Place:
         log = self.logs / f"{name}.{'relay' if links else 'own'}.log"
         with Watched() as watched:
             process = watched.start([*first, "unittest", "-v", *tests], log, **self.how)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LIMIT)
+            deadline = time.monotonic() + _LIMIT
+            while process.poll() is None and time.monotonic() < deadline:
+                # It may wait for ever for nodes that it has started.
+                if re.search(r"^(OK|FAILED)", log.read_text(errors="replace"), re.MULTILINE):
+                    deadline = min(deadline, time.monotonic() + _GRACE)
+                time.sleep(_LOOK)
         passed, total = _counted(log.read_text(errors="replace"))
         return Ran(passed, total, time.monotonic() - began, watched.listening)
 
@@ -276,7 +284,10 @@ def ppd(sources: Path | None, build: Path) -> list[Outcome]:
     own, ran = _millionaire(place, relay=False), _millionaire(place, relay=True)
     outcomes = [_outcome("nodectl.py up, millionaire.py twice", ran, own)]
     tests = [f"examples.python.ml.ml_test.UnitTests.{name}" for name in LEARNING]
-    own = place.unittest("ml_test", [], tests)
+    for _ in range(_ATTEMPTS):
+        own = place.unittest("ml_test", [], tests)
+        if own.passed:
+            break
     ran = place.unittest("ml_test", ["ppd", "--trial", "--i-trust-the-driver"], tests)
     return [*outcomes, _outcome("ml_test.py: k-means, SVM, LR", ran, own)]
 

@@ -24,6 +24,7 @@ from redislink import (
 from redislink.broker import EmbeddedBroker
 from redislink.interop import brpc, links
 from redislink.interop.brpc import create_brpc
+from redislink.interop.parties import Parties
 from redislink.settings import LONGEST_SECONDS
 from redislink.transport import closing
 from tests.conftest import IDENTITIES, make_cluster, run_parties
@@ -176,11 +177,11 @@ class TestDescription:
     ) -> None:
         monkeypatch.delenv("REDISLINK_CONNECT_TIMEOUT")
         desc = describe("alice", "bob", connect_retry_times=700)
-        settings = brpc._settings(brpc.Parties().settings, desc)
+        settings = brpc._settings(Parties().settings, desc)
         assert (settings.recv_timeout, settings.connect_timeout) == (30, 700)
         monkeypatch.setenv("REDISLINK_RECV_TIMEOUT", "7")
         monkeypatch.setenv("REDISLINK_CONNECT_TIMEOUT", "8")
-        settings = brpc._settings(brpc.Parties().settings, desc)
+        settings = brpc._settings(Parties().settings, desc)
         assert (settings.recv_timeout, settings.connect_timeout) == (7, 8)
 
     def test_for_ever_is_as_long_as_a_wait_can_be(self, describe: Describe) -> None:
