@@ -141,7 +141,7 @@ def test_a_party_beside_a_sidecar_meets_one_without() -> None:
         if party == "bob":
             return Objects("fed", "job", list(ADDRESSES), "bob")
         links = Links(objects.Parties(), lambda _: None)
-        wanted = Wanted("fed job", ("alice", "bob"), ("", ""), 0)
+        wanted = Wanted("fed job", (("alice", ""), ("bob", "")), 0)
         return links.make(links.enter("program", lasting=False), wanted)
 
     link, direct = both(join)

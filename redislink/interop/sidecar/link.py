@@ -100,6 +100,13 @@ class Link:
         self._failing = threading.Lock()
         self._closed = threading.Event()
 
+    def start(self) -> None:
+        """Take the blackbox messages that come, until the link is closed."""
+        for peer, lane in self._lanes.items():
+            threading.Thread(
+                target=self._take, args=(peer, lane), name="redislink-take", daemon=True
+            ).start()
+
     def push(self, peer: str, message: bytes) -> bool:
         """Send a blackbox message. Returns False if there is no room: try again later.
 
@@ -115,13 +122,6 @@ class Link:
             lane.under_way.append((request, len(message)))
             lane.bytes_under_way += len(message)
         return True
-
-    def start(self) -> None:
-        """Take the blackbox messages that come, until the link is closed."""
-        for peer, lane in self._lanes.items():
-            threading.Thread(
-                target=self._take, args=(peer, lane), name="redislink-take", daemon=True
-            ).start()
 
     def pop(self, peer: str, seconds: float) -> bytes:
         """The next blackbox message from a peer; empty if none comes in that time.

@@ -55,20 +55,23 @@ class Wanted:
 
     Attributes:
         name: the id in its description.
-        parties: names in rank order.
-        addresses: as the program gave them, in the same order.
+        members: name and address of each party, in rank order, as the program gave them.
         rank: of the program's party.
     """
 
     name: str
-    parties: tuple[str, ...]
-    addresses: tuple[str, ...]
+    members: tuple[tuple[str, str], ...]
     rank: int
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        """The names, in rank order."""
+        return tuple(name for name, _ in self.members)
 
     @property
     def ports(self) -> str:
         """The ports of the addresses. They tell links apart, as each needs its own without us."""
-        ends = [address.rpartition(":")[2] for address in self.addresses]
+        ends = [address.rpartition(":")[2] for _, address in self.members]
         return ",".join(end for end in ends if end.isdecimal())
 
 
@@ -239,8 +242,3 @@ class Links:
             link.close()
         with self._lock:
             self._sessions.discard(self._session_of.pop(link.number, ""))
-
-
-def names_and_addresses(parties: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
-    """Names and addresses, each in rank order, of (name, address) pairs."""
-    return tuple(name for name, _ in parties), tuple(address for _, address in parties)

@@ -26,11 +26,11 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-from redislink.errors import PeerError, RedisLinkError, UsageError
+from redislink.errors import ConfigError, RedisLinkError, UsageError
 from redislink.interop.sidecar import blackbox
 from redislink.interop.sidecar.blackbox import Code, answer
 from redislink.interop.sidecar.link import Link, Told
-from redislink.interop.sidecar.links import Links, Wanted, names_and_addresses
+from redislink.interop.sidecar.links import Links, Wanted
 
 LONGEST_POP: Final = 10.0
 _MOST_HEADERS: Final = 100
@@ -165,7 +165,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self._of_the_shim(body)
         except (KeyError, TypeError, ValueError):
             self._json(HTTPStatus.BAD_REQUEST, {"error": "the sidecar does not know this request"})
-        except UsageError as error:
+        except (ConfigError, UsageError) as error:
             self._json(HTTPStatus.BAD_REQUEST, _error(error))
         except RedisLinkError as error:
             self._json(HTTPStatus.BAD_GATEWAY, _error(error))
@@ -208,8 +208,8 @@ class _Connection(BaseHTTPRequestHandler):
                 self._json(HTTPStatus.OK, {})
             case ["links"]:
                 asked = _read(body)
-                parties, addresses = names_and_addresses(asked["parties"])
-                wanted = Wanted(str(asked["id"]), parties, addresses, int(asked["rank"]))
+                members = tuple((str(name), str(address)) for name, address in asked["parties"])
+                wanted = Wanted(str(asked["id"]), members, int(asked["rank"]))
                 link = links.make(links.client(int(asked["client"])), wanted)
                 self._json(HTTPStatus.OK, {"link": link.number, "parties": link.parties})
             case ["links", number, "release"]:
@@ -237,6 +237,7 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             self.send_response_only(HTTPStatus.OK)
             self.send_header("Content-Type", "application/jsonl")
+            self.send_header("Connection", "close")
             self.end_headers()
             self._line({"client": client.number, "party": self.server.links.party})
             while not self._is_gone():
@@ -286,8 +287,4 @@ def _read(body: bytes) -> dict[str, Any]:
 
 
 def _error(error: RedisLinkError) -> dict[str, Any]:
-    return {
-        "error": str(error),
-        "kind": type(error).__name__,
-        "peer": getattr(error, "peer", None) if isinstance(error, PeerError) else None,
-    }
+    return {"error": str(error), "kind": type(error).__name__}

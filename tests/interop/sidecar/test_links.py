@@ -18,13 +18,13 @@ from tests.support.waiting import wait_until
 ADDRESSES = ("10.0.0.1:9001", "0.0.0.0:9002")
 
 
-def wanted(name: str = "root", rank: int = 0, **changed: Any) -> Wanted:
-    return Wanted(
-        **(
-            {"name": name, "parties": ("alice", "bob"), "addresses": ADDRESSES, "rank": rank}
-            | changed
-        )
-    )
+def wanted(
+    name: str = "root",
+    rank: int = 0,
+    parties: tuple[str, ...] = ("alice", "bob"),
+    addresses: tuple[str, ...] = ADDRESSES,
+) -> Wanted:
+    return Wanted(name, tuple(zip(parties, addresses, strict=True)), rank)
 
 
 class Joined:

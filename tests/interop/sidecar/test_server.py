@@ -203,7 +203,7 @@ def test_a_program_that_says_goodbye_does_not(linked: list[tuple[Program, int]])
 def test_links_that_cannot_be_are_refused_with_a_reason(make_server: MakeServer) -> None:
     alice = Program(make_server("alice"))
     status, said = alice.make(1)
-    assert status == 502
+    assert status == 400
     assert "rank 1 is bob, and this process runs as alice" in said["error"]
     alice.leave()
 

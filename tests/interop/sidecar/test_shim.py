@@ -259,6 +259,13 @@ def test_errors_of_the_sidecar_reach_the_program(
         Sidecar("127.0.0.1:1", TOKEN)
 
 
+def test_an_spu_without_blackbox_links_is_refused(libspu: Any) -> None:
+    desc = Desc()
+    del desc.link_type
+    with pytest.raises(SidecarError, match=r"install spu 0\.9\.4 or later"):
+        libspu.link.create_brpc(desc, 0)
+
+
 def test_without_a_sidecar_there_is_no_link(libspu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shim, "_sidecar", None)
     monkeypatch.delenv(shim.ADDRESS, raising=False)
@@ -330,7 +337,7 @@ def test_the_program_finds_the_shim_and_the_sitecustomize_behind_it(tmp_path: Pa
         "import sys; from spu.libspu import link\n"
         "assert sys.behind\n"
         "assert 'redislink' not in sys.modules\n"
-        "class D: id = 'x'; parties = []; enable_ssl = False\n"
+        "class D: id = 'x'; parties = []; enable_ssl = False; link_type = 'normal'\n"
         "try: link.create_brpc(D(), 0)\n"
         "except RuntimeError as error: print(error)\n"
     )

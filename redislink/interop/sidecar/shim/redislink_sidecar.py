@@ -356,6 +356,8 @@ def _is_key(value: Any) -> bool:
 
 
 def _create(create: Any, desc: Any, rank: int, options: Dict[str, Any]) -> Any:
+    if not hasattr(desc, "link_type"):
+        raise SidecarError("this spu has no blackbox links: install spu 0.9.4 or later")
     here = sidecar()
     parties = [(party.id, party.host) for party in desc.parties]
     if desc.enable_ssl and "ssl" not in _said:
