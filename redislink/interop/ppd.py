@@ -232,7 +232,7 @@ def _serve_one(endpoint: Endpoint, driver: str, servicer: Any, log: PartyLogger)
             except (PeerClosed, EndpointClosed):
                 if peer != driver:
                     return
-            except PeerError as error:
+            except RedisLinkError as error:  # of the broker too: joining again says more
                 log.warning("%s: this run of the driver is over: %s", endpoint.party, error)
             over.set()
 
