@@ -25,7 +25,7 @@ from redislink.cluster.trial import write_trial
 from tests.acceptance.jobs import ROOT, SPU, Job, Outcome, make_venv
 
 SUITES = ("link_test", "psi_test", "ub_psi_test", "legacy_psi_test")
-LEARNING = ("test_jax_kmeans", "test_jax_svm", "test_jax_lr")
+LEARNING = ("test_jax_lr", "test_jax_svm", "test_jax_kmeans")
 PARTIES = ("alice", "bob", "carol")
 PROGRAM = Path(__file__).parent / "programs" / "brpc_program.py"
 _SUM = [0, 111, 222, 333]
@@ -279,17 +279,19 @@ def _free_ports(count: int) -> list[int]:
 
 
 def ppd(sources: Path | None, build: Path) -> list[Outcome]:
-    """``nodectl.py up`` with ``millionaire.py``, and k-means, SVM and LR of ``ml_test.py``."""
+    """``nodectl.py up`` with ``millionaire.py``, and LR, SVM and k-means of ``ml_test.py``."""
     place = Place("ppd", sources, build)
     own, ran = _millionaire(place, relay=False), _millionaire(place, relay=True)
     outcomes = [_outcome("nodectl.py up, millionaire.py twice", ran, own)]
-    tests = [f"examples.python.ml.ml_test.UnitTests.{name}" for name in LEARNING]
-    for _ in range(_ATTEMPTS):
-        own = place.unittest("ml_test", [], tests)
-        if own.passed:
-            break
-    ran = place.unittest("ml_test", ["ppd", "--trial", "--i-trust-the-driver"], tests)
-    return [*outcomes, _outcome("ml_test.py: k-means, SVM, LR", ran, own)]
+    for name in LEARNING:
+        tests = [f"examples.python.ml.ml_test.UnitTests.{name}"]
+        for _ in range(_ATTEMPTS):
+            own = place.unittest(name, [], tests)
+            if own.passed:
+                break
+        ran = place.unittest(name, ["ppd", "--trial", "--i-trust-the-driver"], tests)
+        outcomes.append(_outcome(f"ml_test.py, {name}", ran, own))
+    return outcomes
 
 
 def _millionaire(place: Place, *, relay: bool) -> Ran:
