@@ -22,9 +22,12 @@ SPEC = mp.ClusterSpec.from_dict(
 
 
 def for_ever():
-    """On bob's processor."""
-    spin = lambda x: jax.lax.while_loop(lambda v: v < 2, lambda v: v * 1.0, x)  # noqa: E731
-    return mp.device("P1").jax(spin)(mp.put("P1", jnp.float32(1)))
+    """On bob's processor, for days. A loop without end that has no effect would be left out."""
+
+    def spin(x):
+        return jax.lax.fori_loop(0, 2**31 - 1, lambda _, v: jnp.sin(v) + 1, x)
+
+    return mp.device("P1").jax(spin)(mp.put("P1", jnp.arange(10_000, dtype=jnp.float32)))
 
 
 def main():
