@@ -68,6 +68,13 @@ def test_the_one_that_it_hides_is_imported_too(there: Path) -> None:
     assert run(there, "import sitecustomize; print(sitecustomize.HERE)") == sitecustomize.HERE
 
 
+def test_a_program_that_asks_for_it_itself_was_started_by_one_that_did(there: Path) -> None:
+    """So there are two copies of this module."""
+    path = f"{sitecustomize.HERE}/sitecustomize.py"
+    code = f"import runpy; runpy.run_path({path!r})['act']('brpc'); import spu; "
+    assert run(there, f"{code}print(spu.libspu.create_brpc())", ".") == "relay"
+
+
 def test_without_redislink_the_modules_own_links_are_not_taken(there: Path) -> None:
     (there / "redislink" / "interop" / "brpc.py").unlink()
     said = run(there, "import spu", ".")
