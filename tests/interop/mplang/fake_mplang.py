@@ -87,9 +87,26 @@ class ObjectStore:
         return self.values[uri]
 
 
+class Array:
+    """As JAX's: it is there before it has been computed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.waits = 0
+
+    def unwrap(self) -> Array:
+        """As of MPLang's ``TensorValue``."""
+        return self
+
+    def block_until_ready(self) -> None:
+        """As JAX's."""
+        self.waits += 1
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "tensor.constant": lambda _i, op, *_: op.attrs["value"],
     "tensor.add": lambda _i, op, x, *_: x + op.attrs["more"],
+    "tensor.run_jax": lambda _i, op, *_: [Array(value) for value in op.attrs["values"]],
     "table.read": lambda _i, op, *_: Path(op.attrs["path"]).read_text(),
     "table.write": lambda _i, op, x, *_: Path(op.attrs["path"]).write_text(x),
     "store.save": lambda i, op, x, *_: i.store.put(x, op.attrs["uri_base"]),

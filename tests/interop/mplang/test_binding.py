@@ -121,6 +121,13 @@ def test_only_functions_of_accepted_graphs_are_called(engine: Any) -> None:
         result(engine, ALL, constant(1), Operation("func.call"))
 
 
+@pytest.mark.parametrize("grant", [ALL, EVERYTHING])
+def test_a_graph_ends_when_jax_has_computed_it(engine: Any, grant: Grant) -> None:
+    graph = Graph(Operation("tensor.run_jax", {"values": [1, 2]}))
+    (uri,) = engine.run(graph, REQUEST, grant)
+    assert [(array.value, array.waits) for array in engine._store.get(uri)] == [(1, 1), (2, 1)]
+
+
 def test_a_digest_covers_everything_and_the_text_is_for_people(engine: Any) -> None:
     inner = Graph(Operation("a.b", {"x": 1}))
     graphs = [
