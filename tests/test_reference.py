@@ -23,6 +23,8 @@ def test_what_the_pages_import_stands_in_the_reference() -> None:
     }
     assert ("redislink", "Session") in imported
     for module, name in sorted(imported):
+        if f"{module}.{name}" in reference["MODULES"]:
+            continue  # a module as a whole
         assert module in reference["MODULES"], (module, name)
         assert name in importlib.import_module(module).__all__, (module, name)
         assert name not in reference["INTERNAL"].get(module, ()), (module, name)

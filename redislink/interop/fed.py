@@ -25,6 +25,8 @@ from typing import Any
 from redislink.interop.objects import Objects
 from redislink.interop.sidecar.shim.redislink_sidecar import make_fed_proxy
 
+__all__ = ["install"]
+
 
 def install(api: ModuleType | None = None) -> None:
     """Have SecretFlow's objects go over redislink.

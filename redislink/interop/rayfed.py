@@ -24,6 +24,8 @@ from typing import Any
 from redislink.interop.objects import Objects
 from redislink.interop.sidecar.shim.redislink_sidecar import make_rayfed_proxy
 
+__all__ = ["RayFedProxy"]
+
 
 class RayFedProxy:
     """The class for ``receiver_sender_proxy_cls``."""
