@@ -217,6 +217,16 @@ def test_a_peer_that_leaves_in_good_order_fails_nothing(
     assert context.calls == ["x"]
 
 
+def test_links_fail_with_the_sidecar(
+    create: Callable[..., list[Any]], lines: dict[str, Sidecar]
+) -> None:
+    context, _ = create()
+    lines["alice"].hang_up()  # as if it had died
+    wait_until(lambda: shim._links[context].failure)
+    with pytest.raises(SidecarError, match="the sidecar of alice has ended: see its output"):
+        context.all_gather("x")
+
+
 def test_a_dropped_link_is_released(
     create: Callable[..., list[Any]], lines: dict[str, Sidecar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
