@@ -41,12 +41,17 @@ def merge_files(
     clocks = zip(merged.traces, merged.alignment.offsets, merged.alignment.uncertainty, strict=True)
     for party, offset, uncertainty in clocks:
         known = f"± {uncertainty / 1e3:.3f} ms" if math.isfinite(uncertainty) else "by wall clock"
-        parts = [f"{len(party.calls)} calls", f"began at {offset / 1e3:.3f} ms {known}"]
+        steps = [f"{len(party.steps)} steps"] if party.steps else []
+        parts = [*steps, f"{len(party.calls)} calls", f"began at {offset / 1e3:.3f} ms {known}"]
         if party.cut_us is not None:
             parts.append(f"cut after {party.cut_us / 1e6:.3f} s (REDISLINK_TRACE_LIMIT)")
         elif not party.is_whole:
             parts.append("its end is missing: the process was killed, or still runs")
         show(f"  {party.party}: {', '.join(parts)}")
+    there = {party.party for party in merged.traces}
+    for name in merged.traces[0].parties:
+        if name not in there:
+            show(f"  {name}: no file was given, so nothing of it is shown")
     if merged.alignment.contradiction:
         show(
             f"  clocks ran at different speeds: some messages seem to arrive up to "

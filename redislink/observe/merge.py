@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, cast
 from redislink.errors import ConfigError
 from redislink.files import read_text, replacing
 from redislink.observe.clocks import Alignment, align
-from redislink.observe.record import FIELDS, FORMAT, SEND, WAIT
+from redislink.observe.record import FIELDS, FORMAT, SEND, STEP, WAIT
 from redislink.protocol.list_names import check_name
 
 _SHORTEST_COMPUTE: Final = 10.0
@@ -37,11 +37,11 @@ _NOT_OURS: Final = (
 )
 """The errors that come from values which `TraceRecorder` never writes."""
 _MOST_READ: Final = 4 << 30
-_KINDS: Final = {SEND: "send", WAIT: "wait"}
+_KINDS: Final = {SEND: "send", WAIT: "wait", STEP: "step"}
 
 
 class Call(NamedTuple):
-    """One call of a party. Times are microseconds since its recording began."""
+    """A call of a party, or a step of its session. Times: microseconds since it began to record."""
 
     kind: str
     peer: str
@@ -66,6 +66,8 @@ class PartyTrace:
     Attributes:
         parties: the parties of the session, in rank order.
         epochs: for each peer, the epoch that tells this run with it from others.
+        calls: its sends and receives.
+        steps: the steps of its session; what each was is in ``tag``.
         monotonic_ns: the monotonic clock when the recording began.
         wall_ns: the wall clock when the recording began.
         threads: the names of threads by number, from 1.
@@ -81,6 +83,7 @@ class PartyTrace:
     monotonic_ns: int
     wall_ns: int
     calls: list[Call] = field(default_factory=list)
+    steps: list[Call] = field(default_factory=list)
     threads: dict[int, str] = field(default_factory=dict)
     is_whole: bool = False
     cut_us: float | None = None
@@ -178,7 +181,8 @@ class _Reader:
             if len(value) % FIELDS:
                 raise ValueError("part of a call")
             fields = [iter(value)] * FIELDS
-            self.trace.calls += [self._call(*call) for call in zip(*fields, strict=True)]
+            for call in (self._call(*call) for call in zip(*fields, strict=True)):
+                (self.trace.steps if call.kind == "step" else self.trace.calls).append(call)
         elif "thread" in value:
             number = self._thread_numbers[int(value["thread"])] = len(self._thread_numbers) + 1
             self.trace.threads[number] = str(value["name"])
@@ -187,7 +191,7 @@ class _Reader:
             self.trace.cut_us = None if cut is None else self._time(cut)
 
     def _describe(self, about: dict[str, Any]) -> PartyTrace:
-        if about["redislink_trace"] != FORMAT:
+        if about["redislink_trace"] not in (1, FORMAT):  # 1 differs only in what it lacks
             raise ValueError("another version")
         trace = PartyTrace(
             self._path,
@@ -321,63 +325,75 @@ def _events(
         (
             call.began + offset
             for trace, offset in zip(traces, alignment.offsets, strict=True)
-            for call in trace.calls
+            for call in (*trace.calls, *trace.steps)
         ),
         default=0.0,
     )
     shifts = [offset - zero for offset in alignment.offsets]
     for trace, shift in zip(traces, shifts, strict=True):
         yield from _tracks(trace)
+        for step in trace.steps:
+            yield _slice(trace, step.tag, step.thread, step.began + shift, step.took, "step")
         for call in trace.calls:
-            yield _slice(trace, call.kind, call.thread, call.began + shift, call.took, call)
-        for thread, began, took in _gaps(trace.calls):
-            yield _slice(trace, "compute", thread, began + shift + _APART, took - 2 * _APART)
+            about: dict[str, Any] = {"peer": call.peer, "tag": call.tag, "bytes": call.size}
+            about |= {"error": call.error} if call.error else {}
+            name, began = f"{call.kind} {call.tag}", call.began + shift
+            yield _slice(trace, name, call.thread, began, call.took, call.kind) | {"args": about}
+        for thread, began, took in _gaps(trace):
+            began += shift + _APART
+            yield _slice(trace, "compute", thread, began, took - 2 * _APART, "compute")
         if trace.cut_us is not None:
-            cut = {"ph": "i", "s": "p", "name": "the trace was cut here", "pid": trace.rank}
+            cut = {"ph": "i", "s": "p", "name": "the trace was cut here", "pid": _pid(trace)}
             yield cut | {"tid": 0, "ts": _ns(trace.cut_us + shift) / 1000}
     for number, (sender, send, receiver, receive) in enumerate(messages, 1):
         left = _ns(send.began + shifts[sender])
         began = _ns(receive.began + shifts[receiver])
         # Inside the slice, which does not include its end.
         came = max(left, began, _ns(receive.ended + shifts[receiver]) - 1)
-        yield _arrow("s", number, traces[sender].rank, send.thread, left)
-        yield _arrow("f", number, traces[receiver].rank, receive.thread, came) | {"bp": "e"}
+        yield _arrow("s", number, _pid(traces[sender]), send.thread, left)
+        yield _arrow("f", number, _pid(traces[receiver]), receive.thread, came) | {"bp": "e"}
 
 
 def _tracks(trace: PartyTrace) -> Iterator[dict[str, Any]]:
-    named = {"ph": "M", "pid": trace.rank}
+    named = {"ph": "M", "pid": _pid(trace)}
     yield named | {"tid": 0, "name": "process_name", "args": {"name": trace.party}}
     yield named | {"tid": 0, "name": "process_sort_index", "args": {"sort_index": trace.rank}}
     for thread, name in trace.threads.items():
         yield named | {"tid": thread, "name": "thread_name", "args": {"name": name}}
 
 
+def _pid(trace: PartyTrace) -> int:
+    """The party's number in the timeline: viewers take 0 for a process that they do not know."""
+    return trace.rank + 1
+
+
 def _slice(
-    trace: PartyTrace, kind: str, thread: int, began: float, took: float, call: Call | None = None
+    trace: PartyTrace, name: str, thread: int, began: float, took: float, kind: str
 ) -> dict[str, Any]:
-    event = {
+    return {
         "ph": "X",
         "cat": kind,
-        "name": kind if call is None else f"{kind} {call.tag}",
-        "pid": trace.rank,
+        "name": name,
+        "pid": _pid(trace),
         "tid": thread,
         "ts": _ns(began) / 1000,
         "dur": (_ns(began + took) - _ns(began)) / 1000,
     }
-    if call is None:
-        return event
-    about: dict[str, Any] = {"peer": call.peer, "tag": call.tag, "bytes": call.size}
-    return event | {"args": about | ({"error": call.error} if call.error else {})}
 
 
-def _gaps(calls: Iterable[Call]) -> Iterator[tuple[int, float, float]]:
-    """(thread, when, how long) for each time outside redislink between two calls."""
+def _gaps(trace: PartyTrace) -> Iterator[tuple[int, float, float]]:
+    """(thread, when, how long) for each time outside redislink between two calls.
+
+    Each is within one step or outside all: slices lie in each other or apart.
+    """
+    edges = [(at, 0.0, step.thread) for step in trace.steps for at in (step.began, step.ended)]
+    taken = [(call.began, call.took, call.thread) for call in trace.calls]
     ended: dict[int, float] = {}
-    for call in sorted(calls, key=lambda call: call.began):
-        before = ended.get(call.thread, call.began)
-        if call.began - before >= _SHORTEST_COMPUTE:
-            yield call.thread, before, call.began - before
-        ended[call.thread] = call.ended
+    for began, took, thread in sorted(taken + edges):
+        before = ended.get(thread, began)
+        if began - before >= _SHORTEST_COMPUTE:
+            yield thread, before, began - before
+        ended[thread] = max(before, began + took)
 
 
 def _arrow(phase: str, number: int, pid: int, thread: int, at_ns: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`TraceRecorder`: records when this party's sends and receives began and ended.
+"""`TraceRecorder`: records when this party's sends, receives and steps began and ended.
 
 Rules:
 - While it is off it costs nothing: only a traced endpoint gets a `Sending` and a `Receiving` that
@@ -34,13 +34,16 @@ from redislink.transport.peer import Party
 from redislink.transport.receiving import Message, Receiving
 from redislink.transport.sending import Sending
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 had no steps."""
 SUFFIX: Final = ".trace.jsonl"
 FIELDS: Final = 8
 """Kind, began and ended (monotonic ns), thread, peer (name or rank), tag, bytes, and: the number
-of the message that was sent (0 of one received), or the name of the error."""
+of the message that was sent (0 of one received), or the name of the error. A step has what it was
+in place of the tag, and "" as its peer."""
 SEND: Final = 0
 WAIT: Final = 1
+STEP: Final = 2
 _WRITE_INTERVAL: Final = 0.5
 _MOST_PENDING: Final = 100_000
 """The most calls that may wait to be written."""
@@ -111,6 +114,7 @@ class TraceRecorder:
             "wall_ns": time.time_ns(),
         }
         self.is_on = True
+        endpoint.note_step = self.add_step
         self._writer = threading.Thread(
             target=self._run, args=(described,), name=f"redislink-trace-{self._party}", daemon=True
         )
@@ -146,6 +150,12 @@ class TraceRecorder:
         self._calls.extend(call)
         if len(self._calls) > _MOST_PENDING * FIELDS:
             self._cut()
+
+    def add_step(self, what: str, began: int, ended: int) -> None:
+        """Record a step of the session; see `redislink.transport.observer.NoteStep`."""
+        if self.is_on:
+            thread = self.meet_thread(threading.get_ident())
+            self.add((STEP, began, ended, thread, "", what, 0, 0))
 
     def meet_thread(self, ident: int) -> int:
         """Record the name of a thread, once, because the thread may end before the writer runs."""

@@ -45,6 +45,7 @@ from redislink.session.steps import Failure, Silence, Steps, versions_here
 from redislink.settings import RedisLinkSettings
 from redislink.transport.claim import Run
 from redislink.transport.endpoint import Endpoint
+from redislink.transport.observer import NoteStep
 from redislink.transport.rendezvous import Progress
 from redislink.transport.stats import EndpointStats
 from redislink.with_block import ClosesOrAborts
@@ -90,6 +91,7 @@ class Session(ClosesOrAborts):
         journal: Journal | None = None,
         exchange: Exchange | None = None,
         audit: SessionAudit | None = None,
+        note_step: NoteStep | None = None,
     ) -> None:
         """Not for users: call `join`, or `from_endpoint` if you have an endpoint.
 
@@ -107,6 +109,7 @@ class Session(ClosesOrAborts):
         self._journal = journal
         self._exchange = exchange or Exchange(cluster.session, communicator.party)
         self._audit = audit
+        self._note_step = note_step
         self._silence = Silence(communicator)
         self._devices: dict[str, SpuDevice] = {}
         self._raised: BaseException | None = None
@@ -246,6 +249,7 @@ class Session(ClosesOrAborts):
             journal,
             exchange or Exchange.of(endpoint.settings, endpoint.cluster.session, endpoint.party),
             audit_into(log, endpoint.cluster, endpoint.epochs()),
+            endpoint.note_step,
         )
         endpoint.resumed_steps = session.resumed_steps
         return session
@@ -504,7 +508,12 @@ class Session(ClosesOrAborts):
                 resumed = None if chain is None else chain.resume
                 self._audit.begin(resumed, versions_here(), self._communicator.stats)
             self._steps = Steps(
-                place, self._failure, journal=chain, journals=journals, audit=self._audit
+                place,
+                self._failure,
+                journal=chain,
+                journals=journals,
+                audit=self._audit,
+                note_step=self._note_step,
             )
             with _open_lock:
                 _open_sessions.add(self)

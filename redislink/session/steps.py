@@ -56,6 +56,7 @@ from redislink.text import one_line
 
 if TYPE_CHECKING:
     from redislink.session.recording import SessionAudit
+    from redislink.transport.observer import NoteStep
 
 _STEP_TAG: Final = "step"
 _STATUS_TAG: Final = "status"
@@ -276,6 +277,7 @@ class Steps:
         journal: ChainJournal | None = None,
         journals: Communicator | None = None,
         audit: SessionAudit | None = None,
+        note_step: NoteStep | None = None,
     ) -> None:
         """Args:
         communicator: a communicator in a namespace of this chain only.
@@ -285,9 +287,11 @@ class Steps:
         journals: in the namespace in which parties with journals meet. Without a journal, this
             party looks there for one that waits for it in vain.
         audit: this party's audit record; None if it keeps none.
+        note_step: is told of each step; None if nobody wants to know.
         """
         self.journal = journal
         self.audit = audit
+        self.note_step = note_step
         self._journals = journals
         self._communicator = communicator
         self._failure = failure
@@ -403,8 +407,8 @@ class Steps:
             self._broken = error
             raise
         finally:
-            if self.audit is not None and self._current is not None:
-                self.audit.stepped(self._chain, time.monotonic() - self._current.started)
+            if self._current is not None:
+                self._ended(self._current)
             self._current = None
             with contextlib.suppress(RuntimeError):  # a child that was forked in a step has another
                 self._in_step.release()
@@ -432,6 +436,15 @@ class Steps:
             raise
         if step.is_kept:
             self._write(journal, touches, step.gave(), quiet=quiet)
+
+    def _ended(self, current: _Current) -> None:
+        """Tell those who want to know that a step has ended, in good order or not."""
+        now = time.monotonic()
+        if self.audit is not None:
+            self.audit.stepped(self._chain, now - current.started)
+        if self.note_step is not None:
+            what = f"{self._chain}: {current.text}" if self._chain else current.text
+            self.note_step(what, int(current.started * 1e9), int(now * 1e9))
 
     def _record(self, audit: SessionAudit, *, from_journal: bool) -> None:
         """Write into the audit record that a step begins."""

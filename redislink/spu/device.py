@@ -414,8 +414,14 @@ class SpuDevice:
             name = f"{self.name}~{number}"
             place = self._at.communicator.sub(str(number))
             journal = self._steps.journal and self._steps.journal.spawned(name, place)
-            audit = self._steps.audit
-            steps = Steps(place, self._at.failure, name, journal=journal, audit=audit)
+            steps = Steps(
+                place,
+                self._at.failure,
+                name,
+                journal=journal,
+                audit=self._steps.audit,
+                note_step=self._steps.note_step,
+            )
             child = SpuDevice(
                 name, self._spec, self.members, steps, replace(self._at, communicator=place)
             )

@@ -22,7 +22,7 @@ from redislink.settings import LONGEST_SECONDS, check_seconds
 from redislink.transport.closing import Closing
 from redislink.transport.control import Control
 from redislink.transport.core import Core
-from redislink.transport.observer import Observer
+from redislink.transport.observer import NoteStep, Observer
 from redislink.transport.peer import Party
 from redislink.transport.receiving import Receiving, blocked_on
 from redislink.transport.request import Request
@@ -56,6 +56,7 @@ class Endpoint(ClosesOrAborts):
         settings: this party's settings.
         resumed_steps: what the status says of that, see `PartyStatus`; the session sets it.
         streams: the same; ``redislink forward`` sets it.
+        note_step: is told of each step of the session; an observer that wants to know sets it.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Endpoint(ClosesOrAborts):
         self.rank = core.cluster.rank(core.party)
         self.resumed_steps = 0
         self.streams = 0
+        self.note_step: NoteStep | None = None
         control = Control(core, receiving, claim.round_trip, claim.distrust, claim.say)
         closing = Closing(core, control, claim, observer)
         self.parts = EndpointParts(core, sending, receiving, control, closing)

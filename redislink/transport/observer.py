@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+NoteStep = Callable[[str, int, int], None]
+"""Takes a step of a session when it has ended: what it was, and when it began and ended, in
+monotonic ns. The calling thread is the step's."""
 
 
 class Observer(Protocol):

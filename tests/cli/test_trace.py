@@ -44,6 +44,15 @@ def test_cut_and_killed_parties_are_named(call: Call, tmp_path: Path) -> None:
     assert "its end is missing" in bob_line
 
 
+def test_a_party_whose_file_is_missing_is_named(call: Call, tmp_path: Path) -> None:
+    record(tmp_path / "traces", swap)
+    files = [f for f in sorted((tmp_path / "traces").iterdir()) if "carol" not in f.name]
+    code, out, _ = call("trace", "merge", *files, "--out", "run.json")
+    assert code == 0
+    assert out.splitlines()[0] == "run.json: 2 messages between 2 parties"
+    assert out.splitlines()[-1] == "  carol: no file was given, so nothing of it is shown"
+
+
 def test_what_cannot_be_merged_is_one_line(call: Call, tmp_path: Path) -> None:
     code, out, err = call("trace", "merge", "none.json", "-o", "run.json")
     assert (code, out) == (2, "")

@@ -12,15 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import pytest
 
-from redislink import ConfigError, Endpoint, RecvTimeout, UsageError
+from redislink import ConfigError, Endpoint, RecvTimeout, Session, UsageError
 from redislink.files import open_in_place_of
 from redislink.observe.merge import merge, read_trace
 from redislink.observe.record import FIELDS
 from redislink.transport.receiving import Receiving
 from redislink.transport.sending import Sending
-from tests.conftest import connect_as, join, make_cluster, quick_settings, run_parties
+from tests.conftest import connect_as, in_thread, join, make_cluster, quick_settings, run_parties
 from tests.support.waiting import wait_until
 
 Event = dict[str, Any]
@@ -137,6 +138,56 @@ def test_slices_of_a_thread_follow_each_other(recorded: Path, tmp_path: Path) ->
                 int(us * 1000) for us in (before["ts"], before["dur"], after["ts"])
             )
             assert began + took < follows
+
+
+def a_session(endpoint: Endpoint) -> None:
+    """Steps in the main thread, and one of a spawned device in another."""
+    with Session.from_endpoint(endpoint) as session:
+        device = session.spu("SEMI2K")
+        x = device.private(lambda: np.arange(3.0), owner="alice")
+
+        with device.spawn() as other:
+            thread, outcome = in_thread(lambda: other.reveal(x, to="bob"))
+            thread.join()
+            assert len(outcome) == 1
+        device.reveal(x, to="bob")
+
+
+def test_a_step_encloses_what_is_sent_and_waited_for_in_it(tmp_path: Path) -> None:
+    record(tmp_path / "steps", a_session)
+    by_thread: dict[tuple[int, int], list[Event]] = {}
+    for event in merged(tmp_path / "steps", tmp_path / "out.json"):
+        if event["ph"] == "X":
+            by_thread.setdefault((event["pid"], event["tid"]), []).append(event)
+    assert {pid for pid, _ in by_thread} == {1, 2, 3}
+    found: dict[int, list[str]] = {1: [], 2: [], 3: []}
+    for (pid, _), events in by_thread.items():
+        open_: list[Event] = []
+        for event in sorted(events, key=lambda event: (event["ts"], -event["dur"])):
+            while open_ and end_of(open_[-1]) < event["ts"]:
+                open_.pop()
+            assert not open_ or end_of(event) < end_of(open_[-1])
+            assert [outer["cat"] for outer in open_] in ([], ["step"])
+            open_.append(event)
+            if event["cat"] == "step":
+                found[pid].append(event["name"])
+                inside = {e["cat"] for e in events if event["ts"] < e["ts"] < end_of(event)}
+                assert inside & {"send", "wait"} or "reveal(" not in event["name"]
+    assert sorted(found[1]) == sorted(found[2]) == sorted(found[3])
+    for begins in (
+        "spu(SEMI2K)",
+        "SEMI2K.private(",
+        "SEMI2K.reveal(",
+        "SEMI2K~1: SEMI2K~1.reveal(",
+    ):
+        assert [name for name in found[1] if name.startswith(begins)], (begins, found[1])
+
+
+def test_a_timeline_of_the_version_before_is_read(recorded: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.alice.trace.jsonl"
+    text = (recorded / "traced.alice.trace.jsonl").read_text()
+    old.write_text(text.replace('"redislink_trace": 2', '"redislink_trace": 1', 1))
+    assert read_trace(old).calls == read_trace(recorded / "traced.alice.trace.jsonl").calls
 
 
 def test_events_are_as_the_format_has_them(recorded: Path, tmp_path: Path) -> None:
@@ -387,8 +438,8 @@ class TestWrongFiles:
             b"[]\n",
             b"{}\n[]\n",
             b'{"traceEvents": []}\n',
+            b'{"redislink_trace": 3}\n[]\n',
             b'{"redislink_trace": 2}\n[]\n',
-            b'{"redislink_trace": 1}\n[]\n',
             b'{"redislink_trace": 1, "session": "s", "party": "x", "parties": ["y"], "epochs": {},'
             b' "monotonic_ns": 1, "wall_ns": 1}\n[]\n',
             b"[" * 100_000 + b"\n",
