@@ -2,13 +2,14 @@
 
 Rules:
 - Whoever has not the token gets nothing: every process of this machine can connect.
-- One thread for each connection; it waits in the link itself, so a message passes no other thread.
+- One thread for each connection. It waits in the link, for at most as long as the request says.
 - A body is read only after the token, and is bounded.
 - An answer goes out in one write, without Nagle's algorithm: a push waits for it.
 
-Besides yacl's two requests (`redislink.interop.sidecar.blackbox`) there are those of the shim, with
-JSON in their bodies: ``POST /v1/clients`` (its answer goes on for as long as the process lives),
-``/v1/clients/N/end``, ``/v1/links``, ``/v1/links/N/release``, ``/send`` and ``/recv``.
+Besides yacl's two requests (`redislink.interop.sidecar.blackbox`) there are those of the shim, all
+POST: ``/v1/clients``, whose answer goes on for as long as the process lives; ``/v1/clients/N/end``,
+``/v1/links`` and ``/v1/links/N/release``, with JSON in their bodies; ``/v1/links/N/send`` and
+``/v1/links/N/recv``, whose bodies are messages.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _MOST_JSON: Final = 1 << 20
 _MOST_BYTES: Final = 4 << 30
 _LOOK: Final = 0.25
 """Seconds between looks: whether a process is still there, whether the sidecar ends."""
-_REFUSED: Final = 3.0
+_LOST: Final = 3.0
 """Seconds: who lost an answer has closed its connection by then; later it was merely idle."""
 
 
@@ -112,7 +113,7 @@ class _Connection(BaseHTTPRequestHandler):
     def finish(self) -> None:
         if self._popped is not None:
             link, peer, message, at = self._popped
-            if time.monotonic() - at < _REFUSED:
+            if time.monotonic() - at < _LOST:
                 link.give_back(peer, message)
         with contextlib.suppress(OSError):
             super().finish()
