@@ -67,7 +67,7 @@ class Ran:
 class Bench:
     """Where the programs run: an interpreter with MPLang, and copies of its files."""
 
-    def __init__(self, sources: Path | None, build: Path) -> None:
+    def __init__(self, sources: Path | None, build: Path, job: str) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         self.python = make_venv(
             build / "mplang",
@@ -76,7 +76,7 @@ class Bench:
                 *(f"mplang-nightly=={VERSION}", "pytest"),
             ],
         )
-        self.work = build / "mplang-work"
+        self.work = build / f"{job}-work"
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
         checkout = MPLANG.path(sources, build)
@@ -164,7 +164,7 @@ def counting(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[Callable[
 
 def run(sources: Path | None, build: Path) -> list[Outcome]:
     """MPLang's own programs."""
-    bench = Bench(sources, build)
+    bench = Bench(sources, build, "mplang")
     return [*suites(bench), *tutorials(bench), times(bench)]
 
 
@@ -370,7 +370,7 @@ class Deployment:
 
 def deployed(sources: Path | None, build: Path) -> list[Outcome]:
     """What a driver gets and what not, and what happens when somebody dies."""
-    bench = Bench(sources, build)
+    bench = Bench(sources, build, "mplang-policy")
     with EmbeddedBroker(password="for acceptance") as broker:
         place = Deployment(bench, broker)
         try:
