@@ -288,7 +288,7 @@ _EXPECTED = {
     "product": "GOT .*11",
     "open table by path": r"GOT .*5.*6",
     "open table by name": r"GOT .*5.*6",
-    "secret table": "NOT .*JobError.*alice refused.*no rule",
+    "secret table": "NOT .*JobError.*(alice|bob) refused.*no rule",
     "sql on a table": "GOT .*3",
     "sql on a file": r"NOT .*JobError.*failed.*PermissionException; the worker's log",
     "save": "NOT .*JobError.*refused.*store.save",
