@@ -82,6 +82,7 @@ class Bench:
         checkout = MPLANG.path(sources, build)
         for name in ("tests", "tutorials"):
             shutil.copytree(checkout / name, self.work / name)
+        (self.work / "pytest.ini").write_text("[pytest]\n")  # otherwise it takes redislink's own
         self.path = build / "on-path"  # not ROOT: MPLang has a package `tests`, too
         self.path.mkdir(exist_ok=True)
         if not (self.path / "redislink").is_symlink():
