@@ -88,7 +88,8 @@ class Lanes:
         """How many tags to foresee; 0 foresees none."""
         self.few = depth // 2
         """When a lane has only so many BLPOPs left, `go_on` posts more."""
-        self._seconds = blpop_seconds
+        self.seconds = blpop_seconds
+        """How long one BLPOP waits."""
         # How long to wait for a tag that nobody receives before the one that somebody wants:
         # yacl's operations share a counter, so a family's next tag often never comes.
         self._patience = max(_LEAST_PATIENCE, 2 * round_trip)
@@ -128,7 +129,7 @@ class Lanes:
                 self._distrust(lane)
                 self._abandon_mine(lane)
                 return None
-            element = lane.wait.read_posted(name, self._seconds)
+            element = lane.wait.read_posted(name, self.seconds)
         except BaseException:
             self._abandon_mine(lane)
             raise
@@ -198,7 +199,7 @@ class Lanes:
         count = self.depth - len(lane.posted)
         new = lane.following(count)
         try:
-            lane.wait.post([name for _, name in new], self._seconds)
+            lane.wait.post([name for _, name in new], self.seconds)
         except BrokerError:
             self._drop(lane)
             return

@@ -60,6 +60,9 @@ class Receiving:
                     lanes.go_on(lane)
                 return foreseen
             name = peer.in_list(tag)  # the edition may have changed
+            left = started + limit - time.monotonic()
+        else:
+            left = limit
         slice_ = self._first_slice
         missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
         wait = core.inbox.acquire()
@@ -74,7 +77,6 @@ class Receiving:
                     message = self._take(peer, tag, wait)
                     if not core.broker.in_process:
                         missing, size = delivery.missing(tag)
-            left = limit
             while message is None:
                 if left < slice_:
                     if left <= 0:
@@ -258,6 +260,11 @@ class Receiving:
                     message = self._take(peer, tag, wait)
             came = ""
             while message is None and came != tag:
+                # The lane's BLPOP stays where it is: the next receive of this tag reads it.
+                if limit < lanes.seconds and not lane.wait.wait_posted(
+                    max(0.0, started + limit - time.monotonic())
+                ):
+                    break
                 read = lanes.read(lane, tag)
                 if read is None:
                     break

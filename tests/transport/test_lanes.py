@@ -1,10 +1,11 @@
 """Lanes on a real broker: messages whose BLPOP is under way before they are asked for."""
 
 import random
+import time
 
 import pytest
 
-from redislink import Endpoint, EndpointClosed, RecvCancelled
+from redislink import Endpoint, EndpointClosed, RecvCancelled, RecvTimeout
 from redislink.broker import Broker
 from redislink.broker.inbox import Wait
 from redislink.transport import lanes as lanes_module
@@ -182,6 +183,20 @@ def test_cancelling_ends_a_receive_on_a_lane(pair):
     bob.cancel_recv("alice", "t")
     assert isinstance(result(waiting), RecvCancelled)
     exchange(alice, bob, ["t3", "t4", "t5"])
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05])
+def test_a_short_timeout_holds_on_a_lane_and_loses_nothing(pair, timeout):
+    alice, bob = pair(blpop_timeout=60)
+    exchange(alice, bob, ["t-1", "t-2", "t-3"])
+    lane = lanes(bob, "alice").lane_of("t-4")
+    assert lane is not None
+    began = time.monotonic()
+    with pytest.raises(RecvTimeout):
+        bob.recv("alice", "t-4", timeout=timeout)
+    assert time.monotonic() - began < 30  # and not the 60 of the BLPOP
+    exchange(alice, bob, ["t-4", "t-5"])
+    assert lanes(bob, "alice").lane_of("t-6") is lane
 
 
 def test_a_lane_is_not_given_up_for_another(pair):
