@@ -29,7 +29,7 @@ LEARNING = ("test_jax_lr", "test_jax_svm", "test_jax_kmeans")
 PARTIES = ("alice", "bob", "carol")
 PROGRAM = Path(__file__).parent / "programs" / "brpc_program.py"
 _SUM = [0, 111, 222, 333]
-_LIMIT = 900.0
+_LIMIT = 3600.0
 _LOOK = 1.0
 _GRACE = 15.0
 """Seconds that a process of unittest has to end after it has said its result."""
