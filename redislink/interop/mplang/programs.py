@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import subprocess
@@ -287,6 +288,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _end_with_input() -> None:
     sys.stdin.buffer.read()
+    logging.disable(logging.CRITICAL)  # that the others end too is no news
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(0)
