@@ -219,11 +219,17 @@ def tutorials(bench: Bench) -> list[Outcome]:
 
 
 def _results(text: str) -> list[tuple[str, list[float]]]:
-    """What a tutorial computes: the lines that say it, and the numbers in them."""
+    """What a tutorial computes: the lines that say it, and the numbers in them.
+
+    A value that was fetched over a wire is an array of NumPy's, in one process it is one of JAX's.
+    """
     keep = re.compile(r"^(Sum|Secure|Pipeline|SPU|Final|Result|weights|train|Direct|JIT)")
     number = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
     return [
-        (number.sub("", line).split("array")[0], [float(each) for each in number.findall(line)])
+        (
+            number.sub("", line).lower().split("array")[0],
+            [float(each) for each in number.findall(line)],
+        )
         for line in text.splitlines()
         if keep.match(line)
     ]
