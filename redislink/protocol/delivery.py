@@ -363,18 +363,23 @@ class Delivery:
         """
         return self._waits.overdue(now)
 
-    def missed_in_vain(self, tag: str, now: float) -> bool:
+    def missed_in_vain(self, tag: str, now: float, *, can_leave: bool = True) -> bool:
         """Have the peer push an overdue tag again.
 
+        Args:
+            tag: the tag.
+            now: monotonic seconds.
+            can_leave: whether the connection may be dead on which the message should come.
+
         Returns:
-            True if that was done before and did not help. Then the connection seems dead on which
-            the message should come: call `read_anew`.
+            True if that was done before and did not help. Then that connection seems dead: call
+            `read_anew`.
         """
         wait = self._waits.by_tag.get(tag)
         if wait is None or not self._peer_listens:
             return False
-        if wait.missed:
-            wait.missed = False  # if the line cannot be left, the peer is told again
+        if wait.missed and can_leave:
+            wait.missed = False
             return True
         self._complain(Says.OVERDUE, tag, now)
         self._waits.missed(wait, now)

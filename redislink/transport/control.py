@@ -217,14 +217,15 @@ class Control:
             purpose = wait.purpose
             if purpose is not None and purpose[0] == peer.name and purpose[1] in tags:
                 moved[purpose[1]] = wait.has_moved() or moved.get(purpose[1], False)
+        can_leave = not core.broker.in_process  # there, no connection can go silent
         silent, lost_one_lately = False, self._lines.lost_one_lately
         with core.talk(peer) as delivery:
             for tag, has_moved in moved.items():
                 if has_moved:
                     delivery.came_in_part(tag, now)
-                elif lost_one_lately or delivery.missed_in_vain(tag, now):
+                elif lost_one_lately or delivery.missed_in_vain(tag, now, can_leave=can_leave):
                     silent = True
-        if silent and not core.broker.in_process:  # there, no connection can go silent
+        if silent and can_leave:
             self._receiving.read_anew(peer)
 
     # -- while the control connection is silent: see `redislink.broker.inbox.Late` ---------------

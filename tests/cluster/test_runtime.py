@@ -40,9 +40,12 @@ def test_every_field_of_spu_is_known_or_refused() -> None:
     assert _fields(libspu.ClientSSLConfig) == set(ClientSslConfig.model_fields)
 
 
+SCHEMA = SpuRuntime.model_json_schema()
+
+
 def _choices(field: str) -> list[Any]:
     """Values that a field takes: each of a choice, else one that is not SPU's default."""
-    schema = SpuRuntime.model_json_schema()["properties"][field]["anyOf"][0]
+    schema = SCHEMA["properties"][field]["anyOf"][0]
     return schema.get("enum") or [{"boolean": True, "integer": 4099}[schema["type"]]]
 
 

@@ -722,7 +722,7 @@ class World:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_runs_that_nobody_leaves_complete_without_a_restart(seed, size):
     world = World(seed, size, restarts=0)
     world.run()
@@ -735,7 +735,7 @@ def test_runs_that_nobody_leaves_complete_without_a_restart(seed, size):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_runs_that_die_end_in_a_session_of_the_living(seed, size):
     world = World(1000 + seed, size, restarts=4)
     world.run()
