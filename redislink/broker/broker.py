@@ -33,7 +33,7 @@ from redislink.broker.credentials import Credentials, CredentialsCallable
 from redislink.broker.proxy import EgressProxy, or_the_proxy
 from redislink.broker.tls import Secured, TlsFiles
 from redislink.broker.topology import ClusterTopology, SentinelTopology, Topology
-from redislink.broker.url import Address, labels, parse_url, split_urls
+from redislink.broker.url import Address, BrokerUrl, labels, parse_url, split_urls
 from redislink.broker.wire import LISTING, HttpError, NotRespError, UnaskedError, WireError
 from redislink.errors import (
     BrokerAuthError,
@@ -136,7 +136,7 @@ class Broker:
             "socket_connect_timeout": self.timeout,
         }
         if self._in_process:
-            _fake_server(self._url.path)  # raises if fakeredis is not installed
+            _fake_server(self._url)  # raises if fakeredis is not installed
         elif self._url.kind == "sentinel":
             self._topology = SentinelTopology(self._url, self._ask_sentinel)
         elif self._url.kind == "cluster":
@@ -426,7 +426,7 @@ class Broker:
         if self._in_process:
             import fakeredis
 
-            server = _fake_server(self._url.path)  # of this process
+            server = _fake_server(self._url)  # of this process
             return fakeredis.FakeRedisConnection(server=server, **self._options)
         kind: Any
         where: dict[str, Any]
@@ -540,7 +540,7 @@ class Broker:
                 ) from None
 
 
-def _fake_server(name: str) -> Any:
+def _fake_server(url: BrokerUrl) -> Any:
     try:
         import fakeredis
     except ImportError:
@@ -548,9 +548,13 @@ def _fake_server(name: str) -> Any:
             "broker URL fakeredis://: fakeredis is not installed: "
             "run pip install 'redislink[testing]'"
         ) from None
-    # fakeredis' own sharing by host gives two servers to two threads that connect at once.
+    # To two threads that connect at once, fakeredis' own sharing by host may give two servers, and
+    # one server two databases of the same number.
     with _fake_servers_lock:
-        return _fake_servers.setdefault(name, fakeredis.FakeServer())
+        server = _fake_servers.setdefault(url.path, fakeredis.FakeServer())
+        for number in (0, url.database):
+            server.dbs[number]  # makes it
+    return server
 
 
 def _closed_after_handshake(error: BaseException) -> bool:

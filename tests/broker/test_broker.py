@@ -6,6 +6,7 @@ import pytest
 
 from redislink import BrokerAuthError, BrokerPermissionError, BrokerUnreachable
 from redislink.broker import Broker, EmbeddedBroker
+from redislink.broker.broker import _fake_servers
 
 
 def test_nobody_there():
@@ -60,3 +61,20 @@ def test_a_unix_socket(tmp_path):
     with EmbeddedBroker(options={"unixsocket": str(path)}):
         connection = Broker(f"unix://{path}").open()
         assert connection.execute(b"RPUSH", b"x", b"y", timeout=5) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "numbers"), [("fakeredis://one", {0}), ("fakeredis://two?db=3", {0, 3})]
+)
+def test_a_fakeredis_has_its_databases_before_two_threads_can_each_make_one(url, numbers):
+    """It makes one at the first use, without a lock: each thread would then talk to itself."""
+    Broker(url)
+    server = _fake_servers[url.partition("//")[2].partition("?")[0]]
+    assert set(server.dbs) == numbers
+    made = dict(server.dbs)
+    connections = [Broker(url).open() for _ in range(2)]
+    assert connections[0].execute(b"RPUSH", b"list", b"x", timeout=5) == 1
+    assert connections[1].execute(b"LLEN", b"list", timeout=5) == 1
+    assert all(server.dbs[number] is made[number] for number in numbers)
+    for connection in connections:
+        connection.close()
