@@ -6,10 +6,13 @@ Rules:
   that ends.
 - A directory that no process holds belongs to a dead run. Each start removes those of this user.
 - A forked process neither holds its parent's directory nor removes it.
+- What a signal interrupts, as SIGTERM may while a directory is being removed, is done when
+  the process ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -27,6 +30,8 @@ from redislink.forking import dies_in_child, let_go
 PREFIX: Final = "redislink-scratch-"
 """Prefix of locked directories only: version 0.1 had others, which it did not lock."""
 _ATTEMPTS: Final = 100
+_makers: Final[dict[Path, int]] = {}
+"""The directories in use, and the process that made each."""
 _PAUSE: Final = 0.02
 """Seconds between attempts to remove a directory that something still writes to."""
 
@@ -61,12 +66,21 @@ def scratch() -> Iterator[Scratch]:
     """
     remove_abandoned()
     made, maker = _make(), os.getpid()
+    _makers[made.path] = maker
     try:
         yield made
     finally:
         if os.getpid() == maker:
             remove(made.path)
         os.close(made.descriptor)
+        del _makers[made.path]
+
+
+@atexit.register
+def _remove_left() -> None:
+    for path, maker in list(_makers.items()):
+        if os.getpid() == maker:
+            remove(path)
 
 
 def remove_abandoned() -> None:

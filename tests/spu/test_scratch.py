@@ -135,3 +135,25 @@ def test_programs_that_call_libpsi_themselves(monkeypatch: pytest.MonkeyPatch) -
     with private_scratch():
         assert os.environ["TMPDIR"]
     assert "TMPDIR" not in os.environ
+
+
+def test_what_a_signal_interrupts_is_removed_at_the_end(tmp_path: Path) -> None:
+    """Its error may come anywhere, also in the middle of removing."""
+    code = (
+        "import shutil\n"
+        "from redislink.spu import scratch\n"
+        "remove = shutil.rmtree\n"
+        "def interrupted(*_, **__):\n"
+        "    shutil.rmtree = remove\n"
+        "    raise SystemExit(143)\n"
+        "with scratch.scratch() as made:\n"
+        "    (made.path / 'input.csv').write_text('digest')\n"
+        "    print(made.path, flush=True)\n"
+        "    shutil.rmtree = interrupted\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 143, done.stderr
+    assert done.stdout.startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
