@@ -133,6 +133,8 @@ class _Termination:
         if self.heard:  # the program may end before all parties are told
             self._sessions_ended.wait(_TELLING)
             self._abort_sessions()  # those that were just being made
+            # The error may have come in the middle of what removes them.
+            getattr(sys.modules.get("redislink.spu.scratch"), "remove_left", list)()
         self._put_back(self._theirs)
         has_ended(self)  # other files will get these numbers
         os.close(self._write_end)  # ends the listener

@@ -77,7 +77,8 @@ def scratch() -> Iterator[Scratch]:
 
 
 @atexit.register
-def _remove_left() -> None:
+def remove_left() -> None:
+    """Remove what this process made and could not remove."""
     for path, maker in list(_makers.items()):
         if os.getpid() == maker:
             remove(path)
