@@ -30,8 +30,6 @@ from redislink.forking import dies_in_child, let_go
 PREFIX: Final = "redislink-scratch-"
 """Prefix of locked directories only: version 0.1 had others, which it did not lock."""
 _ATTEMPTS: Final = 100
-_makers: Final[dict[Path, int]] = {}
-"""The directories in use, and the process that made each."""
 _PAUSE: Final = 0.02
 """Seconds between attempts to remove a directory that something still writes to."""
 
@@ -54,7 +52,12 @@ class Scratch:
 
     def die_in_child(self) -> None:
         """Let go of the lock, which would otherwise outlive the parent, with the files."""
+        _held.discard(self)
         let_go(self.descriptor)
+
+
+_held: Final[set[Scratch]] = set()
+"""Those of this process that are not removed yet."""
 
 
 @contextlib.contextmanager
@@ -65,23 +68,22 @@ def scratch() -> Iterator[Scratch]:
         OSError: the directory cannot be made.
     """
     remove_abandoned()
-    made, maker = _make(), os.getpid()
-    _makers[made.path] = maker
+    made = _make()
+    _held.add(made)
     try:
         yield made
     finally:
-        if os.getpid() == maker:
+        if made in _held:
             remove(made.path)
+            _held.discard(made)
         os.close(made.descriptor)
-        del _makers[made.path]
 
 
 @atexit.register
 def remove_left() -> None:
     """Remove what this process made and could not remove."""
-    for path, maker in list(_makers.items()):
-        if os.getpid() == maker:
-            remove(path)
+    for made in list(_held):
+        remove(made.path)
 
 
 def remove_abandoned() -> None:
