@@ -43,6 +43,14 @@ TrialDirOption = Annotated[
         show_default=False,
     ),
 ]
+ProgramArguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="ARGS",
+        help="Arguments of the program, passed on unchanged.",
+        show_default=False,
+    ),
+]
 ModuleOption = Annotated[
     bool,
     typer.Option("--module", "-m", help="PROGRAM is the name of a module, as after python -m."),

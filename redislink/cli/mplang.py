@@ -19,18 +19,20 @@ from redislink.cli.errors import EPILOG, Verbose, check_finite
 from redislink.cli.interop import (
     AliasOption,
     ModuleOption,
+    ProgramArguments,
     TrialDirOption,
     TrialOption,
     take_over,
 )
 from redislink.cli.output import group
-from redislink.cli.termination import ended_by_sigterm, sigterm_interrupts
+from redislink.cli.retries import Attempts
+from redislink.cli.run import run_as_main
+from redislink.cli.termination import sigterm_interrupts
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
-from redislink.errors import ConfigError, RedisLinkError
+from redislink.errors import ConfigError
 from redislink.files import open_in_place_of
 from redislink.settings import RedisLinkSettings
 from redislink.text import printable
-from redislink.transport.closing import leave_open_endpoints
 
 app = group("Run programs of MPLang (v2): workers and drivers that listen on no port.")
 _PROGRAM_FOLLOWS: Final = {"allow_interspersed_args": False}
@@ -171,14 +173,7 @@ def run(
     program: Annotated[
         str, typer.Argument(metavar="PROGRAM", help="Python file of the driver; with -m, a module.")
     ],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ARGS",
-            help="Arguments of the program, passed on unchanged.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: ProgramArguments = None,
     module: ModuleOption = False,
     trial: TrialOption = False,
     trial_dir: TrialDirOption = None,
@@ -220,27 +215,4 @@ def run(
             aliases=aliases, trial=trial, trial_dir=trial_dir, drives=True,
         )  # fmt: skip
         stack.callback(end_workers)  # before a trial's broker ends
-        _run_as_main(program, arguments or [], name, module=module)
-
-
-def _run_as_main(program: str, arguments: list[str], party: str, *, module: bool) -> None:
-    from redislink.interop.running import run_program
-
-    failed: BaseException | None = None
-    try:
-        with errors.say_progress(party), ended_by_sigterm(party):
-            try:
-                run_program(program, arguments, module=module)
-            except BaseException as error:
-                ends_well = isinstance(error, SystemExit) and error.code in (None, 0)
-                failed = None if ends_well else error
-                raise
-            finally:
-                leave_open_endpoints(failed)
-    except RedisLinkError as error:
-        errors.fail(error, party)
-    except KeyboardInterrupt:
-        errors.say(errors.with_party("interrupted", party))
-        raise SystemExit(int(errors.ExitCode.INTERRUPTED)) from None
-    except Exception as error:  # noqa: BLE001 - whatever the program raises is shown and ends it
-        errors.fail_program(error, program, party)
+        run_as_main(program, arguments or [], name, Attempts(0, 0), module=module)

@@ -17,6 +17,7 @@ from redislink.cli.errors import Verbose
 from redislink.cli.interop import (
     AliasOption,
     ModuleOption,
+    ProgramArguments,
     TrialDirOption,
     TrialOption,
     take_over,
@@ -35,14 +36,7 @@ def ppd(
             metavar="PROGRAM", help="Python file that imports examples.python.utils.distributed."
         ),
     ],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ARGS",
-            help="Arguments of the program, passed on unchanged.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: ProgramArguments = None,
     cluster: ClusterOption = None,
     party: PartyOption = None,
     identity: IdentityOption = None,

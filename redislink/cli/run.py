@@ -25,6 +25,7 @@ from redislink.cli.exchange import DataOption, ResultsOption, exchanged
 from redislink.cli.interop import (
     AliasOption,
     ModuleOption,
+    ProgramArguments,
     TrialDirOption,
     TrialOption,
     take_over,
@@ -43,14 +44,7 @@ def run(
     program: Annotated[
         str, typer.Argument(metavar="PROGRAM", help="Python file that every party runs.")
     ],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="ARGS",
-            help="Arguments of the program, passed on unchanged.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: ProgramArguments = None,
     cluster: ClusterOption = None,
     party: PartyOption = None,
     identity: IdentityOption = None,
