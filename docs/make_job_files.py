@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 from fields import code, descriptions
 from pydantic import BaseModel
 
-from redislink.jobs.policy import AgentLimits, JobLimits, Policy, Results, Rule, Window
+from redislink.jobs.policy import AgentLimits, JobLimits, Policy, Results, Rule
+from redislink.jobs.rules import Window
 from redislink.jobs.spec import JobSpec
 from redislink.jobs.units import show_duration
 

@@ -17,7 +17,8 @@ from redislink.cli.programs import ProgramsOption, store_at
 from redislink.cli.who import ClusterOption, PartyOption, resolve
 from redislink.errors import ConfigError
 from redislink.jobs.offer import Offer, new_job_id
-from redislink.jobs.policy import ANY, Action, Decision, Policy, Rule
+from redislink.jobs.policy import Action, Decision, Policy, Rule
+from redislink.jobs.rules import ANY
 from redislink.jobs.spec import JobSpec
 from redislink.jobs.store import Entry
 from redislink.jobs.units import show_duration, show_size

@@ -14,20 +14,13 @@ Rules:
 
 from __future__ import annotations
 
-import datetime
 import enum
-import os
-import re
-import stat
-import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -36,25 +29,28 @@ from pydantic import (
     model_validator,
 )
 
-from redislink.cluster.checked import as_value_error, error_at, parse_checked, reading
+from redislink.cluster.checked import as_value_error, error_at
 from redislink.cluster.yaml_text import YamlText
-from redislink.errors import ConfigError, ValueDecodeError
-from redislink.files import open_regular, read_opened
+from redislink.errors import ValueDecodeError
 from redislink.jobs.offer import Offer, check_digest
 from redislink.jobs.program import Program
+from redislink.jobs.rules import (
+    ANY,
+    STRICT,
+    NamedRule,
+    Names,
+    RuleFile,
+    Window,
+    check_each,
+)
 from redislink.jobs.schema import ArgumentSchema, SchemaProblem
 from redislink.jobs.store import Entry
 from redislink.jobs.units import Duration, Size, show_duration
 from redislink.protocol.list_names import check_name
 from redislink.text import one_line
 
-ANY: Final = "*"
 CLOCKS_DIFFER: Final = 300
 """Seconds by which a driver's clock may be ahead of this machine's."""
-_STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_TIME: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Action(enum.StrEnum):
@@ -121,106 +117,17 @@ class Decision:
     details: tuple[str, ...] = ()
 
 
-def read_policy(path: str | Path, source: str) -> str:
-    """Return the text of a policy file.
-
-    Args:
-        path: the file.
-        source: its name in errors.
-
-    Raises:
-        ConfigError: it cannot be read, or others may write to it.
-    """
-    with reading(source, "check the path given with --policy"), open_regular(path) as file:
-        found = os.fstat(file.fileno())
-        if found.st_uid not in (0, os.geteuid()) or found.st_mode & _OTHERS_WRITE:
-            raise ConfigError(
-                f"{source}: others may write to it, and so let anything run: check it, "
-                "then run chmod go-w on it, as its owner"
-            )
-        return read_opened(file, path)
-
-
 # -- the file --------------------------------------------------------------------------------
 
 
-def _as_list(value: Any) -> Any:
-    """One name stands for a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
 def _check_each(values: tuple[str, ...], what: str) -> tuple[str, ...]:
-    for value in values:
-        if value == ANY:
-            if len(values) > 1:
-                raise ValueError(f'"{ANY}" stands for all: write it alone, or list names')
-        elif what == "program" and value.startswith("sha256:"):
+    def check(value: str) -> None:
+        if what == "program" and value.startswith("sha256:"):
             as_value_error(lambda digest, _: check_digest(digest), value, what)
         else:
             as_value_error(check_name, value, what)
-    return values
 
-
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_list),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
-"""Names, a single name, or ``"*"``."""
-
-
-class Window(BaseModel):
-    """The times at which a rule matches.
-
-    Attributes:
-        days: days of the week, ``mon`` to ``sun``; all, if not given. A window that goes past
-            midnight belongs to the day on which it begins.
-        begins: local time from which on it matches, ``"HH:MM"`` in quotes.
-        ends: local time at which it no longer does; ``"24:00"`` is the end of the day. A time
-            before ``from`` is on the next day.
-        zone: a time zone, such as ``Europe/Berlin`` or ``UTC``, whose clocks count.
-    """
-
-    model_config = _STRICT
-    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = Field(
-        default=_DAYS, min_length=1
-    )
-    begins: str = Field(alias="from")
-    ends: str = Field(alias="to")
-    zone: str
-
-    @field_validator("begins", "ends")
-    @classmethod
-    def _valid_time(cls, text: str) -> str:
-        if not _TIME.fullmatch(text) and text != "24:00":
-            raise ValueError(f'{text!r:.40} is no time of day: write "HH:MM", as in "20:00"')
-        return text
-
-    @field_validator("zone")
-    @classmethod
-    def _valid_zone(cls, zone: str) -> str:
-        try:
-            zoneinfo.ZoneInfo(zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(
-                f"{zone!r:.80} is no time zone: use a name such as Europe/Berlin, or UTC"
-            ) from None
-        return zone
-
-    @model_validator(mode="after")
-    def _has_a_length(self) -> Window:
-        if self.begins == self.ends or self.begins == "24:00":
-            raise ValueError('is empty: write from: "00:00" and to: "24:00" for whole days')
-        return self
-
-    def holds(self, now: float) -> bool:
-        """Whether it holds at a time, in UTC seconds since 1970."""
-        local = datetime.datetime.fromtimestamp(now, zoneinfo.ZoneInfo(self.zone))
-        clock, today = f"{local:%H:%M}", local.weekday()
-        if self.begins < self.ends:
-            return self.begins <= clock < self.ends and _DAYS[today] in self.days
-        since_evening = clock >= self.begins and _DAYS[today] in self.days
-        return since_evening or (clock < self.ends and _DAYS[today - 1] in self.days)
+    return check_each(values, check)
 
 
 class Results(BaseModel):
@@ -230,7 +137,7 @@ class Results(BaseModel):
         to_driver: names of results that the driver may have.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     to_driver: Names = ()
 
     @field_validator("to_driver")
@@ -239,7 +146,7 @@ class Results(BaseModel):
         return _check_each(names, "result")
 
 
-class Rule(BaseModel):
+class Rule(NamedRule):
     """One rule. A condition that is not given holds for all offers; a rule with ``action: accept``
     gives those on ``driver``, ``program``, ``arguments`` and ``data``, if only as ``"*"``.
 
@@ -261,8 +168,6 @@ class Rule(BaseModel):
             (sizes).
     """
 
-    model_config = _STRICT
-    name: str = Field(min_length=1, max_length=100)
     action: Action
     driver: Names | None = None
     program: Names | None = None
@@ -278,13 +183,6 @@ class Rule(BaseModel):
     logs: Literal["to_driver", "none"] = "none"
     limits: JobLimits = JobLimits()
     _schema: ArgumentSchema | None = PrivateAttr(default=None)
-
-    @field_validator("name")
-    @classmethod
-    def _one_line(cls, name: str) -> str:
-        if one_line(name) != name:
-            raise ValueError("is not one line of printable characters: write it as one")
-        return name
 
     @field_validator("arguments", mode="before")
     @classmethod
@@ -307,6 +205,10 @@ class Rule(BaseModel):
                         f'"{ANY}" if all are meant'
                     )
         return self
+
+    def listed_data(self) -> tuple[str, ...]:
+        """As `NamedRule.listed_data`."""
+        return self.data or ()
 
     def mismatch(self, offer: Offer, now: float, party: str, name: str) -> str:
         """Why the rule does not match, in words for people here; "" if it matches.
@@ -347,7 +249,7 @@ class Rule(BaseModel):
             self._schema = ArgumentSchema(self.arguments)
 
 
-class Policy(BaseModel):
+class Policy(RuleFile):
     """A policy file.
 
     Attributes:
@@ -358,9 +260,8 @@ class Policy(BaseModel):
         longest_offer: how long offers may be valid; agents remember an offer for as long.
     """
 
-    model_config = _STRICT
+    WHAT: ClassVar[str] = "a policy is a mapping with rules and data"
     rules: tuple[Rule, ...] = ()
-    data: dict[str, Path] = {}
     limits: AgentLimits = AgentLimits()
     longest_offer: Duration = 7 * 86400
     _places: tuple[str, ...] = PrivateAttr(default=())
@@ -372,68 +273,14 @@ class Policy(BaseModel):
             return value  # else all of them are commented out
         return {} if info.field_name == "data" else ()
 
-    @field_validator("data")
-    @classmethod
-    def _valid_names(cls, data: dict[str, Path]) -> dict[str, Path]:
-        for name in data:
-            as_value_error(check_name, name, "data set")
-        return data
-
-    @field_validator("rules")
-    @classmethod
-    def _no_name_twice(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-        names = [rule.name for rule in rules]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two rules are named {name!r}: give each its own name")
-        return rules
-
-    @classmethod
-    def load(cls, path: str | Path) -> Policy:
-        """Read and validate a policy file.
-
-        Raises:
-            ConfigError: it cannot be read, others may write to it, or it is not valid; the message
-                names the line, the field and the remedy.
-        """
-        source = f"policy file {path}"
-        text = read_policy(path, source)
-        return cls.parse(text, source, Path(path).absolute().parent)
-
-    @classmethod
-    def parse(cls, text: str, source: str, directory: Path) -> Policy:
-        """Parse and validate the text of a policy file.
-
-        Args:
-            text: the YAML.
-            source: its name in errors.
-            directory: where relative paths of data sets begin.
-
-        Raises:
-            ConfigError: see `load`.
-        """
-        written = YamlText(text, source)
-        what = "a policy is a mapping with rules and data"
-        read = parse_checked(cls, written.content, source, what, written)
-        policy = read.model_copy(
-            update={"data": {name: directory / path for name, path in read.data.items()}}
-        )
-        for index, rule in enumerate(policy.rules):
-            unknown = set(rule.data or ()) - {ANY} - policy.data.keys()
-            if unknown:
-                raise error_at(
-                    source,
-                    ("rules", index, "data"),
-                    f"{min(unknown)!r} is no data set: add it under data, with its path",
-                    written,
-                )
-            try:
-                rule.compile()
-            except SchemaProblem as problem:
-                path = ("rules", index, "arguments", *problem.path)
-                raise error_at(source, path, problem.text, written) from None
-        policy._places = tuple(written.place(("rules", n)) for n in range(len(policy.rules)))
-        return policy
+    def _check_rule(self, index: int, source: str, written: YamlText) -> None:
+        super()._check_rule(index, source, written)
+        try:
+            self.rules[index].compile()
+        except SchemaProblem as problem:
+            path = ("rules", index, "arguments", *problem.path)
+            raise error_at(source, path, problem.text, written) from None
+        self._places = (*self._places, written.place(("rules", index)))
 
     def place(self, rule: str) -> str:
         """``, line N`` of the rule with a name."""

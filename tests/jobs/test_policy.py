@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from redislink.errors import ConfigError
 from redislink.jobs.offer import Offer
-from redislink.jobs.policy import Action, AgentLimits, Decision, JobLimits, Policy, Window
+from redislink.jobs.policy import Action, AgentLimits, Decision, JobLimits, Policy
+from redislink.jobs.rules import Window
 from redislink.jobs.store import Entry
 from redislink.values import encode_value
 from tests.jobs.examples import NOW, POLICY, a_program, an_offer

@@ -15,20 +15,19 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
-from redislink.cluster.checked import as_value_error, error_at, parse_checked
-from redislink.cluster.yaml_text import YamlText
+from redislink.cluster.checked import as_value_error
 from redislink.jobs.offer import check_digest
-from redislink.jobs.policy import ANY, Names, Window, read_policy
+from redislink.jobs.rules import ANY, STRICT, NamedRule, Names, RuleFile, Window, check_each
 from redislink.jobs.units import Duration
 from redislink.protocol.list_names import check_name
 from redislink.text import one_line
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 _PATTERN: Final = re.compile(r"[A-Za-z0-9_]+\.(?:[A-Za-z0-9_.]+\*?|\*)", re.ASCII)
 _CUSTOM_CALL: Final = re.compile(r"(?<![\w.])stablehlo\.custom_call @([A-Za-z0-9_.]+)\(", re.ASCII)
 _OF_SPU: Final = "spu."
@@ -189,11 +188,28 @@ class Limits(BaseModel):
             the worker's process if it computes on.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
     wall: Duration | None = None
 
 
-class Rule(BaseModel):
+def _check(name: str, what: str) -> None:
+    """Check one name in a condition.
+
+    Raises:
+        ValueError: it is not valid.
+    """
+    if what == "graph":
+        as_value_error(lambda digest, _: check_digest(digest), name, what)
+    elif what != "operations":
+        as_value_error(check_name, name, what)
+    elif not _PATTERN.fullmatch(name):
+        raise ValueError(
+            f"{name!r:.80} is no operation: write one such as spu.exec, or the beginning of some, "
+            "such as tensor.*"
+        )
+
+
+class Rule(NamedRule):
     """One rule. A condition that is not given holds for all graphs; a rule with ``action: accept``
     gives those on ``driver``, ``graph`` and ``operations``, if only as ``"*"``.
 
@@ -214,8 +230,6 @@ class Rule(BaseModel):
         limits: what it may use: ``wall`` (a duration).
     """
 
-    model_config = _STRICT
-    name: str = Field(min_length=1, max_length=100)
     action: Literal["accept", "refuse"]
     driver: Names | None = None
     graph: Names | None = None
@@ -227,31 +241,10 @@ class Rule(BaseModel):
     logs: Literal["to_driver", "none"] = "none"
     limits: Limits = Limits()
 
-    @field_validator("name")
-    @classmethod
-    def _one_line(cls, name: str) -> str:
-        if one_line(name) != name:
-            raise ValueError("is not one line of printable characters: write it as one")
-        return name
-
     @field_validator("driver", "graph", "operations", "data")
     @classmethod
     def _valid(cls, names: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
-        for name in names or ():
-            if name == ANY:
-                if len(names or ()) > 1:
-                    raise ValueError(f'"{ANY}" stands for all: write it alone, or list names')
-            elif info.field_name == "graph":
-                as_value_error(lambda digest, _: check_digest(digest), name, "graph")
-            elif info.field_name == "operations":
-                if not _PATTERN.fullmatch(name):
-                    raise ValueError(
-                        f"{name!r:.80} is no operation: write one such as spu.exec, or the "
-                        "beginning of some, such as tensor.*"
-                    )
-            else:
-                as_value_error(check_name, name, info.field_name)
-        return names
+        return names and check_each(names, partial(_check, what=info.field_name))
 
     @model_validator(mode="after")
     def _accepts_what_it_says(self) -> Rule:
@@ -263,6 +256,10 @@ class Rule(BaseModel):
                         f'"{ANY}" if all are meant'
                     )
         return self
+
+    def listed_data(self) -> tuple[str, ...]:
+        """As `NamedRule.listed_data`."""
+        return self.data or ()
 
     def mismatch(self, asked: Asked, now: float, sets: Mapping[str, str | None]) -> str:
         """Why the rule does not match, in words for people here; "" if it matches.
@@ -303,7 +300,7 @@ class Rule(BaseModel):
         return ""
 
 
-class Policy(BaseModel):
+class Policy(RuleFile):
     """A policy file of a worker.
 
     Attributes:
@@ -312,65 +309,9 @@ class Policy(BaseModel):
             names a table by the name or by the path.
     """
 
-    model_config = _STRICT
+    WHAT: ClassVar[str] = "a worker's policy is a mapping with rules and data"
     rules: tuple[Rule, ...] = ()
-    data: dict[str, Path] = {}
     _unrestricted: bool = PrivateAttr(default=False)
-
-    @field_validator("rules")
-    @classmethod
-    def _no_name_twice(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-        names = [rule.name for rule in rules]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two rules are named {name!r}: give each its own name")
-        return rules
-
-    @field_validator("data")
-    @classmethod
-    def _valid_names(cls, data: dict[str, Path]) -> dict[str, Path]:
-        for name in data:
-            as_value_error(check_name, name, "data set")
-        return data
-
-    @classmethod
-    def load(cls, path: str | Path) -> Policy:
-        """Read and validate a policy file.
-
-        Raises:
-            ConfigError: it cannot be read, others may write to it, or it is not valid; the message
-                names the line, the field and the remedy.
-        """
-        source = f"policy file {path}"
-        return cls.parse(read_policy(path, source), source, Path(path).absolute().parent)
-
-    @classmethod
-    def parse(cls, text: str, source: str, directory: Path) -> Policy:
-        """Parse and validate the text of a policy file.
-
-        Args:
-            text: the YAML.
-            source: its name in errors.
-            directory: where relative paths of data sets begin.
-
-        Raises:
-            ConfigError: see `load`.
-        """
-        written = YamlText(text, source)
-        what = "a worker's policy is a mapping with rules and data"
-        read = parse_checked(cls, written.content, source, what, written)
-        for index, rule in enumerate(read.rules):
-            unknown = set(rule.data or ()) - {ANY} - read.data.keys()
-            if unknown:
-                raise error_at(
-                    source,
-                    ("rules", index, "data"),
-                    f"{min(unknown)!r} is no data set: add it under data, with its path",
-                    written,
-                )
-        return read.model_copy(
-            update={"data": {name: directory / path for name, path in read.data.items()}}
-        )
 
     @classmethod
     def everything(cls) -> Policy:
