@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from redislink.interop.mplang.policy import (
     Refusal,
     look_at,
 )
+from tests.interop.mplang.stand_in import Graph, Operation
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -29,22 +29,6 @@ rules:
     graph: "*"
     operations: [simp.*, tensor.*, spu.exec]
 """
-
-
-@dataclass
-class Operation:
-    """As MPLang's."""
-
-    opcode: str
-    attrs: dict[str, Any] = field(default_factory=dict)
-    regions: list[Graph] = field(default_factory=list)
-
-
-@dataclass
-class Graph:
-    """As MPLang's."""
-
-    operations: list[Operation]
 
 
 def policy(text: str) -> Policy:
