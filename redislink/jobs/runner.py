@@ -28,13 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-import psutil
-
 from redislink.files import MOST_READ, read_text, replacing
 from redislink.jobs import child
 from redislink.jobs.cgroup import ControlGroup, ControlGroups
 from redislink.jobs.policy import JobLimits
-from redislink.jobs.usage import cpu_seconds, disk_bytes, family, marked, memory_bytes
+from redislink.jobs.usage import cpu_seconds, disk_bytes, family, has_exited, marked, memory_bytes
 from redislink.session.supervisor import MOST_BYTES, make_line
 from redislink.text import one_line
 
@@ -282,10 +280,7 @@ class Running:
         if hasattr(os, "waitid"):
             options = os.WEXITED | os.WNOHANG | os.WNOWAIT
             return os.waitid(os.P_PID, self.pid, options) is not None
-        try:
-            return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:  # what psutil raises for some zombies, too
-            return True
+        return has_exited(self.pid)
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -403,9 +398,9 @@ def outcome_before(directory: Path) -> Outcome | None:
 def end_leftovers(directory: Path) -> int:
     """End whatever processes of a job are still there; return how many."""
     found = marked(_mark(directory))
-    for process in found:
+    for pid in found:
         with contextlib.suppress(OSError):
-            os.kill(process.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     return len(found)
 
 
