@@ -1,13 +1,16 @@
-"""Write the API reference, as HTML, from the docstrings of the public names.
+"""The Python reference, as HTML, from the docstrings of the public names.
 
-python docs/make_reference.py DIRECTORY
+The site shows it (``docs/site_hooks.py``). ``python docs/make_reference.py DIRECTORY`` writes what
+stands in its pages, without the frame.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -103,8 +106,9 @@ def is_shown(member: Any) -> bool:
     return member.name not in INTERNAL.get(owner, ())
 
 
-def write(directory: Path) -> None:
-    """Write one page per module of `MODULES`, and ``index.html``."""
+@functools.cache
+def render() -> dict[str, str]:
+    """The content of each module's page, as HTML, by the module's name."""
     import pdoc  # `MODULES` is of use without it
     from pdoc import docstrings
 
@@ -117,9 +121,14 @@ def write(directory: Path) -> None:
         module = importlib.import_module(name)
         for public in getattr(module, "__all__", ()):
             getattr(module, public)
-    pdoc.pdoc(*MODULES, output_directory=directory)
+    modules = {name: pdoc.doc.Module(importlib.import_module(name)) for name in MODULES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # pdoc warns of what it cannot resolve
+        return {name: pdoc.render.html_module(each, modules) for name, each in modules.items()}
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
-    print(Path(sys.argv[1], "index.html"))
+    for name, html in render().items():
+        page = Path(sys.argv[1], *name.split(".")).with_suffix(".html")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(html, encoding="utf-8")

@@ -90,6 +90,22 @@ def test_the_script_makes_a_chain_and_writes_over_nothing(tmp_path: Path) -> Non
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_the_script_signs_a_key_that_it_never_sees(tmp_path: Path) -> None:
+    asked = make_certificates(str(tmp_path / "alice"), "request", "alice")
+    (key,) = re.findall(r"the key is ([0-9a-f]{64})", asked.stdout)
+    request = str(tmp_path / "alice" / "alice.csr")
+    signed = make_certificates(str(tmp_path / "ca"), "sign", request)
+    assert f"its key is {key}" in signed.stdout
+    assert not (tmp_path / "ca" / "alice.key").exists()
+    again = make_certificates(str(tmp_path / "ca"), "sign", request)
+    assert "is there already, and stays" in again.stderr
+    (tmp_path / "bob.csr").write_bytes(b"no request")
+    assert (
+        "is no request"
+        in make_certificates(str(tmp_path / "ca"), "sign", str(tmp_path / "bob.csr")).stderr
+    )
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "-x", "a b", "a\nb", "$(id)", ""])
 def test_the_script_refuses_what_is_no_name(tmp_path: Path, name: str) -> None:
     assert make_certificates(str(tmp_path / "made"), "client", name).returncode == 2
