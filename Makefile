@@ -124,9 +124,16 @@ bench-mplang: $(STAMP)
 	    --constraint constraints.txt mplang-nightly==0.1.dev343 spu psutil \
 	  && touch $(MPLANG)/.installed; } || echo "mplang-nightly is not to be had here: not measured" >&2
 
-docs: $(STAMP)  ## the API reference from the docstrings, in build/docs
-	rm -rf build/docs
-	$(PY) -W error::UserWarning docs/make_reference.py build/docs
+# Silences an advertisement that Material prints at each start.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+.PHONY: docs-serve
+docs: $(STAMP)  ## the site, with the Python reference: build/docs/index.html, works from disk
+	$(MKDOCS) build --quiet
+	@echo build/docs/index.html
+
+SERVE_ARGS ?=
+docs-serve: $(STAMP)  ## the site at http://127.0.0.1:8000, made anew when a page changes
+	$(MKDOCS) serve $(SERVE_ARGS)
 
 lock:  ## write constraints.txt anew, from a clean venv with the newest versions
 	.ci/lock $$(.ci/fastest-python $(PYTHON))

@@ -137,8 +137,15 @@ def dials() -> Picture:
     it.words(22, 172, "each one's firewall:", "", "start")
     it.words(22, 190, "only out, to one port", "", "start")
     it.words(480, 360, "No arrow leads down: the broker dials nobody, and nothing dials a party.")
-    it.words(480, 385, "On the way: TLS if you use rediss://, an egress proxy if you have one.", "quiet")
-    it.words(480, 408, "Only with link mode brpc, or a beaver server, do parties dial each other.", "quiet")
+    it.words(
+        480, 385, "On the way: TLS if you use rediss://, an egress proxy if you have one.", "quiet"
+    )
+    it.words(
+        480,
+        408,
+        "Only with link mode brpc, or a beaver server, do parties dial each other.",
+        "quiet",
+    )
     return it
 
 
@@ -156,8 +163,21 @@ def trust() -> Picture:
         it.words(x + 145, 68, name, "head")
         it.box(x + 25, 85, 240, 62, ["data in clear", "only here"])
         it.box(x + 25, 160, 240, 62, ["private key", "mode 0600, never leaves"])
-        it.box(x + 25, 235, 240, 82, ["party's process", "shares, results for it;", "policy decides what runs"])
-    it.box(365, 390, 230, 130, ["broker", "sees names, tags,", "sizes, times; no key", "can stop, cannot read"], "bad")
+        it.box(
+            x + 25,
+            235,
+            240,
+            82,
+            ["party's process", "shares, results for it;", "policy decides what runs"],
+        )
+    it.box(
+        365,
+        390,
+        230,
+        130,
+        ["broker", "sees names, tags,", "sizes, times; no key", "can stop, cannot read"],
+        "bad",
+    )
     it.arrow("M150 342 V455 H360", both=True)
     it.arrow("M810 342 V455 H600", both=True)
     it.words(255, 445, "TLS, own user")
@@ -170,7 +190,13 @@ def trust() -> Picture:
     it.words(480, 106, "each other: to follow the protocol,")
     it.words(480, 128, "and not to collude where it says so")
     it.words(480, 150, "the broker: with nothing but service", "quiet")
-    it.words(30, 545, "Green: may see data in clear. Red: must not, and need not be trusted with it.", "quiet", "start")
+    it.words(
+        30,
+        545,
+        "Green: may see data in clear. Red: must not, and need not be trusted with it.",
+        "quiet",
+        "start",
+    )
     return it
 
 
@@ -201,14 +227,25 @@ def message() -> Picture:
         if number:
             it.arrow(f"M150 {y - 20} V{y - 3}")
             it.arrow(f"M805 {y - 2} V{y - 19}")
-    it.box(370, 270, 220, 88, ["a list of bob's", "session, alice, bob, tag", "sealed; gone when taken"], "broker")
+    it.box(
+        370,
+        270,
+        220,
+        88,
+        ["a list of bob's", "session, alice, bob, tag", "sealed; gone when taken"],
+        "broker",
+    )
     it.arrow("M262 329 H366")
     it.words(314, 316, "RPUSH")
     it.arrow("M592 329 H676")
     it.words(634, 316, "BLPOP")
     it.arrow("M805 362 V415 H150 V362", "quietly")
     it.words(480, 405, "acknowledgement, by the same way back: alice forgets the message", "quiet")
-    it.words(480, 448, "The broker restarts empty, evicts or loses? Bob notices a gap, and alice sends again.")
+    it.words(
+        480,
+        448,
+        "The broker restarts empty, evicts or loses? Bob notices a gap, and alice sends again.",
+    )
     return it
 
 
@@ -249,8 +286,15 @@ def job() -> Picture:
     it.arrow("M835 132 V165 H690 V196")
     it.arrow("M100 132 V326", "quietly")
     it.arrow("M540 132 V326", "quietly")
-    it.words(480, 430, "States travel in sealed letters: a driver or an agent may be away meanwhile.")
-    it.words(480, 453, "Each organisation keeps its own audit record of what it decided, ran and let out.", "quiet")
+    it.words(
+        480, 430, "States travel in sealed letters: a driver or an agent may be away meanwhile."
+    )
+    it.words(
+        480,
+        453,
+        "Each organisation keeps its own audit record of what it decided, ran and let out.",
+        "quiet",
+    )
     return it
 
 
@@ -280,7 +324,11 @@ def resume() -> Picture:
     it.box(110, 350, 266, 62, ["journals", "one per party, sealed with its key"])
     it.arrow("M240 310 V346", "quietly")
     it.arrow("M378 381 H635 V316", "quietly")
-    it.words(480, 446, "Only the step under way is lost. The parties agree on the last step that all of them have.")
+    it.words(
+        480,
+        446,
+        "Only the step under way is lost. The parties agree on the last step that all of them have.",
+    )
     return it
 
 

@@ -49,9 +49,13 @@ def render() -> str:
     parts = [HEAD]
     for name, field in RedisLinkSettings.model_fields.items():
         if name in SECTIONS:
-            parts.append(f"\n## {SECTIONS[name]}\n\n| setting | default | meaning |\n|---|---|---|\n")
+            parts.append(
+                f"\n## {SECTIONS[name]}\n\n| setting | default | meaning |\n|---|---|---|\n"
+            )
         description = code(field.description or "")
-        parts.append(f"| `REDISLINK_{name.upper()}` | {_default(field.default)} | {description} |\n")
+        parts.append(
+            f"| `REDISLINK_{name.upper()}` | {_default(field.default)} | {description} |\n"
+        )
     return "".join(parts)
 
 

@@ -194,7 +194,9 @@ def _seconds(value: float) -> str:
 def _bytes(value: float) -> str:
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if value >= unit:
-            return f"{value / unit:.2g} {name}" if value < 10 * unit else f"{value / unit:.0f} {name}"
+            return (
+                f"{value / unit:.2g} {name}" if value < 10 * unit else f"{value / unit:.0f} {name}"
+            )
     return f"{value / 1e3:.0f} kB"
 
 

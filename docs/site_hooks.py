@@ -1,17 +1,17 @@
 """What MkDocs needs to know of this repository; see ``mkdocs.yml``.
 
 Rules: a page has one source, where it stands in the repository. The pages of the Python reference
-are made from the docstrings (`make_reference`), the schemas from the models that read the files.
+are made from the docstrings (`make_reference`). What is built loads nothing from the network.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any, Final
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.toc import get_toc
 
@@ -24,7 +24,7 @@ import make_reference  # noqa: E402
 PAGES: Final = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (
-        *ROOT.glob("*.md"), *HERE.glob("**/*.md"), *ROOT.glob("examples/*.md"),
+        *ROOT.glob("*.md"), *HERE.glob("**/*.md"), *ROOT.glob("examples/**/*.md"),
         *ROOT.glob("deploy/**/*.md"),
     )
 )  # fmt: skip
@@ -33,6 +33,9 @@ PLACES: Final = {"docs/README.md": "index.html", "README.md": "quick-start.html"
 """Pages that stand elsewhere on the site."""
 API: Final = "api"
 _LINK: Final = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)|src=\"([^\"]+)\"")
+_LOADED: Final = re.compile(
+    r"<(?:script|img|iframe|source|link(?![^>]*rel=.canonical))\b[^>]*\b(?:src|href)=.?https?://[^>]*"
+)
 _HEADING: Final = re.compile(r'<h([23]) id="([^"]*)">(.*?)<a class="headerlink"', re.DOTALL)
 
 
@@ -53,7 +56,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the repository's pages, what they show, the reference and the schemas."""
+    """Add the repository's pages, what they show, and the reference."""
     added = set[str]()
     for page in PAGES:
         file = File.generated(config, page, abs_src_path=str(ROOT / page))
@@ -88,6 +91,13 @@ def on_page_content(content: str, *, page: Any, config: Any, files: Files) -> st
     html = make_reference.render()[name]
     page.toc = get_toc(_contents(html))
     return html
+
+
+def on_post_build(*, config: Any) -> None:
+    """Refuse a site that would load anything from the network."""
+    for path in Path(config.site_dir).rglob("*.html"):
+        if found := _LOADED.search(path.read_text(encoding="utf-8")):
+            raise PluginError(f"{path}: would load {found[0]} from the network")
 
 
 def _api_page(module: str) -> str:
