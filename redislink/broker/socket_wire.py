@@ -52,7 +52,7 @@ from redislink.broker.wire import (
 _BUFFER_BYTES: Final = 72 << 10
 """Enough to read a message of 64 KiB, with all that surrounds it, at once."""
 _STEP: Final = 16 << 20
-_LARGEST_KEPT: Final = 4 << 20
+_LARGEST_KEPT: Final = (4 << 20) + (4 << 10)
 _LEAST_RATE: Final = 16 << 10
 """The least rate of a large bulk, in bytes per second, so that a slow broker blocks nobody."""
 _MAX_PIECES: Final = 512

@@ -8,11 +8,16 @@ Rules:
   still be under way (`Data.previous`).
 - Chunks that contradict each other, or that form no legal message, are the fault of the peer or of
   the broker: `FrameError`.
+- The chunks of a large message are opened in their place in it, so that it is never there twice.
+  The place of a chunk is lent once: whoever opens there may find that the chunk is not genuine, and
+  leaves anything there. Then the genuine one is kept apart, and all are joined in the end.
 """
 
 from __future__ import annotations
 
 import heapq
+import io
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +32,9 @@ OVERHEAD: Final = 128
 """Counted for each chunk on top of its bytes, so that many small chunks fill a limit too."""
 _ENOUGH: Final = 64
 """With so many chunks, the time that the last one takes from the broker hardly matters."""
+_SHARE: Final = 8
+"""There is room for a whole message once this part of it, an eighth, has come: a peer that says how
+much will come, and sends little of it, takes little of our memory."""
 _TOO_FEW: Final = 8
 """A message of fewer chunks of the least size is not worth cutting: see `choose`."""
 
@@ -86,8 +94,57 @@ class _Partial:
     previous: int
     encoding: Encoding
     chunks: dict[int, bytes] = field(default_factory=dict)
+    """The chunks that are not in their place."""
     size: int | None = None
     """Size of each chunk but the last, in bytes; None until one of these has arrived."""
+    arrived: int = 0
+    total: int = 0
+    """Size of the chunks that have arrived, in bytes."""
+    room: io.BytesIO | None = None
+    """The chunks that are in their place."""
+    lent: dict[int, memoryview | None] = field(default_factory=dict)
+    """The places that were lent, or are filled."""
+    counted: int = 0
+    """What `Reassembly.bytes` has of it."""
+
+    def make_room(self, size: int) -> io.BytesIO:
+        """Give each chunk its place; ``size`` is that of a whole one.
+
+        `BytesIO` fills a bytes object through a view, and then hands out that very object. The
+        memory for it is asked for as zeros, and takes no room before something is written there.
+        """
+        self.room = room = io.BytesIO(bytes(self.parts * size))
+        self.counted += self.parts * size - self.total
+        for part in list(self.chunks):
+            self.put(part, self.chunks.pop(part))
+        return room
+
+    def put(self, part: int, body: bytes | memoryview) -> bool:
+        """Copy a chunk to its place; False if it has none, or that was lent."""
+        if self.room is None or self.size is None or part in self.lent:
+            return False
+        start = part * self.size
+        with self.room.getbuffer() as view:
+            view[start : start + len(body)] = body
+        self.lent[part] = None
+        return True
+
+    def whole(self) -> bytes:
+        """Return the message, which has arrived."""
+        room, chunks, size = self.room, self.chunks, self.size
+        if self.parts == 1:
+            return chunks[0]
+        if room is None or size is None:
+            return b"".join(chunks[part] for part in range(self.parts))
+        if not chunks:  # then whatever was lent is filled and given back
+            room.truncate(self.total)
+            return room.getvalue()
+        ends = [min(self.total, (part + 1) * size) for part in range(self.parts)]
+        with room.getbuffer() as view:
+            return b"".join(
+                chunks[part] if part in chunks else view[part * size : end]
+                for part, end in enumerate(ends)
+            )
 
     def agrees_with(self, frame: Data) -> bool:
         return (self.parts, self.previous, self.encoding) == (
@@ -128,14 +185,58 @@ def _check_size(frame: Data, size: int, partial: _Partial | None) -> None:
 class Reassembly:
     """What has arrived from one peer and was not yet taken, by tag. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = sys.maxsize) -> None:
+        """Args: the bytes up to which there is room for whole messages of which a part has come."""
+        self._most = most
         self.tags: dict[str, _Tag] = {}
         """The tags for which a message or a chunk is kept."""
         self.bytes = 0
-        """Size of all that is kept, with `OVERHEAD` added for each chunk or whole message."""
+        """Size of all that is kept, with `OVERHEAD` added for each chunk or whole message; of a
+        message for which there is room, the size of that."""
 
-    def add(self, tag: str, frame: Data, body: bytes, received: ReceivedNumbers) -> None:
+    def lend(
+        self, tag: str, frame: Data, size: int, received: ReceivedNumbers
+    ) -> memoryview | None:
+        """Lend the place of a chunk in its message, for its body to be written there.
+
+        Args:
+            tag: the tag of the list that it came from.
+            frame: the chunk's frame; anybody may have made it up.
+            size: of its body, in bytes.
+            received: as for `add`.
+
+        Returns:
+            The place, for `add`. None if there is none for such a chunk, or it was lent before.
+        """
+        entry = self.tags.get(tag)
+        partial = None if entry is None else entry.partial.get(frame.seq - frame.part)
+        if partial is None or partial.size is None or frame.seq in received:
+            return None
+        is_last = frame.part == frame.parts - 1
+        fits = size == partial.size or (is_last and 0 < size < partial.size)
+        if not fits or not partial.agrees_with(frame) or frame.part in partial.lent:
+            return None
+        room = partial.room
+        if room is None:
+            more = partial.parts * partial.size - partial.total
+            if partial.arrived * _SHARE < partial.parts or self.bytes + more > self._most:
+                return None
+            room = partial.make_room(partial.size)
+            self.bytes += more
+        start = frame.part * partial.size
+        place = partial.lent[frame.part] = room.getbuffer()[start : start + size]
+        return place
+
+    def add(
+        self, tag: str, frame: Data, body: bytes | memoryview, received: ReceivedNumbers
+    ) -> None:
         """Keep a chunk whose number is not yet in ``received``, and add the number there.
+
+        Args:
+            tag: the tag of the list that it came from.
+            frame: the chunk's frame.
+            body: its body, or the place that `lend` returned for it, which this takes back.
+            received: the numbers that came from this peer.
 
         Raises:
             FrameError: the chunk contradicts an earlier one of the same message, or cannot belong
@@ -148,21 +249,32 @@ class Reassembly:
             raise FrameError("two chunks of one message disagree about it")
         if frame.parts > 1:
             _check_size(frame, len(body), partial)
+        size = len(body)
         received.add(frame.seq)
-        self.bytes += len(body) + OVERHEAD
         self.tags[tag] = entry
         # Nearly always: a whole message; none before it is under way, and none waits for it.
         if frame.parts == 1 and not frame.previous and not entry.followers:
-            entry.ready.append((body, frame.encoding))
+            self.bytes += size + OVERHEAD
+            entry.ready.append((bytes(body), frame.encoding))
             return
         if partial is None:
             partial = _Partial(frame.parts, frame.previous, frame.encoding)
             entry.partial[first] = partial
             if entry.is_under_way(frame.previous, received):
                 entry.followers.setdefault(frame.previous, []).append(first)
-        partial.chunks[frame.part] = body
+        counted = OVERHEAD
+        if type(body) is memoryview and partial.lent.get(frame.part) is body:
+            body.release()
+            partial.lent[frame.part] = None
+        elif not partial.put(frame.part, body):
+            partial.chunks[frame.part] = bytes(body)
+            counted += size
+        partial.arrived += 1
+        partial.total += size
+        partial.counted += counted
+        self.bytes += counted
         if frame.part < frame.parts - 1:
-            partial.size = len(body)
+            partial.size = size
         self._hand_out(entry, first, received)
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
@@ -195,7 +307,7 @@ class Reassembly:
         if entry is None or not entry.partial:
             return 0, 0
         partial = entry.partial[min(entry.partial)]
-        return partial.parts - len(partial.chunks), max(map(len, partial.chunks.values()))
+        return partial.parts - partial.arrived, partial.size or partial.total
 
     def _hand_out(self, entry: _Tag, first: int, received: ReceivedNumbers) -> None:
         """Make a message ready if nothing is missing, then those that waited for it, in order."""
@@ -203,14 +315,12 @@ class Reassembly:
         while candidates:
             first = heapq.heappop(candidates)
             partial = entry.partial.get(first)
-            if partial is None or len(partial.chunks) < partial.parts:
+            if partial is None or partial.arrived < partial.parts:
                 continue
             if entry.is_under_way(partial.previous, received):
                 continue
-            body = partial.chunks[0]
-            if partial.parts > 1:
-                body = b"".join(partial.chunks[part] for part in range(partial.parts))
-                self.bytes -= (partial.parts - 1) * OVERHEAD
+            body = partial.whole()
+            self.bytes += len(body) + OVERHEAD - partial.counted
             entry.ready.append((body, partial.encoding))
             del entry.partial[first]
             for follower in entry.followers.pop(first, ()):

@@ -91,6 +91,7 @@ class Delivery:
         self.send_at_once = sending.send_at_once
         self.confirm = sending.confirm
         self.take = receiving.take
+        self.lend = receiving.lend
         # Liveness and ending.
         self._silent_for = 0.0
         self._last_listened = now
@@ -204,13 +205,13 @@ class Delivery:
     # -- receiving -------------------------------------------------------------------------
 
     def receive_data(
-        self, tag: str, frame: Frame, body: bytes, now: float, *, take: bool = False
+        self, tag: str, frame: Frame, body: bytes | memoryview, now: float, *, take: bool = False
     ) -> tuple[bytes, Encoding] | None:
         """Process a frame from the data list of ``tag``.
 
         Args:
             tag: the list's tag.
-            frame, body: the frame and its body.
+            frame, body: the frame and its body, or the place that `lend` returned for the body.
             now: monotonic seconds.
             take: whether to `take` the tag's next message too.
 

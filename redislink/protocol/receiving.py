@@ -49,7 +49,7 @@ class Receiving:
         """We read the data lists of this edition."""
         self._ack_delay = timing.ack_delay
         self._stats = stats
-        self._reassembly = chunking.Reassembly()
+        self._reassembly = chunking.Reassembly(timing.peer_memory_bytes)
         self.kept: Container[str] = self._reassembly.tags
         """The tags for which a message, or a part of one, was received and not yet taken."""
         self.waits = Waits(timing)
@@ -77,7 +77,11 @@ class Receiving:
         self._count(tag, length, now)
         return True
 
-    def add(self, tag: str, frame: Data, body: bytes, now: float) -> bool:
+    def lend(self, tag: str, frame: Data, size: int) -> memoryview | None:
+        """Lend the place of a chunk in its message: see `chunking.Reassembly.lend`."""
+        return self._reassembly.lend(tag, frame, size, self.received)
+
+    def add(self, tag: str, frame: Data, body: bytes | memoryview, now: float) -> bool:
         """Receive a chunk; return False and drop it if it is a duplicate.
 
         Raises:
@@ -86,8 +90,9 @@ class Receiving:
         if frame.seq in self.received:
             self._stats.duplicates_dropped += 1
             return False
+        length = len(body)  # if it was lent, it is taken back
         self._reassembly.add(tag, frame, body, self.received)
-        self._count(tag, len(body), now)
+        self._count(tag, length, now)
         return True
 
     def _count(self, tag: str, length: int, now: float) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -56,6 +57,11 @@ SEAL_BYTES: Final = 16
 """How many bytes sealing adds to a body."""
 
 
+Lend = Callable[[Data, int], memoryview | None]
+"""Given a chunk's frame, of which nothing is known to be true, and the size of its body, returns
+where to write the body; None if there is no place for it."""
+
+
 class Codec(Protocol):
     """Turns frames into list elements and back, for one peer."""
 
@@ -82,8 +88,13 @@ class Codec(Protocol):
         """Return the element in one piece."""
         return b"".join(self.encode_parts(name, frame, body))
 
-    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+    def decode_untrusted(
+        self, name: bytes, element: BytesLike, lend: Lend | None = None
+    ) -> tuple[Frame, bytes | memoryview]:
         """Return the frame and body of an element popped from list ``name``.
+
+        The body of a chunk is the place that ``lend`` returns for it, if it returns one. If this
+        raises, anything may be written there.
 
         Raises:
             FrameError: it is not a frame from the peer.
@@ -118,9 +129,15 @@ class PlainCodec(Codec):
     ) -> tuple[bytes, bytes | memoryview]:
         return encode_whole_header(seq, encoding, acked), body
 
-    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+    def decode_untrusted(
+        self, name: bytes, element: BytesLike, lend: Lend | None = None
+    ) -> tuple[Frame, bytes | memoryview]:
         frame, body = decode_untrusted(element)
-        return frame, bytes(body)
+        place = _place(frame, len(body), lend)
+        if place is None:
+            return frame, bytes(body)
+        place[:] = body
+        return frame, place
 
     def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
         whole = decode_whole_header_untrusted(element)
@@ -154,8 +171,10 @@ class AnyEdition(Codec):
     ) -> tuple[bytes, bytes | memoryview]:
         return self._codec.encode_whole(self._first(name), seq, encoding, acked, body)
 
-    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
-        return self._codec.decode_untrusted(self._first(name), element)
+    def decode_untrusted(
+        self, name: bytes, element: BytesLike, lend: Lend | None = None
+    ) -> tuple[Frame, bytes | memoryview]:
+        return self._codec.decode_untrusted(self._first(name), element, lend)
 
     def decode_whole_untrusted(self, name: bytes, element: BytesLike) -> Whole | None:
         return self._codec.decode_whole_untrusted(self._first(name), element)
@@ -226,7 +245,9 @@ class SealedCodec(Codec):
             scratch = self._thread.scratch = bytearray(size)
         return memoryview(scratch)[:size]
 
-    def decode_untrusted(self, name: bytes, element: BytesLike) -> tuple[Frame, bytes]:
+    def decode_untrusted(
+        self, name: bytes, element: BytesLike, lend: Lend | None = None
+    ) -> tuple[Frame, bytes | memoryview]:
         """Implement `Codec.decode_untrusted`.
 
         Raises:
@@ -239,7 +260,14 @@ class SealedCodec(Codec):
         header = element[:body_at]
         body = element[body_at:] if len(element) < _SMALL else memoryview(element)[body_at:]
         if type(frame) is Data:
-            return frame, _open(self._data_in, frame.seq, body, name + header)
+            place = _place(frame, len(body) - SEAL_BYTES, lend)
+            if place is None:
+                return frame, _open(self._data_in, frame.seq, body, name + header)
+            try:
+                self._data_in.decrypt_into(_nonce(0, frame.seq), body, name + header, place)
+            except InvalidTag:
+                raise _does_not_open() from None
+            return frame, place
         if not isinstance(frame, Sealed):
             raise SealError(f"a {frame.kind.name} frame that is not sealed")
         inner = _open(self._control_in, frame.number, body, name + header)
@@ -317,6 +345,10 @@ def _open(key: AESGCM, number: int, sealed: BytesLike, authenticated: bytes) -> 
         return key.decrypt(_nonce(0, number), sealed, authenticated)
     except InvalidTag:
         raise _does_not_open() from None
+
+
+def _place(frame: Frame, size: int, lend: Lend | None) -> memoryview | None:
+    return lend(frame, size) if lend is not None and type(frame) is Data else None
 
 
 def _does_not_open() -> SealError:

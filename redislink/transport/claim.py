@@ -50,7 +50,10 @@ _RENEWALS: Final = 2
 _TOLERANCE_MS: Final = 50
 _LEASES: Final = 3
 """So many leases are the longest that a claim is waited for."""
-_PINGS: Final = 3
+_LEAST_PINGS: Final = 3
+_MOST_PINGS: Final = 20
+_PING_SECONDS: Final = 0.01
+"""Where the broker is near, it is asked for so long: a machine that is busy delays most answers."""
 _LAST_WORDS_TTL: Final = 120
 """Seconds that peers have time to hear them."""
 _NO_EXPIRY: Final = -1
@@ -301,11 +304,14 @@ class PartyClaim:
 
     def _measure(self, connection: BrokerConnection) -> None:
         if self.round_trip == float("inf"):
-            for _ in range(_PINGS):
+            end = time.monotonic() + _PING_SECONDS
+            for number in range(_MOST_PINGS):
                 started = time.monotonic()
+                if number >= _LEAST_PINGS and started > end:
+                    break
                 self._call(connection, b"PTTL", self._key)
                 self.round_trip = min(self.round_trip, time.monotonic() - started)
-                self.last_round_trip = self.round_trip
+            self.last_round_trip = self.round_trip
 
     def _set(self, connection: BrokerConnection) -> bool:
         lease = b"PX", self._lease_ms

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final, NoReturn
 
 from redislink.broker.inbox import Interrupted, Wait
@@ -18,7 +19,7 @@ from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, FrameError, PeerError, RecvCancelled, RecvTimeout
 from redislink.protocol import list_names
-from redislink.protocol.frame import Encoding, is_fragment
+from redislink.protocol.frame import Data, Encoding, is_fragment
 from redislink.transport.core import Core
 from redislink.transport.lanes import Lane
 from redislink.transport.peer import Party, Peer
@@ -318,7 +319,9 @@ class Receiving:
                     if joined is None:
                         return None
                     element = joined
-                frame, body = peer.codec.decode_untrusted(name, element)
+                # Only a large element is a view.
+                lend = partial(self._lend, peer, tag) if type(element) is memoryview else None
+                frame, body = peer.codec.decode_untrusted(name, element, lend)
         except FrameError as error:
             core.blame(peer, error)
             with core.talk(peer):
@@ -355,6 +358,10 @@ class Receiving:
         if failed is not None:
             core.fail(failed)
         return message
+
+    def _lend(self, peer: Peer, tag: str, frame: Data, size: int) -> memoryview | None:
+        with self.core.lock:
+            return peer.delivery.lend(tag, frame, size)
 
     def _join(self, peer: Peer, tag: str, name: bytes, element: Buffer) -> bytes | None:
         """Return the element that a fragment completes; None if more fragments are missing.

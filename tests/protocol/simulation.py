@@ -634,6 +634,18 @@ class World:
         self._at(ends, party, self._blpop_ends, broker, key, thread, thread.attempt)
         self._serve(broker, key)
 
+    def _open(
+        self, delivery: Delivery, tag: str, element: Element, *, changed: bool = False
+    ) -> bytes | memoryview:
+        """Open a frame where its message has a place for it, as a codec does."""
+        frame, body = element.frame, element.body
+        place = delivery.lend(tag, frame, len(body)) if isinstance(frame, Data) else None
+        if place is None:
+            return body
+        self.stats["in_place"] += 1
+        place[:] = bytes(len(body)) if changed else body
+        return place
+
     def _go_half_open(self, broker: SimulatedBroker, key: ListKey, thread: Thread) -> None:
         """The broker serves this BLPOP, and perhaps those for the next tags; nobody hears it."""
         self._log("half-open: %s", key)
@@ -725,6 +737,7 @@ class World:
         message = None
         if element is not None and self._strikes(self.faults.changed):
             self._log("changed: %s", element.frame)
+            self._open(delivery, tag, element, changed=True)
             delivery.lost(tag, self.now)
         elif element is not None:
             frame = element.frame
@@ -734,7 +747,7 @@ class World:
                 whole = (frame.seq, frame.encoding, frame.acked, element.body)
                 message = delivery.receive_whole(tag, whole, self.now)
             else:
-                delivery.receive_data(tag, frame, element.body, self.now)
+                delivery.receive_data(tag, frame, self._open(delivery, tag, element), self.now)
         elif self.rng.random() < 0.5:
             delivery.misses(tag, self.now)  # else nobody knows
         self._settle(party, peer)

@@ -1,5 +1,8 @@
 """Messages of any size, in chunks of any size, that come in any order."""
 
+import itertools
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,3 +274,165 @@ def test_what_is_cleared_is_neither_kept_nor_counted():
     reassembly, _ = feed([("t", Data(1), b"x"), ("u", Data(3, 1, 2), b"y")])
     reassembly.clear()
     assert (reassembly.bytes, reassembly.tags, reassembly.take("t")) == (0, {}, None)
+
+
+# -- chunks that are opened in their place -----------------------------------------------------
+
+
+def open_in_place(reassembly, received, tag, frame, body) -> bool:
+    """Write a chunk into its place, and add it; False if it has none."""
+    place = reassembly.lend(tag, frame, len(body), received)
+    if place is None:
+        return False
+    place[:] = body
+    reassembly.add(tag, frame, place, received)
+    return True
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.randoms(use_true_random=False),
+)
+def test_whatever_is_written_in_the_place_of_a_chunk_only_the_chunk_is_in_the_message(
+    messages, chunk, rng
+):
+    """Forged copies and genuine ones, early, late, twice, and at the same time as one another."""
+    frames, first, previous = [], 1, 0
+    for message in messages:
+        made = frames_of("t", message, chunk, first, previous)
+        frames += made
+        first, previous = first + len(made), first
+    under_way = frames * 2
+    rng.shuffle(under_way)
+    reassembly, received, held, taken = Reassembly(), ReceivedNumbers(), [], []
+
+    def add(tag, frame, body):
+        if frame.seq not in received:
+            reassembly.add(tag, frame, body, received)
+
+    for count, (tag, frame, body) in enumerate(under_way + frames):
+        kinds = ["apart", "in place"]  # in the end, each comes
+        if count < len(under_way):
+            kinds += ["forged", "altered", "held"]
+        kind, told, size = rng.choice(kinds), frame, len(body)
+        if kind == "altered":
+            told = Data(frame.seq, frame.part, frame.parts + rng.choice([0, 1]), frame.previous)
+            size += rng.choice([-1, 0, 1])
+        place = None if kind == "apart" else reassembly.lend(tag, told, size, received)
+        if kind in ("forged", "altered"):
+            if place is not None:
+                place[:] = b"?" * size
+        elif place is None:
+            add(tag, frame, body)
+        elif kind == "held":
+            held.append((place, tag, frame, body))
+        else:
+            place[:] = body
+            add(tag, frame, place)
+        if held and rng.random() < 0.3:  # another thread has opened it at last
+            place, tag, frame, body = held.pop(rng.randrange(len(held)))
+            place[:] = body
+            add(tag, frame, place)
+        taken += take_all(reassembly, "t")
+    taken += take_all(reassembly, "t")
+    assert taken == messages
+    assert reassembly.bytes == 0
+    assert not reassembly.tags
+
+
+def test_what_is_opened_late_changes_no_message_that_was_handed_out():
+    first, *others = frames_of("t", b"abcdef", 2, first=1)
+    reassembly, received = feed([first])
+    place = reassembly.lend(*others[0][:2], 2, received)
+    assert place is not None
+    for frame in others:
+        reassembly.add(*frame, received)
+    (message,) = take_all(reassembly, "t")
+    place[:] = b"??"
+    assert message == b"abcdef"
+
+
+def test_a_message_that_is_opened_in_place_is_never_there_twice():
+    message = bytes(range(256)) * (4 << 12)
+    frames = frames_of("t", message, 1 << 18, first=1)
+    reassembly, received = feed(frames[:2])
+    tracemalloc.start()
+    try:
+        for frame in frames[2:-1]:
+            assert open_in_place(reassembly, received, *frame)
+        reassembly.add(*frames[-1], received)  # for a small one, no place is asked for
+        (taken,) = take_all(reassembly, "t")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken == message
+    assert peak < 1.1 * len(message)
+
+
+def test_who_announces_much_and_sends_little_is_given_no_room():
+    """Of the largest message that there can be, seven eighths of the chunks may be missing."""
+    chunks = [("t", Data(n, n - 1, 1000), b"four") for n in range(1, 1001)]
+    reassembly, received = feed(chunks[:124])
+    assert reassembly.lend(*chunks[124][:2], 4, received) is None
+    assert reassembly.bytes == 124 * (4 + OVERHEAD)
+    reassembly.add(*chunks[124], received)
+    assert open_in_place(reassembly, received, *chunks[125])
+    assert reassembly.bytes == 4000 + 126 * OVERHEAD, "it counts in full"
+
+
+def test_there_is_no_room_past_the_limit():
+    chunks = frames_of("t", b"abcdefgh", 2, first=1)
+    for most in (7 + OVERHEAD, 8 + OVERHEAD):
+        reassembly, received = Reassembly(most), ReceivedNumbers()
+        reassembly.add(*chunks[0], received)
+        assert open_in_place(reassembly, received, *chunks[1]) == (most == 8 + OVERHEAD)
+
+
+@pytest.mark.parametrize(
+    ("frame", "size"),
+    [
+        (Data(3, 1, 3), 1),
+        (Data(3, 1, 3), 3),
+        (Data(4, 2, 3), 0),
+        (Data(4, 2, 3), 3),
+        (Data(3, 1, 4), 2),
+        (Data(3, 1, 3, previous=1), 2),
+        (Data(3, 1, 3, encoding=Encoding.VALUE), 2),
+        (Data(3, 0, 3), 2),
+        (Data(2, 0, 3), 2),
+        (Data(9), 2),
+    ],
+)
+def test_there_is_no_place_for_what_cannot_belong_to_the_message(frame, size):
+    reassembly, received = feed([("t", Data(2, 0, 3), b"ab")])
+    assert reassembly.lend("t", frame, size, received) is None
+    assert reassembly.lend("u", Data(3, 1, 3), 2, received) is None
+    assert reassembly.bytes == 2 + OVERHEAD
+
+
+def test_a_place_is_lent_once():
+    frames = frames_of("t", b"abcdef", 2, first=1)
+    reassembly, received = feed(frames[:1])
+    place = reassembly.lend(*frames[1][:2], 2, received)
+    assert reassembly.lend(*frames[1][:2], 2, received) is None, "somebody writes there"
+    place[:] = b"??"  # and it was forged
+    assert not open_in_place(reassembly, received, *frames[1])
+    reassembly.add(*frames[1], received)
+    assert open_in_place(reassembly, received, *frames[2])
+    assert take_all(reassembly, "t") == [b"abcdef"]
+
+
+def test_all_that_has_come_is_counted_wherever_it_is():
+    """Besides the room, what was opened elsewhere meanwhile."""
+    frames = frames_of("t", b"abcdefg", 2, first=1)
+    reassembly, received = feed(frames[:1])
+    reassembly.lend(*frames[1][:2], 2, received)
+    assert reassembly.bytes == 8 + OVERHEAD
+    reassembly.add(*frames[1], received)
+    assert reassembly.bytes == 10 + 2 * OVERHEAD
+    for frame in itertools.islice(frames, 2, None):
+        assert open_in_place(reassembly, received, *frame)
+    assert reassembly.bytes == 7 + OVERHEAD
+    assert take_all(reassembly, "t") == [b"abcdefg"]
+    assert reassembly.bytes == 0

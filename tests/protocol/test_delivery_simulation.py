@@ -30,7 +30,13 @@ def test_they_meet_every_fault():
     """Else the runs above would show little. These end as they should, too."""
     totals = run_seeds(range(100))
     assert {"work", "leave", "abort", "die", "restart", "freeze"} <= totals.keys()
-    for what in ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent"):
+    for what in (
+        "frames_resent",
+        "frames_refused",
+        "duplicates_dropped",
+        "probes_sent",
+        "in_place",
+    ):
         assert totals[what] > 50, what
 
 

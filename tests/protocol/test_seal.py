@@ -360,6 +360,58 @@ def test_the_short_way_refuses_what_was_changed_or_moved():
     assert bob.decode_whole_untrusted(NAME, element) == (7, f.Encoding.RAW, 5, b"a payload")
 
 
+# -- chunks that are opened in their place --------------------------------------------------------
+
+
+class Places:
+    """Lends a place of the right size, and knows what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+        self.memory = bytearray()
+
+    def __call__(self, frame, size):
+        self.asked.append((frame, size))
+        self.memory = bytearray(b"?" * max(0, size))
+        return memoryview(self.memory) if size > 0 else None
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_CODEC)
+def test_a_chunk_is_opened_in_the_place_that_is_lent_for_it(kind):
+    alice, bob = KINDS_OF_CODEC[kind]()
+    for codec in (bob, AnyEdition(bob, 0)):
+        for size in (1, 20_000, 70_000):
+            frame, body = f.Data(7, 1, 3), random.Random(size).randbytes(size)
+            places = Places()
+            element = alice.encode(NAME, frame, body)
+            for popped in (element, memoryview(element)):
+                decoded, place = codec.decode_untrusted(NAME, popped, places)
+                assert (decoded, place) == (frame, body)
+                assert place.obj is places.memory
+            assert places.asked == [(frame, size)] * 2
+            assert codec.decode_untrusted(NAME, element, lambda *_: None) == (frame, body)
+
+
+def test_what_was_changed_or_moved_is_not_opened_in_any_place():
+    alice, bob = pair()
+    element, places = alice.encode(NAME, f.Data(7, 1, 3), b"a payload"), Places()
+    broken = [element[:at] + bytes([element[at] ^ 1]) + element[at + 1 :] for at in (20, -1, -20)]
+    for name, forged in [*((NAME, it) for it in (*broken, element[:-1])), (CONTROL, element)]:
+        with pytest.raises(SealError):
+            bob.decode_untrusted(name, forged, places)
+    for short in (element[: f.DATA_HEADER_BYTES], element[: f.DATA_HEADER_BYTES + SEAL_BYTES]):
+        with pytest.raises(SealError):
+            bob.decode_untrusted(NAME, short, places)
+
+
+def test_no_place_is_asked_for_a_control_frame():
+    alice, bob = pair()
+    places = Places()
+    for frame in CONTROLS:
+        assert bob.decode_untrusted(CONTROL, alice.encode(CONTROL, frame, b""), places)[0] == frame
+    assert not places.asked
+
+
 # -- nonces ------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from redislink.errors import (
@@ -22,7 +23,7 @@ from redislink.identity.keypair import Identity
 from redislink.protocol import list_names
 from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
 from redislink.protocol.frame import decode_untrusted, encode
-from redislink.protocol.seal import Codec, StaleError
+from redislink.protocol.seal import Codec, Lend, StaleError
 from redislink.protocol.sealed_handshake import SealedHandshake
 from redislink.protocol.states import State
 from redislink.transport import peer as transport
@@ -255,7 +256,7 @@ class Party:
             if element is None:
                 empty = True
                 break
-            opened = self._open(peer, name, element)
+            opened = self._open(peer, name, element, partial(peer.delivery.lend, tag))
             if opened is not None:
                 try:
                     peer.delivery.receive_data(tag, *opened, self.now)
@@ -266,9 +267,9 @@ class Party:
         if self._settled_at is not None and self.now - self._settled_at > RECV_TIMEOUT:
             raise RecvTimeout(f"{self.name}: tag {tag} from {peer.name}")
 
-    def _open(self, peer: Peer, name: bytes, element: bytes):
+    def _open(self, peer: Peer, name: bytes, element: bytes, lend: Lend | None = None):
         try:
-            return peer.codec.decode_untrusted(name, element)
+            return peer.codec.decode_untrusted(name, element, lend)
         except StaleError:
             return None
         except FrameError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from redislink import Endpoint, PeerProtocolError, RedisLinkError
+from redislink.broker import EmbeddedBroker
+from redislink.broker.wire import LARGE
+from redislink.protocol.chunking import Reassembly
 from redislink.protocol.delivery import Delivery
 from redislink.protocol.frame import Ack, AckState, Data, Frame
 from redislink.protocol.lookahead import Family
@@ -125,6 +129,37 @@ def test_an_element_that_does_not_open_is_sent_again(
     assert bob.recv("alice", "t") == b"x"
     assert said == ["t"]
     assert alice.stats().frames_resent == 1
+
+
+@pytest.mark.parametrize("security", ["sealed", "none"])
+def test_chunks_are_opened_in_their_place_and_what_does_not_open_leaves_nothing_there(
+    valkey: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, security: str
+) -> None:
+    lent: list[int] = []
+    changed: list[int] = []
+
+    def watch(self: Reassembly, tag: str, frame: Data, size: int, received: Any) -> Any:
+        place = lend(self, tag, frame, size, received)
+        if place is not None:
+            lent.append(frame.part)
+        return place
+
+    def change(self: SealedCodec, name: bytes, element: Any, lend: Any = None) -> Any:
+        if len(element) > LARGE and len(lent) == 3 and not changed:
+            element[-30] ^= 1
+            changed.append(len(lent))
+        return decode(self, name, element, lend)
+
+    lend, decode = Reassembly.lend, SealedCodec.decode_untrusted
+    monkeypatch.setattr(Reassembly, "lend", watch)
+    monkeypatch.setattr(SealedCodec, "decode_untrusted", change)
+    alice, bob = join(make_cluster(valkey.url, 2, security=security), chunk_bytes=128 << 10)
+    message = os.urandom((1 << 20) + 7)
+    alice.send("bob", "t", message)
+    assert bob.recv("alice", "t") == message
+    assert lent == list(range(2, 8)), "the last one is small"
+    assert bool(changed) == (alice.stats().frames_resent > 0) == (security == "sealed")
+    run_parties(alice.close, bob.close)
 
 
 def test_an_interrupt_that_was_meant_for_another_ends_nothing(pair: Callable[..., Pair]) -> None:
