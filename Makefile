@@ -109,7 +109,7 @@ format: $(STAMP)  ## let ruff rewrite what it can
 # All groups, options and what they mean: $(PY) -m benchmarks --help
 BENCH_ARGS ?=
 
-bench: $(STAMP) bench-mplang  ## some 20 minutes on 2 cores: measure all, write docs/performance.md (BENCH_ARGS=--quick: 3 minutes)
+bench: $(STAMP) bench-mplang  ## some 25 minutes on 2 cores: measure all, write docs/performance.md (BENCH_ARGS=--quick: 4 minutes)
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
 .PHONY: instructions

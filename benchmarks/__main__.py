@@ -1,52 +1,57 @@
 """``python -m benchmarks``: measure everything, and write the page.
 
-The whole takes some 20 minutes on two cores, ``--quick`` about three. Nothing else should run
+The whole takes some 25 minutes on two cores, ``--quick`` about four. Nothing else should run
 on the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import machine, plan, plots, programs, report
+from benchmarks import machine, plan, plots, programs, report, runs
 from benchmarks.calibrate import verify
 from benchmarks.measure import Bench, say
 from benchmarks.processes import ROOT
 from benchmarks.results import BARS, Results
+from benchmarks.runs import KEPT, Newest, Run
 
 _MPLANG: Final = ROOT / "build" / "mplang" / "bin" / "python"
 _DOCS: Final = ROOT / "docs"
-_TRIAL: Final = ROOT / "benchmarks" / "results"
+_README: Final = ROOT / "README.md"
+_TRIAL: Final = ROOT / "build" / "benchmarks"
 _SCALES: Final = {"full": plan.FULL, "quick": plan.QUICK, "toy": plan.TOY}
-_MINUTES: Final = {"full": 44.0, "quick": 4.0, "toy": 1.0}
+_MINUTES: Final = {"full": 44.0, "quick": 6.0, "toy": 1.0}
 
 
 def main() -> int:
     """Parse the command line and do it; the exit code is 1 if a measurement failed."""
     options = _parse()
-    if options.render is not None:
-        content = json.loads(options.render.read_text())
-        _write(options.out, content["meta"], content["records"])
+    if options.page:
+        _write(options.out, runs.read_all())
         return 0
-    meta, records = _measure(options)
-    target = options.json or options.out / "performance" / "results.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"meta": meta, "bars": _bars(records), "records": records}))
-    _write(options.out, meta, records)
+    run = _measure(options)
+    if options.kept:
+        target = KEPT / run.file_name
+        run.write(target)
+        _write(options.out, runs.read_all())
+    else:
+        target = options.json or options.out / run.file_name
+        run.write(target)
+        _write(options.out, [run])
     say(f"{options.out / 'performance.md'} and {target}")
     for bar in BARS:
-        sample = bar.measure(Results(records))
+        sample = bar.measure(run.results)
         figure = "" if sample is None else f"{sample.median:.2f} {bar.unit}, "
         print(f"{bar.title}: {figure}{bar.verdict(sample).replace('*', '')}")
-    return 1 if any(record["error"] for record in records) else 0
+    return 1 if any(record["error"] for record in run.results.records) else 0
 
 
 def _parse() -> argparse.Namespace:
@@ -83,24 +88,38 @@ def _parse() -> argparse.Namespace:
         metavar="PYTHON",
         help="interpreter with mplang-nightly (build/mplang/bin/python)",
     )
+    parser.add_argument(
+        "--of",
+        metavar="GIT_REV",
+        help="measure another revision's redislink instead, to be compared with",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where performance.md goes: docs for a full run, benchmarks/results for any other",
+        help="where performance.md goes: docs, or build/benchmarks if the run is not kept",
     )
     parser.add_argument(
-        "--render", type=Path, metavar="FILE", help="measure nothing: write the page from a --json"
+        "--keep",
+        action="store_true",
+        help="keep the figures in benchmarks/results, as those of a whole run are: "
+        "docs/performance.md is made of all that are there",
+    )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="measure nothing: write docs/performance.md, and what the README quotes, anew",
     )
     options = parser.parse_args()
-    whole = options.scale == "full" and options.only is None
+    whole = options.scale == "full" and options.only is None and options.json is None
+    options.kept = options.keep or (whole and options.out is None)
     if options.out is None:
-        options.out = _DOCS if whole else _TRIAL
+        options.out = _DOCS if options.kept or options.page else _TRIAL
     return options
 
 
-def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _measure(options: argparse.Namespace) -> Run:
     started = time.monotonic()
     scale = _SCALES[options.scale]
     if options.runs is not None:
@@ -114,6 +133,11 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         sessions = plan.sessions(scale, bench.prepared, expected)
         if revisions:
             sessions += plan.against(revisions, scale.runs, bench.prepared)
+        description = machine.describe()
+        if options.of is not None:
+            (other,) = bench.check_out([options.of]).items()
+            description["revision"], directory = other
+            sessions = [replace(session, revision=directory) for session in sessions]
         if options.only is not None:
             sessions = [session for session in sessions if session.group in options.only]
         profiles = {s.profile.name: s.profile for s in sessions if not s.profile.is_loopback}
@@ -122,10 +146,10 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
             networks.append(verify(profile).as_dict())
             say(f"proxy, {profile.name}: {networks[-1]['measured_rtt'] * 1e3:.2f} ms round trip")
         records = bench.run(sessions)
-    meta = {
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+    meta: dict[str, Any] = {
         "scale": options.scale,
-        "machine": machine.describe(),
+        "machine": description,
+        "of": options.of,
         "load": [before, machine.load()],
         "minutes": round((time.monotonic() - started) / 60, 1),
         "rounds": max((record["round"] + 1 for record in records), default=0),
@@ -133,30 +157,15 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         "skipped": bench.skipped,
         "networks": networks,
     }
-    return meta, records
+    return Run(meta, Results(records))
 
 
-def _write(directory: Path, meta: dict[str, Any], records: list[dict[str, Any]]) -> None:
+def _write(directory: Path, kept: Sequence[Run]) -> None:
+    """The page, and what is quoted from it if it is the one in docs."""
     page = directory / "performance.md"
-    results = Results(records)
-    report.write(page, results, meta, plots.draw(directory / page.stem, results))
-
-
-def _bars(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
-    for bar in BARS:
-        sample = bar.measure(Results(records))
-        found.append(
-            {
-                "title": bar.title,
-                "bar": bar.bar,
-                "aim": bar.aim,
-                "unit": bar.unit,
-                "values": [] if sample is None else list(sample.values),
-                "verdict": bar.verdict(sample).replace("*", ""),
-            }
-        )
-    return found
+    report.write(page, kept, plots.draw(directory / page.stem, Newest(kept)))
+    if directory == _DOCS:
+        report.quote(_README, kept)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from typing import Final
 JOURNAL: Final = "journal"
 """The part about journals, of docs/performance.md and of docs/reliability.md."""
 
+QUOTED: Final = "figures"
+"""The part of the README that quotes docs/performance.md."""
+
 
 def write_part(page: Path, name: str, text: str) -> None:
     """Replace a part of a page.

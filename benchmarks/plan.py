@@ -1,6 +1,6 @@
 """Which sessions there are: what is compared with what, how often, and how long each takes.
 
-Counts are chosen for two cores: `QUICK` takes less than three minutes, `FULL` some 20.
+Counts are chosen for two cores: `QUICK` takes some four minutes, `FULL` some 25.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from benchmarks.runner import Session, Work
 from benchmarks.transports import (
     BRPC,
     BRPC_KEPT,
+    FLOOR,
     MEM,
     MPLANG,
     NAIVE,
@@ -31,6 +32,8 @@ NETWORKS: Final = (LAN, WAN, THIN)
 LINE_BYTES: Final = 32 << 20
 WITH_BARS: Final = ("lr-aby3", "lr-semi2k", "sort-cheetah")
 MAIN: Final = (REDISLINK, BRPC)
+BAR_SIZES: Final = {WAN: 1 << 20, THIN: 64 << 10}
+"""Bytes of the round trip that a bar is about, by network."""
 TURNS: Final = "turns-"
 """Begins the names of groups whose sessions run at once and take turns."""
 
@@ -42,7 +45,8 @@ class Scale:
     Attributes:
         runs: rounds of what the bars are about.
         turns: of each session in a round, where sessions take turns.
-        in_turns: transports that take turns, by group, where they are not `MAIN`.
+        in_turns: transports that take turns, by group.
+        turn_sizes: bytes of the messages that take turns, by group.
         other_runs: rounds of the rest, at most.
         alone_runs: rounds of the programs with nothing beside them, at most.
         few_runs: rounds of what takes long and no bar is about, at most.
@@ -64,6 +68,7 @@ class Scale:
     runs: int
     turns: int
     in_turns: dict[str, tuple[str, ...]]
+    turn_sizes: dict[str, tuple[int, ...]]
     other_runs: int
     alone_runs: int
     few_runs: int
@@ -86,18 +91,27 @@ class Scale:
 _KIB, _MIB = 1 << 10, 1 << 20
 FULL: Final = Scale(
     runs=7,
-    turns=5,
-    in_turns={"link": (*MAIN, REDISLINK_NONE), "http": (REDISLINK, MPLANG)},
+    turns=4,
+    in_turns={
+        "link": (*MAIN, BRPC_KEPT, REDISLINK_NONE, FLOOR),
+        "large": (REDISLINK, BRPC_KEPT),
+        "one-way": MAIN,
+        "programs3": (*MAIN, REDISLINK_NONE),
+        "programs2": MAIN,
+    },
+    turn_sizes={
+        "link": (64, 64 * _KIB, 256 * _KIB, _MIB),
+        "large": (16 * _MIB, 64 * _MIB),
+        "one-way": (4 * _MIB, 64 * _MIB),
+    },
     other_runs=2,
-    alone_runs=2,
+    alone_runs=1,
     few_runs=1,
     others={
-        "link": (BRPC_KEPT, REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
+        "link": (BRPC_KEPT, FLOOR, REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs3": (REDISLINK_UNIX, REDISLINK_NONE, NAIVE, MPLANG, MEM),
         "programs2": (REDISLINK_UNIX, NAIVE, MEM),
         "line": (REDISLINK, BRPC, NAIVE),
-        "network": (NAIVE,),
-        "lr": (NAIVE,),
     },
     sizes=(64, _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB, _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB),
     largest_of_others=16 * _MIB,
@@ -121,11 +135,12 @@ QUICK: Final = replace(
     FULL,
     runs=1,
     turns=3,
+    turn_sizes={"link": (64, _MIB), "large": (16 * _MIB,), "one-way": (4 * _MIB,)},
     other_runs=1,
     alone_runs=0,
     few_runs=1,
     others={
-        "link": (NAIVE,),
+        "link": (FLOOR, NAIVE),
         "line": (REDISLINK, BRPC),
     },
     sizes=(64, 64 * _KIB, _MIB, 16 * _MIB),
@@ -142,7 +157,8 @@ QUICK: Final = replace(
 TOY: Final = replace(
     QUICK,
     turns=2,
-    in_turns={"http": ()},
+    in_turns={"link": (FLOOR,), "one-way": (FLOOR,)},
+    turn_sizes={"link": (64,), "one-way": (_MIB,)},
     others={"line": (REDISLINK,)},
     sizes=(64, _MIB),
     endpoint_sizes=(64,),
@@ -173,6 +189,7 @@ def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
         *_programs(scale, prepared, psi_expected),
         *_line(scale),
         *_networks(scale),
+        *_bars_on_networks(scale),
         *_programs_on_networks(scale, prepared),
         *_parties(scale, prepared),
         *_sessions(scale),
@@ -180,8 +197,9 @@ def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
 
 
 GROUPS: Final = (
-    *("turns-link", "turns-programs3", "turns-programs2", "turns-http"),
-    *("link", "programs3", "programs2", "line", "network", "lr", "parties", "sessions"),
+    *("turns-link", "turns-large", "turns-one-way", "turns-programs3", "turns-programs2"),
+    *("link", "programs3", "programs2", "line", "network", "bars-network", "lr"),
+    *("parties", "sessions"),
     *("against-link", "against-lr"),
 )
 """Names that ``--only`` takes."""
@@ -203,7 +221,7 @@ def against(
     variants += [(transport, transport, None) for transport in beside]
     found = []
     for group, works, world_size in (
-        ("against-link", [round_trips_in_turns(7)], 2),
+        ("against-link", [in_turns("round_trips", (64, _MIB), 7)], 2),
         ("against-lr", [program_work("lr-aby3", 3, prepared, 7)], 3),
     ):
         for name, transport, directory in variants:
@@ -253,21 +271,32 @@ def link_works(sizes: tuple[int, ...], seconds: float) -> list[Work]:
     ]
 
 
-def round_trips_in_turns(turns: int) -> Work:
-    """Small and large round trips through a link context, a third of a second each turn."""
+def in_turns(name: str, sizes: tuple[int, ...], turns: int) -> Work:
+    """Messages through a link context, a fourth of a second each turn.
+
+    Args:
+        name: ``round_trips`` or ``one_ways``.
+        sizes: bytes.
+        turns: of each size.
+    """
     return {
-        "name": "round_trips",
-        "kind": "link_round_trips",
+        "name": name,
+        "kind": f"link_{name}",
         "device": "L0",
-        "sizes": (64, _MIB),
-        "seconds": 0.3,
+        "sizes": sizes,
+        "seconds": 0.25,
         "repeats": turns,
     }
 
 
 def _in_turns(scale: Scale, prepared: Path) -> list[Session]:
     """What the bars on loopback are about: all transports of a group at once, in turns."""
-    works: dict[str, tuple[int, list[Work]]] = {"link": (2, [round_trips_in_turns(scale.turns)])}
+    works: dict[str, tuple[int, list[Work]]] = {}
+    for name, sizes in scale.turn_sizes.items():
+        kind = "one_ways" if name == "one-way" else "round_trips"
+        # The large ones take more than a turn's time anyway.
+        turns = scale.turns if name == "link" else min(scale.turns, 2)
+        works[name] = 2, [in_turns(kind, sizes, turns)]
     for world_size, names in scale.programs.items():
         chosen = [
             program_work(name, world_size, prepared, scale.turns)
@@ -276,8 +305,6 @@ def _in_turns(scale: Scale, prepared: Path) -> list[Session]:
         ]
         if chosen:
             works[f"programs{world_size}"] = world_size, chosen
-    # Apart from brpc, as its idle servers take time from all others; and it takes long.
-    works["http"] = 3, [program_work("lr-aby3", 3, prepared, 1)]
     return [
         Session(
             TURNS + name,
@@ -289,7 +316,7 @@ def _in_turns(scale: Scale, prepared: Path) -> list[Session]:
             in_turns=True,
         )
         for name, (world_size, mine) in works.items()
-        for transport in scale.in_turns.get(name, MAIN)
+        for transport in scale.in_turns.get(name, ())
     ]
 
 
@@ -301,7 +328,7 @@ def _links(scale: Scale) -> list[Session]:
     found = []
     for transport in _transports(scale, "link"):
         ours = transport in (REDISLINK, REDISLINK_NONE)
-        other = not ours and transport not in (BRPC, BRPC_KEPT)
+        other = not ours and transport not in (BRPC, BRPC_KEPT, FLOOR)
         most = scale.largest_of_others if other else max(scale.sizes)
         works = link_works(tuple(size for size in scale.sizes if size <= most), scale.seconds)
         if transport not in (MEM, MPLANG):
@@ -314,7 +341,8 @@ def _links(scale: Scale) -> list[Session]:
                 {"name": "endpoint_round_trips", "kind": "endpoint_round_trips"} | common,
                 {"name": "endpoint_one_ways", "kind": "endpoint_one_ways"} | common,
             ]
-        runs = min(scale.runs, scale.other_runs)
+        few = transport in (REDISLINK_UNIX, NAIVE, MPLANG, MEM)
+        runs = min(scale.runs, scale.few_runs if few else scale.other_runs)
         found.append(Session("link", transport, transport, tuple(works), runs=runs))
     return found
 
@@ -360,7 +388,7 @@ def _line(scale: Scale) -> list[Session]:
             t,
             (work,),
             profile=LINE,
-            runs=scale.runs if t in MAIN else min(scale.runs, scale.other_runs),
+            runs=min(scale.runs, scale.other_runs),
         )
         for t in scale.others["line"]
     ]
@@ -379,12 +407,28 @@ def _networks(scale: Scale) -> list[Session]:
     return found
 
 
+def _bars_on_networks(scale: Scale) -> list[Session]:
+    return [
+        Session(
+            "bars-network",
+            transport,
+            transport,
+            (in_turns("round_trips", (size,), 1) | {"seconds": 3 * scale.seconds},),
+            profile=profile,
+            runs=scale.runs,
+        )
+        for profile, size in BAR_SIZES.items()
+        if profile in scale.networks
+        for transport in MAIN
+    ]
+
+
 def _programs_on_networks(scale: Scale, prepared: Path) -> list[Session]:
     works = (program_work("lr-aby3", 3, prepared, 0),)
     found = []
     for profile in scale.networks:
         for transport in _transports(scale, "lr"):
-            has_bar = profile is WAN and transport in MAIN
+            has_bar = profile in BAR_SIZES and transport in MAIN
             runs = scale.runs if has_bar else min(scale.runs, scale.few_runs)
             found.append(
                 Session("lr", transport, transport, works, world_size=3, profile=profile, runs=runs)

@@ -12,6 +12,7 @@ from benchmarks.results import Extract, Results
 from benchmarks.transports import (
     BRPC,
     BRPC_KEPT,
+    FLOOR,
     MEM,
     MPLANG,
     NAIVE,
@@ -27,6 +28,7 @@ _STYLES: Final = {
     REDISLINK_UNIX: ("#1e8449", "P"),
     BRPC: ("#1f618d", "s"),
     BRPC_KEPT: ("#5dade2", "p"),
+    FLOOR: ("#17202a", "+"),
     NAIVE: ("#7d6608", "^"),
     MPLANG: ("#6c3483", "D"),
     MEM: ("#707b7c", "x"),

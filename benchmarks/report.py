@@ -12,12 +12,24 @@ from typing import Any, Final
 
 from benchmarks import plan
 from benchmarks import results as of
-from benchmarks.pages import JOURNAL, read_part
+from benchmarks.pages import JOURNAL, QUOTED, read_part, write_part
 from benchmarks.results import Extract, Results, Sample, table
-from benchmarks.transports import ALL, BRPC, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
+from benchmarks.runs import Newest, Run, by_machine, span_text
+from benchmarks.transports import ALL, BRPC, FLOOR, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
 
 Meta = dict[str, Any]
+_QUOTED: Final = (
+    "64 B round trip, loopback",
+    "LR ABY3, loopback",
+    "64 KiB round trip, loopback",
+    f"64 KiB round trip, {of.network_text(plan.THIN)}",
+    f"LR ABY3, {of.network_text(plan.WAN)}",
+    f"LR ABY3, {of.network_text(plan.THIN)}",
+)
+"""The bars that the README quotes."""
 _NONE: Final = "-"
+_ENOUGH: Final = 7
+_DISTRIBUTION: Final = "the distribution's"
 _TITLES: Final = {
     "lr-aby3": "logistic regression, 10 steps, ABY3 (3 parties)",
     "lr-semi2k": "logistic regression, 10 steps, SEMI2K (3 parties)",
@@ -34,32 +46,38 @@ _TRANSPORTS: Final = f"""\
   (`REDISLINK_KEPT_MEMORY_BYTES`). redislink's brpc mode runs like this.
 - `naive`: an `IChannel` on plain redis-py that waits for each RPUSH and does one BLPOP per receive
   (`benchmarks/naive.py`); in clear, and messages that the broker loses are lost.
+- `{FLOOR}`: a bare ping-pong of RPUSH and BLPOP by two raw sockets, in Python and without libspu:
+  the least that a relay of lists takes (`benchmarks/floor.py`). The multiple of it carries over
+  from one machine to another, unlike a time.
 - `{MPLANG}`: MPLang's HTTP communicator and channel, set up as its worker does.
 - `mem`: SPU's own in-memory link, all parties threads of one process: the computation alone.
 """
 
 
-def write(path: Path, results: Results, meta: Meta, plots: Sequence[str]) -> None:
+def write(path: Path, runs: Sequence[Run], plots: Sequence[str]) -> None:
     """Write the page. What `benchmarks.journal` has written into it stays.
 
     Args:
         path: of the page; plots lie in a directory of its name without ``.md``.
-        results, meta: what was measured, and where.
+        runs: what was measured, the newest run first; all of them are shown.
         plots: file names of the plots that were drawn.
     """
+    results = Newest(runs)
+    newest = runs[0]
     sections = [
-        _head(meta),
-        _bars(results),
-        _costs_of(results),
-        _round_trips(results),
-        _one_ways(results),
-        _endpoint(results),
-        _programs(results),
-        _networks(results, meta),
-        _resources(results),
-        _scaling(results),
+        _head(newest.meta, len(runs)),
+        _bars(runs),
+        _runs(runs),
+        _from("turns-link", _costs_of(results), results, newest),
+        _from("link", _round_trips(results), results, newest),
+        _from("link", _one_ways(results), results, newest),
+        _from("link", _endpoint(results), results, newest),
+        _from("programs3", _programs(results), results, newest),
+        _from("network", _networks(results), results, newest),
+        _from("programs3", _resources(results), results, newest),
+        _from("parties", _scaling(results), results, newest),
         read_part(path, JOURNAL),
-        _method(results, meta),
+        _method(newest),
     ]
     text = "\n".join(section for section in sections if section)
     for name in ("round_trip", "one_way", "programs", "networks", "scaling"):
@@ -69,7 +87,34 @@ def write(path: Path, results: Results, meta: Meta, plots: Sequence[str]) -> Non
     path.write_text(text, encoding="utf-8")
 
 
-def _head(meta: Meta) -> str:
+def quote(page: Path, runs: Sequence[Run]) -> None:
+    """Write the figures that another page quotes into its part for them."""
+    write_part(page, QUOTED, quoted(runs))
+
+
+def quoted(runs: Sequence[Run]) -> str:
+    """A few figures beside brpc, over all machines."""
+    rows = []
+    machines = 0
+    for bar in of.BARS:
+        if bar.title in _QUOTED and bar.unit == BRPC:
+            samples = by_machine(runs, bar)
+            machines = max(machines, len(samples))
+            rows.append((bar.title, span_text(samples) if samples else "not measured"))
+    many = "1 machine" if machines == 1 else f"{machines} machines, from the least to the most"
+    return table((f"medians of {many} (all rounds in brackets)", "time of brpc = 1"), rows)
+
+
+def _from(group: str, text: str, results: Newest, newest: Run) -> str:
+    """Say where a section comes from, if not from the newest run."""
+    source = results.sources.get(group, newest)
+    if source is newest or not text:
+        return text
+    heading, _, rest = text.partition("\n")
+    return f"{heading}\n\nThis section is from another run: {source.title}.\n{rest}"
+
+
+def _head(meta: Meta, count: int) -> str:
     machine = meta["machine"]
     versions = ", ".join(
         f"{part} {version}" for part, version in machine["versions"].items() if version
@@ -78,14 +123,18 @@ def _head(meta: Meta) -> str:
     return f"""\
 # Performance
 
-How fast is redislink beside SPU's direct link (brpc), and others? `{meta["command"]}` measured
-every figure in one run, and wrote this page. Do not edit it: run the command again.
+How fast is redislink beside SPU's direct link (brpc), and others? `python -m benchmarks` measured
+every figure, and wrote this page from the runs that are kept in `benchmarks/results` ({count}).
+Do not edit it: run the command again, or with `--page`, which measures nothing.
+
+Details are those of the newest run, unless a section says otherwise:
 
 - Machine: {machine["cpu"]}, {machine["cores"]} cores, {machine["memory_gib"]} GiB,
   {machine["kernel"]}; all parties, the broker and the network proxy share it.
+- Interpreter: {_interpreter(machine)}.
 - When: {machine["date"]}, {meta["minutes"]} minutes; load average {meta["load"][0]} at the start \
 and {meta["load"][1]} at the end.
-- What: revision {machine["revision"]}; Python {machine["python"]}, {versions}; \
+- What: revision {machine["revision"]}; {versions}; \
 MPLang: {mplang if mplang else "not installed, so not measured"}.
 
 Figures are medians over rounds, with the lowest and the highest in brackets. Rounds are interleaved
@@ -95,30 +144,61 @@ two measurements of the same round.
 {_TRANSPORTS}"""
 
 
-def _bars(results: Results) -> str:
+def _interpreter(machine: dict[str, Any]) -> str:
+    found = machine.get("interpreter")
+    if found is None:
+        return f"Python {machine['python']}; how it was built was not recorded"
+    # A distribution's does not say that it was built with PGO and LTO, though it was.
+    flags = [name for name in ("pgo", "lto") if found[name]]
+    with_ = " with " + " and ".join(flags).upper() if flags else ""
+    without = "" if with_ or found["kind"] == _DISTRIBUTION else " without PGO and LTO"
+    return (
+        f"Python {machine['python']}, {found['kind']}, built{with_ or without} by "
+        f"{found['build'].partition('[')[2].rstrip(']')}; "
+        f"a fixed piece of Python takes {found['microseconds'] / 1000:.1f} ms"
+    )
+
+
+def _bars(runs: Sequence[Run]) -> str:
+    shown = [run for run in runs if any(bar.measure(run.results) for bar in of.BARS)] or runs[:1]
     rows = []
     for bar in of.BARS:
-        sample = bar.measure(results)
-        figure = _NONE if sample is None else sample.text(of.ratio_text)
-        count = "0" if sample is None else str(len(sample.values))
-        rows.append(
-            (
-                bar.title,
-                f"{bar.bar:g}",
-                f"{bar.aim:g}",
-                bar.unit,
-                figure,
-                count,
-                bar.verdict(sample),
-            )
-        )
-    header = ("", "bar", "aim", "in units of", "measured", "rounds", "")
+        row = [bar.title, f"{bar.bar:g}", f"{bar.aim:g}", f"`{bar.unit}`"]
+        for run in shown:
+            sample = bar.measure(run.results)
+            verdict = bar.verdict(sample)
+            few = "" if sample is None or len(sample.values) >= _ENOUGH else ", few rounds"
+            figure = "" if sample is None else f"{sample.text(of.ratio_text)}{few}: "
+            row.append(figure + verdict)
+        rows.append(row)
+    header = ("", "bar", "aim", "in units of", *(run.title for run in shown))
     return (
         "## Bars\n\n"
-        "Each figure must reach its *bar* and should reach its *aim*. Lower is better, except\n"
-        "against MPLang. All runs are sealed and reliable. On loopback, both sides of a ratio ran\n"
-        "at once and took turns of about a second, so that slow moments of the machine met both.\n"
-        "In the sections below each measurement ran alone, so the same ratio may differ there.\n\n"
+        "Each figure must reach its *bar* and should reach its *aim*. Lower is better, except for\n"
+        "throughput. All runs are sealed and reliable. On loopback, both sides of a ratio ran at\n"
+        "once and took turns of about a second, so that slow moments of the machine met both;\n"
+        "through a network they ran one after the other. In the sections below each measurement\n"
+        "ran alone, so the same ratio may differ there. Fewer rounds than "
+        f"{_ENOUGH} are said to be few.\n\n" + table(header, rows)
+    )
+
+
+def _runs(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        machine = run.meta["machine"]
+        rows.append(
+            (
+                run.title,
+                f"{machine['cpu']}, {machine['cores']} cores",
+                _interpreter(machine),
+                f"{run.meta['load'][0]}, {run.meta['load'][1]}",
+                f"{run.meta['minutes']} min, {run.meta['rounds']} rounds",
+            )
+        )
+    header = ("run", "machine", "interpreter", "load before, after", "took")
+    return (
+        "## Runs\n\nA machine's short name stands for its CPU, its cores and its interpreter.\n\n"
         + table(header, rows)
     )
 
@@ -127,8 +207,8 @@ def _costs_of(results: Results) -> str:
     pairs: list[tuple[str, str, str, str, Extract]] = [
         ("sealing", "turns-link", REDISLINK, REDISLINK_NONE, of.round_trip(64)),
         ("sealing", "turns-link", REDISLINK, REDISLINK_NONE, of.round_trip(1 << 20)),
-        ("sealing", "programs3", REDISLINK, REDISLINK_NONE, of.program("lr-aby3")),
-        ("sealing", "programs3", REDISLINK, REDISLINK_NONE, of.program("lr-semi2k")),
+        ("sealing", "turns-programs3", REDISLINK, REDISLINK_NONE, of.program("lr-aby3")),
+        ("sealing", "turns-programs3", REDISLINK, REDISLINK_NONE, of.program("lr-semi2k")),
     ]
     names = ["64 B round trip", "1 MiB round trip", "LR ABY3", "LR SEMI2K"]
     rows = []
@@ -250,8 +330,8 @@ def _programs(results: Results) -> str:
     return text + "\n" + table(header, firsts)
 
 
-def _networks(results: Results, meta: Meta) -> str:
-    text = _proxy(meta)
+def _networks(results: Newest) -> str:
+    text = _proxy(results)
     for profile in (network.name for network in plan.NETWORKS):
         where = {"profile": profile}
         parts = []
@@ -264,9 +344,10 @@ def _networks(results: Results, meta: Meta) -> str:
                 parts.append(f"\n{profile}, {title}, 2 parties:\n\n{part}")
         text += "".join(parts)
     rows = []
+    transports = [t for t in (REDISLINK, BRPC, NAIVE) if t in results.variants("lr")]
     for profile in (network.name for network in plan.NETWORKS):
         row = [profile]
-        for transport in (REDISLINK, BRPC, NAIVE):
+        for transport in transports:
             sample = results.sample("lr", transport, of.program("lr-aby3"), profile=profile)
             row.append(_cell(sample, of.seconds_text))
         ratio = results.ratio("lr", REDISLINK, BRPC, of.program("lr-aby3"), profile=profile)
@@ -274,14 +355,15 @@ def _networks(results: Results, meta: Meta) -> str:
             rows.append([*row, _cell(ratio, of.ratio_text)])
     if rows:
         text += "\nLogistic regression, 10 steps, ABY3, 3 parties, first run:\n\n" + table(
-            ("profile", "`redislink`", "`brpc`", "`naive`", "`redislink` / `brpc`"), rows
+            ("profile", *(f"`{t}`" for t in transports), "`redislink` / `brpc`"), rows
         )
         text += "\n<plot networks>\n"
     text += _line(results)
     return "## Networks\n\n" + text if text else ""
 
 
-def _proxy(meta: Meta) -> str:
+def _proxy(results: Newest) -> str:
+    source = results.sources.get("network") or results.sources.get("lr")
     rows = [
         (
             network["profile"],
@@ -292,7 +374,7 @@ def _proxy(meta: Meta) -> str:
             f"{network['measured_rate'] / 1e6:.1f} Mbit/s",
             f"{network['proxy_cpu']:.2f} cores",
         )
-        for network in meta["networks"]
+        for network in (source.meta["networks"] if source else ())
     ]
     header = (
         "profile",
@@ -435,7 +517,8 @@ def _scaling(results: Results) -> str:
     return f"## Scaling\n\n{text}\n<plot scaling>\n" if text else ""
 
 
-def _method(results: Results, meta: Meta) -> str:
+def _method(run: Run) -> str:
+    meta = run.meta
     lines = [
         f"- Rounds: {meta['rounds']}. Some measurements take part in fewer; brackets show the "
         "spread of those that ran.",
@@ -445,7 +528,7 @@ def _method(results: Results, meta: Meta) -> str:
     ]
     if meta["skipped"]:
         lines.append(f"- **Time ran out**: {meta['skipped']} measurements were left out.")
-    failures = results.failures()
+    failures = run.results.failures()
     lines += [f"- {line}" for line in failures] or ["- No measurement failed or was tried twice."]
     return "## How\n\n" + "\n".join(lines) + "\n"
 
@@ -493,14 +576,19 @@ def _by_size(
     **where: Any,
 ) -> str:
     transports = results.variants(group, **where)
+    bases = [base for base in (BRPC, FLOOR) if base in transports]
     rows = []
     for size in _sizes(results, group, work, **where):
         extract = make(size, work)
         row = [of.size_text(size)]
         row += [_cell(results.sample(group, t, extract, **where), form) for t in transports]
-        ratio = results.ratio(group, REDISLINK, BRPC, extract, **where)
-        rows.append([*row, _cell(ratio, of.ratio_text)])
-    return table(["size", *(f"`{t}`" for t in transports), "`redislink` / `brpc`"], rows)
+        row += [
+            _cell(results.ratio(group, REDISLINK, base, extract, **where), of.ratio_text)
+            for base in bases
+        ]
+        rows.append(row)
+    header = ["size", *(f"`{t}`" for t in transports)]
+    return table([*header, *(f"`{REDISLINK}` / `{base}`" for base in bases)], rows)
 
 
 def _sizes(results: Results, group: str, work: str, **where: Any) -> list[int]:

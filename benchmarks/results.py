@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks import plan
+from benchmarks.netproxy import Profile
 from benchmarks.runner import Record
-from benchmarks.transports import BRPC, MPLANG, REDISLINK, REDISLINK_NONE
+from benchmarks.transports import BRPC, BRPC_KEPT, FLOOR, REDISLINK, REDISLINK_NONE
 
 Extract = Callable[[Record], float]
+PROGRAMS: Final = {"lr-aby3": "LR ABY3", "lr-semi2k": "LR SEMI2K", "sort-cheetah": "CHEETAH sort"}
+"""How tables call the programs that bars are about, by their names."""
 
 
 @dataclass(frozen=True)
@@ -186,63 +189,56 @@ class Bar:
         return "**pass**" if figure <= sign * self.bar else "**miss**"
 
 
-def _against_brpc(group: str, extract: Extract, **where: Any) -> Callable[[Results], Sample | None]:
-    return lambda results: results.ratio(group, REDISLINK, BRPC, extract, **where)
+def _title(text: str, base: str) -> str:
+    return f"sealing: {text}" if base == REDISLINK_NONE else text
 
 
-def _line(results: Results) -> Sample | None:
-    ideal = plan.LINE_BYTES * 8 / plan.LINE.rate
-    sample = results.sample("line", REDISLINK, one_way_seconds(plan.LINE_BYTES, "line"))
-    return None if sample is None else Sample(tuple(value / ideal for value in sample.values))
+def _ratio(
+    group: str, extract: Extract, base: str = BRPC, **where: Any
+) -> Callable[[Results], Sample | None]:
+    return lambda results: results.ratio(group, REDISLINK, base, extract, **where)
 
 
-_LOOPBACK: Final = {"profile": "loopback"}
-BARS: Final = (
-    Bar(
-        "64 B round trip, loopback", 0.95, 0.7, "brpc", _against_brpc("turns-link", round_trip(64))
-    ),
-    Bar(
-        "LR ABY3, loopback", 1.0, 0.75, "brpc", _against_brpc("turns-programs3", program("lr-aby3"))
-    ),
-    Bar(
-        "LR SEMI2K, loopback",
-        1.0,
-        0.75,
-        "brpc",
-        _against_brpc("turns-programs3", program("lr-semi2k")),
-    ),
-    Bar(
-        "1 MB round trip through the link, loopback",
-        1.3,
-        1.0,
-        "brpc",
-        _against_brpc("turns-link", round_trip(1 << 20)),
-    ),
-    Bar(
-        "LR ABY3 at 10 ms one way",
-        1.05,
-        1.01,
-        "brpc",
-        _against_brpc("lr", program("lr-aby3"), profile=plan.WAN.name),
-    ),
-    Bar(
-        "CHEETAH sort, loopback",
-        1.1,
-        0.9,
-        "brpc",
-        _against_brpc("turns-programs2", program("sort-cheetah")),
-    ),
-    Bar("32 MB one way at 100 Mbit", 1.15, 1.05, "size/bandwidth", _line),
-    Bar(
-        "against MPLang HTTP, LR ABY3, loopback",
-        4,
-        6,
-        "times faster",
-        lambda results: results.ratio("turns-http", MPLANG, REDISLINK, program("lr-aby3")),
-        higher=True,
-    ),
-)
-SEALING: Final = (REDISLINK, REDISLINK_NONE)
+def _round_trip_bar(size: int, bar: float, aim: float, base: str, group: str = "link") -> Bar:
+    measure = _ratio(plan.TURNS + group, round_trip(size), base)
+    title = _title(f"{size_text(size)} round trip, loopback", base)
+    return Bar(title, bar, aim, base, measure)
+
+
+def _one_way_bar(size: int) -> Bar:
+    measure = _ratio(plan.TURNS + "one-way", one_way(size))
+    title = f"{size_text(size)} one way, loopback, throughput"
+    return Bar(title, 0.85, 1.0, BRPC, measure, higher=True)
+
+
+def _network_bar(network: Profile) -> Bar:
+    size = plan.BAR_SIZES[network]
+    title = f"{size_text(size)} round trip, {network_text(network)}"
+
+    def measure(results: Results) -> Sample | None:
+        for group in ("bars-network", "network"):  # older runs have only the latter
+            found = _ratio(group, round_trip(size), profile=network.name)(results)
+            if found is not None:
+                return found
+        return None
+
+    return Bar(title, 1.15, 1.05, BRPC, measure)
+
+
+def _program_bar(name: str, bar: float, aim: float, base: str = BRPC) -> Bar:
+    parties = 2 if name == "sort-cheetah" else 3
+    measure = _ratio(f"{plan.TURNS}programs{parties}", program(name), base)
+    return Bar(_title(f"{PROGRAMS[name]}, loopback", base), bar, aim, base, measure)
+
+
+def _program_on_network_bar(network: Profile, bar: float, aim: float) -> Bar:
+    measure = _ratio("lr", program("lr-aby3"), profile=network.name)
+    return Bar(f"{PROGRAMS['lr-aby3']}, {network_text(network)}", bar, aim, BRPC, measure)
+
+
+def network_text(network: Profile) -> str:
+    """A network's rate and its round trip between parties."""
+    return f"{network.rate / 1e6:g} Mbit/s, {network.rtt * 1e3:g} ms"
 
 
 # ---- numbers as text ----
@@ -299,3 +295,30 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return ""
     rule = "|" + "---|" * len(header)
     return "\n".join(["| " + " | ".join(header) + " |", rule, *lines]) + "\n"
+
+
+# ---- what has to be shown ----
+
+_KIB: Final = 1 << 10
+_MIB: Final = 1 << 20
+BARS: Final = (
+    _round_trip_bar(64, 0.8, 0.6, BRPC),
+    _round_trip_bar(64, 1.6, 1.25, FLOOR),
+    _program_bar("lr-aby3", 0.85, 0.7),
+    _program_bar("lr-semi2k", 0.85, 0.7),
+    _program_bar("sort-cheetah", 0.9, 0.75),
+    _round_trip_bar(64 * _KIB, 1.05, 0.8, BRPC),
+    _round_trip_bar(256 * _KIB, 1.05, 0.8, BRPC),
+    _round_trip_bar(_MIB, 1.2, 1.0, BRPC_KEPT),
+    _round_trip_bar(16 * _MIB, 1.2, 1.0, BRPC_KEPT, "large"),
+    _round_trip_bar(64 * _MIB, 1.2, 1.0, BRPC_KEPT, "large"),
+    _one_way_bar(4 * _MIB),
+    _one_way_bar(64 * _MIB),
+    _network_bar(plan.THIN),
+    _network_bar(plan.WAN),
+    _program_on_network_bar(plan.WAN, 1.03, 1.01),
+    _program_on_network_bar(plan.THIN, 1.1, 1.03),
+    _round_trip_bar(64, 1.15, 1.08, REDISLINK_NONE),
+    _round_trip_bar(_MIB, 1.2, 1.1, REDISLINK_NONE),
+    _program_bar("lr-aby3", 1.08, 1.04, REDISLINK_NONE),
+)

@@ -94,6 +94,8 @@ class Runner:
 
     def run_in_turns(self, sessions: Sequence[Session]) -> list[Record]:
         """Run sessions at once, so that they take turns; a record for each."""
+        if len(sessions) == 1:
+            return [self.run(sessions[0])]
         return self._try_twice(sessions, lambda: self._attempt_in_turns(sessions))
 
     def _try_twice(

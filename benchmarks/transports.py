@@ -24,12 +24,17 @@ BRPC_KEPT: Final = "brpc-kept"
 """As `BRPC`, in processes that keep freed memory, as those of `REDISLINK` do."""
 MEM: Final = "mem"
 NAIVE: Final = "naive"
+FLOOR: Final = "floor"
+"""The least that a relay of lists takes, from Python: see `benchmarks.floor`."""
 MPLANG: Final = "mplang"
 ALL: Final = (
     *(REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED),
-    *(BRPC, BRPC_KEPT, NAIVE, MPLANG, MEM),
+    *(FLOOR, BRPC, BRPC_KEPT, NAIVE, MPLANG, MEM),
 )
-THROUGH_BROKER: Final = (REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED, NAIVE)
+THROUGH_BROKER: Final = (
+    *(REDISLINK, REDISLINK_NONE, REDISLINK_UNIX, REDISLINK_TRACED),
+    *(NAIVE, FLOOR),
+)
 LISTENING: Final = (BRPC, BRPC_KEPT, MPLANG)
 RECV_TIMEOUT: Final = 120.0
 
@@ -41,6 +46,9 @@ class Joined:
 
     endpoint: Any = None
     """The `redislink.Endpoint`, where there is one."""
+
+    takes_text = True
+    """If its links send str, as libspu's binding does, and not bytes."""
 
     def __init__(self, job: Job, rank: int) -> None:
         self.job = job
@@ -164,6 +172,24 @@ class _Naive(Joined):
         self._broker.close()
 
 
+class _Floor(Joined):
+    takes_text = False
+
+    def __init__(self, job: Job, rank: int) -> None:
+        from urllib.parse import urlsplit
+
+        super().__init__(job, rank)
+        url = urlsplit(job["broker_urls"][rank])
+        self._address = (url.hostname, url.port)
+
+    @contextlib.contextmanager
+    def link(self, device: str) -> Iterator[Any]:
+        from benchmarks.floor import FloorLink
+
+        with contextlib.closing(FloorLink(self._address, device, self.rank)) as link:
+            yield link
+
+
 class _Mplang(Joined):
     def __init__(self, job: Job, rank: int) -> None:
         from benchmarks.mplang_http import MplangWorker
@@ -195,6 +221,7 @@ _CLASSES: Final[dict[str, type[Joined]]] = {
     BRPC_KEPT: _Brpc,
     MEM: _Mem,
     NAIVE: _Naive,
+    FLOOR: _Floor,
     MPLANG: _Mplang,
 }
 

@@ -14,13 +14,13 @@ from benchmarks.measure import check_out
 from benchmarks.netproxy import Profile
 from benchmarks.processes import ROOT
 from benchmarks.runner import Runner, Session
-from benchmarks.transports import MEM, NAIVE
+from benchmarks.transports import FLOOR, MEM, NAIVE
 
 
 @pytest.mark.slow
 def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    groups = ("link", "line")
+    groups = ("turns-link", "turns-one-way", "link", "line")
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "benchmarks", "--toy", "--runs", "1"),
@@ -37,10 +37,14 @@ def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     measured = {(r["group"], r["variant"]): r for r in content["records"]}
     assert set(measured) == {
         *(("link", t) for t in plan.MAIN),
+        ("turns-link", FLOOR),
+        ("turns-one-way", FLOOR),
         ("line", "redislink"),
     }
     values = measured["link", "redislink"]["parties"][0]["round_trips"]["values"]
     assert 0 < values["64"]["median"] < 1
+    values = measured["turns-one-way", FLOOR]["parties"][0]["one_ways"]["values"]
+    assert values[str(1 << 20)]["bytes_per_second"] > 1e6
     assert measured["line", "redislink"]["profile"] == "100 Mbit"
     (network,) = content["meta"]["networks"]
     assert network["measured_rtt"] >= network["rtt"]
