@@ -1,23 +1,33 @@
 """Draws docs/images/top.svg: ``redislink top`` while three parties run, one of them slow.
 
-``python docs/make_top_image.py`` starts a broker and three parties, lets them exchange messages
-over a real session for some seconds, and writes what the command shows then.
+``python docs/make_top_image.py`` starts a broker and three parties, lets them train a model on SPU for
+some seconds, and writes what the command shows then, with the tags that SPU gives its messages.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
-from redislink import ClusterSpec, Endpoint, RedisLinkError, RedisLinkSettings, connect
+from redislink import (
+    ClusterSpec,
+    Endpoint,
+    RedisLinkError,
+    RedisLinkSettings,
+    Session,
+    connect,
+)
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.cli.top import screen
 from redislink.identity.keypair import Identity, format_public_key
@@ -26,7 +36,7 @@ from redislink.operate.watch import Reading, Watch
 
 FILE = Path(__file__).parent / "images" / "top.svg"
 NAMES = ("alice", "bob", "carol")
-SECONDS = 6.0
+SECONDS = 15.0
 WIDTH = 118
 
 
@@ -56,6 +66,9 @@ def reading_of_a_run(url: str) -> Reading:
                 {"name": name, "public_key": format_public_key(identities[name].public_key)}
                 for name in NAMES
             ],
+            "devices": {
+                "SP0": {"kind": "SPU", "members": list(NAMES), "config": {"protocol": "ABY3"}}
+            },
         }
     )
     settings = RedisLinkSettings(_env_file=None)
@@ -81,38 +94,28 @@ def reading_of_a_run(url: str) -> Reading:
 
 
 def work(endpoint: Endpoint, stop: threading.Event) -> None:
-    """Rounds in which every party sends to every other; carol takes 4 s over each of hers."""
-    others = [name for name in NAMES if name != endpoint.party]
-    side = threading.Thread(target=exchange, args=(endpoint, stop))
-    if endpoint.party != "carol":
-        side.start()
+    """A logistic regression, of which carol takes her time over each step."""
+    generator = np.random.default_rng(1)
+    data = generator.standard_normal((20_000, 10), np.float32)
     try:
-        for number in itertools.count(1):
+        session = Session.from_endpoint(endpoint)
+        sp = session.spu("SP0")
+        x = sp.private(lambda: data, owner="alice")
+        y = sp.private(lambda: (data[:, 0] > 0).astype(np.float32), owner="bob")
+        weights = sp.run(lambda: jnp.zeros(data.shape[1]))()
+        train = sp.run(step)
+        while not stop.is_set():
+            weights = train(x, y, weights)
             if endpoint.party == "carol":
-                stop.wait(4.0)
-            if stop.is_set():
-                break
-            for other in others:
-                endpoint.send(other, f"round-{number}:gather", bytes(200_000))
-            for other in others:
-                endpoint.recv(other, f"round-{number}:gather", timeout=20)
+                stop.wait(0.4)
     except RedisLinkError:
         pass  # another stopped first
-    if endpoint.party != "carol":
-        side.join()
 
 
-def exchange(endpoint: Endpoint, stop: threading.Event) -> None:
-    """What alice and bob do meanwhile, between themselves."""
-    peer = "bob" if endpoint.party == "alice" else "alice"
-    for number in itertools.count(1):
-        if stop.wait(0.005):
-            return
-        try:
-            endpoint.send(peer, f"AB:{number}", bytes(20_000))
-            endpoint.recv(peer, f"AB:{number}", timeout=20)
-        except RedisLinkError:
-            return
+def step(x: Any, y: Any, weights: Any) -> Any:
+    """One step of gradient descent."""
+    error = jax.nn.sigmoid(x @ weights) - y
+    return weights - error @ x / y.shape[0]
 
 
 if __name__ == "__main__":
