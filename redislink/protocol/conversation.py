@@ -18,6 +18,8 @@ class Timing:
         window_bytes: how much may be on the broker at once; see `Sending`.
         chunk_bytes: the most bytes of a message that travel in one frame.
         least_chunk_bytes: the smallest chunks that a message is cut into; see `chunking.choose`.
+        part_bytes: the smallest chunks of a message whose rest travels apart; 0: none does. See
+            `chunking.choose_apart`.
         peer_memory_bytes: how much the peer may make us keep, in messages that nothing has taken.
         peer_timeout: a peer that is silent for so long counts as lost.
         ack_delay: an ack goes over the control list so long after the frame it acknowledges, or
@@ -36,6 +38,7 @@ class Timing:
     window_bytes: int = 32 << 20
     chunk_bytes: int = 1 << 20
     least_chunk_bytes: int = 1 << 20
+    part_bytes: int = 0
     peer_memory_bytes: int = 8 << 30
     peer_timeout: float = 30.0
     ack_delay: float = 0.1

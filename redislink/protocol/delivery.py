@@ -205,12 +205,18 @@ class Delivery:
     # -- receiving -------------------------------------------------------------------------
 
     def receive_data(
-        self, tag: str, frame: Frame, body: bytes | memoryview, now: float, *, take: bool = False
+        self,
+        tag: str | None,
+        frame: Frame,
+        body: bytes | memoryview,
+        now: float,
+        *,
+        take: bool = False,
     ) -> tuple[bytes, Encoding] | None:
-        """Process a frame from the data list of ``tag``.
+        """Process a frame from the data list of ``tag``, or from the list of rests.
 
         Args:
-            tag: the list's tag.
+            tag: the list's tag; None for the list of rests.
             frame, body: the frame and its body, or the place that `lend` returned for the body.
             now: monotonic seconds.
             take: whether to `take` the tag's next message too.
@@ -225,6 +231,8 @@ class Delivery:
         """
         if type(frame) is not Data:
             raise FrameError(f"a {frame.kind.name} frame on a data list")
+        if tag is None and not frame.is_rest:
+            raise FrameError("a frame on the list of rests that is no rest")
         if self.state is not _FAILED and self.state is not _CLOSED:
             self._sending.check_acked(frame.acked)
             if self._receiving.add(tag, frame, body, now):
@@ -232,7 +240,7 @@ class Delivery:
                 if self._receiving.kept_bytes > self._timing.peer_memory_bytes:
                     raise self._kept_too_much().afresh()
             self._heard_data(frame.acked, now)
-        return self.take(tag) if take else None
+        return self.take(tag) if take and tag is not None else None
 
     def receive_whole(self, tag: str, whole: Whole, now: float) -> tuple[bytes, Encoding] | None:
         """Process a whole message from the data list of ``tag``, and `take` the next one.
@@ -334,6 +342,14 @@ class Delivery:
         Both numbers are estimates, and 0 before the first chunk.
         """
         return self._receiving.missing(tag)
+
+    def is_apart(self, tag: str) -> bool:
+        """Return whether what `missing` says of this tag is to come on the list of rests."""
+        return self._receiving.is_apart(tag)
+
+    def tag_of(self, frame: Data) -> str | None:
+        """Return the tag of the message to which this chunk of a rest belongs, if it is known."""
+        return self._receiving.tag_of(frame)
 
     def wait(self, tag: str, since: float) -> None:
         """Note that a receive has blocked on this tag, so the peer will be probed for it."""

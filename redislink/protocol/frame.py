@@ -30,7 +30,7 @@ import msgpack
 
 from redislink.errors import FrameError
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 MAX_HEADER_BYTES: Final = 4096
 MAX_ACK_RANGES: Final = 64
 MAX_PARTS: Final = 1 << 20
@@ -46,13 +46,16 @@ _MAX_NUMBER: Final = (1 << 63) - 1
 _PREFIX: Final = struct.Struct("<BH").pack
 _UNPACK_PREFIX: Final = struct.Struct("<BH").unpack_from
 _PREFIX_BYTES: Final = 3
-# Version, H, kind, encoding, part, parts, seq, previous, acked: little endian, no padding.
+# Version, H, kind, encoding (and `_APART`), part, parts, seq, previous, acked: little endian,
+# no padding.
 _DATA: Final = struct.Struct("<BHBBIIqqq")
 _PACK_DATA: Final = _DATA.pack
 _UNPACK_DATA: Final = _DATA.unpack_from
 DATA_HEADER_BYTES: Final = _DATA.size
 """Offset of the body in a DATA frame."""
 _DATA_H: Final = DATA_HEADER_BYTES - _PREFIX_BYTES
+_APART: Final = 2
+"""Added to the encoding in the header of each chunk of a message whose rest travels apart."""
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -211,6 +214,7 @@ class Data:
             while that is not acked; 0 otherwise. It keeps a tag's messages in order.
         encoding: what the message contains.
         acked: the sender has received every number up to this one from the peer; 0 acks nothing.
+        apart: whether all chunks but the first travel on the list of rests; see `Sending`.
     """
 
     kind: ClassVar[FrameKind] = FrameKind.DATA
@@ -221,6 +225,7 @@ class Data:
     previous: int = 0
     encoding: Encoding = Encoding.RAW
     acked: int = 0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         _number(self.parts, "number of chunks", 1, MAX_PARTS)
@@ -230,6 +235,14 @@ class Data:
         if type(self.encoding) is not Encoding:
             raise FrameError("encoding is neither raw nor value")
         _number(self.acked, "acked number")
+        _flag(self.apart, "apart")
+        if self.apart and self.parts == 1:
+            raise FrameError("a single chunk whose rest travels apart")
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether this is a chunk that travels on the list of rests."""
+        return self.apart and self.part > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +472,7 @@ def encode_header(frame: Frame) -> bytes:
             PROTOCOL_VERSION,
             _DATA_H,
             _DATA_KIND,
-            frame.encoding,
+            frame.encoding | _APART if frame.apart else frame.encoding,
             frame.part,
             frame.parts,
             frame.seq,
@@ -516,6 +529,14 @@ def is_fragment(element: BytesLike) -> bool:
     return element[_PREFIX_BYTES : _PREFIX_BYTES + 2] == _FRAGMENT
 
 
+def is_rest(element: BytesLike) -> bool:
+    """Return True if the element can only be a `Data` with `is_rest`."""
+    if len(element) < DATA_HEADER_BYTES:
+        return False
+    _, size, kind, encoding, part, _, _, _, _ = _UNPACK_DATA(element)
+    return bool(size == _DATA_H and kind == _DATA_KIND and encoding & _APART and part)
+
+
 def encode(frame: Frame, body: BytesLike = b"") -> bytes:
     """Return the whole frame. For a large body, send `encode_header` and the body separately.
 
@@ -556,9 +577,11 @@ def decode_header_untrusted(element: BytesLike) -> tuple[Frame, int]:
         if header_bytes != _DATA_H:
             raise FrameError(f"a DATA header of {header_bytes} bytes")
         _, _, _, encoding, part, parts, seq, previous, acked = _UNPACK_DATA(element)
+        apart = bool(encoding & _APART)
+        encoding &= ~_APART
         if encoding >= len(_ENCODINGS):
             raise FrameError("encoding is neither raw nor value")
-        return Data(seq, part, parts, previous, _ENCODINGS[encoding], acked), header_end
+        return Data(seq, part, parts, previous, _ENCODINGS[encoding], acked, apart), header_end
     try:
         values = msgpack.unpackb(element[_PREFIX_BYTES:header_end])
     except Exception as error:  # noqa: BLE001 - msgpack documents no closed set for hostile input

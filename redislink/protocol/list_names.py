@@ -30,6 +30,7 @@ DOCTOR_TAG: Final = "!doctor"
 STATUS_TAG: Final = "!status"
 MARK_TAG: Final = "!mark"
 MOVE_TAG: Final = "!move"
+REST_TAG: Final = "!rest"
 OFFERS_TAG: Final = "!offers"
 JOBS_TAG: Final = "!jobs"
 ANSWERS_TAG: Final = "!answers"
@@ -49,7 +50,7 @@ _PLAIN: Final = (string.ascii_letters + string.digits + "_.~>,/:-").encode()
 _CONTROL_TAGS: Final = frozenset(
     {
         *(HELLO_TAG, CONTROL_TAG, CLAIM_TAG, AGENT_TAG, DOCTOR_TAG, STATUS_TAG),
-        *(MARK_TAG, MOVE_TAG),
+        *(MARK_TAG, MOVE_TAG, REST_TAG),
         *LETTER_TAGS,
     }
 )

@@ -50,10 +50,13 @@ class DataPush(Push):
     Attributes:
         tag: the list's tag.
         again: whether it was pushed before; the peer is to know.
+        is_rest: whether its frame `is_rest`. The first push of such a frame goes onto the list of
+            rests, later ones onto its tag's. Either way it is sealed for the list of rests.
     """
 
     tag: str
     again: bool = False
+    is_rest: bool = False
 
     @property
     def frame(self) -> Data:
@@ -65,11 +68,11 @@ class Leftover:
     """A data list to remove: its elements are no longer wanted, or will be pushed again.
 
     Attributes:
-        tag: the list's tag.
+        tag: the list's tag; None for the list of rests.
         edition: the list's edition.
     """
 
-    tag: str
+    tag: str | None
     edition: int = 0
 
 
@@ -88,8 +91,8 @@ class Chunk(DataPush):
     """A DATA frame, from the call that sends it until it is acked.
 
     Attributes:
-        seq, part, parts, previous, encoding, acked: as in `Data`. `frame` is made on request:
-            most messages take the fast path, which needs no frame.
+        seq, part, parts, previous, encoding, acked, apart: as in `Data`. `frame` is made on
+            request: most messages take the fast path, which needs no frame.
         account: the account that counts it while it may be on the broker; None while it is not.
         confirmed_at: when the broker confirmed it; None if it has not.
         queued: True while it is in the queue.
@@ -108,6 +111,7 @@ class Chunk(DataPush):
     previous: int = 0
     encoding: Encoding = Encoding.RAW
     acked: int = 0
+    apart: bool = False
     account: Account | None = None
     confirmed_at: float | None = None
     queued: bool = False
@@ -120,7 +124,13 @@ class Chunk(DataPush):
 
     @property
     def frame(self) -> Data:
-        return Data(self.seq, self.part, self.parts, self.previous, self.encoding, self.acked)
+        return Data(
+            *(self.seq, self.part, self.parts, self.previous, self.encoding, self.acked, self.apart)
+        )
+
+    @property
+    def is_rest(self) -> bool:  # type: ignore[override]
+        return self.apart and self.part > 0
 
     @property
     def size(self) -> int:
@@ -146,6 +156,7 @@ class Clearing(DataPush):
     def __init__(self, chunk: Chunk) -> None:
         self.chunk = chunk
         self.tag, self.body, self.message_bytes = chunk.tag, chunk.body, chunk.message_bytes
+        self.is_rest = chunk.is_rest
 
     @property
     def frame(self) -> Data:

@@ -81,8 +81,13 @@ class Receiving:
         """Lend the place of a chunk in its message: see `chunking.Reassembly.lend`."""
         return self._reassembly.lend(tag, frame, size, self.received)
 
-    def add(self, tag: str, frame: Data, body: bytes | memoryview, now: float) -> bool:
+    def add(self, tag: str | None, frame: Data, body: bytes | memoryview, now: float) -> bool:
         """Receive a chunk; return False and drop it if it is a duplicate.
+
+        Args:
+            tag: the list's tag. For a chunk of a rest it does not count: the broker may move it.
+            frame, body: the chunk.
+            now: monotonic seconds.
 
         Raises:
             FrameError: the chunk cannot be part of a legal message; nothing has changed.
@@ -91,13 +96,16 @@ class Receiving:
             self._stats.duplicates_dropped += 1
             return False
         length = len(body)  # if it was lent, it is taken back
-        self._reassembly.add(tag, frame, body, self.received)
+        if frame.is_rest or tag is None:
+            tag = self._reassembly.add_rest(frame, body, self.received)
+        else:
+            self._reassembly.add(tag, frame, body, self.received)
         self._count(tag, length, now)
         return True
 
-    def _count(self, tag: str, length: int, now: float) -> None:
+    def _count(self, tag: str | None, length: int, now: float) -> None:
         self.unreported_bytes += length + _FRAME_OVERHEAD
-        if self._waits and tag in self._waits:
+        if self._waits and tag is not None and tag in self._waits:
             self.waits.came(tag, now, whole=True)
 
     def take(self, tag: str) -> tuple[bytes, Encoding] | None:
@@ -118,6 +126,14 @@ class Receiving:
         Both numbers are estimates, and 0 before the first chunk.
         """
         return self._reassembly.missing(tag)
+
+    def is_apart(self, tag: str) -> bool:
+        """Return whether what `missing` says of this tag is to come on the list of rests."""
+        return self._reassembly.is_apart(tag)
+
+    def tag_of(self, frame: Data) -> str | None:
+        """Return the tag of the message to which this chunk of a rest belongs, if it is known."""
+        return self._reassembly.tag_of(frame)
 
     @property
     def kept_bytes(self) -> int:

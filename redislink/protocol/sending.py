@@ -9,6 +9,10 @@ Rules:
 - A message that the peer waits for can always get onto the broker: whatever fills the broker, or
   the window, is taken back for it.
 - A tag is in `_by_tag` exactly while one of its chunks is unacked.
+- The *rest* of a mid-sized message (`Data.apart`), all its chunks but the first, goes onto one list
+  for the rests of all tags, so that the receiver can ask for it before it knows of the message.
+  The list is not bound to what the receiver asks for, so only so much goes there at a time. What
+  is pushed again goes onto its tag's list.
 
 From the other half this one knows only the received numbers, which it sends along on data frames as
 a hint. Of the state and the peer's liveness it knows only `open`. `Delivery` guards both.
@@ -94,8 +98,12 @@ class Sending:
         self._ahead = Account()
         self._asked_for = Account()
         self._timing = timing
-        self._whole_bytes = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
+        self._whole_bytes = _most_whole(timing)
         """Messages of up to so many bytes are never cut."""
+        self._apart_bytes = 0
+        """Bytes of unacked messages whose rest travels apart."""
+        self._rest_pushed_twice = False
+        """What is on the list of rests may be of no use any more; see `_acked`."""
         self._received = received
         self._unpushed = unpushed
         self._stats = stats
@@ -165,7 +173,8 @@ class Sending:
         Raises:
             UsageError: the message is too large; nothing was done.
         """
-        bodies = list(chunking.split(body, self._chunk_bytes(len(body))))
+        part_bytes = self._part_bytes(len(body))
+        bodies = list(chunking.split(body, part_bytes or self._chunk_bytes(len(body))))
         mine = self._by_tag.setdefault(tag, {})
         newest = mine[next(reversed(mine))] if mine else None
         previous = newest.seq - newest.part if newest is not None else 0
@@ -175,6 +184,9 @@ class Sending:
             chunk.tag, chunk.body, chunk.encoding = tag, chunk_body, encoding
             chunk.seq, chunk.part, chunk.parts = self.last_seq, part, len(bodies)
             chunk.previous, chunk.message_bytes = previous, len(body)
+            if part_bytes:
+                chunk.apart = True
+                self._apart_bytes += len(chunk_body)
             self._unacked[self.last_seq] = mine[self.last_seq] = chunk
             self._enqueue(chunk)
         if len(bodies) > 1:
@@ -184,12 +196,27 @@ class Sending:
         self._stats.bytes_sent += len(body)
         return self.last_seq
 
-    def _chunk_bytes(self, size: int) -> int:
-        """Return the chunk size for a message that is sent now."""
+    def _is_in_stream(self, size: int) -> bool:
+        """Return whether a message of so many bytes, sent now, must wait its turn.
+
+        Then finer chunks gain nothing.
+        """
+        return bool(self._queue) or self._ahead.bytes >= _OF_A_STREAM * size
+
+    def _part_bytes(self, size: int) -> int:
+        """Return the chunk size for a message that is sent now, if its rest is to travel apart.
+
+        Else, 0.
+        """
+        if self._is_in_stream(size) or self._apart_bytes + size > chunking.MOST_APART:
+            return 0
         timing = self._timing
-        if self._queue or self._ahead.bytes >= _OF_A_STREAM * size:
-            # The message must wait its turn, so finer chunks gain nothing; and the line would be
-            # idle while the receiver asks for the second chunk.
+        return chunking.choose_apart(size, timing.part_bytes, timing.chunk_bytes)
+
+    def _chunk_bytes(self, size: int) -> int:
+        """Return the chunk size for a message that is sent now, if its rest does not."""
+        timing = self._timing
+        if self._is_in_stream(size):  # the line would be idle while the second chunk is asked for
             return timing.chunk_bytes
         return chunking.choose(size, timing.least_chunk_bytes, timing.chunk_bytes)
 
@@ -198,8 +225,9 @@ class Sending:
         timing = self._timing
         most = min(timing.chunk_bytes, chunk_bytes)
         least = min(timing.least_chunk_bytes, most)
-        self._timing = replace(timing, chunk_bytes=most, least_chunk_bytes=least)
-        self._whole_bytes = chunking.most_uncut(least, most)
+        part = timing.part_bytes if timing.part_bytes <= most else 0
+        self._timing = replace(timing, chunk_bytes=most, least_chunk_bytes=least, part_bytes=part)
+        self._whole_bytes = _most_whole(self._timing)
 
     # -- what is unacked -------------------------------------------------------------------
 
@@ -290,6 +318,11 @@ class Sending:
         if self._window < self._timing.window_bytes:
             self._grow_window(size)
         if chunk.parts > 1:
+            if chunk.apart:
+                self._apart_bytes -= len(chunk.body)
+                if self._rest_pushed_twice and not self._apart_bytes:
+                    self._rest_pushed_twice = False
+                    self._unpushed.append(Leftover(None, self.edition))
             self._chunks_left[chunk.message] -= 1
             if not self._chunks_left[chunk.message]:
                 del self._chunks_left[chunk.message]
@@ -316,6 +349,9 @@ class Sending:
         for tag, chunks in self._by_tag.items():
             if any(chunk.launched for chunk in chunks.values()):
                 self._unpushed.append(Leftover(tag, self.edition))
+        if self._apart_bytes:
+            self._unpushed.append(Leftover(None, self.edition))
+            self._apart_bytes = 0
         self._queue.clear()
         self._unacked.clear()
         self._by_tag.clear()
@@ -354,6 +390,8 @@ class Sending:
             if chunk.account is not None and chunk.seq in self._unacked:
                 self._land(chunk)
                 chunk.refused = True
+                if chunk.is_rest:  # next, it goes onto another list
+                    self._pushed_twice.add(chunk.tag)
                 self._enqueue(chunk)
         elif self._mute_since is None:
             self._mute_since = now
@@ -379,6 +417,8 @@ class Sending:
         flying = self._all_flying()
         tags = dict.fromkeys([*(chunk.tag for chunk in flying), *sorted(self._pushed_twice)])
         self._unpushed.extend(Leftover(tag, self.edition) for tag in tags)
+        if self._apart_bytes:
+            self._unpushed.append(Leftover(None, self.edition))
         self.edition = edition
         self._to_clear.clear()
         self._resend(flying)
@@ -525,6 +565,7 @@ class Sending:
             chunk.times_broke += chunk.broke
             chunk.broke = False
             self._pushed_twice.add(chunk.tag)
+            self._rest_pushed_twice |= chunk.is_rest
             self._enqueue(chunk)
 
     # -- the queue and the windows ---------------------------------------------------------
@@ -600,3 +641,9 @@ class Sending:
         if self._acked_since_loss >= self._window:
             self._acked_since_loss = 0
             self._window = min(self._timing.window_bytes, self._window + self._timing.chunk_bytes)
+
+
+def _most_whole(timing: Timing) -> int:
+    """Return the size in bytes up to which no message is ever cut."""
+    whole = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
+    return min(whole, 2 * timing.part_bytes - 1) if timing.part_bytes else whole

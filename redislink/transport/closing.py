@@ -97,6 +97,7 @@ class Closing:
         self._control.stop(_LEAST_TO_LEAVE)
         for peer in core.peers.values():
             peer.lanes.close()
+            peer.rests.close()
         core.inbox.close()
         self._claim.abandon()
         self._observer.close()
@@ -161,6 +162,7 @@ class Closing:
         core.outbox.close()
         for peer in core.peers.values():
             peer.lanes.close()
+            peer.rests.close()
         core.inbox.close()
         self._claim.release(left)
         self._observer.close()

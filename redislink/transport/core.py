@@ -53,6 +53,7 @@ from redislink.transport.claim import PartyClaim
 from redislink.transport.lanes import Lanes
 from redislink.transport.peer import Encode, Party, Peer
 from redislink.transport.rendezvous import Rendezvous
+from redislink.transport.rests import Rests
 
 UNREAD_CONTROL_WAIT: Final = 0.2
 """Seconds between two checks for news from the broker or another thread."""
@@ -61,6 +62,10 @@ _MOST_LAST_WORDS: Final = 64
 # On one machine, or close to it, a chunk takes less time to transfer than to process.
 _NEAR: Final = 0.0003
 _LEAST_CHUNK: Final = 64 << 10
+# Where a round trip takes longer, a chunk costs both ends less time than the line.
+_FAR: Final = 0.002
+_PART: Final = 4 << 10
+_PART_OF_A_LAN: Final = 32 << 10
 _MOST_IN_FRAGMENTS: Final = 512 << 20
 _HOPELESS: Final = 0.75
 """The share of ``broker_timeout`` for which connections may keep breaking at the smallest element
@@ -173,6 +178,7 @@ class Core:
             peer_memory_bytes=settings.peer_memory_bytes,
             chunk_bytes=settings.chunk_bytes,
             least_chunk_bytes=_least_chunk_bytes(round_trip, settings.chunk_bytes),
+            part_bytes=self._part_bytes(round_trip),
             peer_timeout=settings.peer_timeout,
             round_trip=round_trip,
         )
@@ -189,10 +195,21 @@ class Core:
                 Delivery(name, timing, now),
                 handshake.codec(name),
                 partial(Lanes, self.inbox, depth, self.blpop_slice, round_trip),
+                partial(Rests, self.inbox, self.blpop_slice),
                 min(_MOST_IN_FRAGMENTS, settings.peer_memory_bytes),
             )
             for name in self.rendezvous.peers
         }
+
+    def _part_bytes(self, round_trip: float) -> int:
+        """Return the smallest chunks of a message whose rest travels apart, for `Timing`."""
+        settings = self.settings
+        if self.broker.in_process:  # nothing can be asked for in advance
+            return 0
+        if settings.part_bytes is not None:
+            return settings.part_bytes
+        part = 0 if round_trip < _NEAR else _PART_OF_A_LAN if round_trip < _FAR else _PART
+        return part if part <= settings.chunk_bytes else 0
 
     # -- the door to the deliveries ----------------------------------------------------------
 
@@ -247,7 +264,9 @@ class Core:
                     ttl = None if type(push.frame) is Abort else _CONTROL_TTL
                     outbox.push(name, element, token, clear=push.clear, ttl=ttl, urgent=True)
                     continue
+                rests = peer.rests_out if push.is_rest else None  # before the codec: see `follow`
                 name, encode = peer.to_list(push.tag)
+                sealed_for = rests or name
                 if push.again:
                     again.append((push.tag, name))
                 size = push.message_bytes or len(push.body)
@@ -255,13 +274,15 @@ class Core:
                 splits = limit is not None and len(push.body) > limit
                 if push.again and not splits:
                     encode = partial(_encode_again, push.frame.seq, encode)
+                if rests and not (push.again or splits):
+                    name = rests
                 if large_before and len(push.body) >= LARGE and limit is None:
                     # Earlier chunks fill the line: seal and write this one when they are through.
-                    later = partial(encode, name, push.frame, push.body)
+                    later = partial(encode, sealed_for, push.frame, push.body)
                     outbox.push_later(name, later, size, token, clear=push.clear)
                     continue
                 large_before = len(push.body) >= LARGE
-                element = encode(name, push.frame, push.body)
+                element = encode(sealed_for, push.frame, push.body)
                 if limit is not None and splits:
                     # Its number is used up: it must not be sealed again in smaller frames.
                     *first, last = split_element(element, push.frame.seq, limit)
@@ -552,7 +573,7 @@ class Core:
         dead: Any = Dead(self.failure)
         for peer in self.peers.values():
             peer.codec.forget_keys(dead)
-            peer.codec = peer.delivery = peer.kept = peer.lanes = dead
+            peer.codec = peer.delivery = peer.kept = peer.lanes = peer.rests = dead
         self.outbox = self.inbox = self.rendezvous = dead
 
 

@@ -10,11 +10,13 @@ from redislink.protocol.fragments import Fragments
 from redislink.protocol.frame import Frame
 from redislink.protocol.seal import AnyEdition, Codec
 from redislink.transport.lanes import Lanes
+from redislink.transport.rests import Rests
 
 Encode = Callable[[bytes, Frame, bytes | memoryview], tuple[bytes, bytes | memoryview]]
 Party = str | int
 """A party's name or its rank."""
 _CONTROL: bytes = list_names.CONTROL_TAG.encode()
+_REST: bytes = list_names.REST_TAG.encode()
 
 
 class Peer:
@@ -28,6 +30,7 @@ class Peer:
             needs no lock, because it is one step of the interpreter. A receive sets the purpose
             of its wait before it looks, so a message that arrives later interrupts the wait.
         lanes: the BLPOPs for the peer's next messages.
+        rests: the BLPOPs for the rests of its mid-sized messages.
         fragments: collects the fragments of elements that the peer had to split.
         out_prefix, in_prefix: the prefixes of the names of the data lists to and from the peer,
             of the editions that are in use. Only `follow` changes them.
@@ -41,6 +44,7 @@ class Peer:
         delivery: Delivery,
         codec: Codec,
         make_lanes: Callable[[bytes], Lanes],
+        make_rests: Callable[[bytes], Rests],
         most_in_fragments: int,
     ) -> None:
         """Not for users.
@@ -49,6 +53,7 @@ class Peer:
             name, delivery, codec: see the attributes.
             prefixes: the prefixes of the names of the lists to the peer and from it.
             make_lanes: given such a prefix, makes the lanes for those lists.
+            make_rests: given the name of the list of rests, makes what reads it.
             most_in_fragments: how many bytes of the peer's fragments to keep at most.
         """
         self.name = name
@@ -57,6 +62,7 @@ class Peer:
         self.delivery = delivery
         self.kept = delivery.kept
         self.lanes = make_lanes(self.in_prefix)
+        self.rests = make_rests(self.rests_in)
         self.fragments = Fragments(most_in_fragments)
         self.control_out = self.out_prefix + _CONTROL
         self.control_in = self.in_prefix + _CONTROL
@@ -69,6 +75,16 @@ class Peer:
         """Return the name of the list to the peer for messages with this tag."""
         return self.out_prefix + list_names.encode_tag(tag)
 
+    @property
+    def rests_out(self) -> bytes:
+        """The name of the list of rests to the peer."""
+        return self.out_prefix + _REST
+
+    @property
+    def rests_in(self) -> bytes:
+        """The name of the list of rests from the peer."""
+        return self.in_prefix + _REST
+
     def to_list(self, tag: str) -> tuple[bytes, Encode]:
         """Return the name of the list to the peer for this tag, and what encodes frames for it.
 
@@ -80,7 +96,7 @@ class Peer:
     def left_list(self, leftover: Leftover) -> bytes:
         """Return the name of a list to remove."""
         prefix = list_names.of_edition(self._first_prefixes[0], leftover.edition)
-        return prefix + list_names.encode_tag(leftover.tag)
+        return prefix + (_REST if leftover.tag is None else list_names.encode_tag(leftover.tag))
 
     def follow(self) -> bool:
         """Use the editions of the data lists that the delivery says. Needs the core's lock.

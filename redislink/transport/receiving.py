@@ -19,14 +19,16 @@ from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, FrameError, PeerError, RecvCancelled, RecvTimeout
 from redislink.protocol import list_names
-from redislink.protocol.frame import Data, Encoding, is_fragment
+from redislink.protocol.frame import Data, Encoding, is_fragment, is_rest
 from redislink.transport.core import Core
 from redislink.transport.lanes import Lane
 from redislink.transport.peer import Party, Peer
 
 Message = tuple[bytes, Encoding]
 _LANE_PATIENCE: Final = 0.02
-"""Seconds that a receive waits for a lane while another thread reads it."""
+"""Seconds that a receive waits for a lane, or for rests, while another thread reads them."""
+_TURN: Final = 0.1
+"""Seconds for which a receive looks at its tag's list while the rest of its message is late."""
 
 
 class Receiving:
@@ -56,9 +58,9 @@ class Receiving:
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
         if lanes.depth and (lane := lanes.lane_of(tag)) is not None:
             foreseen = self._recv_foreseen(peer, lane, tag, started, limit)
+            if len(lane.posted) <= lanes.few:
+                lanes.go_on(lane)
             if foreseen is not None:
-                if len(lane.posted) <= lanes.few:
-                    lanes.go_on(lane)
                 return foreseen
             name = peer.in_list(tag)  # the edition may have changed
             left = started + limit - time.monotonic()
@@ -66,6 +68,8 @@ class Receiving:
             left = limit
         slice_ = self._first_slice
         missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
+        is_apart = False  # whether they come on the list of rests, unless they were lost
+        reads_rests, progress = True, 0.0
         wait = core.inbox.acquire()
         wait.give_up = started + limit
         wait.purpose = (peer.name, tag, started)
@@ -78,14 +82,18 @@ class Receiving:
                     message = self._take(peer, tag, wait)
                     if not core.broker.in_process:
                         missing, size = delivery.missing(tag)
+                        is_apart = missing > 0 and delivery.is_apart(tag)
+                        progress = started
             while message is None:
                 if left < slice_:
                     if left <= 0:
                         self._raise_timeout(peer, tag, limit)
                     slice_ = max(0.001, left)
-                element = None
+                element, came = None, False
                 try:
-                    if missing:
+                    if is_apart and reads_rests:
+                        came = self._read_rests(peer, tag, min(slice_, self._first_slice), wait)
+                    elif missing and not is_apart:
                         element = wait.pop_of_many(name, slice_, missing, size)
                     else:
                         element = wait.pop_one(name, slice_)
@@ -94,7 +102,8 @@ class Receiving:
                 except BrokerError as error:
                     is_away = core.outage.lasts
                     pause = core.give_up_or_pause(error, Way.POP)
-                    self._ask_for(peer, tag, wait, is_dead=error.is_silent and not is_away)
+                    is_dead = error.is_silent and not is_away
+                    self._ask_for(peer, tag, wait, is_dead=is_dead, popped=wait.may_have_popped)
                     with core.changed:
                         core.changed.wait(min(pause, left))
                         core.check_usable()
@@ -102,23 +111,31 @@ class Receiving:
                     if core.outage.lasts:
                         core.outage.ended(Way.POP)
                     if element is not None:
+                        came = True
                         message = self._receive(peer, tag, name, element, wait)
                 if message is None:
                     now = time.monotonic()
                     left = started + limit - now
                     name = peer.in_list(tag)
                     with core.talk(peer):
-                        if element is None:
-                            slice_ = self._blpop_slice
+                        if not came:
+                            slice_ = _TURN if is_apart else self._blpop_slice
                             self.register(wait)
                             wait.has_moved()  # an empty reply does not show that more comes
                         elif not core.broker.in_process:
+                            before = missing
                             missing, size = delivery.missing(tag)
+                            is_apart = missing > 0 and delivery.is_apart(tag)
+                            if missing != before:
+                                progress = now
                         message = self._take(peer, tag, wait)
                         if message is None:
                             core.check_usable()
-                            if element is None:
+                            if not came:
                                 delivery.check_can_receive(tag, now)
+                    # What is lost of a rest comes on the tag's list: look there in turn.
+                    if is_apart and (now - progress >= self._first_slice or wait.cancelled):
+                        reads_rests, progress = not reads_rests, now
             if lanes.depth:
                 lanes.foresee(tag)
             return message
@@ -156,6 +173,10 @@ class Receiving:
             finally:
                 core.inbox.release(wait)
             if element is None:
+                with core.talk(peer) as delivery:
+                    is_apart = delivery.is_apart(tag)
+                if is_apart and self._read_rests(peer, tag, _LANE_PATIENCE, None):
+                    continue
                 return None
             self._receive(peer, tag, name, element, None)
             with core.talk(peer) as delivery:
@@ -225,6 +246,7 @@ class Receiving:
             if purpose is not None and purpose[0] == peer.name:
                 wait.interrupt()
         peer.lanes.move(peer.in_prefix)
+        peer.rests.move(peer.rests_in)
         core.log.info(
             "%s: messages of %s are lost on their way from the broker: they come on new lists and "
             "connections from now on (edition %d)",
@@ -285,7 +307,8 @@ class Receiving:
             if not error.retryable:
                 core.give_up_or_pause(error, Way.POP)
             is_dead = error.is_silent and not core.outage.lasts
-            self._ask_for(peer, tag, wait, is_dead=is_dead)  # next, the plain way tries again
+            # Next, the plain way tries again.
+            self._ask_for(peer, tag, wait, is_dead=is_dead, popped=wait.may_have_popped)
         finally:
             wait.purpose = None  # before the check: see `register`
             if wait.registered:
@@ -293,14 +316,55 @@ class Receiving:
             lane.lock.release()
         return message
 
+    def _read_rests(self, peer: Peer, tag: str, patience: float, wait: Wait | None) -> bool:
+        """Take in a chunk from the list of rests, or wait while another thread does.
+
+        Args:
+            peer, tag: of the receive, which lacks part of its message.
+            patience: seconds to wait.
+            wait: belongs to the receive; None if it does not block.
+
+        Returns:
+            Whether anything may have come, of this message or of another.
+        """
+        core, rests = self.core, peer.rests
+        if not rests.lock.acquire(blocking=False):
+            if wait is None:
+                return False
+            with core.changed:
+                rests.waiting.append(wait)
+                try:
+                    is_here = peer.delivery.peek(tag) is not None
+                    return is_here or core.changed.wait(min(patience, _LANE_PATIENCE))
+                finally:
+                    rests.waiting.remove(wait)
+        try:
+            came = rests.read(patience)
+            if came is not None:
+                self._receive(peer, None, *came, wait)
+            return came is not None
+        except Interrupted:
+            return False  # the caller's own pop finds out why
+        except BrokerError as error:
+            if not error.retryable:
+                core.give_up_or_pause(error, Way.POP)
+            is_dead = error.is_silent and not core.outage.lasts
+            self._ask_for(peer, tag, wait, is_dead=is_dead, popped=True)
+            return False
+        finally:
+            rests.lock.release()
+            if rests.waiting:
+                with core.changed:
+                    core.changed.notify_all()
+
     def _receive(
-        self, peer: Peer, tag: str, name: bytes, element: Buffer, wait: Wait | None
+        self, peer: Peer, tag: str | None, name: bytes, element: Buffer, wait: Wait | None
     ) -> Message | None:
-        """Process an element that was popped from a tag's list.
+        """Process an element that was popped from a tag's list, or from the list of rests.
 
         Args:
             peer: the party that pushed onto the list.
-            tag: the list's tag.
+            tag: the list's tag; None for the list of rests.
             name: the list's name.
             element: the popped element.
             wait: belongs to the receive that wants this tag's next message; None if none does.
@@ -311,23 +375,27 @@ class Receiving:
         core = self.core
         delivery, whole, message = peer.delivery, None, None
         try:
-            if wait is not None:
+            if wait is not None and tag is not None:
                 whole = peer.codec.decode_whole_untrusted(name, element)
             if whole is None:
-                if is_fragment(element):
+                if tag is not None and is_fragment(element):
                     joined = self._join(peer, tag, name, element)
                     if joined is None:
                         return None
                     element = joined
-                # Only a large element is a view.
-                lend = partial(self._lend, peer, tag) if type(element) is memoryview else None
+                if is_rest(element):
+                    name = peer.rests_in
+                lend = None
+                if tag is not None and type(element) is memoryview:  # only a large element is one
+                    lend = partial(self._lend, peer, tag)
                 frame, body = peer.codec.decode_untrusted(name, element, lend)
         except FrameError as error:
             core.blame(peer, error)
             with core.talk(peer):
                 if wait is not None:
                     self.register(wait)
-                delivery.lost(tag, time.monotonic())
+                if tag is not None:
+                    delivery.lost(tag, time.monotonic())
             return None
         illegal: FrameError | None = None
         failed: PeerError | None = None
@@ -335,18 +403,22 @@ class Receiving:
         try:
             now = time.monotonic()
             try:
-                if whole is not None:
+                if whole is not None and tag is not None:
                     message = delivery.receive_whole(tag, whole, now)
                 else:
+                    its_tag = tag
+                    if type(frame) is Data and frame.is_rest:
+                        its_tag = delivery.tag_of(frame)
                     take = wait is not None
                     message = delivery.receive_data(tag, frame, body, now, take=take)
+                    tag = its_tag
             except FrameError as error:
                 illegal = error
             except PeerError as error:
                 failed = error
             if core.sleepers:
                 core.changed.notify_all()
-            if tag in peer.kept:
+            if tag is not None and tag in peer.kept:
                 self._wake_another(peer, tag, wait)
             pushes = delivery.pushes() if delivery.unpushed else None
         finally:
@@ -395,7 +467,8 @@ class Receiving:
         for wait in self.core.inbox.waits():
             purpose = wait.purpose
             if wait is not mine and purpose is not None and purpose[:2] == (peer.name, tag):
-                wait.interrupt()
+                if wait not in peer.rests.waiting:
+                    wait.interrupt()
                 return
 
     def _unregister(self, wait: Wait, peer: Peer, tag: str) -> None:
@@ -404,18 +477,22 @@ class Receiving:
                 wait.registered = False
                 delivery.unwait(tag)
 
-    def _ask_for(self, peer: Peer, tag: str, wait: Wait, *, is_dead: bool) -> None:
+    def _ask_for(
+        self, peer: Peer, tag: str, wait: Wait | None, *, is_dead: bool, popped: bool
+    ) -> None:
         """Have a message sent again at once that a broken connection may have popped and lost.
 
         Args:
             peer, tag, wait: of the receive.
             is_dead: whether only this connection was silent, and not the broker.
+            popped: whether it may have popped something.
         """
         if is_dead:
             self.read_anew(peer)
         with self.core.talk(peer) as delivery:
-            self.register(wait)
-            if wait.may_have_popped:
+            if wait is not None:
+                self.register(wait)
+            if popped:
                 delivery.misses(tag, time.monotonic())
 
     def _check_interrupted(self, peer: Peer, tag: str, wait: Wait) -> None:

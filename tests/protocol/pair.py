@@ -48,14 +48,14 @@ class Pair:
         for push in pushes:
             self.log.append((dst.peer, push))
             if isinstance(push, Leftover):
-                self.lists.pop((dst, _list(push.tag, push.edition)), None)
+                self.lists.pop((dst, _list(tag_of(push) or "", push.edition)), None)
                 continue
             src.confirm(push, self.now)
             if not isinstance(push, DataPush):
                 if not self.loses(push):
                     dst.receive_control(push.frame, self.now)
                 continue
-            name = _list(push.tag, src.edition_out)
+            name = _list(tag_of(push) or "", src.edition_out)
             if push.clear:
                 self.lists.pop((dst, name), None)
             if not self.loses(push):
@@ -67,6 +67,12 @@ class Pair:
     def pop(self, dst: Delivery, tag: str) -> bool:
         """What a BLPOP does that finds something; False if the list is empty."""
         self.settle()
+        rests = self.lists.pop((dst, _list(REST, dst.edition_in)), deque())
+        while rests:
+            frame, body, _ = rests.popleft()
+            dst.receive_data(None, frame, body, self.now)
+        if dst.peek(tag) is not None:
+            return True
         name = _list(tag, dst.edition_in)
         if not self.lists[dst, name]:
             del self.lists[dst, name]
@@ -148,9 +154,17 @@ def numbers(pushes) -> list[int]:
     return [push.frame.seq for push in pushes if isinstance(push, DataPush)]
 
 
+REST = "\0rest"
+"""Stands for the tag of the list of rests."""
+
+
 def tag_of(push: Push | Leftover) -> str | None:
-    """The tag of the data list that it is for; None if it is for the control list."""
-    return push.tag if isinstance(push, DataPush | Leftover) else None
+    """The tag of the data list that it is for, or `REST`; None if it is for the control list."""
+    if isinstance(push, Leftover):
+        return REST if push.tag is None else push.tag
+    if isinstance(push, DataPush):
+        return REST if push.is_rest and not push.again else push.tag
+    return None
 
 
 def control(pushes, kind):

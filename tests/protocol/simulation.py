@@ -43,7 +43,7 @@ from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timi
 from redislink.protocol.frame import Data, Frame, Move
 from redislink.protocol.moves import Moves
 from redislink.protocol.states import State
-from tests.protocol.pair import tag_of
+from tests.protocol.pair import REST, tag_of
 
 _OVER: Final = (State.CLOSED, State.FAILED)
 _BLPOP_SECONDS: Final = 5.0
@@ -59,6 +59,8 @@ _LONGEST_RUN: Final = 20_000.0
 _WATCH_SECONDS: Final = 0.5
 _MOVE_AFTER: Final = 2.0
 _LONGEST_PARTED: Final = 60.0
+_RESTS_AHEAD: Final = 32
+"""How many BLPOPs for rests are out at any time."""
 _COUNTED: Final = ("frames_resent", "frames_refused", "duplicates_dropped", "probes_sent")
 
 DataList = tuple[str, int]
@@ -168,6 +170,9 @@ class Party:
     error: PeerError | BrokerBusy | None = None
     failed_at: float = 0.0
     armed: dict[str, float] = field(default_factory=dict)
+    rests: dict[str, deque[Element]] = field(default_factory=lambda: defaultdict(deque))
+    """By peer: what has come of its rests, and waits until a receive looks."""
+    last_rest: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     control_busy: set[tuple[int, str]] = field(default_factory=set)
     moves: Moves | None = None
     cannot_reach: set[int] = field(default_factory=set)
@@ -422,9 +427,10 @@ class World:
 
     def _draw_timing(self) -> Timing:
         chunk = self.rng.choice([1, 64, 200, 500])
-        return Timing(
-            window_bytes=self.rng.choice([chunk + 128, 600, 2000, 20_000]), chunk_bytes=chunk
-        )
+        window = self.rng.choice([chunk + 128, 600, 2000, 20_000])
+        chance = random.Random(f"parts of {self.seed}")  # other runs stay what they are
+        part = chance.choice([0, chance.randrange(1, chunk + 1)])
+        return Timing(window_bytes=window, chunk_bytes=chunk, part_bytes=part)
 
     def _draw_parties(self) -> dict[str, Party]:
         rng = self.rng
@@ -609,6 +615,7 @@ class World:
 
     def _receive(self, thread: Thread, step: Step, delivery: Delivery) -> None:
         party = thread.party
+        self._read_rests(party, step.peer)
         message = delivery.take(step.tag)
         if message is not None:
             self._received(thread, message[0])
@@ -701,8 +708,61 @@ class World:
             del broker.waiters[key]
             self._advance(thread)
 
+    def _serve_rests(self, broker: SimulatedBroker, key: ListKey) -> None:
+        """Send the elements of a list of rests down the line of the party that has asked."""
+        name, peer, data_list = key
+        assert data_list is not None
+        party = self.parties[name]
+        delivery = party.deliveries[peer]
+        while key in broker.lists and not self.refuses(broker, everything=True):
+            if self._strikes(self.faults.half_open):
+                self._log("half-open: %s", key)
+                broker.ghosts[key] += self.rng.choice([1, 3, _RESTS_AHEAD])
+            if broker.ghosts.get(key):
+                broker.ghosts[key] -= 1
+                self._log("swallowed: %s", broker.pop(key))
+                continue
+            if party.is_gone or broker.index in party.cannot_reach:
+                return
+            if data_list[1] != delivery.edition_in or broker is not self.broker_of(party):
+                return
+            element = broker.pop(key)
+            assert element is not None
+            if self._strikes(self.faults.pop_lost) or self._strikes(self.faults.changed):
+                self._log("lost pop: %s", key)
+                continue
+            arrival = max(party.last_rest[peer], self.now + self._latency())
+            party.last_rest[peer] = arrival
+            self._at(arrival, party, self._rest_comes, party, peer, element)
+
+    def _rest_comes(self, party: Party, peer: str, element: Element) -> None:
+        party.rests[peer].append(element)
+        if any(t.waits and t.steps and t.steps[0].peer == peer for t in party.threads):
+            self._read_rests(party, peer)
+
+    def _read_rests(self, party: Party, peer: str) -> None:
+        """Hand over what has come of a peer's rests, and end the waits for what is whole now."""
+        delivery = party.deliveries[peer]
+        while party.rests[peer] and not party.is_closing:
+            element = party.rests[peer].popleft()
+            frame = element.frame
+            assert isinstance(frame, Data)
+            tag = delivery.tag_of(frame)
+            delivery.receive_data(None, frame, element.body, self.now)
+            self._settle(party, peer)
+            if tag is None or delivery.peek(tag) is None:
+                continue
+            waiters = self.broker_of(party).waiters
+            key = (party.name, peer, (tag, delivery.edition_in))
+            if key in waiters:
+                thread, _ = waiters.pop(key)
+                self._at(self.now, party, self._advance, thread)
+
     def _serve(self, broker: SimulatedBroker, key: ListKey) -> None:
         """Let a blocked BLPOP have the first element of a data list, if there are both."""
+        if key[2] is not None and key[2][0] == REST:
+            self._serve_rests(broker, key)
+            return
         while broker.ghosts.get(key) and key in broker.lists:
             self._log("swallowed: %s", key)
             broker.ghosts[key] -= 1
@@ -1168,11 +1228,14 @@ def kept_internally(delivery: Delivery) -> dict[str, object]:
             "_waited_for",
             "_to_clear",
             "_pushed_twice",
+            "_apart_bytes",
             "in_flight_bytes",
         )
     }
     kept |= {"_waits": receiving._waits}
-    kept |= {"tags": receiving._reassembly.tags, "ranges": receiving.received._starts}
+    reassembly = receiving._reassembly
+    kept |= {"tags": reassembly.tags, "_tag_of": reassembly._tag_of, "_rests": reassembly._rests}
+    kept |= {"ranges": receiving.received._starts}
     return {name: value for name, value in kept.items() if value}
 
 

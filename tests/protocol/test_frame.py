@@ -59,21 +59,21 @@ def test_round_trip(frame, body):
 HELLO_FIELDS = "c420" + DIGEST.hex() + "c408" + INSTANCE.hex()
 ACK_FIELDS = "9305" + "92" + "920709" + "920b0b" + "02"
 ON_THE_WIRE = {
-    "hello": "043400" + "9701" + HELLO_FIELDS + "c400" + "c2" + "00" + "c400",
-    "hello, sealed, step 3": "043c00" + "9701" + HELLO_FIELDS
+    "hello": "053400" + "9701" + HELLO_FIELDS + "c400" + "c2" + "00" + "c400",
+    "hello, sealed, step 3": "053c00" + "9701" + HELLO_FIELDS
     + "c408" + INSTANCE.hex() + "c3" + "03" + "c400",
-    "whole message with an ack": "042200" + "0201" + "00000000" + "01000000"
+    "whole message with an ack": "052200" + "0201" + "00000000" + "01000000"
     + "0700000000000000" + "0000000000000000" + "0600000000000000",
-    "last chunk of a value": "042200" + "0201" + "02000000" + "03000000"
+    "last chunk of a value": "052200" + "0201" + "02000000" + "03000000"
     + "0c00000000000000" + "0400000000000000" + "0500000000000000",
-    "ack": "040d00" + "9303" + ACK_FIELDS + "00",
-    "probe answered": "040a00" + "9404" + "91" + "a174" + "9300" + "90" + "00" + "03",
-    "heartbeat": "040f00" + "9305" + ACK_FIELDS + "cdea60",
-    "abort": "042600" + "9306" + "d921" + b"ValueError: no such column: 'age'".hex() + "c2",
-    "fin": "040e00" + "9407" + "0c" + ACK_FIELDS + "c2",
-    "sealed": "040300" + "9208" + "01",
-    "fragment": "040500" + "9409" + "07" + "01" + "03",
-    "move": "040600" + "950a" + "00" + "00" + "02" + "c2",
+    "ack": "050d00" + "9303" + ACK_FIELDS + "00",
+    "probe answered": "050a00" + "9404" + "91" + "a174" + "9300" + "90" + "00" + "03",
+    "heartbeat": "050f00" + "9305" + ACK_FIELDS + "cdea60",
+    "abort": "052600" + "9306" + "d921" + b"ValueError: no such column: 'age'".hex() + "c2",
+    "fin": "050e00" + "9407" + "0c" + ACK_FIELDS + "c2",
+    "sealed": "050300" + "9208" + "01",
+    "fragment": "050500" + "9409" + "07" + "01" + "03",
+    "move": "050600" + "950a" + "00" + "00" + "02" + "c2",
 }  # fmt: skip
 """The headers of some of `FRAMES`. To change one, change PROTOCOL_VERSION."""
 

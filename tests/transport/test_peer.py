@@ -21,7 +21,9 @@ def peer() -> Peer:
         list_names.inbox_prefix("s", "alice", "bob", EPOCH),
     )
     delivery = Delivery("bob", Timing(), 0.0)
-    return Peer("bob", prefixes, delivery, SealedCodec(keys), lambda _: None, 1 << 20)
+    return Peer(
+        "bob", prefixes, delivery, SealedCodec(keys), lambda _: None, lambda _: None, 1 << 20
+    )
 
 
 def moves_on(peer: Peer) -> bool:

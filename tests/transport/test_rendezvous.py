@@ -193,7 +193,7 @@ def test_a_peer_of_another_version_is_named(broker_url, monkeypatch):
     wait_until(say_hello_until_she_gives_up)
     thread.join(20)
     assert isinstance(outcome[0], ClusterMismatch)
-    assert "party 'bob' runs another version of redislink (protocol 3, here 4)" in str(outcome[0])
+    assert "party 'bob' runs another version of redislink (protocol 4, here 5)" in str(outcome[0])
     connection.close()
 
 
