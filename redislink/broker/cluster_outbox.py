@@ -24,6 +24,7 @@ from redislink.broker.wire import Buffer
 from redislink.errors import BrokerBusy, BrokerError, BrokerUnreachable, EndpointClosed
 from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.protocol import list_names
+from redislink.protocol.conversation import LONG_AGO
 
 
 class ClusterOutbox:
@@ -87,6 +88,12 @@ class ClusterOutbox:
     def moved_at(self) -> float:
         """The latest `Outbox.moved_at` of all nodes."""
         return max((outbox.moved_at for outbox in tuple(self._nodes.values())), default=0.0)
+
+    @property
+    def small_waited_at(self) -> float:
+        """The latest `Outbox.small_waited_at` of all nodes."""
+        waited = (outbox.small_waited_at for outbox in tuple(self._nodes.values()))
+        return max(waited, default=LONG_AGO)
 
     def push(
         self,

@@ -43,6 +43,7 @@ from redislink.broker.replies import (
 from redislink.broker.tcp import Traffic
 from redislink.broker.wire import (
     CLEARING_REPLIES,
+    LARGE,
     PUSH_REPLIES,
     Buffer,
     pack,
@@ -57,6 +58,7 @@ from redislink.errors import (
     EndpointClosed,
 )
 from redislink.forking import Dead, dies_in_child, used_after_fork
+from redislink.protocol.conversation import LONG_AGO
 
 _PATIENCE: Final = 0.01
 """Seconds that a write may wait for room. On one machine, that is quicker than handing a chunk over
@@ -163,6 +165,7 @@ class Outbox:
         self._rate_at = 0.0
         """When ``_rate`` last changed."""
         self._asked_at = 0.0
+        self._small_waited_at = LONG_AGO
         self._error: BrokerError | None = BrokerUnreachable(
             f"broker {broker.label}: the outbox has not connected yet"
         )
@@ -202,6 +205,14 @@ class Outbox:
     def refusal(self) -> BrokerBusy | None:
         """The broker's last refusal of a push; None once it has accepted a later one."""
         return self._replies.refusal
+
+    @property
+    def small_waited_at(self) -> float:
+        """When a small message last had to wait for what was pushed before it; monotonic seconds.
+
+        `LONG_AGO` if none had to.
+        """
+        return self._small_waited_at
 
     def push(
         self,
@@ -509,6 +520,8 @@ class Outbox:
         if self._backlog is not None:
             kept = lasting(pieces)
             size = max(size, sum(map(len, kept)))
+            if size < LARGE and name != URGENT:
+                self._small_waited_at = time.monotonic()
             self._backlog.add(name, QueuedWrite(lambda: kept, replies, token, size))
             return
         owed = self._replies

@@ -17,6 +17,8 @@ class Timing:
     Attributes:
         window_bytes: how much may be on the broker at once; see `Sending`.
         chunk_bytes: the most bytes of a message that travel in one frame.
+        fine_chunk_bytes: the same while small messages have to wait for large ones, and while the
+            broker loses or refuses frames.
         least_chunk_bytes: the smallest chunks that a message is cut into; see `chunking.choose`.
         part_bytes: the smallest chunks of a message whose rest travels apart; 0: none does. See
             `chunking.choose_apart`.
@@ -36,8 +38,9 @@ class Timing:
     """
 
     window_bytes: int = 32 << 20
-    chunk_bytes: int = 1 << 20
-    least_chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 4 << 20
+    fine_chunk_bytes: int = 1 << 20
+    least_chunk_bytes: int = 4 << 20
     part_bytes: int = 0
     peer_memory_bytes: int = 8 << 30
     peer_timeout: float = 30.0

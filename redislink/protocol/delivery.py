@@ -107,8 +107,21 @@ class Delivery:
 
     # -- sending ---------------------------------------------------------------------------
 
-    def send(self, tag: str, body: bytes, now: float, encoding: Encoding = Encoding.RAW) -> int:
+    def send(
+        self,
+        tag: str,
+        body: bytes,
+        now: float,
+        encoding: Encoding = Encoding.RAW,
+        *,
+        fine: bool = False,
+    ) -> int:
         """Queue a message, and return its number, for `is_acked`.
+
+        Args:
+            tag, body, encoding: of the message.
+            now: monotonic seconds.
+            fine: see `Sending.send_in_turn`.
 
         Raises:
             UsageError: the message is too large, or this party has left.
@@ -119,7 +132,7 @@ class Delivery:
             self.unpushed.append(chunk)
             return chunk.seq
         self.check_can_send()
-        return self._sending.send_in_turn(tag, body, encoding, now)
+        return self._sending.send_in_turn(tag, body, encoding, now, fine=fine)
 
     def check_can_send(self) -> None:
         """Raise the reason why nothing can be sent, if there is one."""

@@ -167,14 +167,21 @@ class Sending:
         stats.bytes_sent += length
         return chunk
 
-    def send_in_turn(self, tag: str, body: bytes, encoding: Encoding, now: float) -> int:
+    def send_in_turn(
+        self, tag: str, body: bytes, encoding: Encoding, now: float, *, fine: bool = False
+    ) -> int:
         """Queue a message, push as much of it as the window admits, and return its number.
+
+        Args:
+            tag, body, encoding: of the message.
+            now: monotonic seconds.
+            fine: whether to cut it finer, because small messages have to wait for large ones.
 
         Raises:
             UsageError: the message is too large; nothing was done.
         """
         part_bytes = self._part_bytes(len(body))
-        bodies = list(chunking.split(body, part_bytes or self._chunk_bytes(len(body))))
+        bodies = list(chunking.split(body, part_bytes or self._chunk_bytes(len(body), fine=fine)))
         mine = self._by_tag.setdefault(tag, {})
         newest = mine[next(reversed(mine))] if mine else None
         previous = newest.seq - newest.part if newest is not None else 0
@@ -213,12 +220,14 @@ class Sending:
         timing = self._timing
         return chunking.choose_apart(size, timing.part_bytes, timing.chunk_bytes)
 
-    def _chunk_bytes(self, size: int) -> int:
+    def _chunk_bytes(self, size: int, *, fine: bool) -> int:
         """Return the chunk size for a message that is sent now, if its rest does not."""
         timing = self._timing
+        is_troubled = self._window < timing.window_bytes
+        most = _fine_bytes(timing) if fine or is_troubled else timing.chunk_bytes
         if self._is_in_stream(size):  # the line would be idle while the second chunk is asked for
-            return timing.chunk_bytes
-        return chunking.choose(size, timing.least_chunk_bytes, timing.chunk_bytes)
+            return most
+        return chunking.choose(size, timing.least_chunk_bytes, most)
 
     def cut_finer(self, chunk_bytes: int) -> None:
         """Limit the chunks of messages sent from now on to so many bytes."""
@@ -631,7 +640,7 @@ class Sending:
         chunk.confirmed_at = None
 
     def _shrink_window(self) -> None:
-        smallest = min(self._timing.chunk_bytes, self._timing.window_bytes)
+        smallest = min(_fine_bytes(self._timing), self._timing.window_bytes)
         self._window = max(smallest, self._window // 2)
         self._acked_since_loss = 0
 
@@ -643,7 +652,11 @@ class Sending:
             self._window = min(self._timing.window_bytes, self._window + self._timing.chunk_bytes)
 
 
+def _fine_bytes(timing: Timing) -> int:
+    return min(timing.chunk_bytes, timing.fine_chunk_bytes)
+
+
 def _most_whole(timing: Timing) -> int:
     """Return the size in bytes up to which no message is ever cut."""
-    whole = chunking.most_uncut(timing.least_chunk_bytes, timing.chunk_bytes)
+    whole = chunking.most_uncut(timing.least_chunk_bytes, _fine_bytes(timing))
     return min(whole, 2 * timing.part_bytes - 1) if timing.part_bytes else whole

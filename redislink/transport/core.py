@@ -66,6 +66,14 @@ _LEAST_CHUNK: Final = 64 << 10
 _FAR: Final = 0.002
 _PART: Final = 4 << 10
 _PART_OF_A_LAN: Final = 32 << 10
+_MOST_FAR: Final = 1 << 20
+"""The largest chunk where the broker is not near: what is behind it waits for all of it."""
+_MOST_NEAR: Final = 4 << 20
+_LEAST_IN_WINDOW: Final = 8
+"""So many of the largest chunks fit into the window, so that it does not stand still."""
+_FINE_SECONDS: Final = 1.0
+"""So long after a small message had to wait behind a large one, chunks are no larger than if the
+broker were not near."""
 _MOST_IN_FRAGMENTS: Final = 512 << 20
 _HOPELESS: Final = 0.75
 """The share of ``broker_timeout`` for which connections may keep breaking at the smallest element
@@ -173,11 +181,13 @@ class Core:
 
     def _make_peers(self, round_trip: float) -> dict[str, Peer]:
         cluster, settings, me = self.cluster, self.settings, self.party
+        chunk_bytes = largest_chunk(round_trip, settings)
         timing = Timing(
             window_bytes=settings.window_bytes,
             peer_memory_bytes=settings.peer_memory_bytes,
-            chunk_bytes=settings.chunk_bytes,
-            least_chunk_bytes=_least_chunk_bytes(round_trip, settings.chunk_bytes),
+            chunk_bytes=chunk_bytes,
+            fine_chunk_bytes=_MOST_FAR,
+            least_chunk_bytes=_least_chunk_bytes(round_trip, chunk_bytes),
             part_bytes=self._part_bytes(round_trip),
             peer_timeout=settings.peer_timeout,
             round_trip=round_trip,
@@ -310,6 +320,10 @@ class Core:
         for tag, name in pushed:
             if tag not in kept:
                 self.outbox.delete(name)
+
+    def cuts_fine(self, now: float) -> bool:
+        """Return whether large messages are cut finer now, as small ones had to wait for them."""
+        return now - self.outbox.small_waited_at < _FINE_SECONDS
 
     # -- failure -----------------------------------------------------------------------------
 
@@ -581,6 +595,19 @@ def _encode_again(
     number: int, encode: Encode, name: bytes, frame: Frame, body: bytes | memoryview
 ) -> tuple[bytes, bytes]:
     return pushed_again(encode(name, frame, body), number)
+
+
+def largest_chunk(round_trip: float, settings: RedisLinkSettings) -> int:
+    """Return the most bytes of a message in one list element.
+
+    Args:
+        round_trip: seconds to the broker and back.
+        settings: the party's.
+    """
+    most = _MOST_FAR
+    if round_trip < _NEAR:
+        most = max(most, min(_MOST_NEAR, settings.window_bytes // _LEAST_IN_WINDOW))
+    return min(most, settings.chunk_bytes)
 
 
 def _least_chunk_bytes(round_trip: float, chunk_bytes: int) -> int:

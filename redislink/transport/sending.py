@@ -97,7 +97,8 @@ class Sending:
                 core.check_usable()
             chunk = delivery.send_at_once(tag, data, encoding)
             if chunk is None:
-                number = delivery.send(tag, data, time.monotonic(), encoding)
+                now = time.monotonic()
+                number = delivery.send(tag, data, now, encoding, fine=core.cuts_fine(now))
                 pushes = delivery.pushes()
         finally:
             core.lock.release()

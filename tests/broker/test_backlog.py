@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -53,6 +54,17 @@ def test_pushes_return_while_the_line_takes_nothing(line: Line, outbox: Outbox) 
     assert not outbox.is_behind
     outbox.push(b"list", (b"", b"small"))
     assert line.pushed() == (b"list", b"small")
+
+
+def test_the_outbox_knows_when_a_small_message_last_had_to_wait(line: Line, outbox: Outbox) -> None:
+    outbox.push(b"other", (b"", b"small"))
+    outbox.push(b"bulk", (b"", body(0)))
+    outbox.push(b"bulk", (b"", body(1)))
+    outbox.push(b"control", (b"", b"heartbeat"), urgent=True)
+    assert outbox.small_waited_at == float("-inf")
+    before = time.monotonic()
+    outbox.push(b"other", (b"", b"small"))
+    assert before <= outbox.small_waited_at <= time.monotonic()
 
 
 def test_what_is_urgent_goes_first_and_what_is_small_before_what_is_large(

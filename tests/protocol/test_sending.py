@@ -79,6 +79,24 @@ def test_of_a_stream_only_the_first_messages_are_cut_finer():
     assert parts(5) == 10, "as where each waits for the answer to the one before"
 
 
+def test_while_small_messages_wait_or_frames_are_refused_a_message_is_cut_finer():
+    timing = Timing(chunk_bytes=400, fine_chunk_bytes=100, least_chunk_bytes=400)
+    near = Delivery("bob", timing, 0.0)
+
+    def parts(size, **how):
+        near.send("t", bytes(size), 0.0, **how)
+        return take_pushes(near)[-1].frame.parts
+
+    sizes = (100, 101, 400, 401, 1600)
+    assert [parts(size) for size in sizes] == [1, 1, 1, 2, 4]
+    assert [parts(size, fine=True) for size in sizes] == [1, 2, 4, 5, 16]
+    near.send("t", b"", 0.0)
+    (push,) = near.pushes()
+    near.refused(push, 0.0)
+    near.tick(1.0)
+    assert parts(1600) == 16
+
+
 def test_what_the_window_holds_up_is_not_cut_finer():
     size = 1000
     timing = Timing(chunk_bytes=size, least_chunk_bytes=100, window_bytes=size)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,8 @@ from redislink.protocol.element_size import LEAST
 from redislink.protocol.frame import Ack, AckState, Probe, Says
 from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.transport import core as core_module
-from redislink.transport.core import Core
-from tests.conftest import join, make_cluster, run_parties
+from redislink.transport.core import Core, largest_chunk
+from tests.conftest import join, make_cluster, quick_settings, run_parties
 from tests.support.waiting import wait_until
 
 Pair = tuple[Endpoint, Endpoint]
@@ -324,5 +325,36 @@ def test_a_broker_that_breaks_at_every_size_is_named(
         (1.0, 1 << 20, 64 << 10),
     ],
 )
-def test_a_far_line_gets_smaller_chunks(round_trip: float, chunk_bytes: int, least: int) -> None:
+def test_a_far_line_is_cut_finer(round_trip: float, chunk_bytes: int, least: int) -> None:
     assert core_module._least_chunk_bytes(round_trip, chunk_bytes) == least
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "settings", "most"),
+    [
+        (0.00029, {}, 4 << 20),
+        (0.0003, {}, 1 << 20),
+        (0.0001, {"chunk_bytes": 3 << 20}, 3 << 20),
+        (0.0001, {"chunk_bytes": 64 << 20}, 4 << 20),
+        (1.0, {"chunk_bytes": 64 << 10}, 64 << 10),
+        (0.0001, {"window_bytes": 16 << 20}, 2 << 20),
+        (0.0001, {"window_bytes": 64 << 10}, 1 << 20),
+    ],
+)
+def test_only_a_near_broker_gets_large_chunks_and_eight_fit_into_the_window(
+    round_trip: float, settings: dict[str, Any], most: int
+) -> None:
+    assert largest_chunk(round_trip, quick_settings(**settings)) == most
+
+
+def test_messages_are_cut_finer_for_a_second_after_a_small_one_had_to_wait(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_module, "_NEAR", 60.0)
+    alice, _ = pair()
+    core, cut = alice.parts.core, []
+    for waited_at in (float("-inf"), time.monotonic() + 1e6, time.monotonic() - 1):
+        monkeypatch.setattr(core.outbox, "_small_waited_at", waited_at)
+        alice.send("bob", "t", bytes(9 << 20))
+        cut.append(core.peers["bob"].delivery._sending._unacked.popitem()[1].parts)
+    assert cut == [3, 9, 3]

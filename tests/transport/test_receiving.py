@@ -18,6 +18,7 @@ from redislink.protocol.delivery import Delivery
 from redislink.protocol.frame import Ack, AckState, Data, Frame
 from redislink.protocol.lookahead import Family
 from redislink.protocol.seal import SealedCodec
+from redislink.transport import core as core_module
 from redislink.transport.lanes import Lane, Lanes
 from tests.conftest import in_thread, join, make_cluster, run_parties
 from tests.support.waiting import wait_until
@@ -151,6 +152,7 @@ def test_chunks_are_opened_in_their_place_and_what_does_not_open_leaves_nothing_
         return decode(self, name, element, lend)
 
     lend, decode = Reassembly.lend, SealedCodec.decode_untrusted
+    monkeypatch.setattr(core_module, "_NEAR", 60.0)
     monkeypatch.setattr(Reassembly, "lend", watch)
     monkeypatch.setattr(SealedCodec, "decode_untrusted", change)
     alice, bob = join(make_cluster(valkey.url, 2, security=security), chunk_bytes=128 << 10)

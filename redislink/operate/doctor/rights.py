@@ -30,11 +30,11 @@ from redislink.operate.doctor.finding import (
     warned,
 )
 from redislink.protocol import list_names
+from redislink.transport.core import largest_chunk
 
 _BLPOP_SECONDS: Final = b"0.010"
 _FRAME_OVERHEAD: Final = 2048
 """The most bytes that a frame adds to its chunk of a message: header, tag, seal."""
-_MOST_TRIED: Final = 8 << 20
 _FOR_COMMAND: Final = re.compile(r"\(NOPERM[^)]* command\b").search
 
 
@@ -240,7 +240,7 @@ def largest_element(exam: Examination) -> Verdict:
 
     Raises: see `commands`.
     """
-    chunk = exam.case.settings.chunk_bytes
+    chunk = largest_chunk(exam.seen.round_trip, exam.case.settings)
     size = chunk + _FRAME_OVERHEAD
     remedy = (
         "raise the broker's proto-max-bulk-len, or the service's limit on the size of a request; "
@@ -249,21 +249,12 @@ def largest_element(exam: Examination) -> Verdict:
     ends = exam.far_ends()
     limits = [exam.config(place, "proto-max-bulk-len") for place, _ in ends]
     known = [int(limit) for limit in limits if limit is not None and limit.isdecimal()]
-    limit = min(known) if len(known) == len(ends) else None
     if known and min(known) < size:
         limit = min(known)
         return failed(
             f"proto-max-bulk-len is {mebibytes(limit)} ({limit} bytes), but with "
-            f"REDISLINK_CHUNK_BYTES={chunk}, elements have up to {size} bytes",
+            f"chunks of {chunk} bytes, elements have up to {size} bytes",
             remedy,
-        )
-    if size > _MOST_TRIED:
-        if limit is not None:
-            return passed(f"proto-max-bulk-len is {mebibytes(limit)}; not tried")
-        return warned(
-            f"not tried, because {mebibytes(size)} is too much for a test, and the limit is hidden "
-            "(permission missing: CONFIG GET)",
-            "lower REDISLINK_CHUNK_BYTES: more than 1 MiB makes nothing faster",
         )
     if exam.seen.rate and len(ends) * size / exam.seen.rate > exam.patience() / 2:
         raise NotTried(f"{mebibytes(size)} would take too long on this line")
