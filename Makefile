@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Processes that run tests at the same time; 0: one test after the other. Two for each of two cores:
 # many tests wait, for a process to start or a line to fall silent.
 WORKERS ?= 4
-SOURCES := redislink tests examples $(wildcard benchmarks)
+SOURCES := redislink tests examples .ci/release $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check lint types format lock clean bench bench-mplang docs
@@ -135,7 +135,33 @@ SERVE_ARGS ?=
 docs-serve: $(STAMP)  ## the site at http://127.0.0.1:8000, made anew when a page changes
 	$(MKDOCS) serve $(SERVE_ARGS)
 
-lock:  ## write constraints.txt anew, from a clean venv with the newest versions
+# An environment of its own: what checks a release comes near nothing that is released.
+RELEASE := build/release-venv
+$(RELEASE)/.installed: $(STAMP)
+	$(PY) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt pip
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --group release
+	@touch $@
+
+.PHONY: alerts helm release-check bundle bundle-check
+alerts:  ## promtool: the alert rules are valid, and say what they should about runs that were made up
+	@promtool=$$(.ci/install-promtool) && cd deploy/monitoring \
+	  && $(CURDIR)/$$promtool check rules redislink.rules.yml \
+	  && $(CURDIR)/$$promtool test rules redislink.rules.test.yml
+
+helm: $(RELEASE)/.installed  ## the chart: linted, rendered, held against the manifests
+	$(RELEASE)/bin/python .ci/release helm
+
+release-check: $(RELEASE)/.installed  ## is this commit fit to be a release? a few minutes; writes build/release
+	$(RELEASE)/bin/python .ci/release check
+
+bundle: $(RELEASE)/.installed docs  ## all that a site without internet needs, in one archive: build/bundle
+	$(RELEASE)/bin/python .ci/release bundle
+
+bundle-check: $(RELEASE)/.installed  ## install the bundle where no index can be reached, and run the demo there
+	$(RELEASE)/bin/python .ci/release bundle-check
+
+lock:  ## write constraints.txt and deploy/requirements*.txt anew, with the newest versions
 	.ci/lock $$(.ci/fastest-python $(PYTHON))
 
 clean:  ## remove .venv and caches

@@ -1,6 +1,6 @@
 # A party's image: redislink, and your program. Built from the root of the checkout:
-#   docker build --file deploy/party.Dockerfile --tag registry.example/redislink-party:0.1.0 .
-# and then, on top of it:  FROM registry.example/redislink-party:0.1.0
+#   docker build --file deploy/party.Dockerfile --tag registry.example/redislink-party:0.2.0 .
+# and then, on top of it:  FROM registry.example/redislink-party:0.2.0
 #                          COPY program.py /srv/redislink/program.py
 #
 # The image holds an installed wheel and no source. What `docker build` sees of the checkout is in
