@@ -27,15 +27,16 @@ venv: $(STAMP)  ## make .venv (each target below does it by itself)
 $(STAMP): pyproject.toml constraints.txt
 	@python=$$(.ci/fastest-python $(PYTHON)) || exit 1; \
 	  grep -qsx "home = $$(dirname $$python)" $(VENV)/pyvenv.cfg || clear=--clear; \
-	  echo "$$python -m venv $$clear $(VENV)"; "$$python" -m venv $$clear $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt pip
-	$(PIP) install --quiet --constraint constraints.txt hatchling editables
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	  .ci/tell "1 of 3: $(VENV), with $$python" "$$python" -m venv $$clear $(VENV)
+	@.ci/tell "2 of 3: what installs and builds packages" \
+	  $(PIP) install --quiet --constraint constraints.txt pip hatchling editables
+	@.ci/tell "3 of 3: redislink, and some hundred packages in the versions that were tested" \
+	  $(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## three processes train a model through an embedded broker
 	@mkdir -p build
-	$(PY) -m redislink demo --report build/demo-report.html
+	@$(PY) -m redislink demo --report build/demo-report.html
 
 .PHONY: demo-jobs
 demo-jobs: $(STAMP)  ## three agents wait, a driver submits the training, a person approves it (YES=: asks you)

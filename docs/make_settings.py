@@ -34,7 +34,8 @@ HEAD: Final = """\
 # Settings
 
 What can one party set for itself? Everything here is an environment variable, or a line in the file `.env` of the directory
-in which redislink starts; the environment takes precedence. [The cluster file](cluster-file.md) holds what all parties
+in which redislink starts; the environment takes precedence. `redislink init` leaves such a file in `redislink-session/`, which is
+read too, and comes last. [The cluster file](cluster-file.md) holds what all parties
 share. [`.env.example`](../.env.example) lists the same settings, to copy from.
 
 A `.env` is read only if nobody but its owner can write to it (`chmod 600 .env`). An unknown name is ignored, a wrong value

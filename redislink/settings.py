@@ -4,7 +4,8 @@ Rules:
 - Read from the environment (``REDISLINK_*``) and from ``.env`` in the working directory; nothing
   else in the package reads the environment, but for what a child of a program imports before it
   can import this (`interop/startup`). The cluster file holds what all parties share.
-- A ``.env`` decides where passwords go. It is therefore read only if nobody but this user can have
+- Of both, ``.env`` and what ``redislink init`` left in `SESSION_DIR`, ``.env`` takes precedence.
+- Such a file decides where passwords go. It is therefore read only if nobody but this user can have
   written it, and each process says once on stderr (log level WARNING) that it read it, or why not.
 - Every time is finite: see `LONGEST_SECONDS`.
 """
@@ -35,6 +36,10 @@ from redislink.text import one_line
 
 LONGEST_SECONDS: Final = 2_000_000
 """The longest timeout, 23 days: poll(2) takes no more."""
+SESSION_DIR: Final = Path("redislink-session")
+"""In the working directory: what ``redislink init`` made, and its ``.env``."""
+_ENV_FILE: Final = ".env"
+_PARTY: Final = "{party}"
 _PREFIX: Final = "REDISLINK_"
 PROXY_SETTING: Final = f"{_PREFIX}BROKER_PROXY"
 _ATTEMPT: Final = f"{_PREFIX}ATTEMPT"
@@ -217,8 +222,8 @@ class RedisLinkSettings(BaseSettings):
     )
     identity_file: Path | None = Field(
         default=None,
-        description="File with this party's private key, from redislink keygen. {party} is "
-        "replaced by the party's name where one program runs as all parties.",
+        description="File with this party's private key, from redislink keygen or init. {party} "
+        "is replaced by the party's name.",
     )
     psk_dir: Path | None = Field(
         default=None,
@@ -395,13 +400,18 @@ class RedisLinkSettings(BaseSettings):
 
     _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
 
-    def __init__(self, _env_file: str | Path | None = ".env", **values: Any) -> None:
+    def __init__(self, _env_file: str | Path | None = _ENV_FILE, **values: Any) -> None:
         """Args:
-        _env_file: a settings file to read instead of ``.env``; None reads none.
+        _env_file: a settings file to read instead of ``.env`` and that of `SESSION_DIR`; None
+            reads none.
         values: settings by name; they take precedence over all others.
         """
         given = {name.lower() for name in values}
-        found = {} if _env_file is None else _read_env_file(Path(_env_file))
+        found: dict[str, str | None] = {}
+        if _env_file == _ENV_FILE:
+            found |= _read_env_file(SESSION_DIR / _ENV_FILE)
+        if _env_file is not None:
+            found |= _read_env_file(Path(_env_file))
         set_outside = {name.upper() for name, value in os.environ.items() if value}
         used: dict[str, Any] = {
             name: value
@@ -410,6 +420,19 @@ class RedisLinkSettings(BaseSettings):
         }
         super().__init__(**used, **values)
         self._from_env_file = frozenset(used)
+
+    def identity_file_of(self, party: str | None = None) -> Path | None:
+        """The file with a party's private key; None if none is set.
+
+        Args:
+            party: its name; None for the ``party`` of the settings. Without either, a path with
+                ``{party}`` in it names no file.
+        """
+        party = party or self.party
+        path = str(self.identity_file or "")
+        if not path or (party is None and _PARTY in path):
+            return None
+        return Path(path.replace(_PARTY, party or ""))
 
     def is_from_env_file(self, name: str) -> bool:
         """Whether this setting came from ``.env``, not from the environment or the program."""

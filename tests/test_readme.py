@@ -44,7 +44,7 @@ def test_the_commands_of_the_readme(opened: dict[str, Terminal], tmp_path: Path)
     """The broker has a port of its own, which the parties find in the environment."""
     for terminal in opened.values():
         terminal.type(block("each terminal"))
-    make_trial, simulate, keygen = (text for place, text in BLOCKS if place == "first terminal")
+    make_trial, simulate = (text for place, text in BLOCKS if place == "first terminal")
     opened["first"].type(make_trial)
     port = free_port()
     opened["broker"].start(block("broker").replace("broker", f"broker --port {port}"))
@@ -56,8 +56,10 @@ def test_the_commands_of_the_readme(opened: dict[str, Terminal], tmp_path: Path)
         assert "bob is the richest" in opened[party].wait()
     said = opened["first"].type(simulate)
     assert re.findall(r"^(\w+) .*bob is the richest", said, re.MULTILINE)
-    assert "- {name: alice" in opened["first"].type(keygen)
-    assert (tmp_path / "alice.key").exists()
+    opened["first"].type("mkdir alone && cd alone\n")
+    opened["first"].type(block("alice, in her own directory"))
+    assert "bob.yaml" in opened["first"].type(block("each organisation"))
+    assert (tmp_path / "alone" / "redislink-session" / "introductions" / "alice.yaml").exists()
 
 
 def test_the_demo_ends_with_the_commands_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from redislink._version import __version__
 from redislink.cli import errors
-from redislink.cli.errors import EPILOG, ExitCode, Verbose
+from redislink.cli.errors import ALL_CODES, EPILOG, ExitCode, Verbose
+from redislink.cli.output import Group, keep_examples
 from redislink.errors import RedisLinkError
 
 __all__ = ["ExitCode", "app", "main"]
@@ -30,7 +30,7 @@ _COMMANDS: Final = {
     "simulate": "simulate:simulate",
     "sidecar": "sidecar:sidecar",
     "ppd": "ppd:ppd",
-    "init": "keys:init",
+    "init": "init:init",
     "keygen": "keys:keygen",
     "fingerprint": "keys:show_fingerprints",
     "broker": "broker:broker",
@@ -55,6 +55,21 @@ _COMMANDS: Final = {
     "version": "version:version",
 }
 """In the order of the help: where each command's function or group is, in this package."""
+_FIRST_COMMANDS: Final = f"""\
+redislink {__version__}: SPU computations between parties that
+listen on no port, over a Redis or Valkey broker.
+
+To begin with:
+
+  redislink demo               see it work, set up by itself
+  redislink simulate PROGRAM   run yours as all parties here
+  redislink init               make keys and a cluster file
+  redislink doctor             is all ready for a run?
+  redislink run PROGRAM        take part as one party
+
+redislink --help lists all commands; redislink run --help
+explains one. Documentation: make docs, or docs/README.md."""
+"""For whoever types no command; 60 columns are enough."""
 _PROGRAM_FOLLOWS: Final = {"ppd", "run", "simulate", "sidecar"}
 """From PROGRAM on nothing is ours: its options stay untouched."""
 
@@ -64,11 +79,12 @@ def _command(name: str) -> Any:
     module, _, attribute = _COMMANDS[name].partition(":")
     found = getattr(importlib.import_module(f"redislink.cli.{module}"), attribute)
     if not isinstance(found, typer.Typer):
-        function, found = found, typer.Typer(add_completion=False)
+        function, found = found, typer.Typer(add_completion=False, rich_markup_mode=None)
         interspersed = {"allow_interspersed_args": name not in _PROGRAM_FOLLOWS}
         found.command(name, epilog=EPILOG, context_settings=interspersed)(function)
     command = typer.main.get_command(found)
     command.name = name
+    keep_examples(command)
     return command
 
 
@@ -88,7 +104,7 @@ class _OnDemand(Mapping[str, Any]):
         return len(_COMMANDS)
 
 
-class _Group(TyperGroup):
+class _Group(Group):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands: Any = _OnDemand()
@@ -101,7 +117,8 @@ app = typer.Typer(
     name="redislink",
     cls=_Group,
     help="SPU computations between parties that listen on no port, over a Redis or Valkey broker.",
-    epilog=EPILOG,
+    epilog=ALL_CODES,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -125,7 +142,7 @@ def _root(
     verbose: Verbose = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(_FIRST_COMMANDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -43,8 +43,8 @@ def agent(
 ) -> None:
     """Wait for jobs, and run those that the policy accepts, or a person at this machine.
 
-        redislink agent --cluster cluster.yaml --party alice --identity alice.key \\
-            --policy policy.yaml --programs programs --work work
+        redislink agent --party alice --policy policy.yaml \\
+            --programs programs --work work
 
     It dials out to the broker, listens on nothing, and runs until SIGTERM or Ctrl-C; the jobs that
     run then go on when it starts again. SIGHUP has it read the policy again. People decide with
@@ -56,7 +56,7 @@ def agent(
 
     settings = RedisLinkSettings.load()
     _, spec, name = who.resolve(settings, cluster, party, identity)
-    identity = identity or settings.identity_file
+    identity = identity or settings.identity_file_of(name)
     if identity is None:
         raise ConfigError(
             f"{name}: no identity: give --identity FILE, or set REDISLINK_IDENTITY_FILE to the "

@@ -153,7 +153,7 @@ def show_key(identity: IdentityOption = None, verbose: Verbose = False) -> None:
 
     redislink keygen prints it too. It follows from the identity, so older ones have one as well.
     """
-    path = identity or RedisLinkSettings.load().identity_file
+    path = identity or RedisLinkSettings.load().identity_file_of()
     if path is None:
         raise ConfigError("no key: give --identity FILE, or set REDISLINK_IDENTITY_FILE")
     key = SigningKey(Identity.load(path)).public_key

@@ -43,7 +43,7 @@ def bench(
     Every party runs this command on its own machine; pairs take turns. It cannot run beside a
     computation of the same session, because a party can join only once.
 
-        redislink bench --cluster cluster.yaml --party alice --identity alice.key
+        redislink bench --party alice
     """
     settings = RedisLinkSettings.load()
     _, spec, name = who.resolve(settings, cluster, party, identity)

@@ -48,6 +48,14 @@ from redislink.settings import LinkMode, RedisLinkSettings
 PARTIES: Final = ("alice", "bob", "carol")
 DATA_OWNERS: Final = ("alice", "bob")
 LEARNS_MODEL: Final = "alice"
+_FIRST: Final = """\
+two hospitals, alice and bob, have different measurements of some of the same patients
+bob also has the diagnoses; carol has no data, and computes with them
+they find the patients in common, then train a logistic regression on secret shares
+alice learns the model, and nobody learns another's data
+three processes on this machine, through {broker}; this takes some seconds
+"""
+"""What is computed and by whom, before it starts."""
 NEXT_PROGRAM: Final = "millionaire.py"
 """The example to try next."""
 ACCURACY_TOLERANCE: Final = 0.02
@@ -156,6 +164,9 @@ def demo(
         run = _Run(url, reached.label, program, directory, proxy)
         if with_acl or broker is None:
             stack.enter_context(_users(reached, run))
+        if not as_json:
+            for line in _FIRST.format(broker=reached.label).splitlines():
+                errors.say(line)
         run.until_all_ended(addresses)
         run.report(report)
     if as_json:
@@ -497,12 +508,11 @@ def next_commands() -> list[str]:
         commands.append(f"source {activate}  # in each terminal: puts redislink on its PATH")
     program = shlex.quote(_from_here(find_examples() / NEXT_PROGRAM))
     commands += [
-        f"redislink init {' '.join(PARTIES)} --dir trial",
+        f"redislink init {' '.join(PARTIES)}",
         "redislink broker  # keeps running: open other terminals for the parties",
     ]
     commands += [
-        f"redislink run --cluster trial/cluster.yaml --party {party} "
-        f"--identity trial/{party}.key {program} --wealth {wealth}"
+        f"redislink run --party {party} {program} --wealth {wealth}"
         for party, wealth in zip(PARTIES, (3, 5, 4), strict=True)
     ]
     return commands

@@ -63,9 +63,9 @@ def doctor(
     are several. Takes at most 20 seconds for each, and may run beside a session. Exits with 0
     unless a check fails; warnings do not count.
 
-        redislink doctor --cluster cluster.yaml --party alice --identity alice.key
+        redislink doctor --party alice
 
-        redislink doctor --broker rediss://admin@broker.example --password-file admin.password
+        redislink doctor --broker rediss://admin@HOST
     """
 
     def begin() -> Case:

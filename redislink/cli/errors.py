@@ -12,6 +12,7 @@ import enum
 import logging
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,19 @@ MEANINGS = {
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "ended by SIGTERM",
 }
-EPILOG = "Exit codes: " + ", ".join(f"{int(code)} {text}" for code, text in MEANINGS.items())
+EPILOG = "redislink --help says what the exit codes mean."
+"""Of every command but ``redislink`` itself, which lists them."""
+ALL_CODES = "\n".join(
+    [
+        "\b",
+        "Exit codes:",
+        *(
+            textwrap.fill(f"{int(code):5}  {text}", 56, subsequent_indent=" " * 7)
+            for code, text in MEANINGS.items()
+        ),
+    ]
+)
+"""One below the other, narrow enough for 60 columns; the first line of it keeps them so."""
 
 # The first match wins; any other error counts as the program's.
 _CODES: tuple[tuple[type[RedisLinkError], ExitCode], ...] = (

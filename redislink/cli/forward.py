@@ -65,9 +65,9 @@ def forward(
 
     bob lets alice reach a program that listens at his side; alice's programs find it on port 8000:
 
-        redislink forward --cluster cluster.yaml --party bob --allow alice:web=127.0.0.1:80
+        redislink forward --allow alice:web=127.0.0.1:80
 
-        redislink forward --cluster cluster.yaml --party alice -L 8000:bob:web
+        redislink forward -L 8000:bob:web
 
     Both dial out to the broker, and what they carry is sealed. When the other party is lost, all
     connections with it are reset, and it is joined again once it is back. The command runs until

@@ -124,7 +124,7 @@ def _bytes_in(directory: Path) -> int:
 
 
 def _key(identity: Path | None) -> Identity:
-    path = identity or RedisLinkSettings.load().identity_file
+    path = identity or RedisLinkSettings.load().identity_file_of()
     if path is None:
         raise ConfigError("no key: give --identity FILE, or set REDISLINK_IDENTITY_FILE")
     return Identity.load(path)

@@ -1,4 +1,4 @@
-"""``redislink keygen``, ``fingerprint`` and ``init``: the keys of parties.
+"""``redislink keygen`` and ``fingerprint``: the keys of parties.
 
 Rules: a private key goes into a file that only its owner can read, never replaces a file, and never
 appears on the screen; anybody may see what is printed.
@@ -16,7 +16,6 @@ import yaml
 
 from redislink.cli.errors import Verbose, say, show
 from redislink.cluster import ClusterSpec, load_cluster
-from redislink.cluster.trial import DEVICE, trial_devices, write_trial
 from redislink.cluster.trust import whom_it_trusts
 from redislink.errors import ConfigError
 from redislink.identity.keypair import (
@@ -31,10 +30,6 @@ from redislink.identity.signing import SigningKey, format_signing_key
 from redislink.protocol.list_names import check_name
 from redislink.settings import RedisLinkSettings
 
-_TRIAL_COMMENT: Final = """\
-A trial on one machine, made by redislink init, which also made all private keys. Between
-organisations, each party runs `redislink keygen NAME` on its own machine and shares only the
-line that it prints; nobody makes or sees another's private key."""
 _DIGEST_DIGITS: Final = 12
 
 
@@ -132,7 +127,7 @@ def show_fingerprints(
     key in the file.
     """
     settings = RedisLinkSettings.load()
-    key_file, path = identity or settings.identity_file, cluster or settings.cluster_file
+    key_file, path = identity or settings.identity_file_of(), cluster or settings.cluster_file
     if key_file is None and path is None:
         raise ConfigError(
             "nothing to show: give --identity FILE or --cluster FILE, or set "
@@ -193,51 +188,3 @@ def _print_fingerprints(told: dict[str, Any]) -> None:
         )
     for device, trusts in told["devices"].items():
         show(f"device {device}: {trusts}")
-
-
-def init(
-    parties: Annotated[
-        list[str], typer.Argument(metavar="PARTY...", help="Names of all parties, in rank order.")
-    ],
-    session: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the session.", show_default=True)
-    ] = "trial",
-    directory: Annotated[
-        Path, typer.Option("--dir", metavar="DIR", help="Where to write.", show_default=True)
-    ] = Path(),
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Protocol of the device SP0, which then has all parties. Otherwise CHEETAH for "
-            "two parties, ABY3 for the first three of more.",
-            show_default=False,
-        ),
-    ] = None,
-    verbose: Verbose = False,
-) -> None:
-    """Write a cluster file and a key for every party, for a trial on one machine.
-
-    Between organisations, each party makes its own key with redislink keygen instead, and nobody
-    sees another's.
-    """
-    if len(parties) < 2:
-        raise ConfigError("a session has at least two parties: name all of them")
-    cluster = directory / "cluster.yaml"
-    content = {
-        "session": session,
-        "broker": "redis://127.0.0.1:6379/0",
-        "parties": parties,
-        "devices": trial_devices(parties, protocol),
-    }
-    key_files = {name: directory / f"{name}.key" for name in parties}
-    spec = write_trial(content, cluster, key_files, _TRIAL_COMMENT)
-    show(str(cluster))
-    files = ", ".join(str(path) for path in key_files.values())
-    say(f"wrote {cluster} (device {DEVICE}) and {files}: for a trial on this machine only")
-    say(f"{DEVICE}: {whom_it_trusts(spec, DEVICE)}")
-    first = spec.party_names[0]
-    say(
-        f"next: redislink broker, and for each party redislink run --cluster {cluster} "
-        f"--party {first} --identity {key_files[first]} PROGRAM"
-    )

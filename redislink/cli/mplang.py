@@ -108,7 +108,7 @@ def worker(
 ) -> None:
     """Wait for a driver, and run what the policy allows of what it sends.
 
-        redislink mplang worker --cluster cluster.yaml --party alice --identity alice.key \\
+        redislink mplang worker --party alice \\
             --driver dana --policy mplang.yaml
 
     It dials out to the broker, listens on nothing, and runs until SIGTERM or Ctrl-C. When the
@@ -196,7 +196,7 @@ def run(
 ) -> None:
     """Run a driver's PROGRAM as it is; its graphs run at workers over the broker.
 
-        redislink mplang run --cluster cluster.yaml --party dana --identity dana.key program.py
+        redislink mplang run --party dana program.py
 
     make_driver and make_simulator in it use the workers of the cluster file: the nodes of their
     cluster_spec are parties. --party may be one of the file's drivers. To try a program alone:

@@ -1,14 +1,16 @@
-"""Shared by the commands: groups of them, ``--json``, and how numbers and times are printed.
+"""Shared by the commands: groups, their help, ``--json``, how numbers and times are printed.
 
 It imports little, so that no command loads what only others need.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from redislink.cli.errors import EPILOG
 
@@ -17,9 +19,33 @@ JsonOption = Annotated[
 ]
 
 
+class Group(TyperGroup):
+    """A group of commands, whose help cuts none of their first sentences."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        rows = [
+            (name, self.commands[name].get_short_help_str(limit=1000))
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 def group(help_text: str) -> typer.Typer:
     """A group of commands, such as ``redislink journal``; alone, it shows its help."""
-    return typer.Typer(help=help_text, epilog=EPILOG, no_args_is_help=True, add_completion=False)
+    return typer.Typer(
+        help=help_text, epilog=EPILOG, no_args_is_help=True, add_completion=False,
+        cls=Group, rich_markup_mode=None,
+    )  # fmt: skip
+
+
+def keep_examples(command: Any) -> None:
+    """Let the help leave lines that are indented as they are: commands to copy."""
+    if command.help:
+        paragraphs = inspect.cleandoc(command.help).split("\n\n")
+        command.help = "\n\n".join(f"\b\n{p}" if p.startswith("    ") else p for p in paragraphs)
+    for each in getattr(command, "commands", {}).values():
+        keep_examples(each)
 
 
 def count(value: int | None) -> str:

@@ -58,7 +58,8 @@ def check_policy(
     Nothing is sent, and no program runs. Without --programs, the program counts as approved under
     the name that the job file gives it.
 
-        redislink policy check policy.yaml job.yaml --driver coordinator --party alice
+        redislink policy check policy.yaml job.yaml \\
+            --driver coordinator --party alice
     """
     policy = Policy.load(file)
     if job is None:

@@ -62,8 +62,8 @@ def ppd(
     The nodes run functions that the driver sends, as pickles: whoever has the key of one of them
     can do anything that you can. On one machine, in two terminals:
 
-        redislink ppd --trial-dir T examples/python/utils/nodectl.py up
-        redislink ppd --trial-dir T examples/python/millionaire.py
+        redislink ppd --trial-dir T utils/nodectl.py up
+        redislink ppd --trial-dir T millionaire.py
 
     Between machines, the driver is one more party of the cluster file.
     """

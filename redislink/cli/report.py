@@ -56,7 +56,7 @@ def report(
     Each kind of file adds its part, and one is enough. The page is a single file that needs no
     network. With a cluster file, the records' signatures are held against its keys.
 
-        redislink report alice.audit.jsonl bob.audit.jsonl --out run.html
+        redislink report alice.jsonl bob.jsonl --out run.html
     """
     found = write_report(files, out, session=session, keys=signing_keys(cluster))
     show(f"{out}: the run of {found.session}, from {len(found.files)} files")

@@ -141,7 +141,7 @@ def run(
 
     Every party starts the same program on its own machine, with its own data:
 
-        redislink run --cluster cluster.yaml --party alice --identity alice.key program.py
+        redislink run --party alice program.py
 
     A program that was written for SPU's own links runs as it is; on one machine, for a trial:
 
@@ -202,6 +202,7 @@ def _as_party(
     path, _, name = who.resolve(settings, cluster, party, identity)
     os.environ["REDISLINK_CLUSTER_FILE"] = str(path.resolve())
     os.environ["REDISLINK_PARTY"] = name
+    identity = identity or settings.identity_file_of(name)
     if identity is not None:
         Identity.load(identity)  # so that an error in it comes now
         os.environ["REDISLINK_IDENTITY_FILE"] = str(identity.resolve())

@@ -62,7 +62,7 @@ def sidecar(
 
     The program listens on nothing. It is an HTTP client of the sidecar on this machine's loopback:
 
-        redislink sidecar --cluster cluster.yaml --party alice -- python3.10 program.py
+        redislink sidecar --party alice -- python3.10 prog.py
     """
     settings = RedisLinkSettings.load()
     path, _, name = who.resolve(settings, cluster, party, identity)

@@ -97,7 +97,8 @@ def simulate(
     The program is the one for `redislink run`, unchanged. Keys and an embedded broker are made for
     this run; there is nothing to set up.
 
-        redislink simulate --for "alice --wealth 3" --for "bob --wealth 5" millionaire.py
+        redislink simulate --for "alice --wealth 3" \\
+            --for "bob --wealth 5" millionaire.py
     """
     spec = _cluster(cluster, parties)
     if not Path(program).is_file():

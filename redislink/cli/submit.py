@@ -35,8 +35,7 @@ def submit(
     Each agent's policy decides, and the job starts once all have accepted. An agent that is away
     finds the offer when it is back, until the offer expires.
 
-        redislink submit --cluster cluster.yaml --driver coordinator --identity coordinator.key
-        job.yaml --wait
+        redislink submit --driver coordinator job.yaml --wait
     """
     with driving.client_of(cluster, driver, identity, jobs_dir) as client:
         offered = client.submit(job)

@@ -32,7 +32,7 @@ def merge_files(
     Clocks are aligned by the messages themselves. Open the result at https://ui.perfetto.dev,
     which keeps it in the browser, or in chrome://tracing.
 
-        redislink trace merge traces/*.trace.jsonl --out run.json
+        redislink trace merge traces/*.jsonl --out run.json
     """
     from redislink.observe.merge import merge
 

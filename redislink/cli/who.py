@@ -70,7 +70,10 @@ def resolve(
     path = cluster or settings.cluster_file
     name = party or settings.party
     if path is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+        raise ConfigError(
+            "no cluster file: give --cluster FILE, set REDISLINK_CLUSTER_FILE, or make one with "
+            "redislink init"
+        )
     spec = load_cluster(path)
     if name is None:
         raise ConfigError(

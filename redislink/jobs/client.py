@@ -508,7 +508,7 @@ def _identity(
 ) -> Identity:
     if isinstance(identity, Identity):
         return identity
-    path = identity or settings.identity_file
+    path = identity or settings.identity_file_of(driver)
     if path is None:
         raise ConfigError(
             f"{driver}: no key: give --identity FILE, or set REDISLINK_IDENTITY_FILE to the file "

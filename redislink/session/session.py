@@ -633,7 +633,7 @@ def open_journal(
         cluster.session,
         party,
         cluster.digest(),
-        identity or Identity.load(settings.identity_file or ""),
+        identity or Identity.load(settings.identity_file_of(party) or ""),
         versions_here(),
         fresh=settings.journal_fresh,
         required=settings.journal_required,
@@ -671,7 +671,7 @@ def open_audit(
     if party is None:
         raise ConfigError("no party: pass one, or set REDISLINK_PARTY")
     if identity is None and settings.identity_file is not None:
-        identity = Identity.load(settings.identity_file)
+        identity = Identity.load(settings.identity_file_of(party) or "")
     check_signing_key(party, cluster.parties[cluster.rank(party)].signing_key, identity)
     if identity is None:
         log = PartyLogger(cluster.session, party)

@@ -66,12 +66,13 @@ def make_handshake(
 
 
 def _load_identity(party: str, settings: RedisLinkSettings) -> Identity:
-    if settings.identity_file is None:
+    path = settings.identity_file_of(party)
+    if path is None:
         raise ConfigError(
             f"{party}: the session is sealed and REDISLINK_IDENTITY_FILE is not set: set it to "
             f"the file that redislink keygen {party} wrote"
         )
-    return Identity.load(settings.identity_file)
+    return Identity.load(path)
 
 
 def load_psks(peers: Iterable[str], settings: RedisLinkSettings) -> dict[str, bytes]:

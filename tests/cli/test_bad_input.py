@@ -59,7 +59,11 @@ def test_cluster_file_that_is_not_there(spawn: Start, write_program: Write) -> N
 
 def test_cluster_file_not_given(redislink: Run, write_program: Write) -> None:
     result = redislink("run", "--party", "alice", write_program(JOIN))
-    check_one_line(result, 2, "give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
+    check_one_line(
+        result,
+        2,
+        "give --cluster FILE, set REDISLINK_CLUSTER_FILE, or make one with redislink init",
+    )
 
 
 def test_party_not_in_the_file(redislink: Run, write_cluster: Write, write_program: Write) -> None:

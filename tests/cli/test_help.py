@@ -6,12 +6,16 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from redislink import __version__
-from redislink.cli import main
+from redislink.cli import app, main
 from redislink.cli.errors import MEANINGS, ExitCode, exit_code
 from redislink.errors import (
     BrokerTampered,
@@ -100,14 +104,41 @@ def test_help(capsys: pytest.CaptureFixture[str], words: list[str], named: list[
     assert long.err == ""
     for name in named:
         assert name in long.out
+    if words:
+        assert "redislink --help says what the exit codes mean" in spaced(long.out)
+        return
     for code, meaning in MEANINGS.items():
         assert f"{int(code)} {meaning}" in spaced(long.out)
 
 
-def test_no_command_shows_the_help(redislink: Run) -> None:
+def _commands(command: Any, path: str = "redislink") -> Iterator[tuple[str, Any]]:
+    yield path, command
+    for name, each in (getattr(command, "commands", None) or {}).items():
+        yield from _commands(each, f"{path} {name}")
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_help_is_broken_or_cut(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the commands that it shows to copy, nor names in it; markup stays text."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    whole = typer.main.get_command(app)
+    for path, command in _commands(whole):
+        context = typer.Context(command, info_name=path)
+        text = command.get_help(context)
+        assert max(map(len, text.splitlines())) <= width, path
+        assert "…" not in spaced(text).replace("(alice, bob, carol, …)", ""), path
+        for paragraph in (command.help or "").split("\n\n"):
+            if paragraph.startswith("\b"):
+                assert textwrap.indent(paragraph.removeprefix("\b\n"), "  ") in text, path
+    assert "redislink[report]" in spaced(dict(_commands(whole))["redislink run"].get_help(context))
+
+
+def test_no_command_shows_the_first_five(redislink: Run) -> None:
     result = redislink()
     assert result.returncode == 0
-    assert "demo" in result.stdout
+    shown = re.findall(r"^  redislink (\w+)", result.stdout, re.MULTILINE)
+    assert shown == ["demo", "simulate", "init", "doctor", "run"]
+    assert max(map(len, result.stdout.splitlines())) <= 60
 
 
 @pytest.mark.slow

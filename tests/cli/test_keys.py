@@ -185,7 +185,7 @@ class TestInit:
             "SP0": "ABY3",
             "PSI0": "CHEETAH",
         }
-        assert "runs `redislink keygen NAME`" in (tmp_path / "t" / "cluster.yaml").read_text()
+        assert "runs `redislink init --as NAME …`" in (tmp_path / "t" / "cluster.yaml").read_text()
 
     @pytest.mark.parametrize(
         ("count", "told"),
@@ -196,14 +196,14 @@ class TestInit:
     )
     def test_other_numbers_of_parties(self, call: Call, count: int, told: str) -> None:
         names = [f"p{i}" for i in range(count)]
-        code, _, err = call("init", *names)
+        code, _, err = call("init", *names, "--dir", ".")
         assert code == 0
         assert f"SP0: {told}" in err
         assert load_cluster("cluster.yaml").device("SP0").members == tuple(names[:3])
         assert f"device SP0: {told}" in call("fingerprint", "--cluster", "cluster.yaml")[1]
 
     def test_a_trusted_first_party_is_asked_for_by_name(self, call: Call) -> None:
-        code, _, err = call("init", "p0", "p1", "p2", "p3", "--protocol", "SEMI2K")
+        code, _, err = call("init", "p0", "p1", "p2", "p3", "--protocol", "SEMI2K", "--dir", ".")
         assert code == 0
         assert "SP0: SEMI2K with TrustedFirstParty: p0, the first member, makes" in err
         assert load_cluster("cluster.yaml").device("SP0").members == ("p0", "p1", "p2", "p3")
@@ -219,7 +219,7 @@ class TestInit:
     @pytest.mark.parametrize("there", ["cluster.yaml", "bob.key"])
     def test_it_never_overwrites(self, call: Call, tmp_path: Path, there: str) -> None:
         (tmp_path / there).write_text("mine")
-        code, _, err = call("init", "alice", "bob")
+        code, _, err = call("init", "alice", "bob", "--dir", ".")
         assert code == 2
         assert f"{there}: exists already" in err
         assert [path.name for path in tmp_path.iterdir()] == [there]
@@ -262,7 +262,7 @@ def test_run_takes_the_identity_and_checks_it_first(
 @pytest.mark.parametrize("name", ["cluster.yaml", "bob.key"])
 def test_init_writes_through_no_link(call: Call, tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to(tmp_path / "planted")
-    code, out, err = call("init", "alice", "bob")
+    code, out, err = call("init", "alice", "bob", "--dir", ".")
     assert (code, out) == (2, "")
     assert f"{name}: exists already" in err
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -292,7 +292,7 @@ def test_names_that_mean_something_to_a_shell(
 def test_two_processes_with_keys_of_their_own(
     start: Start, broker: EmbeddedBroker, write_program: Write
 ) -> None:
-    """From nothing: init, then a session as `redislink run --identity` joins it."""
+    """From nothing: init, then a session of which `redislink run` finds the files by itself."""
     ended(start("init", "one", "two", "--session", "from-nothing"))
     program = write_program(
         """
@@ -303,11 +303,6 @@ def test_two_processes_with_keys_of_their_own(
         """
     )
     processes = [
-        start(
-            *("run", "--cluster", "cluster.yaml", "--party", name),
-            *("--identity", f"{name}.key", program),
-            broker_url=broker.url,
-        )
-        for name in ("one", "two")
+        start("run", "--party", name, program, broker_url=broker.url) for name in ("one", "two")
     ]
     assert [ended(process).stdout for process in processes] == ["two\n", "one\n"]

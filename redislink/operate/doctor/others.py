@@ -165,7 +165,7 @@ def _leave_notes(exam: Examination) -> list[str]:
 
 
 def _own_fingerprint(exam: Examination) -> str:
-    path = exam.case.settings.identity_file
+    path = exam.case.settings.identity_file_of(exam.case.party)
     if path is None:
         return ""
     try:

@@ -37,8 +37,9 @@ def own_keys(exam: Examination) -> Verdict:
         )
     make_handshake(case.spec, case.party, case.settings, None, bytes(8))
     written = case.spec.parties[case.spec.rank(case.party)].signing_key
-    if written is not None and case.settings.identity_file is not None:
-        check_signing_key(case.party, written, Identity.load(case.settings.identity_file))
+    path = case.settings.identity_file_of(case.party)
+    if written is not None and path is not None:
+        check_signing_key(case.party, written, Identity.load(path))
     shown = (f"{name} {text}" for name, text in fingerprints(case.spec).items())
     return passed(
         f"the identity is {case.party}'s; fingerprints, for their owners to read out: "

@@ -1,0 +1,363 @@
+"""``redislink init``: the files of a session, for a trial or for one organisation of several.
+
+Rules: it asks for what options do not say, if somebody is there to answer. Between organisations
+it makes one private key, this party's own; it never writes over a file. Run again, it goes on from
+what it finds.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+import yaml
+
+from redislink.cli.errors import Verbose, say, show
+from redislink.cluster import ClusterSpec, load_cluster
+from redislink.cluster.introduction import Introduction
+from redislink.cluster.trial import DEVICE, trial_devices, write_trial
+from redislink.cluster.trust import whom_it_trusts
+from redislink.errors import ConfigError
+from redislink.files import EVERYBODY_READS, OWNER_ONLY, open_new
+from redislink.identity.keypair import Identity, fingerprint, format_public_key
+from redislink.identity.signing import SigningKey, format_signing_key
+from redislink.protocol.list_names import check_name
+from redislink.settings import SESSION_DIR
+
+_TRIAL_COMMENT: Final = """\
+A trial on one machine, made by redislink init, which also made all private keys. Between
+organisations, each party runs `redislink init --as NAME …` on its own machine and shares only the
+file that it names; nobody makes or sees another's private key."""
+_COMMENT: Final = """\
+# Made by redislink init from the parties' introductions. Every party has the same file: compare
+# the digest that `redislink fingerprint` prints.
+"""
+_SETTINGS: Final = """\
+# Made by redislink init. redislink reads this file in the directory above it; lines in .env there,
+# and variables of the environment, take precedence.
+"""
+_BROKER_LINES: Final = """\
+# From the broker's administrator:
+#REDISLINK_BROKER_URL=rediss://{session}~{party}@BROKER:6379/0
+#REDISLINK_BROKER_PASSWORD_FILE=broker.password
+#REDISLINK_BROKER_TLS_CA=ca.crt
+#REDISLINK_BROKER_TLS_CERT=client.crt
+#REDISLINK_BROKER_TLS_KEY=client.key
+"""
+_TRIAL_BROKER: Final = "redis://127.0.0.1:6379/0"
+_TRIAL: Final = "trial"
+
+
+def init(
+    parties: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PARTY", help="Names of all parties, in rank order.", show_default=False
+        ),
+    ] = None,
+    as_party: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Which of them this organisation is. Without it: a trial of all of them on this "
+            "machine.",
+            show_default=False,
+        ),
+    ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the session; otherwise trial, or with --as the parties' names.",
+            show_default=False,
+        ),
+    ] = None,
+    directory: Annotated[
+        Path,
+        typer.Option(
+            "--dir",
+            metavar="DIR",
+            help="Where to write. Other commands find the default by themselves.",
+            show_default=True,
+        ),
+    ] = SESSION_DIR,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Protocol of the device {DEVICE}, which then has all parties. Otherwise CHEETAH "
+            "for two parties, ABY3 for the first three of more.",
+            show_default=False,
+        ),
+    ] = None,
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="URL of the broker, without password, for the cluster file; with --as it may "
+            "come later.",
+            show_default=False,
+        ),
+    ] = None,
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --as: a key file that this party has already, instead of a new one.",
+            show_default=False,
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Make the files of a session, and say what to do next. Asks for what you leave out.
+
+    For a trial on this machine, with a key for every party:
+
+        redislink init alice bob carol
+
+    Between organisations, each runs this on its own machine, with its own name:
+
+        redislink init --as alice alice bob carol
+
+    It makes this party's key, and a file for the others that holds nothing secret. With theirs
+    beside it, redislink init alone makes the cluster file, the same at every party.
+    """
+    begun = _begun(directory)
+    if begun is not None and not parties and as_party is None:
+        _go_on(directory, begun, broker)
+        return
+    if not parties:
+        parties, as_party = _ask(as_party)
+    if len(parties) < 2:
+        raise ConfigError("a session has at least two parties: name all of them")
+    devices = trial_devices(parties, protocol)
+    if as_party is None:
+        if identity is not None:
+            raise ConfigError("--identity is one party's: give --as NAME too")
+        content = {
+            "session": session or _TRIAL,
+            "broker": broker or _TRIAL_BROKER,
+            "parties": parties,
+            "devices": devices,
+        }
+        _make_trial(directory, content, protocol)
+        return
+    _introduce(
+        directory, as_party, parties, session or _session_of(parties), devices, protocol, identity
+    )
+    _go_on(directory, Introduction.read(_introduction(directory, as_party)), broker)
+
+
+# -- asking ----------------------------------------------------------------------------------------
+
+
+def _ask(as_party: str | None) -> tuple[list[str], str | None]:
+    if not _can_ask():
+        raise ConfigError(
+            "who takes part? Name all parties: redislink init alice bob carol for a trial on this "
+            "machine, redislink init --as alice alice bob carol at the organisation alice"
+        )
+    answer = typer.prompt(
+        "Who takes part? Names with spaces between them, in the same order at all", err=True
+    )
+    parties = answer.replace(",", " ").split()
+    if as_party is None:
+        said = typer.prompt(
+            f"Which of them are you? (Enter: all of them, a {_TRIAL} on this machine)",
+            default="", show_default=False, err=True,
+        )  # fmt: skip
+        as_party = said.strip() or None
+    return parties, as_party
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
+
+
+def _session_of(parties: list[str]) -> str:
+    """A name that all parties come to by themselves; drivers leave room for 50 characters."""
+    joined = "-".join(parties)
+    return joined if len(joined) <= 50 else "session"
+
+
+def _why(devices: dict[str, Any], parties: list[str], protocol: str | None) -> str:
+    """Why the first device has this protocol."""
+    chosen = devices[DEVICE]["config"]["protocol"]
+    if protocol is not None:
+        return f"{chosen}, as you asked"
+    if len(parties) == 2:
+        return (
+            f"{chosen}, because two parties compute, and neither has to trust the other; with a "
+            "third party that helps to compute, ABY3 would be much faster"
+        )
+    if len(parties) == 3:
+        return f"{chosen}, because three parties compute, and it is the fastest between three"
+    members = devices[DEVICE]["members"]
+    return (
+        f"{chosen} between {', '.join(members)}, because it is the fastest; the others put in data "
+        "and get results, and need not trust any one of these"
+    )
+
+
+# -- a trial ---------------------------------------------------------------------------------------
+
+
+def _make_trial(directory: Path, content: dict[str, Any], protocol: str | None) -> None:
+    cluster = directory / "cluster.yaml"
+    settings = _settings_file(directory)
+    if settings is not None and settings.exists():
+        raise ConfigError(f"{settings}: exists already and would be lost: move it away first")
+    key_files = {name: directory / f"{name}.key" for name in content["parties"]}
+    spec = write_trial(content, cluster, key_files, _TRIAL_COMMENT)
+    show(str(cluster))
+    files = ", ".join(str(path) for path in key_files.values())
+    say(f"wrote {cluster} (device {DEVICE}) and {files}: for a trial on this machine only")
+    say(f"{DEVICE}: {_why(content['devices'], content['parties'], protocol)}")
+    say(f"{DEVICE}: {whom_it_trusts(spec, DEVICE)}")
+    first = spec.party_names[0]
+    options = f"--cluster {cluster} --party {first} --identity {key_files[first]}"
+    if settings is not None:
+        _write_settings(
+            settings,
+            REDISLINK_CLUSTER_FILE=str(cluster),
+            REDISLINK_IDENTITY_FILE=str(directory / "{party}.key"),
+        )
+        options = f"--party {first}"
+    say(f"next: redislink broker, and for each party redislink run {options} PROGRAM")
+
+
+# -- one organisation ------------------------------------------------------------------------------
+
+
+def _introduction(directory: Path, party: str) -> Path:
+    return directory / "introductions" / f"{party}.yaml"
+
+
+def _begun(directory: Path) -> Introduction | None:
+    """This party's own introduction, if there is one."""
+    own = directory / "own"
+    if not own.is_file():
+        return None
+    return Introduction.read(_introduction(directory, check_name(own.read_text().strip(), "party")))
+
+
+def _introduce(
+    directory: Path,
+    party: str,
+    parties: list[str],
+    session: str,
+    devices: dict[str, Any],
+    protocol: str | None,
+    identity: Path | None,
+) -> None:
+    """Make this party's key and its introduction."""
+    path = _introduction(directory, check_name(party, "party"))
+    if path.exists():
+        raise ConfigError(
+            f"{path}: exists already: run redislink init alone to go on, or move {directory} away "
+            "to begin anew"
+        )
+    key_file = identity or directory / f"{party}.key"
+    there = identity is not None or key_file.exists()
+    made = Identity.load(key_file) if there else Identity.generate()
+    introduction = Introduction(
+        party=party,
+        public_key=format_public_key(made.public_key),
+        signing_key=format_signing_key(SigningKey(made).public_key),
+        session=session,
+        parties=tuple(parties),
+        devices=devices,
+    )
+    introduction.check("the session")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not there:
+            made.save(key_file, f"private key of {party}, from redislink init: keep it to yourself")
+        introduction.write(path)
+        with open_new(directory / "own", OWNER_ONLY) as file:
+            file.write(f"{party}\n")
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}: choose another --dir") from None
+    say(f"{'found' if there else 'wrote'} {key_file}: {party}'s private key, which stays here")
+    say(f"{DEVICE}: {_why(devices, parties, protocol)}")
+    settings = _settings_file(directory)
+    if settings is not None:
+        _write_settings(
+            settings,
+            more=_BROKER_LINES.format(session=session, party=party),
+            REDISLINK_CLUSTER_FILE=str(directory / "cluster.yaml"),
+            REDISLINK_PARTY=party,
+            REDISLINK_IDENTITY_FILE=str(key_file),
+        )
+
+
+def _go_on(directory: Path, own: Introduction, broker: str | None) -> None:
+    """Make the cluster file if all introductions are there; otherwise say whose are missing."""
+    cluster = directory / "cluster.yaml"
+    paths = {name: _introduction(directory, name) for name in own.parties if name != own.party}
+    missing = [name for name, path in paths.items() if not path.exists()]
+    if missing:
+        show(str(_introduction(directory, own.party)))
+        say(
+            f"1. give {_introduction(directory, own.party)} to {', '.join(paths)}: it is not secret"
+        )
+        wanted = ", ".join(str(paths[name]) for name in missing)
+        say(
+            f"2. put their files beside it: {wanted} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+        say("3. then run redislink init again, here: it makes the cluster file")
+        return
+    others = {name: Introduction.read(path) for name, path in paths.items()}
+    content = own.assemble(others, broker)
+    if cluster.exists():
+        _check_same(cluster, content)
+    else:
+        try:
+            with open_new(cluster, EVERYBODY_READS) as file:
+                text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
+                file.write(_COMMENT + text)
+        except OSError as error:
+            raise ConfigError(f"{cluster}: {error.strerror}: check the directory") from None
+    spec = load_cluster(cluster)
+    show(str(cluster))
+    for name, key in spec.public_keys().items():
+        say(f"{name}  {fingerprint(key)}{'  own' if name == own.party else ''}")
+    say(f"digest {spec.digest().hex()[:12]}")
+    say(f"{DEVICE}: {whom_it_trusts(spec, DEVICE)}")
+    say(
+        "1. compare by telephone, each reading out its own fingerprint and the digest: whoever "
+        "carried the files could have changed them"
+    )
+    say(f"2. whoever runs the broker gets {cluster}, and makes users with redislink acl")
+    where = _settings_file(directory) or Path(".env")
+    say(f"3. put what you get from them into {where}, then: redislink doctor")
+    say("4. at every party: redislink run PROGRAM")
+
+
+def _check_same(cluster: Path, content: dict[str, Any]) -> None:
+    if load_cluster(cluster).digest() != ClusterSpec.parse(content).digest():
+        raise ConfigError(
+            f"{cluster}: differs from the introductions beside it: if a party has changed its key, "
+            "move the cluster file away and run redislink init again; otherwise put its "
+            "introduction back"
+        )
+
+
+# -- what other commands find ----------------------------------------------------------------------
+
+
+def _settings_file(directory: Path) -> Path | None:
+    """Where the settings go that every command reads; None where none would look."""
+    return directory / ".env" if directory == SESSION_DIR else None
+
+
+def _write_settings(path: Path, more: str = "", **settings: str) -> None:
+    lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+    try:
+        with open_new(path, OWNER_ONLY) as file:
+            file.write(_SETTINGS + lines + more)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}: move it away first") from None

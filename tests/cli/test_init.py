@@ -1,0 +1,170 @@
+"""`redislink init`: what each organisation does, and what it finds when it is run again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from redislink import ClusterSpec, RedisLinkSettings, load_cluster
+from redislink.cli import app
+from redislink.cluster.introduction import Introduction
+from redislink.errors import ConfigError
+from redislink.identity.keypair import Identity
+from tests.cli.conftest import Call
+
+At = Callable[..., tuple[int, str, str]]
+PARTIES = ("alice", "bob")
+DIRECTORY = Path("redislink-session")
+
+
+@pytest.fixture
+def at(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> At:
+    """Run a command in the directory of a party."""
+
+    def run(party: str, *words: str) -> tuple[int, str, str]:
+        (tmp_path / party).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / party)
+        return call(*words)
+
+    return run
+
+
+def exchange(tmp_path: Path) -> None:
+    """Each party gets the others' introductions."""
+    for one in PARTIES:
+        for other in PARTIES:
+            if one != other:
+                shutil.copy(
+                    tmp_path / one / DIRECTORY / "introductions" / f"{one}.yaml",
+                    tmp_path / other / DIRECTORY / "introductions",
+                )
+
+
+def test_two_organisations_come_to_the_same_cluster_file(at: At, tmp_path: Path) -> None:
+    for party in PARTIES:
+        code, out, err = at(party, "init", "--as", party, *PARTIES)
+        assert (code, out) == (0, f"{DIRECTORY}/introductions/{party}.yaml\n")
+        assert "CHEETAH, because two parties compute, and neither has to trust the other" in err
+        assert "is missing" in err
+        secret = Identity.load(DIRECTORY / f"{party}.key").private_key
+        assert (DIRECTORY / f"{party}.key").stat().st_mode & 0o777 == 0o600
+        assert secret not in (DIRECTORY / "introductions" / f"{party}.yaml").read_bytes()
+        assert not list(Path().rglob("*.key"))[1:]
+    exchange(tmp_path)
+    made = []
+    for party in PARTIES:
+        code, out, err = at(party, "init")
+        assert (code, out) == (0, f"{DIRECTORY}/cluster.yaml\n")
+        assert "compare by telephone" in err
+        assert f"{party} SHA256:" in err
+        made.append((tmp_path / party / DIRECTORY / "cluster.yaml").read_bytes())
+        settings = RedisLinkSettings.load()
+        assert settings.party == party
+        assert settings.cluster_file is not None
+        spec = load_cluster(settings.cluster_file)
+        identity = Identity.load(settings.identity_file_of() or "")
+        assert spec.public_keys()[party] == identity.public_key
+        assert at(party, "init")[0] == 0, "run again, it finds that all is done"
+        assert "  own" in at(party, "fingerprint")[1]
+        assert f"{spec.session}~{party}" in at(party, "acl")[1]
+    assert made[0] == made[1]
+
+
+def test_parties_that_do_not_agree_are_told(at: At, tmp_path: Path) -> None:
+    at("alice", "init", "--as", "alice", *PARTIES)
+    at("bob", "init", "--as", "bob", "bob", "alice")
+    exchange(tmp_path)
+    code, _, err = at("alice", "init")
+    assert code == 2
+    assert "bob has session: bob-alice, and alice has session: alice-bob" in err
+    assert not (DIRECTORY / "cluster.yaml").exists()
+
+
+def test_a_key_that_has_changed_since_is_told(at: At, tmp_path: Path) -> None:
+    for party in PARTIES:
+        at(party, "init", "--as", party, *PARTIES)
+    exchange(tmp_path)
+    at("alice", "init")
+    shutil.rmtree(tmp_path / "bob")
+    at("bob", "init", "--as", "bob", *PARTIES)
+    exchange(tmp_path)
+    code, _, err = at("alice", "init")
+    assert code == 2
+    assert "differs from the introductions beside it" in err
+
+
+def test_a_key_that_is_there_is_used_and_stays(at: At) -> None:
+    at("alice", "keygen", "alice", "--out", "mine.key")
+    before = Path("mine.key").read_bytes()
+    assert at("alice", "init", "--as", "alice", *PARTIES, "--identity", "mine.key")[0] == 0
+    assert Path("mine.key").read_bytes() == before
+    assert not (DIRECTORY / "alice.key").exists()
+    assert RedisLinkSettings.load().identity_file == Path("mine.key")
+    code, _, err = at("alice", "init", "--as", "alice", *PARTIES)
+    assert code == 2
+    assert "exists already: run redislink init alone to go on" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "who takes part? Name all parties"),
+        (("--as", "dave", *PARTIES), "'dave' is not in session"),
+        (("--as", "alice", "alice"), "at least two parties"),
+        (("--as", "../x", *PARTIES), "begin with a letter or digit"),
+        ((*PARTIES, "--identity", "x"), "give --as NAME too"),
+    ],
+)
+def test_what_cannot_be(at: At, words: tuple[str, ...], said: str) -> None:
+    code, _, err = at("alice", "init", *words)
+    assert code == 2
+    assert said in err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("party: bob", "public_key"),
+        ("[]", "an introduction is a file"),
+        ("party: carol\npublic_key: a\nsigning_key: b\nsession: s\nparties: [a]\ndevices: {}",
+         "name it carol.yaml"),
+        ("party: bob\npublic_key: a\nsigning_key: b\nsession: s\nparties: [bob, eve]\ndevices: {}",
+         "public_key must be x25519"),
+    ],
+)  # fmt: skip
+def test_an_introduction_that_is_none(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "bob.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        Introduction.read(tmp_path / "bob.yaml")
+
+
+def test_it_asks_where_somebody_can_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("redislink.cli.init._can_ask", lambda: True)
+    asked = CliRunner().invoke(app, ["init"], input="alice, bob carol\nbob\n")
+    assert asked.exit_code == 0, asked.output
+    assert Introduction.read(DIRECTORY / "introductions" / "bob.yaml").parties == (
+        "alice", "bob", "carol",
+    )  # fmt: skip
+
+
+def test_lines_in_env_come_before_those_of_init(at: At) -> None:
+    at("alice", "init", *PARTIES)
+    assert RedisLinkSettings.load().cluster_file == DIRECTORY / "cluster.yaml"
+    assert RedisLinkSettings.load().identity_file_of("bob") == DIRECTORY / "bob.key"
+    Path(".env").write_text("REDISLINK_CLUSTER_FILE=other.yaml\n")
+    Path(".env").chmod(0o600)
+    assert RedisLinkSettings.load().cluster_file == Path("other.yaml")
+    (DIRECTORY / ".env").chmod(0o666)
+    assert RedisLinkSettings.load().identity_file is None, "others may have written it"
+
+
+def test_a_trial_has_devices_for_its_number_of_parties(at: At) -> None:
+    assert at("x", "init", "a", "b", "c", "d")[0] == 0
+    spec: ClusterSpec = load_cluster(DIRECTORY / "cluster.yaml")
+    assert spec.device("SP0").members == ("a", "b", "c")
