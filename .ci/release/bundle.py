@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import images
-from check import build
+from check import build, wheel_for_here
 from common import (
     BUILD,
     RELEASE,
@@ -83,7 +83,7 @@ def make() -> None:
             build(source, Path(work) / "dist")
             wheels = bundle / "wheels"
             wheels.mkdir()
-            (wheel,) = (Path(work) / "dist").glob("*.whl")
+            wheel = wheel_for_here(Path(work) / "dist")
             shutil.copy(wheel, wheels)
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
             for requirements in (REQUIREMENTS, REQUIREMENTS_DEMO):

@@ -55,9 +55,8 @@ def check() -> None:
         dist = build_twice(source, work)
         with step("twine and check-wheel-contents"):
             run([tool("twine"), "check", "--strict", *sorted(dist.iterdir())])
-            (wheel,) = dist.glob("*.whl")
-            run([tool("check-wheel-contents"), "--toplevel", "redislink", wheel])
-        environment = try_out(source, wheel, work / "elsewhere")
+            run([tool("check-wheel-contents"), "--toplevel", "redislink", *dist.glob("*.whl")])
+        environment = try_out(source, wheel_for_here(dist), work / "elsewhere")
         with step("SBOM and licences of what was installed"):
             write_sbom(source, environment)
             write_licences(environment)
@@ -87,10 +86,34 @@ def check_changelog(text: str, number: str) -> None:
 
 
 def build(source: Path, target: Path, mask: int = 0o022) -> None:
-    """Build sdist and wheel of a directory."""
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": commit_time()}
+    """Build what is published of a directory: an sdist and a wheel.
+
+    If the wheel has an extension, it gets the tag that package indexes want (manylinux), and
+    there is one without the extension too, for all other machines. OpenSSL stays the machine's own.
+    """
+    _hatchling(source, target, mask)
+    (wheel,) = target.glob("*.whl")
+    if wheel.name.endswith("-none-any.whl"):
+        return
+    _hatchling(source, target, mask, "-t", "wheel", HATCH_BUILD_NO_HOOKS="true")
+    run(
+        [
+            *(tool("auditwheel"), "repair", "--exclude", "libcrypto.so.3", "--only-plat"),
+            *("--wheel-dir", target, wheel),
+        ],
+        environment={
+            **os.environ,
+            "PATH": f"{tool('patchelf').parent}{os.pathsep}{os.environ['PATH']}",
+            "SOURCE_DATE_EPOCH": commit_time(),
+        },
+    )
+    wheel.unlink()
+
+
+def _hatchling(source: Path, target: Path, mask: int, *options: str, **variables: str) -> None:
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": commit_time(), **variables}
     done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--directory", str(target)],
+        [sys.executable, "-m", "hatchling", "build", *options, "--directory", str(target)],
         cwd=source,
         env=environment,
         capture_output=True,
@@ -99,6 +122,11 @@ def build(source: Path, target: Path, mask: int = 0o022) -> None:
     )
     if done.returncode:
         raise ReleaseError(f"the build failed:\n{done.stdout}{done.stderr}")
+
+
+def wheel_for_here(dist: Path) -> Path:
+    """The wheel that pip would take on this machine: with the extension, if there is one."""
+    return min(dist.glob("*.whl"), key=lambda path: path.name.endswith("-none-any.whl"))
 
 
 def build_twice(source: Path, work: Path) -> Path:
