@@ -1,4 +1,5 @@
-# Every target makes its own .venv from constraints.txt first, and only when that or pyproject.toml changed.
+# Every target makes its own .venv from constraints.txt first, and only when that, pyproject.toml or what is
+# compiled changed.
 # Needs: python3.11 (with venv) and make. It takes the fastest one at hand; a certain one:
 # make PYTHON=/path/to/python3.11 ...
 
@@ -13,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Processes that run tests at the same time; 0: one test after the other. Two for each of two cores:
 # many tests wait, for a process to start or a line to fall silent.
 WORKERS ?= 4
-SOURCES := redislink tests examples .ci/release $(wildcard benchmarks)
+SOURCES := redislink tests examples hatch_build.py .ci/release $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test check lint types format lock clean bench bench-mplang docs
@@ -24,7 +25,7 @@ help:  ## show this list
 
 venv: $(STAMP)  ## make .venv (each target below does it by itself)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py redislink/_native.c
 	@python=$$(.ci/fastest-python $(PYTHON)) || exit 1; \
 	  grep -qsx "home = $$(dirname $$python)" $(VENV)/pyvenv.cfg || clear=--clear; \
 	  .ci/tell "1 of 3: $(VENV), with $$python" "$$python" -m venv $$clear $(VENV)

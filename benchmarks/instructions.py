@@ -14,9 +14,10 @@ trips and one of N, per round trip, so that imports and the start cancel out.
 
 ``--against REV`` measures another revision of ``redislink`` too, in turns with this one.
 
-``--check`` counts ``core-plain`` once, and fails if it needs more than `MOST_GROWTH` of what
-``benchmarks/instructions.json`` has for an interpreter like this one; ``--record`` writes that file
-anew. Cryptography is left out: which of its code runs depends on the processor.
+``--check`` counts ``core-plain`` once without native leaves and, where they were built, once with
+them. It fails if either needs more than `MOST_GROWTH` of what ``benchmarks/instructions.json`` has
+for an interpreter like this one; ``--record`` writes that file anew. Cryptography is left out:
+which of its code runs depends on the processor.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _NAMES: Final = ["alice", "bob"]
 _TIMEOUT: Final = 600.0
 MOST_GROWTH: Final = 1.03
 CHECKED: Final = "core-plain"
+WITH_LEAVES: Final = ", with native leaves"
 RECORD: Final = Path(__file__).parent / "instructions.json"
 _ROUND_TRIPS_CHECKED: Final = 150
 _COLLECTED: Final = re.compile(r"^==\d+== Collected : (\d+)", re.MULTILINE)
@@ -135,13 +137,16 @@ def run(layer: str, round_trips: int, url: str) -> None:
         run_core(round_trips, sealed=layer == "core")
 
 
-def count(layer: str, round_trips: int, url: str, code: Path) -> int:
+def count(layer: str, round_trips: int, url: str, code: Path, *, native: bool = True) -> int:
     """Instructions of a process that plays so many round trips.
 
     Args:
         code: directory of the ``redislink`` to run.
+        native: whether native leaves are used, where they were built.
     """
     arguments = ("--layer", layer, "--count", str(round_trips), "--url", url)
+    if not native:
+        arguments += ("--no-native",)
     done = subprocess.run(
         [
             *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
@@ -168,7 +173,7 @@ def judge(counted: int, interpreter: str, recorded: dict[str, int]) -> tuple[boo
 
     Args:
         counted: instructions per round trip.
-        interpreter: `sys.version` of the one that played them.
+        interpreter: `sys.version` of the one that played them, and perhaps `WITH_LEAVES`.
         recorded: instructions per round trip, by interpreter.
 
     Returns:
@@ -191,17 +196,26 @@ def judge(counted: int, interpreter: str, recorded: dict[str, int]) -> tuple[boo
 
 
 def _check(*, record: bool) -> bool:
-    once = functools.partial(_count_of, layer=CHECKED, url="", code=processes.ROOT)
-    counts = (_ROUND_TRIPS_CHECKED, 2 * _ROUND_TRIPS_CHECKED)
-    with ThreadPoolExecutor() as pool:  # no clock is read, so they may run at the same time
-        found = dict(zip(counts, pool.map(once, counts), strict=True))
-    counted = per_round_trip(_ROUND_TRIPS_CHECKED, found.__getitem__)
+    from redislink import native
+
     recorded: dict[str, int] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    is_good = True
+    for with_leaves in (False, True) if native.is_complete() else (False,):
+        once = functools.partial(
+            _count_of, layer=CHECKED, url="", code=processes.ROOT, native=with_leaves
+        )
+        counts = (_ROUND_TRIPS_CHECKED, 2 * _ROUND_TRIPS_CHECKED)
+        with ThreadPoolExecutor() as pool:  # no clock is read, so they may run at the same time
+            found = dict(zip(counts, pool.map(once, counts), strict=True))
+        counted = per_round_trip(_ROUND_TRIPS_CHECKED, found.__getitem__)
+        interpreter = sys.version + (WITH_LEAVES if with_leaves else "")
+        if record:
+            recorded[interpreter] = counted
+        passes, said = judge(counted, interpreter, recorded)
+        print(said)
+        is_good = is_good and passes
     if record:
-        recorded[sys.version] = counted
         RECORD.write_text(json.dumps(recorded, indent=2, sort_keys=True) + "\n")
-    is_good, said = judge(counted, sys.version, recorded)
-    print(said)
     return is_good
 
 
@@ -216,6 +230,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="record the count of this revision")
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)  # in the counted process
     parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--no-native", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     layers = options.layer or LAYERS
     if options.count is not None:
@@ -223,6 +238,10 @@ def main() -> None:
             _let_lines_be_slow()
         else:
             _import_no_more_than_needed()
+        if options.no_native:
+            from redislink import native
+
+            native.use(False)
         run(layers[0], options.count, options.url)
         return
     if shutil.which("valgrind") is None:
@@ -265,8 +284,8 @@ def _import_no_more_than_needed() -> None:
     sys.modules["redislink"] = importlib.util.module_from_spec(found)  # and not executed
 
 
-def _count_of(round_trips: int, *, layer: str, url: str, code: Path) -> int:
-    return count(layer, round_trips, url, code)
+def _count_of(round_trips: int, *, layer: str, url: str, code: Path, native: bool = True) -> int:
+    return count(layer, round_trips, url, code, native=native)
 
 
 if __name__ == "__main__":

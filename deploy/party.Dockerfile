@@ -6,8 +6,9 @@
 # The image holds an installed wheel and no source. What `docker build` sees of the checkout is in
 # .dockerignore; keys, passwords and settings come when it runs, as files (kubernetes/party.yaml).
 FROM docker.io/library/python:3.11.14-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libssl-dev
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE .gitignore ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE .gitignore ./
 COPY redislink redislink
 COPY examples examples
 ENV PIP_CONSTRAINT=/src/constraints.txt PIP_NO_CACHE_DIR=1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from redislink import native
 from redislink.broker import Broker, Inbox, Outbox, SeveralBrokers, make_broker, make_outbox
 from redislink.broker.credentials import CredentialsCallable
 from redislink.broker.outage import LONGEST_PAUSE, SHORT_PAUSE, Outage
@@ -91,6 +92,7 @@ def connect_run(
     Raises: as `connect`.
     """
     settings = settings or RedisLinkSettings.load()
+    native.use(settings.native)
     spec = resolve_cluster(cluster, settings)
     name = party or settings.party
     if name is None:

@@ -292,6 +292,11 @@ class RedisLinkSettings(BaseSettings):
         "large message, if it uses glibc's malloc; 0 leaves malloc unchanged. Room for "
         "messages of more than 32 MiB is kept once the first one has passed.",
     )
+    native: bool = Field(
+        default=True,
+        description="Whether the compiled twins of the hot path's functions are used, where they "
+        "were built: redislink version says so. Not: the same in Python, which is slower.",
+    )
     list_ttl: int = Field(
         default=3600, ge=60, le=604800, description="Seconds after which an unread list expires."
     )

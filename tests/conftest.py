@@ -18,7 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect
+from redislink import ClusterSpec, Endpoint, RedisLinkSettings, connect, native
 from redislink.broker import Broker, EmbeddedBroker, embedded
 from redislink.identity.keypair import Identity, format_public_key
 from redislink.transport import rendezvous
@@ -32,6 +32,9 @@ hypothesis.settings.register_profile(
     "beside others", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("beside others")
+
+# For tests that do not connect: REDISLINK_NATIVE=0 runs all on the definitions of the leaves.
+native.use(RedisLinkSettings(_env_file=None).native)
 
 # A shell that starts `make test` in the background has it ignored, and so would the processes here
 # that are to end by it.

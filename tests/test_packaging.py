@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from redislink import __version__
+from redislink import __version__, native
 from redislink.cli.examples import PROGRAM, find_examples
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +30,10 @@ def test_the_wheel_carries_the_examples_and_the_types(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("redislink-*.whl")
     assert __version__ in wheel.name
     files = set(zipfile.ZipFile(wheel).namelist())
+    compiled = {name for name in files if name.startswith("redislink/_native.cpython-311")}
+    assert len(compiled) == native.is_complete()
+    assert wheel.name.endswith("-py3-none-any.whl") != bool(compiled), "of one platform only then"
+    assert "redislink/_native.c" not in files
     assert "redislink/py.typed" in files
     examples = ROOT / "examples"
     for path in [*examples.glob("*.py"), *(examples / "data").glob("*.csv")]:

@@ -27,10 +27,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from redislink import native
 from redislink.broker import tcp
 from redislink.broker.nested_tls import NestedTls
 from redislink.broker.wire import (
-    BLPOP,
     CRLF,
     ELEMENT,
     LARGE,
@@ -47,6 +47,7 @@ from redislink.broker.wire import (
     WireError,
     element_of,
     length_line,
+    pack_blpops,
 )
 
 _BUFFER_BYTES: Final = 72 << 10
@@ -97,9 +98,6 @@ class SocketWire:
         """What the reply that is being read may still contain."""
         self._give_up = 0.0
         """When that reply must be complete; 0 until the first wait for more of it."""
-        self._popped_for = -1.0
-        self._packed_seconds = b""
-        """``_popped_for`` as the last argument of a BLPOP, without its ``$``."""
         if self._polls:
             self._socket.settimeout(timeout)
         else:
@@ -178,18 +176,10 @@ class SocketWire:
         return self._parse()
 
     def pop(self, name: bytes, seconds: float, timeout: float) -> Reply:
-        key = _key_of_popped(name)
-        if seconds != self._popped_for:
-            text = b"%.3f" % seconds
-            self._packed_seconds = b"%d\r\n%b\r\n" % (len(text), text)
-            self._popped_for = seconds
-        self._socket.sendall(BLPOP + key + self._packed_seconds)
-        return self._read_popped(name, key, timeout)
+        self._socket.sendall(pack_blpops((name,), seconds))
+        return self.read_popped(name, timeout)
 
     def read_popped(self, name: bytes, timeout: float) -> Reply:
-        return self._read_popped(name, _key_of_popped(name), timeout)
-
-    def _read_popped(self, name: bytes, key: bytes, timeout: float) -> Reply:
         if timeout != self._timeout:
             self._set_timeout(timeout)
         if self._start == self._end:
@@ -198,13 +188,9 @@ class SocketWire:
             except BlockingIOError:
                 raise _timed_out() from None
             # Nearly always, this is the complete reply and nothing else.
-            head = b"*2\r\n" + key
-            if came.startswith(head):
-                begin = len(head)
-                found = came.find(CRLF, begin)
-                element = came[found + 2 : -2]
-                if found > 0 and came[begin:found] == b"%d" % len(element):
-                    return element
+            element = only_element(came, name)
+            if element is not None:
+                return element
             if not came:
                 raise _ended()
             self._start, self._end = 0, len(came)
@@ -373,9 +359,25 @@ class SocketWire:
         return count
 
 
-def _key_of_popped(name: bytes) -> bytes:
-    """Return what BLPOP and its reply have in common: the list's name, and what follows it."""
-    return length_line(len(name)) + name + b"\r\n$"
+@native.leaf
+def only_element(came: bytes, name: bytes) -> bytes | None:
+    """Return the element in the reply to a BLPOP of this list.
+
+    Args:
+        came: what the server sent.
+        name: the list's name.
+
+    Returns:
+        None if ``came`` is not such a reply, all of it, and nothing else.
+    """
+    head = b"*2\r\n%b%b\r\n$" % (length_line(len(name)), name)
+    if not came.startswith(head):
+        return None
+    begin = len(head)
+    end = came.find(CRLF, begin)
+    size = len(came) - end - 4
+    is_all = end > 0 and size >= 0 and came[begin:end] == b"%d" % size
+    return came[end + 2 : -2] if is_all else None
 
 
 def _timed_out() -> TimeoutError:

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import redis
 
+from redislink import native
 from redislink.broker.tcp import Traffic
 
 Buffer = bytes | bytearray | memoryview
@@ -57,7 +58,7 @@ _WHOLE_SOON: Final = 1.0
 """Seconds within which a reply that has begun is complete, in process."""
 CRLF: Final = b"\r\n"
 _RPUSH: Final = b"*3\r\n$5\r\nRPUSH\r\n"
-BLPOP: Final = b"*3\r\n$5\r\nBLPOP\r\n"
+_BLPOP: Final = b"*3\r\n$5\r\nBLPOP\r\n"
 _PEXPIRE: Final = b"\r\n*3\r\n$7\r\nPEXPIRE\r\n"
 """Begins with the CRLF that ends the element before it."""
 
@@ -206,6 +207,7 @@ CLEARING_REPLIES: Final = 3
 """How many replies the broker owes for a `pack_clearing_push`."""
 
 
+@native.leaf
 def pack_push(name: bytes, element: tuple[bytes, Buffer], ttl_ms: int) -> list[Buffer]:
     """Pack RPUSH of an element, which comes in two parts, and PEXPIRE.
 
@@ -243,11 +245,17 @@ def pack_blpop(names: Sequence[bytes], seconds: float) -> bytes:
     return pack([b"BLPOP", *names, b"%.3f" % seconds])
 
 
+@native.leaf
 def pack_blpops(names: Sequence[bytes], seconds: float) -> bytes:
     """Pack a BLPOP for each of these lists; the server owes a reply for each."""
+    tail = _blpop_tail(seconds)
+    return b"".join([b"%b%b%b%b" % (_BLPOP, length_line(len(n)), n, tail) for n in names])
+
+
+@functools.lru_cache(maxsize=16)
+def _blpop_tail(seconds: float) -> bytes:
     timeout = b"%.3f" % seconds
-    tail = b"\r\n$%d\r\n%b\r\n" % (len(timeout), timeout)
-    return b"".join([b"%b%b%b%b" % (BLPOP, length_line(len(n)), n, tail) for n in names])
+    return b"\r\n$%d\r\n%b\r\n" % (len(timeout), timeout)
 
 
 # The error codes that redis-py strips from replies, by the class that it makes of them.

@@ -19,6 +19,7 @@ import string
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
+from redislink import native
 from redislink.errors import ConfigError, FrameError, UsageError
 
 PREFIX: Final = "rl"
@@ -74,6 +75,7 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+@native.leaf
 def encode_tag(tag: str) -> bytes:
     """Return the tag as a list's name contains it: percent-encoded UTF-8.
 

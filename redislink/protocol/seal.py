@@ -30,6 +30,7 @@ from typing import Any, Final, Protocol
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from redislink import native
 from redislink.errors import FrameError, SealError
 from redislink.protocol import list_names
 from redislink.protocol.frame import (
@@ -193,12 +194,50 @@ class SealKeys:
     control_in: bytes
 
 
+class DataKey(native.Cipher):
+    """Seals and opens the DATA frames of one direction.
+
+    Attributes:
+        aes: the key.
+    """
+
+    __slots__ = ("aes",)
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(key, encode_whole_header(1, Encoding.RAW, 0), tuple(Encoding))
+        self.aes = AESGCM(key)
+
+    @native.leaf
+    def seal_whole(
+        self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
+    ) -> tuple[bytes, bytes]:
+        """See `Codec.encode_whole`."""
+        header = encode_whole_header(seq, encoding, acked)
+        return header, self.aes.encrypt(_nonce(0, seq), body, name + header)
+
+    @native.leaf
+    def open_whole(self, name: bytes, element: BytesLike) -> Whole | None:
+        """See `Codec.decode_whole_untrusted`."""
+        whole = decode_whole_header_untrusted(element)
+        if whole is None:
+            return None
+        seq, encoding, acked = whole
+        header = element[:DATA_HEADER_BYTES]
+        small = len(element) < _SMALL
+        body = element[DATA_HEADER_BYTES:] if small else memoryview(element)[DATA_HEADER_BYTES:]
+        try:  # what `_open` does, without a call for every message
+            opened = self.aes.decrypt(_nonce(0, seq), body, name + header)
+        except InvalidTag:
+            raise _does_not_open() from None
+        return seq, encoding, acked, opened
+
+
 class SealedCodec(Codec):
     """Sealed elements: only the peer can open them, and only the peer can have made them."""
 
     def __init__(self, keys: SealKeys) -> None:
-        self._data_out = AESGCM(keys.data_out)
-        self._data_in = AESGCM(keys.data_in)
+        self._data_out = DataKey(keys.data_out)
+        self._data_in = DataKey(keys.data_in)
         self._control_out = AESGCM(keys.control_out)
         self._control_in = AESGCM(keys.control_in)
         self._control_numbers = itertools.count(1)
@@ -223,10 +262,9 @@ class SealedCodec(Codec):
     def encode_whole(
         self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
     ) -> tuple[bytes, bytes | memoryview]:
-        header = encode_whole_header(seq, encoding, acked)
         if len(body) < _LEAST_IN_SCRATCH:
-            return header, self._data_out.encrypt(_nonce(0, seq), body, name + header)
-        return self._seal_data(name, header, seq, body)
+            return self._data_out.seal_whole(name, seq, encoding, acked, body)
+        return self._seal_data(name, encode_whole_header(seq, encoding, acked), seq, body)
 
     def _seal_data(
         self, name: bytes, header: bytes, seq: int, body: bytes | memoryview
@@ -234,9 +272,9 @@ class SealedCodec(Codec):
         nonce = _nonce(0, seq)
         if _LEAST_IN_SCRATCH <= len(body) <= _MOST_IN_SCRATCH:
             scratch = self._scratch_of(len(body) + SEAL_BYTES)
-            self._data_out.encrypt_into(nonce, body, name + header, scratch)
+            self._data_out.aes.encrypt_into(nonce, body, name + header, scratch)
             return header, scratch
-        return header, self._data_out.encrypt(nonce, body, name + header)
+        return header, self._data_out.aes.encrypt(nonce, body, name + header)
 
     def _scratch_of(self, size: int) -> memoryview:
         """Return memory that this thread reuses: new pages for each body cost more than sealing."""
@@ -262,9 +300,9 @@ class SealedCodec(Codec):
         if type(frame) is Data:
             place = _place(frame, len(body) - SEAL_BYTES, lend)
             if place is None:
-                return frame, _open(self._data_in, frame.seq, body, name + header)
+                return frame, _open(self._data_in.aes, frame.seq, body, name + header)
             try:
-                self._data_in.decrypt_into(_nonce(0, frame.seq), body, name + header, place)
+                self._data_in.aes.decrypt_into(_nonce(0, frame.seq), body, name + header, place)
             except InvalidTag:
                 raise _does_not_open() from None
             return frame, place
@@ -287,18 +325,7 @@ class SealedCodec(Codec):
         Raises:
             SealError: see `decode_untrusted`.
         """
-        whole = decode_whole_header_untrusted(element)
-        if whole is None:
-            return None
-        seq, encoding, acked = whole
-        header = element[:DATA_HEADER_BYTES]
-        small = len(element) < _SMALL
-        body = element[DATA_HEADER_BYTES:] if small else memoryview(element)[DATA_HEADER_BYTES:]
-        try:  # what `_open` does, without a call for every message
-            opened = self._data_in.decrypt(_nonce(0, seq), body, name + header)
-        except InvalidTag:
-            raise _does_not_open() from None
-        return seq, encoding, acked, opened
+        return self._data_in.open_whole(name, element)
 
 
 class IllegalFrameError(FrameError):

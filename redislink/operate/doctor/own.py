@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from redislink import native
 from redislink.cluster.trust import REMEDY, warnings, whom_it_trusts
 from redislink.identity import Identity
 from redislink.identity.signing import check_signing_key
@@ -44,6 +45,19 @@ def own_keys(exam: Examination) -> Verdict:
     return passed(
         f"the identity is {case.party}'s; fingerprints, for their owners to read out: "
         + ", ".join(shown)
+    )
+
+
+def native_leaves(exam: Examination) -> Verdict:
+    """Say whether the compiled twins of the hot path's functions run."""
+    native.use(exam.case.settings.native)
+    status = native.status()
+    if native.is_complete():
+        return passed(status)
+    return warned(
+        f"{status}: the same runs as Python, and a small message costs more time",
+        "install a C compiler and the headers of Python and OpenSSL (Debian: gcc python3.11-dev "
+        "libssl-dev), and then redislink again",
     )
 
 
