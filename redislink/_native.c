@@ -14,7 +14,6 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <stddef.h>
 #ifdef WITH_OPENSSL
 #include <openssl/crypto.h>
 #include <openssl/err.h>
@@ -245,7 +244,7 @@ static Cipher *cipher_of(PyObject *object) {
     return PyObject_TypeCheck(object, &CipherType) ? (Cipher *)object : NULL;
 }
 
-/* DataKey.seal_whole(name, seq, encoding, acked, body): (header, sealed body). */
+/* seal_whole(key, name, seq, encoding, acked, body): (header, sealed body). */
 static PyObject *seal_whole(Args args, Py_ssize_t count) {
     Cipher *self;
     Py_ssize_t name_size, body_size, encoding = 0;
@@ -275,7 +274,7 @@ static PyObject *seal_whole(Args args, Py_ssize_t count) {
     return both;
 }
 
-/* DataKey.open_whole(name, element): (seq, encoding, acked, body) of a whole frame that opens. */
+/* open_whole(key, name, element): (seq, encoding, acked, body) of a whole frame that opens. */
 static PyObject *open_whole(Args args, Py_ssize_t count) {
     Cipher *self;
     Py_ssize_t name_size, size;
@@ -357,86 +356,36 @@ static PyTypeObject CipherType = {
 };
 #endif
 
-/* ---- a leaf, and the module ------------------------------------------------------------------ */
-
-typedef PyObject *(*Fast)(Args, Py_ssize_t);
-
-static const struct {
-    const char *name;
-    Fast fast;
-} TWINS[] = {
-    {"encode_tag", encode_tag},
-    {"pack_push", pack_push},
-    {"pack_blpops", pack_blpops},
-    {"only_element", only_element},
-#ifdef WITH_OPENSSL
-    {"seal_whole", seal_whole},
-    {"open_whole", open_whole},
-#endif
-};
+/* ---- leaves, and the module ------------------------------------------------------------------ */
 
 static int is_used = 1;
 
-/* What is called in place of a definition. */
-typedef struct {
-    PyObject_HEAD
-    vectorcallfunc call;
-    Fast fast;
-    PyObject *definition, *attributes;
-} Leaf;
-
-static PyObject *leaf_call(PyObject *self, Args args, size_t nargsf, PyObject *keywords) {
-    Leaf *leaf = (Leaf *)self;
-    if (is_used && !keywords) {
-        PyObject *result = leaf->fast(args, PyVectorcall_NARGS(nargsf));
-        if (result || PyErr_Occurred())
-            return result;
+/* A leaf is a built-in function whose __self__ is its definition. */
+#define LEAF(twin)                                                                                 \
+    static PyObject *twin##_leaf(PyObject *definition, Args args, Py_ssize_t count,                \
+                                 PyObject *keywords) {                                             \
+        PyObject *result = is_used && !keywords ? twin(args, count) : NULL;                        \
+        if (result || PyErr_Occurred())                                                            \
+            return result;                                                                         \
+        return PyObject_Vectorcall(definition, args, (size_t)count, keywords);                     \
     }
-    return PyObject_Vectorcall(leaf->definition, args, nargsf, keywords);
-}
+#define ROW(twin) {#twin, (PyCFunction)(void (*)(void))twin##_leaf, METH_FASTCALL | METH_KEYWORDS, NULL}
 
-static PyObject *leaf_of_instance(PyObject *self, PyObject *instance, PyObject *type) {
-    (void)type;
-    return instance ? PyMethod_New(self, instance) : Py_NewRef(self);
-}
+LEAF(encode_tag)
+LEAF(pack_push)
+LEAF(pack_blpops)
+LEAF(only_element)
+#ifdef WITH_OPENSSL
+LEAF(seal_whole)
+LEAF(open_whole)
+#endif
 
-static int leaf_traverse(Leaf *self, visitproc visit, void *arg) {
-    Py_VISIT(self->definition);
-    Py_VISIT(self->attributes);
-    return 0;
-}
-
-static int leaf_clear(Leaf *self) {
-    Py_CLEAR(self->definition);
-    Py_CLEAR(self->attributes);
-    return 0;
-}
-
-static void leaf_dealloc(Leaf *self) {
-    PyObject_GC_UnTrack(self);
-    leaf_clear(self);
-    PyObject_GC_Del(self);
-}
-
-static PyGetSetDef leaf_attributes[] = {
-    {"__dict__", PyObject_GenericGetDict, NULL, NULL, NULL}, /* for functools.update_wrapper */
+static PyMethodDef LEAVES[] = {
+    ROW(encode_tag), ROW(pack_push), ROW(pack_blpops), ROW(only_element),
+#ifdef WITH_OPENSSL
+    ROW(seal_whole), ROW(open_whole),
+#endif
     {NULL},
-};
-
-static PyTypeObject LeafType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "redislink._native.Leaf",
-    .tp_basicsize = sizeof(Leaf),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
-                Py_TPFLAGS_METHOD_DESCRIPTOR,
-    .tp_vectorcall_offset = offsetof(Leaf, call),
-    .tp_call = PyVectorcall_Call,
-    .tp_descr_get = leaf_of_instance,
-    .tp_traverse = (traverseproc)leaf_traverse,
-    .tp_clear = (inquiry)leaf_clear,
-    .tp_dealloc = (destructor)leaf_dealloc,
-    .tp_getset = leaf_attributes,
-    .tp_dictoffset = offsetof(Leaf, attributes),
 };
 
 /* leaf(definition): the leaf of this name, or the definition itself if it has no twin here. */
@@ -446,19 +395,10 @@ static PyObject *leaf(PyObject *module, PyObject *definition) {
         PyErr_SetString(PyExc_TypeError, "a leaf is made from a function");
         return NULL;
     }
-    for (size_t i = 0; i < sizeof(TWINS) / sizeof(*TWINS); i++)
-        if (PyUnicode_CompareWithASCIIString(((PyFunctionObject *)definition)->func_name,
-                                             TWINS[i].name) == 0) {
-            Leaf *made = PyObject_GC_New(Leaf, &LeafType);
-            if (!made)
-                return NULL;
-            made->call = leaf_call;
-            made->fast = TWINS[i].fast;
-            made->definition = Py_NewRef(definition);
-            made->attributes = NULL;
-            PyObject_GC_Track(made);
-            return (PyObject *)made;
-        }
+    PyObject *name = ((PyFunctionObject *)definition)->func_name;
+    for (PyMethodDef *row = LEAVES; row->ml_name; row++)
+        if (!PyUnicode_CompareWithASCIIString(name, row->ml_name))
+            return PyCFunction_New(row, definition);
     return Py_NewRef(definition);
 }
 
@@ -478,7 +418,7 @@ static PyMethodDef functions[] = {
     {NULL},
 };
 
-static struct PyModuleDef definition = {
+static struct PyModuleDef native = {
     PyModuleDef_HEAD_INIT,
     .m_name = "redislink._native",
     .m_size = -1,
@@ -486,15 +426,14 @@ static struct PyModuleDef definition = {
 };
 
 PyMODINIT_FUNC PyInit__native(void) {
-    PyObject *module = PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&native);
     const char *openssl = "";
 #ifdef WITH_OPENSSL
     openssl = OpenSSL_version(OPENSSL_VERSION);
     if (module && PyModule_AddType(module, &CipherType) < 0)
         Py_CLEAR(module);
 #endif
-    if (module && (PyModule_AddType(module, &LeafType) < 0 ||
-                   PyModule_AddStringConstant(module, "OPENSSL", openssl) < 0))
+    if (module && PyModule_AddStringConstant(module, "OPENSSL", openssl) < 0)
         Py_CLEAR(module);
     return module;
 }

@@ -7,7 +7,6 @@ without it. `redislink/_native.c` has the rules for twins.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -48,11 +47,11 @@ else:
 def leaf(definition: _FunctionT) -> _FunctionT:
     """Return what to call in place of a definition: its leaf, if it has a twin here.
 
-    The definition is the leaf's ``__wrapped__``.
+    The definition is the leaf's ``__self__``.
     """
-    made: _FunctionT = definition if _extension is None else _extension.leaf(definition)
-    if made is not definition:
-        functools.update_wrapper(made, definition)
+    if _extension is None:
+        return definition
+    made: _FunctionT = _extension.leaf(definition)
     return made
 
 

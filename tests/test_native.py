@@ -31,8 +31,8 @@ LEAVES: dict[str, Callable[..., Any]] = {
     "pack_push": wire.pack_push,
     "pack_blpops": wire.pack_blpops,
     "only_element": socket_wire.only_element,
-    "seal_whole": seal.DataKey.seal_whole,
-    "open_whole": seal.DataKey.open_whole,
+    "seal_whole": seal.seal_whole,
+    "open_whole": seal.open_whole,
 }
 
 
@@ -46,7 +46,7 @@ def _twins_are_used() -> Iterator[None]:
 
 def definition_of(name: str) -> Callable[..., Any]:
     leaf = LEAVES[name]
-    return getattr(leaf, "__wrapped__", leaf)
+    return getattr(leaf, "__self__", leaf)
 
 
 def twin_of(name: str) -> Callable[..., Any]:
@@ -257,11 +257,8 @@ def test_the_usual_message_never_reaches_a_definition() -> None:
 
 def test_a_leaf_is_called_as_its_definition_is() -> None:
     assert wire.pack_blpops(names=(NAME,), seconds=1.0) == wire.pack_blpops((NAME,), 1.0)
-    bound = KEY.open_whole
-    assert bound(NAME, b"".join(KEY.seal_whole(NAME, 1, Encoding.RAW, 0, b"body")))[3] == b"body"
-    assert LEAVES["encode_tag"].__name__ == "encode_tag"
-    assert "percent-encoded" in (list_names.encode_tag.__doc__ or "")
-    assert native.leaf(test_a_leaf_is_called_as_its_definition_is).__name__.startswith("test_")
+    assert list_names.encode_tag.__name__ == "encode_tag"
+    assert native.leaf(definition_of) is definition_of, "no twin has that name"
 
 
 def test_a_leaf_turned_off_is_its_definition() -> None:

@@ -195,7 +195,7 @@ class SealKeys:
 
 
 class DataKey(native.Cipher):
-    """Seals and opens the DATA frames of one direction.
+    """A key for the DATA frames of one direction.
 
     Attributes:
         aes: the key.
@@ -207,29 +207,31 @@ class DataKey(native.Cipher):
         super().__init__(key, encode_whole_header(1, Encoding.RAW, 0), tuple(Encoding))
         self.aes = AESGCM(key)
 
-    @native.leaf
-    def seal_whole(
-        self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
-    ) -> tuple[bytes, bytes]:
-        """See `Codec.encode_whole`."""
-        header = encode_whole_header(seq, encoding, acked)
-        return header, self.aes.encrypt(_nonce(0, seq), body, name + header)
 
-    @native.leaf
-    def open_whole(self, name: bytes, element: BytesLike) -> Whole | None:
-        """See `Codec.decode_whole_untrusted`."""
-        whole = decode_whole_header_untrusted(element)
-        if whole is None:
-            return None
-        seq, encoding, acked = whole
-        header = element[:DATA_HEADER_BYTES]
-        small = len(element) < _SMALL
-        body = element[DATA_HEADER_BYTES:] if small else memoryview(element)[DATA_HEADER_BYTES:]
-        try:  # what `_open` does, without a call for every message
-            opened = self.aes.decrypt(_nonce(0, seq), body, name + header)
-        except InvalidTag:
-            raise _does_not_open() from None
-        return seq, encoding, acked, opened
+@native.leaf
+def seal_whole(
+    key: DataKey, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
+) -> tuple[bytes, bytes]:
+    """See `Codec.encode_whole`."""
+    header = encode_whole_header(seq, encoding, acked)
+    return header, key.aes.encrypt(_nonce(0, seq), body, name + header)
+
+
+@native.leaf
+def open_whole(key: DataKey, name: bytes, element: BytesLike) -> Whole | None:
+    """See `Codec.decode_whole_untrusted`."""
+    whole = decode_whole_header_untrusted(element)
+    if whole is None:
+        return None
+    seq, encoding, acked = whole
+    header = element[:DATA_HEADER_BYTES]
+    small = len(element) < _SMALL
+    body = element[DATA_HEADER_BYTES:] if small else memoryview(element)[DATA_HEADER_BYTES:]
+    try:  # what `_open` does, without a call for every message
+        opened = key.aes.decrypt(_nonce(0, seq), body, name + header)
+    except InvalidTag:
+        raise _does_not_open() from None
+    return seq, encoding, acked, opened
 
 
 class SealedCodec(Codec):
@@ -263,7 +265,7 @@ class SealedCodec(Codec):
         self, name: bytes, seq: int, encoding: Encoding, acked: int, body: bytes
     ) -> tuple[bytes, bytes | memoryview]:
         if len(body) < _LEAST_IN_SCRATCH:
-            return self._data_out.seal_whole(name, seq, encoding, acked, body)
+            return seal_whole(self._data_out, name, seq, encoding, acked, body)
         return self._seal_data(name, encode_whole_header(seq, encoding, acked), seq, body)
 
     def _seal_data(
@@ -325,7 +327,7 @@ class SealedCodec(Codec):
         Raises:
             SealError: see `decode_untrusted`.
         """
-        return self._data_in.open_whole(name, element)
+        return open_whole(self._data_in, name, element)
 
 
 class IllegalFrameError(FrameError):
