@@ -16,7 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _SOURCE = "redislink/_native.c"
 _NAME = "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
-_OPTIONS = ("-O2", "-fPIC", "-Wall", "-fvisibility=hidden", "-fstack-protector-strong")
+_OPTIONS = ("-O2", "-g0", "-fPIC", "-Wall", "-fvisibility=hidden", "-fstack-protector-strong")
 _WAYS = (("-DWITH_OPENSSL", "-lcrypto"), ())
 
 

@@ -56,8 +56,9 @@ def native_leaves(exam: Examination) -> Verdict:
         return passed(status)
     return warned(
         f"{status}: the same runs as Python, and a small message costs more time",
-        "install a C compiler and the headers of Python and OpenSSL (Debian: gcc python3.11-dev "
-        "libssl-dev), and then redislink again",
+        "if speed matters, install a C compiler and the headers of Python and OpenSSL (Debian: gcc "
+        "python3.11-dev libssl-dev), and then redislink from source (pip install --no-binary "
+        "redislink redislink)",
     )
 
 
