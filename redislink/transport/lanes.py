@@ -56,11 +56,11 @@ class Lane:
         """(tag, name of its list) of each BLPOP that has no reply yet."""
         self.abandoned = False
 
-    def following(self, count: int) -> list[tuple[str, bytes]]:
-        """Return (tag, name of its list) for each of the next ``count`` tags to post."""
+    def following(self, count: int) -> tuple[list[str], list[bytes]]:
+        """Return the next ``count`` tags to post, and the names of their lists."""
         numbers = range(self.next, self.next + count)
         names = [b"%b%d%b" % (self._before, number, self._after) for number in numbers]
-        return list(zip(self.family.tags(numbers), names, strict=True))
+        return self.family.tags(numbers), names
 
 
 class Lanes:
@@ -197,15 +197,15 @@ class Lanes:
 
     def _post(self, lane: Lane) -> None:
         count = self.depth - len(lane.posted)
-        new = lane.following(count)
+        tags, names = lane.following(count)
         try:
-            lane.wait.post([name for _, name in new], self.seconds)
+            lane.wait.post(names, self.seconds)
         except BrokerError:
             self._drop(lane)
             return
         lane.next += count
-        lane.posted.extend(new)
-        self._by_tag.update(dict.fromkeys((tag for tag, _ in new), lane))
+        lane.posted.extend(zip(tags, names, strict=True))
+        self._by_tag.update(dict.fromkeys(tags, lane))
 
     def _has_room(self) -> bool:
         """Return whether there is room for one more lane. Call it with the lock.

@@ -53,19 +53,17 @@ class Receiving:
         """
         core = self.core
         peer = core.peer(src)
-        name = peer.in_prefix + list_names.encode_tag(tag)
         limit = core.settings.recv_timeout if timeout is None else timeout
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
-        if lanes.depth and (lane := lanes.lane_of(tag)) is not None:
+        left = limit
+        if lanes.depth and type(tag) is str and (lane := lanes.lane_of(tag)) is not None:
             foreseen = self._recv_foreseen(peer, lane, tag, started, limit)
             if len(lane.posted) <= lanes.few:
                 lanes.go_on(lane)
             if foreseen is not None:
                 return foreseen
-            name = peer.in_list(tag)  # the edition may have changed
             left = started + limit - time.monotonic()
-        else:
-            left = limit
+        name = peer.in_prefix + list_names.encode_tag(tag)  # checks the tag too
         slice_ = self._first_slice
         missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
         is_apart = False  # whether they come on the list of rests, unless they were lost
