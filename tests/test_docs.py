@@ -295,7 +295,7 @@ def test_commands_and_their_options_are_there(page: str) -> None:
     for line in _shown_commands(page):
         _, name, *words = shlex.split(line)
         command = group.commands[name]
-        if hasattr(command, "commands"):
+        if hasattr(command, "commands") and words:
             command = command.commands[words.pop(0)]
         options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         for word in words:

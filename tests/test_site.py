@@ -54,6 +54,11 @@ def test_the_reference_of_settings_is_what_the_code_says(monkeypatch: pytest.Mon
     assert set(maker.SECTIONS) <= set(maker.RedisLinkSettings.model_fields)
 
 
+def test_the_reference_of_commands_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = _maker("make_commands", monkeypatch)
+    assert maker.PAGE.read_text() == maker.render(), "run: python docs/make_commands.py"
+
+
 def test_the_pictures_are_as_drawn_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     maker = _maker("make_pictures", monkeypatch)
     page = (DOCS / "pictures.md").read_text()
