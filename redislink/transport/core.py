@@ -71,7 +71,7 @@ _MOST_FAR: Final = 1 << 20
 _MOST_NEAR: Final = 4 << 20
 _LEAST_IN_WINDOW: Final = 8
 """So many of the largest chunks fit into the window, so that it does not stand still."""
-_FINE_SECONDS: Final = 1.0
+_FINE_SECONDS: Final = 5.0
 """So long after a small message had to wait behind a large one, chunks are no larger than if the
 broker were not near."""
 _MOST_IN_FRAGMENTS: Final = 512 << 20
@@ -258,7 +258,8 @@ class Core:
         """Write a delivery's pushes. Call it without the lock."""
         if not pushes:
             return
-        outbox, large_before, again = self.outbox, False, []
+        outbox, again = self.outbox, []
+        large_before = outbox.is_behind
         try:
             for push in pushes:
                 if isinstance(push, Leftover):

@@ -347,13 +347,34 @@ def test_only_a_near_broker_gets_large_chunks_and_eight_fit_into_the_window(
     assert largest_chunk(round_trip, quick_settings(**settings)) == most
 
 
-def test_messages_are_cut_finer_for_a_second_after_a_small_one_had_to_wait(
+def test_behind_a_backlog_a_large_message_is_sealed_when_its_turn_has_come(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what lies in the sealing buffer would be copied."""
+    monkeypatch.setattr(core_module, "_NEAR", 60.0)
+    alice, bob = pair()
+    push_later, later = Outbox.push_later, []
+
+    def watch(self: Outbox, name: bytes, *how: Any, **more: Any) -> None:
+        later.append(name)
+        push_later(self, name, *how, **more)
+
+    monkeypatch.setattr(Outbox, "push_later", watch)
+    message = bytes(2 << 20)
+    for is_behind in (False, True):
+        monkeypatch.setattr(Outbox, "is_behind", is_behind)
+        alice.send("bob", "t", message)
+        assert bob.recv("alice", "t") == message
+        assert bool(later) == is_behind
+
+
+def test_messages_are_cut_finer_for_a_while_after_a_small_one_had_to_wait(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core_module, "_NEAR", 60.0)
     alice, _ = pair()
     core, cut = alice.parts.core, []
-    for waited_at in (float("-inf"), time.monotonic() + 1e6, time.monotonic() - 1):
+    for waited_at in (float("-inf"), time.monotonic() + 1e6, time.monotonic() - 5):
         monkeypatch.setattr(core.outbox, "_small_waited_at", waited_at)
         alice.send("bob", "t", bytes(9 << 20))
         cut.append(core.peers["bob"].delivery._sending._unacked.popitem()[1].parts)
