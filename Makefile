@@ -133,6 +133,13 @@ docs: $(STAMP)  ## the site, with the Python reference: build/docs/index.html, w
 	$(MKDOCS) build --quiet
 	@echo build/docs/index.html
 
+# The pages whose text is in the code; tests say when one of them is older than that.
+.PHONY: docs-pages
+docs-pages: $(STAMP)  ## write docs/settings.md, commands.md, … anew from the code
+	for page in cluster_file job_files settings commands schemas pictures; do \
+	  $(PY) docs/make_$$page.py || exit 1; done
+	$(PY) tests/test_env_example.py
+
 SERVE_ARGS ?=
 docs-serve: $(STAMP)  ## the site at http://127.0.0.1:8000, made anew when a page changes
 	$(MKDOCS) serve $(SERVE_ARGS)
