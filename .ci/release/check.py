@@ -215,8 +215,18 @@ def write_sbom(source: Path, environment: Path) -> None:
         *("--pyproject", source / "pyproject.toml", "--mc-type", "library"),
         *("--output-reproducible", "--of", "JSON", "-o", path),
     ])  # fmt: skip
-    parts = json.loads(path.read_text())["components"]
-    print(f"   {path.relative_to(ROOT)}: {len(parts)} components")
+    bill = json.loads(path.read_text())
+    bill["metadata"]["component"] |= {
+        "version": version(),
+        "purl": f"pkg:pypi/redislink@{version()}",
+    }
+    installers = {
+        part["bom-ref"] for part in bill["components"] if part["name"] in ("pip", "setuptools")
+    }
+    for kind, key in (("components", "bom-ref"), ("dependencies", "ref")):
+        bill[kind] = [each for each in bill[kind] if each[key] not in installers]
+    path.write_text(json.dumps(bill, indent=2, sort_keys=True) + "\n")
+    print(f"   {path.relative_to(ROOT)}: {len(bill['components'])} components")
 
 
 def write_licences(environment: Path) -> None:
