@@ -79,8 +79,9 @@ def result(started):
         (2 * PART, 1),
         (2 * PART + 1, 2),
         (16 * PART, 15),
-        (16 * PART + 1, 15),
-        (1 << 20, 15),
+        (64 * PART, 63),
+        (64 * PART + 1, 63),
+        (1 << 20, 63),
         (MOST_APART, 63),
     ],
 )
