@@ -301,7 +301,7 @@ def test_a_key_that_was_never_set_leaves_all_to_the_definition() -> None:
 
 
 def build(target: Path) -> str:
-    return hatch_build._compile(ROOT / "redislink" / "_native.c", target)
+    return hatch_build._compile(ROOT, target)
 
 
 def test_it_is_built_wherever_it_can_be(tmp_path: Path) -> None:
