@@ -10,9 +10,9 @@ NEAR: Final = 0.0003
 """Seconds. On one machine, or close to it, a round trip takes less, and a chunk less time to
 transfer than to process."""
 _LEAST_PINGS: Final = 3
-_MOST_PINGS: Final = 20
-_PING_SECONDS: Final = 0.01
-"""Where the broker is near, it is asked for so long: a machine that is busy delays most answers."""
+_MOST_PINGS: Final = 30
+_PING_SECONDS: Final = 0.03
+"""A near broker is asked many times, for so long at most: a busy machine delays most answers."""
 _LONG_QUESTION: Final = 64 << 10
 _LONG_QUESTIONS: Final = 3
 """The first is slow, as TCP begins slowly."""

@@ -23,7 +23,7 @@ class Line:
         self.now += self._round_trip + size / self._rate + slow
 
 
-@pytest.mark.parametrize(("round_trip", "pings"), [(5e-5, 20), (0.002, 5), (0.01, 3), (1.0, 3)])
+@pytest.mark.parametrize(("round_trip", "pings"), [(5e-5, 30), (0.002, 16), (0.01, 4), (1.0, 3)])
 def test_a_round_trip(monkeypatch, round_trip, pings):
     line = Line(monkeypatch, round_trip, 1e9)
     assert measure_round_trip(line.ask) == pytest.approx(round_trip)
