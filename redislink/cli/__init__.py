@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "acl": "acl:acl",
     "doctor": "doctor:doctor",
     "bench": "bench:bench",
+    "size": "size:show_size",
     "top": "top:top",
     "sessions": "sessions:sessions",
     "inspect": "sessions:inspect",

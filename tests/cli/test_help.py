@@ -29,7 +29,7 @@ from redislink.errors import (
 from tests.cli.conftest import Run, Start, Write, ended
 
 COMMANDS = ["demo", "run", "simulate", "sidecar", "init", "keygen", "fingerprint", "broker", "acl"]
-COMMANDS += ["doctor", "bench", "top", "sessions", "inspect", "purge", "trace"]
+COMMANDS += ["doctor", "bench", "size", "top", "sessions", "inspect", "purge", "trace"]
 COMMANDS += ["journal", "audit", "report", "agent", "submit", "jobs", "programs", "policy"]
 COMMANDS += ["forward", "ppd", "version"]
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cli.md"
@@ -85,6 +85,8 @@ def spaced(text: str) -> str:
         (["purge"], ["SESSION", "--expired", "--force", "--yes", "--broker", "--verbose"]),
         (["broker"], ["--port", "--password", "--password-file", "--verbose"]),
         (["bench"], ["--cluster", "--party", "--identity", "--seconds", "--json", "--verbose"]),
+        (["size"], ["--parties", "--sessions", "--rtt", "--bandwidth", "--json", "--verbose"]),
+        (["size"], ["--message", "--rate", "--window"]),
         (["doctor"], ["--cluster", "--party", "--identity", "--json", "--verbose"]),
         (["forward"], ["-L", "--allow", "--cluster", "--party", "--identity", "--retries"]),
         (["forward"], ["--retry-delay", "--verbose"]),

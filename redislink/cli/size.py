@@ -1,0 +1,133 @@
+"""``redislink size``: what a broker needs for so many sessions."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from typing import Annotated, Final
+
+import typer
+
+from redislink.cli.errors import Verbose, show
+from redislink.cli.output import count
+from redislink.cli.output import size as size_text
+from redislink.errors import ConfigError, UsageError
+from redislink.operate.sizing import MOST_PARTIES, MOST_SESSIONS, Broker, Load, Sizing, size
+
+_QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z/]*)", re.ASCII)
+_TIMES: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_RATES: Final = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
+_BYTES: Final = {
+    "B": 1,
+    **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("kMG")},
+    **{f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMG")},
+}
+
+
+def show_size(
+    parties: Annotated[
+        int, typer.Option(metavar="N", min=2, max=MOST_PARTIES, help="Parties in each session.")
+    ] = 3,
+    sessions: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=MOST_SESSIONS, help="Sessions at once, of the same parties."
+        ),
+    ] = 1,
+    rtt: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="From a party to another and back, such as 20ms: twice a ping to the broker.",
+        ),
+    ] = "0ms",
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATE", help="Bits per second of each party's line, each way, such as 100M."
+        ),
+    ] = None,
+    message: Annotated[
+        str, typer.Option(metavar="SIZE", help="A typical message, such as 64B or 16KiB.")
+    ] = "1KiB",
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", help="Messages per second of each session; otherwise all that it can send."
+        ),
+    ] = None,
+    window: Annotated[
+        str, typer.Option(metavar="SIZE", help="REDISLINK_WINDOW_BYTES of the parties.")
+    ] = "32MiB",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout instead of lines.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say how many servers, connections and how much memory a broker needs, by a model.
+
+        redislink size --parties 3 --sessions 200 --rtt 20ms --bandwidth 100M
+
+    It asks no server. docs/sizing.md says what was measured, and how far the model is off.
+    """
+    try:
+        load = Load(
+            parties,
+            sessions,
+            _parse("--rtt", rtt, _TIMES, "20ms"),
+            0.0 if bandwidth is None else _parse_rate(bandwidth),
+            int(_parse("--message", message, _BYTES, "16KiB")),
+            rate,
+            int(_parse("--window", window, _BYTES, "32MiB")),
+        )
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+    found = size(load)
+    if as_json:
+        fields = asdict(found) | {"round_trip": found.round_trip}
+        fields["advice"] = [dict(zip(("set", "to", "why"), a, strict=True)) for a in found.advice]
+        typer.echo(json.dumps(fields))
+        return
+    for name, text in _lines(found):
+        show(f"{name:<16}{text}")
+    for setting, value, why in found.advice:
+        show(f"set {setting} {value}: {why}")
+    show(f"model: {found.source}")
+
+
+def _lines(found: Sizing) -> list[tuple[str, str]]:
+    line = f"{found.line_use:.0%} of each party's line, " if found.load.bandwidth else ""
+    bits = f"{found.broker_bandwidth / 1e6:.3g} Mbit/s each way at the broker"
+    return [
+        ("messages", f"{found.flow.rate:,.0f} per second".replace(",", " ")),
+        ("round trip", f"{found.round_trip * 1e3:.3g} ms for a message there and one back"),
+        ("broker", f"{_broker(found.broker)}; {found.cores:.2g} cores busy"),
+        ("connections", count(found.connections)),
+        ("memory", f"{size_text(found.likely_bytes)}, at most {size_text(found.most_bytes)}"),
+        ("lines", line + bits),
+    ]
+
+
+def _broker(broker: Broker) -> str:
+    if broker.cluster:
+        return f"a Cluster of {broker.servers} nodes"
+    return "one server with io-threads 2" if broker.io_threads else "one server"
+
+
+def _parse_rate(text: str) -> float:
+    short = re.sub(r"(bit/s|bit|bps)$", "", text)
+    return _parse("--bandwidth", short, _RATES, "100M", text)
+
+
+def _parse(
+    option: str, text: str, units: dict[str, float], example: str, shown: str | None = None
+) -> float:
+    match = _QUANTITY.fullmatch(text)
+    unit = units.get(match[2]) if match else None
+    if match is None or unit is None:
+        names = ", ".join(name or "none" for name in units)
+        raise ConfigError(
+            f"{option} {shown or text}: write a number and its unit ({names}), as in {example}"
+        )
+    return float(match[1]) * unit
