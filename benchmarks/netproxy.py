@@ -6,8 +6,13 @@ Rules:
   lines and the whole delay; between a party and the broker lie its own line and half the delay.
 - A line takes bytes off a connection only when it is free, so a sender that is too fast is held
   back by TCP itself, and nothing piles up here but what is on its way.
-- One thread, one loop. Connections are opened at once and the kernel's congestion control sees
-  a loopback: handshake, slow start and loss of a real path are not modelled.
+- The kernel's congestion control sees a loopback. What it would do on a real path is modelled for
+  each direction of a connection, where the profile says so (`_Congestion`): slow start, also after
+  idleness, and loss. Connections are opened at once.
+- One thread, one loop.
+
+Network emulation in the kernel (``tc qdisc add … netem``) would be nearer to the truth, but
+kernels for small virtual machines come without it.
 """
 
 from __future__ import annotations
@@ -17,7 +22,9 @@ import ctypes
 import heapq
 import itertools
 import json
+import math
 import os
+import random
 import select
 import socket
 import struct
@@ -25,7 +32,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from benchmarks import processes
@@ -43,6 +51,11 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_TIMESPEC.size)
 _STALE: Final = 0.005
 _LONGEST_LEAD: Final = 0.0004
 _ON_TIME: Final = 0.00002
+_SEGMENT: Final = 1448
+_FIRST_WINDOW: Final = 10 * _SEGMENT
+_LEAST_TIMEOUT: Final = 0.2
+_AFTER_LOSS: Final = 0.7
+"""As CUBIC has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +66,22 @@ class Profile:
         name: how tables call it.
         rtt: seconds from party to party and back.
         rate: bits per second of each party's line, each way; 0 for the bare loopback.
+        up: bits per second of each party's line towards the others, if not ``rate``.
+        slow_start: model TCP's slow start, at the beginning and after idleness.
+        loss: share of segments that are lost, 0 to 1; needs ``slow_start``.
+        jitter: most seconds that a piece takes longer than the others.
+        near: share of the way between two parties that lies between the first party and the
+            broker; for the others it is the rest. A half: the broker is in the middle.
     """
 
     name: str
     rtt: float = 0.0
     rate: float = 0.0
+    up: float = 0.0
+    slow_start: bool = False
+    loss: float = 0.0
+    jitter: float = 0.0
+    near: float = 0.5
 
     @property
     def is_loopback(self) -> bool:
@@ -74,11 +98,90 @@ class Edge:
     address: tuple[str, int]
 
 
+class _Congestion:
+    """How much of one direction of a connection may be on its way, as Linux has it.
+
+    It starts with ten segments and doubles them in each round trip, until one is lost; from then
+    on it grows by a segment each. After idleness it is halved for each retransmission timeout that
+    has passed (``tcp_slow_start_after_idle``). What is lost arrives a round trip later, two if
+    nothing follows that would show it, and a timeout later if it was alone.
+    """
+
+    def __init__(self, rtt: float, loss: float, chance: Callable[[], float]) -> None:
+        """Args: seconds there and back, share that is lost, random numbers from 0 to 1."""
+        self._rtt = rtt
+        self._loss = loss
+        self._chance = chance
+        self._timeout = rtt + _LEAST_TIMEOUT
+        self._window = float(_FIRST_WINDOW)
+        self._threshold = math.inf
+        self._on_its_way: deque[tuple[float, int]] = deque()
+        self._bytes = 0
+        self._last_sent = -math.inf
+        self._last_due = 0.0
+        self.open_since = 0.0
+        """When there was room again."""
+
+    def room(self, now: float) -> int:
+        """Bytes that may be sent now."""
+        while self._on_its_way and self._on_its_way[0][0] <= now:
+            was_full = self._bytes >= self._window
+            acked_at, count = self._on_its_way.popleft()
+            self._bytes -= count
+            if self._window < self._threshold:
+                self._window += count
+            else:
+                self._window += _SEGMENT * count / self._window
+            if was_full:
+                self.open_since = acked_at
+        if not self._on_its_way:
+            self._rest(now)
+        return max(0, int(self._window) - self._bytes)
+
+    def next_room(self) -> float:
+        """When the next acknowledgement arrives."""
+        return self._on_its_way[0][0] if self._on_its_way else math.inf
+
+    def send(self, count: int, now: float, due: float, *, more: bool) -> float:
+        """Put ``count`` bytes on their way.
+
+        Args:
+            count: bytes.
+            now: the time.
+            due: when they would arrive.
+            more: if others follow at once.
+
+        Returns:
+            When they arrive.
+        """
+        if self._chance() < 1 - (1 - self._loss) ** math.ceil(count / _SEGMENT):
+            self._threshold = max(2.0 * _SEGMENT, _AFTER_LOSS * self._window)
+            if not more and not self._on_its_way and count <= _SEGMENT:
+                due += self._timeout
+                self._window = float(_SEGMENT)
+            else:
+                due += self._rtt if more else 2 * self._rtt
+                self._window = self._threshold
+        due = self._last_due = max(due, self._last_due)  # what follows waits for it
+        self._last_sent = now
+        self._on_its_way.append((due + self._rtt / 2, count))
+        self._bytes += count
+        return due
+
+    def _rest(self, now: float) -> None:
+        idle = now - self._last_sent
+        if idle > self._timeout and self._window > _FIRST_WINDOW:
+            self._threshold = max(self._threshold, 0.75 * self._window)
+            halvings = int(idle / self._timeout)
+            self._window = max(self._window / 2**halvings, float(_FIRST_WINDOW))
+            self._last_sent = now
+
+
 class _Line:
     """One direction of one party's line."""
 
-    def __init__(self, profile: Profile) -> None:
-        self.rate = profile.rate / 8
+    def __init__(self, profile: Profile, rate: float) -> None:
+        self.rate = rate / 8
         least, most = _PIECE_SECONDS
         piece_seconds = min(max(least, profile.rtt / 20), most)
         self.piece = max(_LEAST_PIECE, int(self.rate * piece_seconds))
@@ -110,12 +213,15 @@ class _Pipe:
         line: _Line,
         then: _Line | None,
         delay: float,
+        congestion: _Congestion | None,
     ) -> None:
         self.source = source
         self.sink = sink
         self.line = line
         self.then = then
         self.delay = delay
+        self.congestion = congestion
+        self.last_due = 0.0
         self.unsent: deque[memoryview] = deque()
         self.source_ended = False
         self.sink_ended = False
@@ -127,8 +233,11 @@ class _Network:
 
     def __init__(self, profile: Profile, edges: list[Edge]) -> None:
         names = {name for edge in edges for name in (edge.source, edge.target)} - {BROKER}
-        self._out = {name: _Line(profile) for name in names}
-        self._in = {name: _Line(profile) for name in names}
+        self._out = {name: _Line(profile, profile.up or profile.rate) for name in names}
+        self._in = {name: _Line(profile, profile.rate) for name in names}
+        self._profile = profile
+        self._random = random.Random(1)
+        self._first = min(names)
         self._lines = [*self._out.values(), *self._in.values()]
         self._one_way = profile.rtt / 2
         self._lead = 0.0001
@@ -154,7 +263,14 @@ class _Network:
             now = time.monotonic()
             self._deliver_due(now)
             free, wake = self._free_lines(now)
-            pipes = {pipe.source: pipe for line in free for pipe in line.pipes if not pipe.unsent}
+            pipes = {
+                pipe.source: pipe
+                for line in free
+                for pipe in line.pipes
+                if not pipe.unsent and (pipe.congestion is None or pipe.congestion.room(now))
+            }
+            if self._profile.slow_start:
+                wake = self._wake_for_room(free, pipes, wake)
             writers = {pipe.sink: pipe for pipe in self._blocked}
             readers = [*always, *pipes]
             ready, writable, _ = select.select(readers, writers, (), 0)
@@ -200,6 +316,18 @@ class _Network:
                 wake = line.free_at
         return free, wake
 
+    def _wake_for_room(
+        self, free: list[_Line], pipes: dict[socket.socket, _Pipe], wake: float | None
+    ) -> float | None:
+        """When a connection whose window is full may send again, if that is before ``wake``."""
+        for line in free:
+            for pipe in line.pipes:
+                if pipe.source not in pipes and not pipe.unsent and pipe.congestion is not None:
+                    room_at = pipe.congestion.next_room()
+                    if wake is None or room_at < wake:
+                        wake = room_at
+        return wake
+
     def _note_idle(self, free: list[_Line], ready: list[socket.socket]) -> None:
         busy = set(ready)
         for line in free:
@@ -221,24 +349,43 @@ class _Network:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             each.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             each.setblocking(False)
+        out, into = self._out, self._in
         if edge.target == BROKER:
-            delay = self._one_way / 2
-            there = _Pipe(near, far, self._out[edge.source], None, delay)
-            back = _Pipe(far, near, self._in[edge.source], None, delay)
+            share = self._profile.near
+            delay = self._one_way * (share if edge.source == self._first else 1 - share)
+            there = self._pipe(near, far, out[edge.source], None, delay)
+            back = self._pipe(far, near, into[edge.source], None, delay)
         else:
-            out, into = self._out, self._in
             delay = self._one_way
-            there = _Pipe(near, far, out[edge.source], into[edge.target], delay)
-            back = _Pipe(far, near, out[edge.target], into[edge.source], delay)
+            there = self._pipe(near, far, out[edge.source], into[edge.target], delay)
+            back = self._pipe(far, near, out[edge.target], into[edge.source], delay)
         there.twin, back.twin = back, there
         for pipe in (there, back):
             pipe.line.pipes.append(pipe)
 
+    def _pipe(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        line: _Line,
+        then: _Line | None,
+        delay: float,
+    ) -> _Pipe:
+        congestion = None
+        if self._profile.slow_start:
+            congestion = _Congestion(2 * delay, self._profile.loss, self._random.random)
+        return _Pipe(source, sink, line, then, delay, congestion)
+
     def _take(self, pipe: _Pipe, now: float) -> None:
         """Put one piece of a connection on its line."""
-        line = pipe.line
+        line, most = pipe.line, pipe.line.piece
+        if pipe.congestion is not None:
+            room = pipe.congestion.room(now)
+            if not room:
+                return
+            most = min(most, max(room, _SEGMENT))
         try:
-            data, ancillary, _, _ = pipe.source.recvmsg(line.piece, _ANCILLARY_BYTES)
+            data, ancillary, _, _ = pipe.source.recvmsg(most, _ANCILLARY_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -249,9 +396,18 @@ class _Network:
             line.pipes.append(pipe)  # behind those that have not had their turn
         else:
             pipe.source_ended = True
-        due = line.carry(len(data), now, _arrival(ancillary, now)) + pipe.delay
+        arrival = _arrival(ancillary, now)
+        if pipe.congestion is not None:
+            arrival = max(arrival, pipe.congestion.open_since)
+        due = line.carry(len(data), now, arrival) + pipe.delay
+        if self._profile.jitter:
+            due = pipe.last_due = max(
+                due + self._random.random() * self._profile.jitter, pipe.last_due
+            )
         if pipe.then is not None:
             due = pipe.then.forward(len(data), due)
+        if pipe.congestion is not None:
+            due = pipe.congestion.send(len(data), now, due, more=len(data) == most)
         heapq.heappush(self._heap, (due, next(self._numbers), pipe, data))
 
     def _deliver_due(self, now: float) -> None:
@@ -319,7 +475,7 @@ class NetworkProcess:
     def __init__(self, profile: Profile, edges: list[Edge]) -> None:
         """Args: the network, and its ways."""
         config = {
-            "profile": [profile.name, profile.rtt, profile.rate],
+            "profile": asdict(profile),
             "edges": [[edge.source, edge.target, list(edge.address)] for edge in edges],
         }
         self._process = subprocess.Popen(
@@ -367,7 +523,7 @@ def main() -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     config = json.loads(sys.stdin.readline())
     edges = [Edge(source, target, tuple(address)) for source, target, address in config["edges"]]
-    network = _Network(Profile(*config["profile"]), edges)
+    network = _Network(Profile(**config["profile"]), edges)
     print(json.dumps(network.ports), flush=True)
     network.run(sys.stdin)
 

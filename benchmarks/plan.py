@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from benchmarks.brokers import CLUSTER, IO_THREADS, ONE
 from benchmarks.netproxy import Profile
 from benchmarks.runner import Session, Work
 from benchmarks.transports import (
@@ -29,6 +30,18 @@ WAN: Final = Profile("WAN", 0.020, 300e6)
 THIN: Final = Profile("thin WAN", 0.020, 20e6)
 LINE: Final = Profile("100 Mbit", 0.010, 100e6)
 NETWORKS: Final = (LAN, WAN, THIN)
+SMOOTH: Final = Profile("smooth", 0.020, 100e6)
+_TCP: Final = replace(SMOOTH, slow_start=True)
+TRUTHS: Final = (
+    SMOOTH,
+    replace(_TCP, name="slow start"),
+    replace(_TCP, name="loss 0.1 %", loss=0.001),
+    replace(_TCP, name="loss 1 %", loss=0.01),
+    replace(_TCP, name="jitter 5 ms", jitter=0.005),
+    replace(_TCP, name="near one party", near=0.1),
+    replace(_TCP, name="asymmetric", up=20e6),
+)
+"""What a real line does, and the others here do not; the first is without any of it."""
 LINE_BYTES: Final = 32 << 20
 WITH_BARS: Final = ("lr-aby3", "lr-semi2k", "sort-cheetah")
 MAIN: Final = (REDISLINK, BRPC)
@@ -60,8 +73,11 @@ class Scale:
         repeats: of each SPU program in a session, after the first.
         psi_rows: rows of each party's file.
         bursts: numbers of messages.
-        parties, sessions: what is scaled through.
+        parties: what the SEMI2K program is scaled through.
+        scaled: parties, sessions at once, bytes of a message (0 if they are idle), and
+            the kind of broker.
         networks: profiles on which the ABY3 program runs.
+        truths: those with what real lines do.
         programs: names, by number of parties.
     """
 
@@ -83,12 +99,14 @@ class Scale:
     psi_rows: int
     bursts: tuple[int, ...]
     parties: tuple[int, ...]
-    sessions: tuple[int, ...]
+    scaled: tuple[tuple[int, int, int, str], ...]
     networks: tuple[Profile, ...]
+    truths: tuple[Profile, ...]
     programs: dict[int, tuple[str, ...]]
 
 
 _KIB, _MIB = 1 << 10, 1 << 20
+_MOST_PROCESSES: Final = 4
 FULL: Final = Scale(
     runs=7,
     turns=4,
@@ -127,8 +145,16 @@ FULL: Final = Scale(
     psi_rows=200_000,
     bursts=(1, 10, 100, 1000, 5000),
     parties=(2, 3, 5, 8),
-    sessions=(1, 2, 4, 8, 16, 32),
+    scaled=(
+        *((2, sessions, 64, ONE) for sessions in (1, 8, 32, 100)),
+        *((parties, sessions, 64, ONE) for parties, sessions in ((3, 24), (8, 4), (16, 4))),
+        *((2, 8, size, ONE) for size in (16 * _KIB, 256 * _KIB)),
+        (2, 50, 0, ONE),
+        *((2, 32, 64, broker) for broker in (IO_THREADS, CLUSTER)),
+        (4, 8, 64, CLUSTER),
+    ),
     networks=NETWORKS,
+    truths=TRUTHS,
     programs={3: ("lr-aby3", "lr-semi2k", "mlp-aby3"), 2: ("sort-cheetah",)},
 )
 QUICK: Final = replace(
@@ -150,8 +176,9 @@ QUICK: Final = replace(
     repeats=2,
     bursts=(1, 100, 1000),
     parties=(),
-    sessions=(1, 8),
+    scaled=((2, 8, 64, ONE),),
     networks=(WAN,),
+    truths=(),
     programs={3: ("lr-aby3", "lr-semi2k"), 2: ("sort-cheetah",)},
 )
 TOY: Final = replace(
@@ -168,7 +195,7 @@ TOY: Final = replace(
     psi_rows=1000,
     bursts=(1, 100),
     parties=(),
-    sessions=(1,),
+    scaled=((2, 1, 64, ONE),),
     networks=(),
     programs={2: ()},
 )
@@ -192,17 +219,20 @@ def sessions(scale: Scale, prepared: Path, psi_expected: int) -> list[Session]:
         *_bars_on_networks(scale),
         *_programs_on_networks(scale, prepared),
         *_parties(scale, prepared),
-        *_sessions(scale),
+        *_scale(scale),
+        *_truths(scale, prepared),
     ]
 
 
 GROUPS: Final = (
     *("turns-link", "turns-large", "turns-one-way", "turns-programs3", "turns-programs2"),
     *("link", "programs3", "programs2", "line", "network", "bars-network", "lr"),
-    *("parties", "sessions"),
+    *("parties", "scale", "truths"),
     *("against-link", "against-lr"),
 )
 """Names that ``--only`` takes."""
+APART: Final = ("truths",)
+"""Groups that run only if they are asked for, as they take long."""
 
 
 def against(
@@ -313,6 +343,7 @@ def _in_turns(scale: Scale, prepared: Path) -> list[Session]:
             tuple(mine),
             world_size=world_size,
             runs=scale.runs,
+            timeout=180,
             in_turns=True,
         )
         for name, (world_size, mine) in works.items()
@@ -436,6 +467,35 @@ def _programs_on_networks(scale: Scale, prepared: Path) -> list[Session]:
     return found
 
 
+def _truths(scale: Scale, prepared: Path) -> list[Session]:
+    sizes = (64 * _KIB, _MIB)
+    messages: tuple[Work, ...] = (
+        in_turns("round_trips", sizes, 1) | {"seconds": 2 * scale.seconds},
+        {
+            "name": "after_pauses",
+            "kind": "link_after_pauses",
+            "device": "L1",
+            "sizes": sizes,
+            "pause": 0.5,
+            "count": 4,
+        },
+    )
+    return [
+        Session(
+            "truths",
+            transport,
+            transport,
+            works,
+            world_size=world_size,
+            profile=profile,
+            runs=min(scale.runs, scale.few_runs),
+        )
+        for profile in scale.truths
+        for world_size, works in ((2, messages), (3, (program_work("lr-aby3", 3, prepared, 0),)))
+        for transport in MAIN
+    ]
+
+
 def _parties(scale: Scale, prepared: Path) -> list[Session]:
     return [
         Session(
@@ -451,24 +511,29 @@ def _parties(scale: Scale, prepared: Path) -> list[Session]:
     ]
 
 
-def _sessions(scale: Scale) -> list[Session]:
-    return [
-        Session(
-            "sessions",
-            str(count),
-            REDISLINK,
-            (
-                {
-                    "name": "sessions",
-                    "kind": "sessions",
-                    "count": count,
-                    "pairs": min(count, 2),
-                    "seconds": 6 * scale.seconds,
-                    "size": 64,
-                },
-            ),
-            processes=2 * min(count, 2),
-            runs=min(scale.runs, scale.other_runs),
-        )
-        for count in scale.sessions
-    ]
+def _scale(scale: Scale) -> list[Session]:
+    return [_sessions_at_once(scale, *each) for each in scale.scaled]
+
+
+def _sessions_at_once(scale: Scale, parties: int, sessions: int, size: int, broker: str) -> Session:
+    ranks = min(parties, _MOST_PROCESSES)
+    groups = min(_MOST_PROCESSES // ranks, sessions)
+    work = {
+        "name": "sessions",
+        "kind": "sessions",
+        "count": sessions,
+        "ranks": ranks,
+        "groups": groups,
+        "seconds": 6 * scale.seconds,
+        "size": size,
+    }
+    return Session(
+        "scale",
+        f"{broker}: {sessions} of {parties}, {size} B",
+        REDISLINK,
+        (work,),
+        world_size=parties,
+        processes=ranks * groups,
+        broker=broker,
+        runs=min(scale.runs, scale.few_runs),
+    )

@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from benchmarks import plan, report
+from benchmarks import plan, report, scale
 from benchmarks import results as of
+from benchmarks.brokers import ONE
 from benchmarks.netproxy import Profile
 from benchmarks.results import Results
+from benchmarks.runs import Newest
 from benchmarks.transports import BRPC, MPLANG, NAIVE, REDISLINK
+from redislink.operate.sizing import MEASURED
 
 
 class _Style(NamedTuple):
@@ -45,7 +48,7 @@ _DWARFS: Final = 4
 """A logarithmic axis, if one bar is so many times another."""
 
 
-def draw(directory: Path, results: Results) -> list[str]:
+def draw(directory: Path, results: Newest) -> list[str]:
     """Draw what there are results for.
 
     Returns:
@@ -238,10 +241,14 @@ def _bars(
     return figure
 
 
-def _scaling(results: Results) -> Any:
+def _scaling(results: Newest) -> Any:
     counts = report._worlds(results)
-    sessions = results.variants("sessions")
-    if not counts and not sessions:
+    points = [
+        point
+        for point in scale.points(results.records)
+        if (point.kind, point.parties, point.size) == (ONE, 2, 64)
+    ]
+    if not counts and not points:
         return None
     figure, (left, right) = _figure(
         "Logistic regression in SEMI2K, more parties", "More sessions at one broker"
@@ -256,17 +263,23 @@ def _scaling(results: Results) -> Any:
     left.set_xticks(counts)
     if counts:
         _finish(left, of_brpc=False)
-    samples = {
-        int(count): results.sample("sessions", count, report.sessions_rate) for count in sessions
-    }
-    _line(right, _SERIES[REDISLINK], samples)
-    right.set(
-        xscale="log", xlabel="sessions at once",
-        ylabel="round trips per second, of all together\nhigher is better",
+    at = [point.sessions for point in points]
+    style = _SERIES[REDISLINK]
+    right.plot(
+        at, [point.rate for point in points], color=style.colour, marker=style.marker,
+        label="measured",
     )  # fmt: skip
-    right.set_xticks([int(count) for count in sessions], sessions)
+    if points:
+        cores = results.sources[scale.GROUP].meta["machine"]["cores"]
+        expected = [point.flow(cores, MEASURED).rate for point in points]
+        right.plot(at, expected, color="black", linestyle="--", label="the model of redislink size")
+    right.set(
+        xscale="log", xlabel="sessions of two parties at once",
+        ylabel="messages per second, of all together\nhigher is better",
+    )  # fmt: skip
+    right.set_xticks(at, [str(count) for count in at])
     right.minorticks_off()
-    if samples:
+    if points:
         _finish(right, of_brpc=False)
     for each in (left, right):
         each.set_ylim(0, 1.05 * each.get_ylim()[1])

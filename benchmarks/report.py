@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import plan
+from benchmarks import plan, scale
 from benchmarks import results as of
+from benchmarks.brokers import IO_THREADS
 from benchmarks.pages import JOURNAL, QUOTED, read_part, write_part
 from benchmarks.results import Extract, Results, Sample, table
 from benchmarks.runs import Newest, Run, by_machine, span_text
 from benchmarks.transports import ALL, BRPC, FLOOR, MPLANG, NAIVE, REDISLINK, REDISLINK_NONE
+from redislink.operate.sizing import MEASURED
 
 Meta = dict[str, Any]
 _QUOTED: Final = (
@@ -74,8 +76,10 @@ def write(path: Path, runs: Sequence[Run], plots: Sequence[str]) -> None:
         _from("link", _endpoint(results), results, newest),
         _from("programs3", _programs(results), results, newest),
         _from("network", _networks(results), results, newest),
+        _from("truths", _truths(results), results, newest),
         _from("programs3", _resources(results), results, newest),
         _from("parties", _scaling(results), results, newest),
+        _from(scale.GROUP, _sizing(results), results, newest),
         read_part(path, JOURNAL),
         _method(newest),
     ]
@@ -393,9 +397,48 @@ def _proxy(results: Newest) -> str:
         "is half of that between two parties, so the relay's path is as long as that of brpc, "
         "which goes through the same proxy directly. The relay crosses the proxy twice and brpc "
         "once, and the proxy shares the cores with the parties: at 1 Gbit/s that shows. Slow "
-        "start and loss are not modelled. Before the rounds, a bare TCP connection through the "
-        "proxy measured:\n\n" + table(header, rows)
+        "start and loss are modelled [below](#what-real-lines-do) only. Before the rounds, a "
+        "bare TCP connection through the proxy measured:\n\n" + table(header, rows)
     )
+
+
+def _truths(results: Newest) -> str:
+    rows = []
+    for profile in plan.TRUTHS:
+        where = {"profile": profile.name}
+        row = [profile.name]
+        for work in ("round_trips", "after_pauses"):
+            for size in (64 << 10, 1 << 20):
+                extract = of.round_trip(size, work, "mean" if profile.loss else "median")
+                row.append(_beside_brpc(results, extract, **where))
+        row.append(_beside_brpc(results, of.program("lr-aby3"), **where))
+        if any(cell != _NONE for cell in row[1:]):
+            rows.append(row)
+    header = ("line", "64 KiB", "1 MiB", "64 KiB, paused", "1 MiB, paused", "LR ABY3")
+    text = table(header, rows)
+    if not text:
+        return ""
+    return (
+        "## What real lines do\n\n"
+        "Round trips, and the logistic regression with its setup, over lines of "
+        f"{of.network_text(plan.SMOOTH)}: `redislink`, then `brpc`, then the ratio of the two. "
+        "From *slow start* on, the proxy models what TCP does on a line: ten segments at first, "
+        "twice as many each round trip, and fewer again after idleness "
+        "(`tcp_slow_start_after_idle`). *Paused* round trips begin after 0.5 s without any. Lost "
+        "segments are sent again; with losses, figures are means, as a median does not see "
+        "them. *Near one party*: a tenth of the way between two parties lies between the first "
+        "one and the broker. *Asymmetric*: 20 Mbit/s up, 100 Mbit/s down. The kernel here has no "
+        "`netem`, so these are models of a proxy.\n\n" + text
+    )
+
+
+def _beside_brpc(results: Results, extract: Extract, **where: Any) -> str:
+    samples = [results.sample("truths", t, extract, **where) for t in (REDISLINK, BRPC)]
+    ratio = results.ratio("truths", REDISLINK, BRPC, extract, **where)
+    if ratio is None:
+        return _NONE
+    ours, theirs = (of.seconds_text((s.median,))[0] for s in samples if s is not None)
+    return f"{ours}, {theirs}: {ratio.text(of.ratio_text)}"
 
 
 def _line(results: Results) -> str:
@@ -471,25 +514,6 @@ def _scaling(results: Results) -> str:
             "\n\n" + table(("parties", "`redislink`", "`brpc`", "ratio"), rows) + "\n"
         )
     rows = []
-    for count in results.variants("sessions"):
-        rows.append(
-            (
-                count,
-                _cell(results.sample("sessions", count, sessions_rate), of.number_text),
-                _cell(results.sample("sessions", count, sessions_median), of.seconds_text),
-                _cell(results.sample("sessions", count, sessions_broker), of.ratio_text),
-            )
-        )
-    if rows:
-        text += (
-            "More sessions on one broker: 64 B round trips by `Endpoint`, two parties per session, "
-            "all in two or four processes, which therefore share Python's lock too:\n\n"
-            + table(
-                ("sessions", "round trips/s, all", "median round trip", "broker CPU seconds"), rows
-            )
-            + "\n"
-        )
-    rows = []
     counts = sorted(
         {
             int(count)
@@ -517,6 +541,55 @@ def _scaling(results: Results) -> str:
     return f"## Scaling\n\n{text}\n<plot scaling>\n" if text else ""
 
 
+def _sizing(results: Newest) -> str:
+    points = scale.points(results.records)
+    if not points:
+        return ""
+    cores = results.sources[scale.GROUP].meta["machine"]["cores"]
+    rows = []
+    for point in points:
+        flow = point.flow(cores, MEASURED)
+        rows.append(
+            (
+                point.kind,
+                str(point.parties),
+                str(point.sessions),
+                of.size_text(point.size) if point.size else "idle",
+                *(of.number_text((point.rate,)) if point.size else (_NONE,)),
+                _over(flow.rate, point.rate),
+                *(of.seconds_text((point.way,)) if point.size else (_NONE,)),
+                _over(flow.way, point.way),
+                f"{_limiting(point):.2f}",
+                _over(point.busy(MEASURED), _limiting(point)),
+                str(point.connections),
+                _over(scale.expected_connections(point), point.connections),
+                *of.bytes_text((point.memory,)),
+                _over(point.expected_memory(MEASURED), point.memory),
+            )
+        )
+    header = (
+        *("broker", "parties", "sessions", "message"),
+        *("messages/s", "model", "one way", "model"),
+        *("broker cores", "model", "connections", "model", "memory", "model"),
+    )
+    return (
+        "## Sessions on one broker, and what the model says\n\n"
+        "By `Endpoint`: each party has one message on its way, to one of the others after another. "
+        "*model* is what [`redislink size`](sizing.md) expects, in units of what was measured: "
+        "1 is exact. Parties and broker share this machine's cores, which the model is told; at "
+        "the broker's cores it is told the rate too. `io-threads`: of its busiest thread. "
+        f"The model's constants: {MEASURED.source}.\n\n" + table(header, rows)
+    )
+
+
+def _limiting(point: scale.Point) -> float:
+    return point.busiest if point.kind == IO_THREADS else point.cores
+
+
+def _over(expected: float, measured: float) -> str:
+    return f"{expected / measured:.2f}" if measured else _NONE
+
+
 def _method(run: Run) -> str:
     meta = run.meta
     lines = [
@@ -540,26 +613,6 @@ def plan_transports(results: Results) -> list[str]:
     """Those that were measured on SPU programs, in order of the page."""
     found = {t for group in ("programs2", "programs3") for t in _all_transports(results, group)}
     return [t for t in ALL if t in found]
-
-
-def sessions_rate(record: dict[str, Any]) -> float:
-    """Round trips per second of all sessions."""
-    return sum(party["sessions"]["values"].get("per_second", 0.0) for party in record["parties"])
-
-
-def sessions_median(record: dict[str, Any]) -> float:
-    """Seconds: the middle one of the sessions' median round trips."""
-    medians = sorted(
-        value
-        for party in record["parties"]
-        for value in party["sessions"]["values"].get("medians", ())
-    )
-    return float(medians[len(medians) // 2])
-
-
-def sessions_broker(record: dict[str, Any]) -> float:
-    """CPU seconds of the broker, connecting and closing included."""
-    return float(record["parties"][0]["sessions"]["broker_cpu"])
 
 
 def burst(count: int) -> Extract:

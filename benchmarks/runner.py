@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import processes, transports
+from benchmarks.brokers import ONE, BrokerServers
 from benchmarks.calibrate import cpu_seconds
 from benchmarks.netproxy import BROKER, Edge, NetworkProcess, Profile
 from benchmarks.turns import Ring
-from redislink.broker import EmbeddedBroker
+from redislink.errors import RedisLinkError
 
 LOOPBACK: Final = Profile("loopback")
 _GRACE: Final = 2.0
@@ -52,6 +53,7 @@ class Session:
         timeout: seconds until it has failed.
         processes: if not one per party.
         revision: directory with the ``redislink`` of another revision, for its parties.
+        broker: one of the kinds of `benchmarks.brokers`.
         in_turns: run at once with the others of its group; one measures while they wait.
     """
 
@@ -65,6 +67,7 @@ class Session:
     timeout: float = 120.0
     processes: int | None = None
     revision: Path | None = None
+    broker: str = ONE
     in_turns: bool = False
 
     @property
@@ -114,6 +117,7 @@ class Runner:
                 "transport": session.transport,
                 "profile": session.profile.name,
                 "world_size": session.world_size,
+                "broker": session.broker,
                 "attempts": number,
                 "took": took,
             }
@@ -153,9 +157,12 @@ class Runner:
             )
             broker = None
             if session.transport in transports.THROUGH_BROKER:
-                broker = stack.enter_context(EmbeddedBroker())
+                try:
+                    broker = stack.enter_context(BrokerServers(session.broker))
+                except (RedisLinkError, RuntimeError) as error:
+                    raise SessionFailed(str(error)) from None
             listening = self._own_ports(session, devices)
-            edges = _edges(names, listening, broker.port if broker else None)
+            edges = _edges(names, listening, broker.ports[0] if broker else None)
             network = None
             if not session.profile.is_loopback:
                 network = stack.enter_context(NetworkProcess(session.profile, edges))
@@ -166,13 +173,11 @@ class Runner:
                 "devices": devices,
                 "works": session.works,
                 "keys": [secrets.token_hex(32) for _ in names],
-                "broker_pid": broker.pid if broker else None,
+                "broker_pid": broker.pids[0] if broker else None,
+                "broker_pids": broker.pids if broker else [],
+                "broker_ports": broker.ports if broker else [],
                 "broker_urls": [
-                    broker.unix_url
-                    if session.transport == transports.REDISLINK_UNIX
-                    else f"redis://127.0.0.1:{_entry(network, name, BROKER, broker.port)}/0"
-                    for name in names
-                    if broker
+                    _broker_url(session, broker, network, name) for name in names if broker
                 ],
                 "ports": [
                     {
@@ -269,6 +274,16 @@ def _edges(
     if broker_port is not None:
         edges += [Edge(name, BROKER, ("127.0.0.1", broker_port)) for name in names]
     return edges
+
+
+def _broker_url(
+    session: Session, broker: BrokerServers, network: NetworkProcess | None, name: str
+) -> str:
+    if session.transport == transports.REDISLINK_UNIX:
+        return broker.unix_url
+    if network is None:
+        return broker.url
+    return f"redis://127.0.0.1:{_entry(network, name, BROKER, broker.ports[0])}/0"
 
 
 def _entry(network: NetworkProcess | None, source: str, target: str, port: int) -> int:

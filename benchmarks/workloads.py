@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import shutil
+import socket
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from benchmarks.transports import Job, Joined, connect_endpoint
 Values = dict[str, Any]
 _LEAST: Final = 2
 _MOST: Final = 5000
+_WARM_EXCHANGES: Final = 20
+_LOOK_EVERY: Final = 0.01
 _MOST_ON_ITS_WAY: Final = 64 << 20
 _LEAST_ONE_WAY: Final = 16
 """Messages from which on their latency hardly counts in what is sent in a second; unless they are
@@ -107,12 +110,29 @@ def _round_trips(ends: _Ends, payload: bytes | str, seconds: float, most: int) -
     return [round_trip() for _ in range(count)]
 
 
+def _after_pauses(ends: _Ends, payload: bytes | str, pause: float, count: int) -> list[float]:
+    """Seconds of round trips, with nothing on its way for so long before each."""
+    times = []
+    for _ in range(count):
+        time.sleep(pause)
+        start = time.perf_counter()
+        if ends.first:
+            ends.send(payload)
+            ends.recv()
+        else:
+            ends.recv()
+            ends.send(payload)
+        times.append(time.perf_counter() - start)
+    return times
+
+
 def _summary(times: list[float]) -> Values:
     times = sorted(times)
     return {
         "count": len(times),
         "min": times[0],
         "median": statistics.median(times),
+        "mean": statistics.fmean(times),
         "p95": times[math.ceil(0.95 * len(times)) - 1],
     }
 
@@ -164,6 +184,19 @@ def link_round_trips(joined: Joined, work: Job) -> Values:
                 )
         joined.next_turn()
     return {size: _summary(found) for size, found in times.items()}
+
+
+def link_after_pauses(joined: Joined, work: Job) -> Values:
+    """As `link_round_trips`, with a ``pause`` in seconds before each of ``count`` round trips."""
+    with joined.link(work["device"]) as context:
+        ends = _link_ends(context)
+        found = {}
+        for size in work["sizes"]:
+            payload = _payload(joined, size)
+            _round_trips(ends, payload, 0.1, _MOST)
+            times = _after_pauses(ends, payload, work["pause"], work["count"])
+            found[str(size)] = _summary(times)
+    return found
 
 
 def link_one_ways(joined: Joined, work: Job) -> Values:
@@ -288,65 +321,147 @@ def psi(joined: Joined, work: Job) -> Values:
 
 
 def sessions(job: Job, index: int, work: Job) -> Values:
-    """Ping-pong in several sessions at once, a thread for each.
+    """Exchanges in many sessions at once, a thread for each party of each session.
+
+    In an exchange, each party sends a message to one of the others and receives one of another;
+    which ones, changes from one exchange to the next. So each party has one message on its way.
 
     Args:
-        job: its parties are the two of every session.
-        index: of this process: even ones are the first party, odd ones the second; two
-            processes make a pair, and the pairs divide the sessions among them.
-        work: ``count`` of sessions, ``pairs`` of processes, ``seconds``.
+        job: its parties are those of every session.
+        index: of this process.
+        work: ``count`` of sessions; ``size`` in bytes, 0 if all are idle; ``seconds``; among how
+            many processes the ``ranks`` of a session are divided, and how many ``groups`` of
+            processes there are for the sessions.
+
+    Returns:
+        For each session, from a process with rank 0: exchanges, the median of their seconds, and
+        the seconds of all but the first. From the first process: what the broker took meanwhile,
+        and how long that was.
     """
-    rank, pair = index % 2, index // 2
-    names = [f"{job['session']}.{n}" for n in range(pair, work["count"], work["pairs"])]
-    endpoints: list[Any] = [None] * len(names)
-    results: list[Values] = [{} for _ in names]
+    ranks = range(index % work["ranks"], len(job["parties"]), work["ranks"])
+    numbers = range(index // work["ranks"], work["count"], work["groups"])
+    chosen = [(number, rank) for number in numbers for rank in ranks]
+    endpoints: list[Any] = [None] * len(chosen)
+    found: list[Values] = []
+    broker = BrokerWatch(job["broker_pids"], job["broker_ports"]) if index == 0 else None
 
-    def connect(number: int) -> None:
-        endpoints[number] = connect_endpoint(job, rank, names[number])
+    def connect(place: int) -> None:
+        number, rank = chosen[place]
+        endpoints[place] = connect_endpoint(job, rank, f"{job['session']}.{number}")
 
-    def play(number: int) -> None:
-        ends = _endpoint_ends(endpoints[number])
-        payload = bytes(work["size"])
-        times = []
-        end = time.monotonic() + work["seconds"]
-        while True:
-            start = time.perf_counter()
-            if ends.first:
-                going = time.monotonic() < end
-                ends.send(payload if going else b"")
-                ends.recv()
-            else:
-                going = bool(data := ends.recv())
-                ends.send(data)
-            if not going:
-                break
-            times.append(time.perf_counter() - start)
-        times.sort()
-        results[number] = {
-            "per_second": len(times) / work["seconds"],
-            "median": statistics.median(times),
-            "p95": times[math.ceil(0.95 * len(times)) - 1],
+    def play(place: int) -> None:
+        if not work["size"]:
+            time.sleep(work["seconds"])
+            return
+        values = _exchanges(endpoints[place], bytes(work["size"]), work["seconds"])
+        if values is not None:
+            found.append(values)
+
+    def meet(where: str) -> None:
+        """Wait until every process has come so far."""
+        directory = Path(job["directory"])
+        (directory / f"{where}{index}").touch()
+        while len(list(directory.glob(f"{where}*"))) < work["ranks"] * work["groups"]:
+            time.sleep(_LOOK_EVERY)
+
+    _in_threads(connect, len(chosen))
+    meet("joined")
+    if broker is not None:
+        broker.begin()
+    cpu = time.process_time()
+    _in_threads(play, len(chosen))
+    cpu = time.process_time() - cpu
+    meet("played")
+    seen = broker.end() if broker is not None else {}
+    meet("seen")
+    _in_threads(lambda place: endpoints[place].close(), len(chosen))
+    return {"sessions": found, "cpu": cpu, "broker": seen}
+
+
+def _in_threads(task: Callable[[int], Any], count: int) -> None:
+    threads = [threading.Thread(target=task, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _exchanges(endpoint: Any, payload: bytes, seconds: float) -> Values | None:
+    rank, size = endpoint.rank, endpoint.world_size
+
+    def exchange(number: int) -> float:
+        step = 1 + number % (size - 1)
+        start = time.perf_counter()
+        endpoint.send((rank + step) % size, "bench/exchange", payload)
+        endpoint.recv((rank - step) % size, "bench/exchange")
+        return time.perf_counter() - start
+
+    warm = [exchange(number) for number in range(_WARM_EXCHANGES)]
+    if rank == 0:
+        later = statistics.median(warm[len(warm) // 2 :])
+        count = max(_WARM_EXCHANGES, int(seconds / later))
+        for peer in range(1, size):
+            endpoint.send(peer, "bench/count", repr(count).encode())
+    else:
+        count = int(endpoint.recv(0, "bench/count"))
+    start = time.monotonic()
+    times = [exchange(number) for number in range(count)]
+    took = time.monotonic() - start
+    if rank:
+        return None
+    return {"count": len(warm) + count, "seconds": took, "median": statistics.median(times)}
+
+
+class BrokerWatch:
+    """What the servers of a broker take, from `begin` to `end`: CPU, connections, memory."""
+
+    def __init__(self, pids: Sequence[int], ports: Sequence[int]) -> None:
+        """Args: processes, and where they listen on this machine."""
+        self._pids = pids
+        self._ports = ports
+
+    def begin(self) -> None:
+        """From here on."""
+        self._begun = time.monotonic()
+        self._before = self._cpu()
+
+    def end(self) -> Values:
+        """Seconds since `begin`, of CPU of all threads and of the busiest; what is there now."""
+        seconds = time.monotonic() - self._begun
+        after = self._cpu()
+        threads = [after[key] - self._before.get(key, 0.0) for key in after]
+        infos = [_info(port) for port in self._ports]
+        return {
+            "seconds": seconds,
+            "cpu": sum(threads),
+            "busiest": max(threads),
+            # Without the one that asks.
+            "connections": sum(int(info["connected_clients"]) for info in infos) - len(infos),
+            "memory": sum(int(info["used_memory"]) for info in infos),
         }
 
-    for task in (connect, play):
-        threads = [threading.Thread(target=task, args=(n,)) for n in range(len(names))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for endpoint in endpoints:
-        endpoint.close()
-    if rank == 1:
-        return {}
-    return {
-        "per_second": sum(result["per_second"] for result in results),
-        "medians": [result["median"] for result in results],
-        "p95s": [result["p95"] for result in results],
-    }
+    def _cpu(self) -> dict[tuple[int, str], float]:
+        found = {}
+        for pid in self._pids:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                nanoseconds = (task / "schedstat").read_text().split()[0]
+                found[pid, task.name] = int(nanoseconds) / 1e9
+        return found
+
+
+def _info(port: int) -> dict[str, str]:
+    with (
+        socket.create_connection(("127.0.0.1", port)) as connection,
+        connection.makefile("rb") as f,
+    ):
+        connection.sendall(b"*1\r\n$4\r\nINFO\r\n")
+        lines = f.read(int(f.readline()[1:])).decode().splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 KINDS: Final[dict[str, Callable[[Joined, Job], Values]]] = {
     "link_round_trips": link_round_trips,
+    "link_after_pauses": link_after_pauses,
     "link_one_ways": link_one_ways,
     "endpoint_round_trips": endpoint_round_trips,
     "endpoint_one_ways": endpoint_one_ways,

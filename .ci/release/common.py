@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -23,6 +24,12 @@ REQUIREMENTS_DEMO = Path("deploy/requirements-demo.txt")
 
 class ReleaseError(Exception):
     """A release that is not fit to be one. The message says what to do."""
+
+
+def project() -> dict[str, Any]:
+    """The table ``[project]`` of pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
 
 
 def version() -> str:
@@ -86,11 +93,9 @@ def outside() -> dict[str, str]:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Print what is done, and how long it took."""
-    began = time.monotonic()
+    """Print what is done."""
     print(f"-- {title}", flush=True)
     yield
-    print(f"   {time.monotonic() - began:.0f} s", flush=True)
 
 
 def clone(target: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan, processes
+from benchmarks import plan, processes, scale
 from benchmarks.measure import check_out
 from benchmarks.netproxy import Profile
 from benchmarks.processes import ROOT
@@ -20,7 +20,7 @@ from benchmarks.transports import FLOOR, MEM, NAIVE
 @pytest.mark.slow
 def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    groups = ("turns-link", "turns-one-way", "link", "line")
+    groups = ("turns-link", "turns-one-way", "link", "line", "scale")
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "benchmarks", "--toy", "--runs", "1"),
@@ -40,7 +40,11 @@ def test_toy_run_writes_page_and_figures(tmp_path: Path) -> None:
         ("turns-link", FLOOR),
         ("turns-one-way", FLOOR),
         ("line", "redislink"),
+        ("scale", "one: 1 of 2, 64 B"),
     }
+    (point,) = scale.points(content["records"])
+    assert point.connections == scale.expected_connections(point)
+    assert 0 < point.cores < 2
     values = measured["link", "redislink"]["parties"][0]["round_trips"]["values"]
     assert 0 < values["64"]["median"] < 1
     values = measured["turns-one-way", FLOOR]["parties"][0]["one_ways"]["values"]
@@ -90,9 +94,9 @@ def test_a_session_that_fails_says_why_and_ends(tmp_path: Path) -> None:
 
 
 def test_every_group_of_the_plan_can_be_asked_for(tmp_path: Path) -> None:
-    for scale in (plan.FULL, plan.QUICK, plan.TOY):
+    for amounts in (plan.FULL, plan.QUICK, plan.TOY):
         sessions = [
-            *plan.sessions(scale, tmp_path, 1),
+            *plan.sessions(amounts, tmp_path, 1),
             *plan.against({"rev": tmp_path}, 1, tmp_path),
         ]
         assert {session.group for session in sessions} <= set(plan.GROUPS)

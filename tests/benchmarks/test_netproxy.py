@@ -9,7 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.calibrate import EchoProcess, round_trip, throughput
-from benchmarks.netproxy import BROKER, Edge, NetworkProcess, Profile
+from benchmarks.netproxy import (
+    _FIRST_WINDOW,
+    _SEGMENT,
+    BROKER,
+    Edge,
+    NetworkProcess,
+    Profile,
+    _Congestion,
+)
 
 FAST = 1e9
 
@@ -106,3 +114,63 @@ def _read_all(connection: socket.socket) -> bytes:
     while piece := connection.recv(1 << 16):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+# ---- what TCP does on a line, with a clock of its own ----
+
+RTT = 0.02
+
+
+def fill(congestion: _Congestion, now: float) -> int:
+    """Send as much as there is room for; how much that was."""
+    total = 0
+    while room := congestion.room(now):
+        count = min(room, _SEGMENT)
+        congestion.send(count, now, now + RTT / 2, more=True)
+        total += count
+    return total
+
+
+def test_a_window_is_ten_segments_and_doubles_in_each_round_trip() -> None:
+    congestion = _Congestion(RTT, 0.0, lambda: 1.0)
+    assert [fill(congestion, number * 1.001 * RTT) for number in range(4)] == [
+        _FIRST_WINDOW * 2**number for number in range(4)
+    ]
+    assert congestion.room(3.5 * RTT) == 0
+    assert congestion.next_room() == pytest.approx(4 * RTT, rel=0.01)
+
+
+def test_a_window_shrinks_again_after_idleness() -> None:
+    congestion = _Congestion(RTT, 0.0, lambda: 1.0)
+    for number in range(5):
+        fill(congestion, number * 1.001 * RTT)
+    full = congestion.room(5.01 * RTT)
+    assert full == _FIRST_WINDOW * 32
+    assert congestion.room(4 * RTT + 0.1) == full, "not idle for a timeout yet"
+    assert congestion.room(4 * RTT + 1.5 * (RTT + 0.2)) == full // 2
+    assert congestion.room(100.0) == _FIRST_WINDOW
+
+
+def test_what_is_lost_comes_late_and_holds_up_what_follows() -> None:
+    lost = iter([True, False])
+    congestion = _Congestion(RTT, 0.5, lambda: 0.0 if next(lost) else 1.0)
+    late = congestion.send(_SEGMENT, 0.0, RTT / 2, more=True)
+    assert late == pytest.approx(1.5 * RTT)
+    assert congestion.send(_SEGMENT, 0.0, RTT / 2, more=True) == late
+    assert congestion.room(0.0) < 0.7 * _FIRST_WINDOW
+
+
+def test_a_lost_message_that_is_alone_waits_for_a_timeout() -> None:
+    congestion = _Congestion(RTT, 0.5, lambda: 0.0)
+    late = congestion.send(64, 0.0, RTT / 2, more=False)
+    assert late == pytest.approx(RTT / 2 + RTT + 0.2)
+
+
+def test_a_line_may_be_slower_one_way_and_the_broker_nearer_to_one(echo: EchoProcess) -> None:
+    profile = Profile("test", 0.04, FAST, up=20e6, near=0.1, slow_start=True)
+    edges = [Edge("a", BROKER, echo.address), Edge("c", BROKER, echo.address)]
+    with NetworkProcess(profile, edges) as network:
+        near, far = network.ports.values()
+        assert 0.004 <= round_trip(near) < 0.02
+        assert round_trip(far) >= 0.036
+        assert throughput(near, Profile("up", profile.rtt, profile.up))[0] < 22e6
