@@ -6,8 +6,10 @@ there: ``python -m benchmarks --fit``.
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -166,7 +168,10 @@ def write(costs: Costs, module: Path = _MODULE) -> None:
 
 
 def _literal(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else f"{value:.3g}"
+    if not isinstance(value, str):
+        return f"{value:.3g}".replace("e+", "e")
+    lines = textwrap.wrap(value, 80, drop_whitespace=False)
+    return "\n    ".join(json.dumps(line) for line in lines)
 
 
 def expected_connections(point: Point) -> float:

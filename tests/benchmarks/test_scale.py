@@ -71,11 +71,11 @@ def test_constants_are_written_where_the_model_has_them(tmp_path: Path) -> None:
     module = tmp_path / "sizing.py"
     source = Path(sizing.__file__).read_text()
     module.write_text(source)
-    scale.write(replace(TRUE, source="somewhere"), module)
+    scale.write(replace(TRUE, source="somewhere " * 20), module)
     names: dict[str, Any] = {"__name__": "written"}
     text = module.read_text()
     begin, end = text.index("MEASURED: Final"), text.index("# -- measured: end")
     exec(text[begin:end], names | {"Costs": Costs, "Final": Any}, names)
-    assert names["MEASURED"] == replace(TRUE, source="somewhere")
+    assert names["MEASURED"] == replace(TRUE, source="somewhere " * 20)
     scale.write(MEASURED, module)
     assert module.read_text().count("MEASURED: Final") == 1
