@@ -16,7 +16,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _SOURCE = "redislink/_native.c"
 _NAME = "_native" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
-_OPTIONS = ("-O2", "-g0", "-fPIC", "-Wall", "-fvisibility=hidden", "-fstack-protector-strong")
+_OPTIONS = (
+    *("-O2", "-fPIC", "-Wall", "-fvisibility=hidden", "-fstack-protector-strong"),
+    *("-g0", "-DNDEBUG"),  # else the bytes depend on the directory, which both would name
+)
 _WAYS = (("-DWITH_OPENSSL", "-lcrypto"), ())
 
 
@@ -29,7 +32,7 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
         built = root / "build" / "native" / _NAME
         built.parent.mkdir(parents=True, exist_ok=True)
         installed = root / "redislink" / _NAME
-        reason = _compile(root / _SOURCE, built)
+        reason = _compile(root, built)
         if version == "editable":
             if reason:
                 installed.unlink(missing_ok=True)
@@ -42,7 +45,7 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
         self.app.display_info(f"redislink: {reason or 'native leaves are built'}")
 
 
-def _compile(source: Path, target: Path) -> str:
+def _compile(root: Path, target: Path) -> str:
     """Return "", or why there is no extension."""
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return f"no native leaves: no Python.h in {sysconfig.get_path('include')}"
@@ -51,9 +54,9 @@ def _compile(source: Path, target: Path) -> str:
     for way in _WAYS:
         define, library = way[:1], way[1:]
         command = [*linker, *_OPTIONS, *define, "-I" + sysconfig.get_path("include")]
-        command += [str(source), "-o", str(target), *library]
+        command += [_SOURCE, "-o", str(target), *library]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         except OSError as error:
             return f"no native leaves: no C compiler ({error})"
         if not done.returncode:

@@ -11,10 +11,12 @@ WORKDIR /src
 COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE .gitignore ./
 COPY redislink redislink
 COPY examples examples
-ENV PIP_CONSTRAINT=/src/constraints.txt PIP_NO_CACHE_DIR=1
-RUN pip wheel --no-deps --wheel-dir /dist . \
+COPY deploy/requirements.txt ./
+ENV PIP_NO_CACHE_DIR=1
+RUN PIP_CONSTRAINT=/src/constraints.txt pip wheel --no-deps --wheel-dir /dist . \
  && python -m venv --without-pip /opt/redislink \
- && pip --python /opt/redislink/bin/python install /dist/*.whl
+ && pip --python /opt/redislink/bin/python install --only-binary :all: --require-hashes -r requirements.txt \
+ && pip --python /opt/redislink/bin/python install --no-deps --no-index /dist/*.whl
 
 FROM docker.io/library/python:3.11.14-slim-bookworm
 RUN useradd --uid 10002 --no-create-home --shell /usr/sbin/nologin redislink

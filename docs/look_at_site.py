@@ -1,6 +1,6 @@
 """Pictures of every page of the site, and what sticks out of it, as a browser shows them.
 
-    make docs && python docs/look_at_site.py [PAGE...]
+    make docs && python docs/look_at_site.py [--width N] [PAGE...]
 
 Needs chromium (`.ci/install-chromium`). Writes build/looks/WIDTH/PAGE.png, of the first `HEIGHT`
 pixels of each page at each of `WIDTHS`, and prints what is wider than its page. Ends with 1 if
@@ -9,12 +9,12 @@ anything is.
 
 from __future__ import annotations
 
+import argparse
 import html
 import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,8 @@ SITE: Final = ROOT / "build" / "docs"
 LOOKS: Final = ROOT / "build" / "looks"
 WIDTHS: Final = (1280, 390)
 HEIGHT: Final = 2600
-AT_ONCE: Final = 6
+MOST_WIDE: Final = 7800
+"""Pixels of all pages that are shown at once."""
 # Tables and code blocks may be wider than the page: they scroll in a box of their own.
 _MEASURE: Final = """
 addEventListener('load', () => setTimeout(() => {
@@ -69,7 +70,7 @@ def look(pages: list[Path], width: int, scheme: str = "light") -> list[dict[str,
                 *("--virtual-time-budget=20000", f"--window-size={whole},{HEIGHT}"),
                 *("--dump-dom", f"--screenshot={picture}", around.as_uri()),
             ],
-            capture_output=True, text=True, timeout=300, check=False,
+            capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         told = re.search(r'<pre id="found">(.+?)</pre>', ran.stdout, re.DOTALL)
         if told is None:
@@ -86,12 +87,18 @@ def look(pages: list[Path], width: int, scheme: str = "light") -> list[dict[str,
 
 def main() -> int:
     """Look at all pages, or at those that are named."""
-    named = [(SITE / name).resolve() for name in sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, action="append", help="otherwise all of WIDTHS")
+    parser.add_argument("pages", nargs="*", help="otherwise all, by their paths in build/docs")
+    options = parser.parse_args()
+    widths = options.width or WIDTHS
+    named = [(SITE / name).resolve() for name in options.pages]
     pages = named or [page for page in sorted(SITE.rglob("*.html")) if page.name != "404.html"]
     bad = 0
-    for width in WIDTHS:
-        for first in range(0, len(pages), AT_ONCE):
-            some = pages[first : first + AT_ONCE]
+    for width in widths:
+        at_once = max(1, MOST_WIDE // width)
+        for first in range(0, len(pages), at_once):
+            some = pages[first : first + at_once]
             for page, shape in zip(some, look(some, width), strict=True):
                 wrong = shape["broken"] + shape["beyond"]
                 if shape["scroll"] > shape["width"]:
@@ -99,7 +106,7 @@ def main() -> int:
                 bad += bool(wrong)
                 if wrong:
                     print(f"{width} {page.relative_to(SITE)}: {wrong}", flush=True)
-    print(f"{len(pages)} pages at {WIDTHS}: something sticks out of {bad}")
+    print(f"{len(pages)} pages at {widths}: something sticks out of {bad}")
     return 1 if bad else 0
 
 

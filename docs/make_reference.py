@@ -124,7 +124,9 @@ def render() -> dict[str, str]:
     modules = {name: pdoc.doc.Module(importlib.import_module(name)) for name in MODULES}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # pdoc warns of what it cannot resolve
-        return {name: pdoc.render.html_module(each, modules) for name, each in modules.items()}
+        pages = {name: pdoc.render.html_module(each, modules) for name, each in modules.items()}
+    # How reStructuredText says that code follows.
+    return {name: html.replace("::</p>", ":</p>") for name, html in pages.items()}
 
 
 if __name__ == "__main__":

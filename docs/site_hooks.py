@@ -33,6 +33,7 @@ PLACES: Final = {"docs/README.md": "index.html", "README.md": "quick-start.html"
 """Pages that stand elsewhere on the site."""
 API: Final = "api"
 _LINK: Final = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)|src=\"([^\"]+)\"")
+_ITEM: Final = re.compile(r"(?:-|\d+\.) +")
 _LOADED: Final = re.compile(
     r"<(?:script|img|iframe|source|link(?![^>]*rel=.canonical))\b[^>]*\b(?:src|href)=.?https?://[^>]*"
 )
@@ -81,6 +82,37 @@ def on_files(files: Files, *, config: Any) -> Files:
     for name in make_reference.MODULES:
         files.append(File.generated(config, _api_page(name), content=f"# `{name}`\n"))
     return files
+
+
+def indent_lists(text: str) -> str:
+    """Indent what belongs to an item of a list by four, as MkDocs needs it.
+
+    The pages indent by the width of the bullet or number, as everybody else reads it.
+    """
+    lines: list[str] = []
+    shift, fenced, blank, after = 0, False, True, False
+    for line in text.splitlines():
+        item = _ITEM.match(line)
+        inside = line.startswith("  ")
+        if not fenced:
+            if item:
+                if after:  # else it would be part of that paragraph
+                    lines.append("")
+                shift, after = max(0, 4 - len(item[0])), False
+            elif line and not inside and (blank or line.startswith(("#", "```", "|", "<"))):
+                shift, after = 0, False
+            if blank and inside and shift:
+                after = True  # in a further paragraph of an item
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        lines.append(" " * shift + line if shift and inside else line)
+        blank = not line
+    return "\n".join(lines) + "\n"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lists as MkDocs reads them."""
+    return indent_lists(markdown)
 
 
 def on_page_content(content: str, *, page: Any, config: Any, files: Files) -> str:

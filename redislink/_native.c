@@ -6,8 +6,9 @@
  * raises what there is to raise. tests/test_native.py holds each twin against its definition.
  *
  * Rules:
- * - The GIL is held from the beginning of each call to its end, and no Python code runs meanwhile.
- *   It is what guards the contexts of a Cipher, and lists against changes by other threads.
+ * - The GIL guards the contexts of a Cipher, and lists against changes by other threads. To make a
+ *   tuple or a list may collect garbage, so Python code may run, and another thread: none is made
+ *   between the first use of a context, or of a list's items, and the last.
  * - No keys but in the contexts of a Cipher, which OpenSSL clears when it frees them. What did not
  *   open is cleared too.
  * - Without OpenSSL's headers (WITH_OPENSSL is not defined) there are no sealing and no opening.
@@ -321,11 +322,12 @@ static int cipher_init(Cipher *self, PyObject *args, PyObject *keywords) {
         !PyArg_ParseTuple(args, "y#y#O!:Cipher", &key, &key_size, &header, &header_size,
                           &PyTuple_Type, &encodings))
         return -1;
-    if (key_size != KEY_BYTES || header_size != HEADER_BYTES || !PyTuple_GET_SIZE(encodings)) {
-        PyErr_SetString(PyExc_ValueError, "a key of 32 bytes, a header of 37, and encodings");
+    if (self->encodings || key_size != KEY_BYTES || header_size != HEADER_BYTES ||
+        !PyTuple_GET_SIZE(encodings)) {
+        PyErr_SetString(PyExc_ValueError, "once: a key of 32 bytes, a header of 37, encodings");
         return -1;
     }
-    cipher_clear(self);
+    cipher_clear(self); /* of a first try that failed */
     self->seal = EVP_CIPHER_CTX_new();
     self->open = EVP_CIPHER_CTX_new();
     if (!self->seal || !self->open ||

@@ -159,7 +159,8 @@ def connect_run(
         claim.release()
         observers.close()
         raise
-    core = Core(spec, name, settings, broker, outbox, inbox, rendezvous, outage, claim.round_trip)
+    ways = broker, outbox, inbox, rendezvous, outage
+    core = Core(spec, name, settings, *ways, claim.round_trip, claim.uplink)
     sending, receiving = observers.ways(core)
     endpoint = Endpoint(sending, receiving, claim, observers)
     if isinstance(claim, PartyClaim) and broker.is_cluster:

@@ -273,10 +273,10 @@ class RedisLinkSettings(BaseSettings):
         default=None,
         ge=0,
         le=64 << 10,
-        description="Least bytes of the parts in which messages of up to 4 MiB travel, so that a "
-        "distant broker forwards the first ones while the last are being sent; 0: in one element, "
-        "as far as it is large enough. Not set: 4096 if a round trip to the broker takes at least "
-        "2 ms, 32768 from 0.3 ms on, else 0.",
+        description="Least bytes of the chunks in which messages of up to 4 MiB travel, so that "
+        "the broker forwards the first ones while the last are being sent; 0: in one, if that may "
+        "be so large. Not set: what is best for the line, whose speed is measured at the start; 0 "
+        "if a round trip to the broker takes less than 0.3 ms.",
     )
     lookahead: int = Field(
         default=32,

@@ -291,6 +291,12 @@ def test_a_key_in_c_checks_what_it_is_made_of(arguments: tuple[Any, ...]) -> Non
             native.Cipher(*arguments)
 
 
+def test_a_key_in_c_is_set_once() -> None:
+    if native.is_complete():
+        with pytest.raises(ValueError, match="once"):
+            KEY.__init__(bytes(32))  # type: ignore[misc]
+
+
 def test_a_key_that_was_never_set_leaves_all_to_the_definition() -> None:
     empty = seal.DataKey.__new__(seal.DataKey)
     assert twin_of("seal_whole")(empty, NAME, 1, Encoding.RAW, 0, b"body") is LEFT
@@ -301,7 +307,7 @@ def test_a_key_that_was_never_set_leaves_all_to_the_definition() -> None:
 
 
 def build(target: Path) -> str:
-    return hatch_build._compile(ROOT / "redislink" / "_native.c", target)
+    return hatch_build._compile(ROOT, target)
 
 
 def test_it_is_built_wherever_it_can_be(tmp_path: Path) -> None:
@@ -311,7 +317,7 @@ def test_it_is_built_wherever_it_can_be(tmp_path: Path) -> None:
 def test_without_headers_of_openssl_all_but_sealing_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hatch_build, "_WAYS", (("-DWITH_OPENSSL", "-lnowhere"), ()))
+    monkeypatch.setattr(hatch_build, "_WAYS", (("-DWITH_OPENSSL", "-no-such-option"), ()))
     target = tmp_path / hatch_build._NAME
     if build(target):
         assert not native.is_complete()

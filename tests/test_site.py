@@ -84,3 +84,13 @@ def test_the_schemas_are_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> 
         assert not check.is_valid(content | {"unknown": 1})
         assert all(field["description"] for field in schema["properties"].values())
     assert check.is_valid({"program": "train.py"})
+
+
+def test_lists_are_indented_as_mkdocs_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = _maker("site_hooks", monkeypatch)
+    text = "- a\n  - b\n\n  more of a\n- c\n\n1. d\n   e\n\nnone of it\n  as it is\n"
+    assert hooks.indent_lists(text) == (
+        "- a\n    - b\n\n    more of a\n\n- c\n\n1. d\n    e\n\nnone of it\n  as it is\n"
+    )
+    code = "- a\n\n  ```\n  b\n  ```\n\n```\n  c\n```\n"
+    assert hooks.indent_lists(code) == code.replace("  ```", "    ```").replace("  b", "    b")

@@ -209,14 +209,33 @@ def in_clean(place: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 def write_sbom(source: Path, environment: Path) -> None:
     """Write the software bill of materials (CycloneDX), without times or serial numbers."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     path = RELEASE / f"redislink-{version()}.cdx.json"
     run([
         *(tool("cyclonedx-py"), "environment", environment / "bin" / "python"),
         *("--pyproject", source / "pyproject.toml", "--mc-type", "library"),
         *("--output-reproducible", "--of", "JSON", "-o", path),
     ])  # fmt: skip
-    parts = json.loads(path.read_text())["components"]
-    print(f"   {path.relative_to(ROOT)}: {len(parts)} components")
+    bill = json.loads(path.read_text())
+    bill["metadata"]["component"] |= {
+        "version": version(),
+        "purl": f"pkg:pypi/redislink@{version()}",
+    }
+    installers = {
+        part["bom-ref"] for part in bill["components"] if part["name"] in ("pip", "setuptools")
+    }
+    for kind, key in (("components", "bom-ref"), ("dependencies", "ref")):
+        bill[kind] = [each for each in bill[kind] if each[key] not in installers]
+    for each in bill["dependencies"]:
+        if "dependsOn" in each:
+            each["dependsOn"] = [ref for ref in each["dependsOn"] if ref not in installers]
+    path.write_text(json.dumps(bill, indent=2, sort_keys=True) + "\n")
+    validator = JsonStrictValidator(SchemaVersion.from_version(bill["specVersion"]))
+    if wrong := validator.validate_str(path.read_text()):
+        raise ReleaseError(f"{path.name} is no bill of materials: {wrong}")
+    print(f"   {path.relative_to(ROOT)}: {len(bill['components'])} components")
 
 
 def write_licences(environment: Path) -> None:

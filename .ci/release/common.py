@@ -7,11 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -24,12 +23,6 @@ REQUIREMENTS_DEMO = Path("deploy/requirements-demo.txt")
 
 class ReleaseError(Exception):
     """A release that is not fit to be one. The message says what to do."""
-
-
-def project() -> dict[str, Any]:
-    """The table ``[project]`` of pyproject.toml."""
-    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return table
 
 
 def version() -> str:
@@ -93,9 +86,11 @@ def outside() -> dict[str, str]:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Print what is done."""
+    """Print what is done, and how long it took."""
+    began = time.monotonic()
     print(f"-- {title}", flush=True)
     yield
+    print(f"   {time.monotonic() - began:.0f} s", flush=True)
 
 
 def clone(target: Path) -> None:

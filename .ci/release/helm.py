@@ -18,6 +18,7 @@ KUBERNETES = ("1.31", "1.37")
 _OF_HELM = {"app.kubernetes.io/managed-by", "helm.sh/chart"}
 _NAMED = {"env", "volumes", "volumeMounts"}
 """Lists in which the order has no meaning."""
+_LEFT_OUT = {"Namespace", "Secret"}
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -29,9 +30,6 @@ def manifests() -> dict[tuple[str, str], dict[str, Any]]:
     """The objects of deploy/kubernetes, without those that the chart leaves to others."""
     found = [o for path in sorted(MANIFESTS.glob("*.yaml")) for o in objects(path.read_text())]
     return {(o["kind"], o["metadata"]["name"]): o for o in found if o["kind"] not in _LEFT_OUT}
-
-
-_LEFT_OUT = {"Namespace", "Secret"}
 
 
 def everything_on() -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Backlog:
         self._large: OrderedDict[bytes, dict[bytes, deque[QueuedWrite]]] = OrderedDict()
         """Large writes by inbox, then by list. The first inbox is the next to have its turn."""
         self._taken: QueuedWrite | None = None
+        self._taken_from: bytes | None = None
+        """The list of the large write that was taken; None if no large one was."""
 
     def add(self, name: bytes, write: QueuedWrite) -> None:
         """Queue a write.
@@ -88,6 +90,7 @@ class Backlog:
 
     def take(self) -> QueuedWrite | None:
         """Return the next write; None if there is none. It counts as waiting until `begun`."""
+        self._taken_from = None
         if self._urgent:
             self._taken = self._urgent.popleft()
         elif self._small:
@@ -101,7 +104,7 @@ class Backlog:
     def _take_large(self) -> QueuedWrite:
         inbox, lists = next(iter(self._large.items()))
         name = min(lists, key=lambda name: lists[name][0].size)
-        write = lists[name].popleft()
+        write, self._taken_from = lists[name].popleft(), name
         self._large.move_to_end(inbox)
         if not lists[name]:
             self._forget(inbox, name)
@@ -113,6 +116,18 @@ class Backlog:
             lists.pop(name, None)
             if not lists:
                 del self._large[inbox]
+
+    def overtaking(self) -> Iterator[QueuedWrite]:
+        """Take the writes that go before the large one that was taken, and has not begun.
+
+        They came while it was sealed. Those for its own list stay behind it, and so do all small
+        ones after them.
+        """
+        if self._taken_from is not None:
+            while self._urgent:
+                yield self._urgent.popleft()
+            while self._small and self._small[0][0] != self._taken_from:
+                yield self._small.popleft()[1]
 
     def begun(self) -> None:
         """Note that the write that was taken is being written now."""

@@ -640,8 +640,14 @@ class Outbox:
                     return
                 try:
                     if taken is not None:
+                        first: list[Buffer] = []
+                        for write in backlog.overtaking():
+                            pieces = self._replies.aloud(write.pack())
+                            self._replies.owe(write.replies, write.token, sum(map(len, pieces)))
+                            first += pieces
                         self._replies.owe(taken.replies, taken.token, size)
                         backlog.begun()
+                        rest = [*first, *rest]
                     rest = self._write_on(connection, rest)
                 except BrokerError as error:
                     self._break(error)

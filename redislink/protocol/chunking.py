@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import math
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -39,8 +40,6 @@ _TOO_FEW: Final = 8
 """A message of fewer chunks of the least size is not worth cutting: see `choose`."""
 MOST_APART: Final = 4 << 20
 """The largest message whose rest travels apart, and the most bytes of such messages under way."""
-_ENOUGH_APART: Final = 16
-_LARGEST_APART: Final = 64 << 10
 
 
 def choose(size: int, least: int, most: int) -> int:
@@ -62,25 +61,26 @@ def choose(size: int, least: int, most: int) -> int:
     return min(most, max(least, -(-size // _ENOUGH)))
 
 
-def choose_apart(size: int, least: int, most: int) -> int:
+def choose_apart(size: int, cost: int, least: int, most: int) -> int:
     """Return the chunk size for a message whose rest travels apart, in bytes.
 
     The receiver has asked for the rest before it learns of the message, so cutting costs no round
-    trip, only what each frame costs on the line and at both ends. That is least, together with the
-    time by which the last chunk delays the message, at about the square root of the message's size;
-    sixteen chunks come close to that on lines of 20 and of 300 Mbit/s.
+    trip, only what each frame takes of the line and of both ends' time. Together with what the
+    relay adds, which is the time of one chunk, that is least at the square root of size times cost.
 
     Args:
         size: the message's size in bytes.
+        cost: of one more frame, as the bytes that the line would carry in that time.
         least: the smallest chunk that is worth its cost, in bytes; 0: none is.
         most: the largest chunk that is allowed, in bytes.
 
     Returns:
         0 if the message's rest had better not travel apart.
     """
-    if not least or not 2 * least <= size <= MOST_APART:
+    if not least or size > MOST_APART:
         return 0
-    return min(most, _LARGEST_APART, max(least, -(-size // _ENOUGH_APART)))
+    chunk = min(most, max(least, math.isqrt(size * cost), -(-size // _ENOUGH)))
+    return chunk if 2 * chunk <= size else 0
 
 
 def most_uncut(least: int, most: int) -> int:

@@ -20,7 +20,8 @@ class Timing:
         fine_chunk_bytes: the same while small messages have to wait for large ones, and while the
             broker loses or refuses frames.
         least_chunk_bytes: the smallest chunks that a message is cut into; see `chunking.choose`.
-        part_bytes: the smallest chunks of a message whose rest travels apart; 0: none does. See
+        part_bytes: the smallest chunks of a message whose rest travels apart; 0: none does.
+        frame_cost: how many bytes the line would carry in the time that one more frame takes; see
             `chunking.choose_apart`.
         peer_memory_bytes: how much the peer may make us keep, in messages that nothing has taken.
         peer_timeout: a peer that is silent for so long counts as lost.
@@ -42,6 +43,7 @@ class Timing:
     fine_chunk_bytes: int = 1 << 20
     least_chunk_bytes: int = 4 << 20
     part_bytes: int = 0
+    frame_cost: int = 0
     peer_memory_bytes: int = 8 << 30
     peer_timeout: float = 30.0
     ack_delay: float = 0.1

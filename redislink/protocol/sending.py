@@ -218,7 +218,7 @@ class Sending:
         if self._is_in_stream(size) or self._apart_bytes + size > chunking.MOST_APART:
             return 0
         timing = self._timing
-        return chunking.choose_apart(size, timing.part_bytes, timing.chunk_bytes)
+        return chunking.choose_apart(size, timing.frame_cost, timing.part_bytes, timing.chunk_bytes)
 
     def _chunk_bytes(self, size: int, *, fine: bool) -> int:
         """Return the chunk size for a message that is sent now, if its rest does not."""
@@ -659,4 +659,6 @@ def _fine_bytes(timing: Timing) -> int:
 def _most_whole(timing: Timing) -> int:
     """Return the size in bytes up to which no message is ever cut."""
     whole = chunking.most_uncut(timing.least_chunk_bytes, _fine_bytes(timing))
-    return min(whole, 2 * timing.part_bytes - 1) if timing.part_bytes else whole
+    if timing.part_bytes:
+        whole = min(whole, max(2 * timing.part_bytes, 4 * (timing.frame_cost - 2)) - 1)
+    return whole

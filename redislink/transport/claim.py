@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 from redislink.broker.broker import Broker
@@ -40,6 +41,7 @@ from redislink.forking import Dead, dies_in_child, used_after_fork
 from redislink.logs import PartyLogger
 from redislink.protocol.frame import Frame
 from redislink.protocol.handshake import INSTANCE_BYTES
+from redislink.transport.measuring import measure_round_trip, measure_uplink
 from redislink.transport.peer import Peer
 
 _LEASE_MS: Final = 6000
@@ -50,10 +52,6 @@ _RENEWALS: Final = 2
 _TOLERANCE_MS: Final = 50
 _LEASES: Final = 3
 """So many leases are the longest that a claim is waited for."""
-_LEAST_PINGS: Final = 3
-_MOST_PINGS: Final = 20
-_PING_SECONDS: Final = 0.01
-"""Where the broker is near, it is asked for so long: a machine that is busy delays most answers."""
 _LAST_WORDS_TTL: Final = 120
 """Seconds that peers have time to hear them."""
 _NO_EXPIRY: Final = -1
@@ -115,6 +113,8 @@ class PartyClaim:
         """When this run began."""
         self.round_trip = float("inf")
         """Seconds from here to the broker and back, the shortest of a few; after `acquire`."""
+        self.uplink = float("inf")
+        """Bytes a second from here to the broker; infinity if it is near, or that is not known."""
         self.last_round_trip = float("inf")
         """The round trip that was measured when the claim was last renewed."""
         self.refusal: BrokerBusy | None = None
@@ -167,6 +167,7 @@ class PartyClaim:
                     connection = self._connection = self._broker.open()
                 self._measure(connection)
                 if self._set(connection):
+                    self._measure_uplink(connection)
                     break
                 left = self._call(connection, b"PTTL", self._key)
                 outage.ended(Way.PUSH)
@@ -304,14 +305,16 @@ class PartyClaim:
 
     def _measure(self, connection: BrokerConnection) -> None:
         if self.round_trip == float("inf"):
-            end = time.monotonic() + _PING_SECONDS
-            for number in range(_MOST_PINGS):
-                started = time.monotonic()
-                if number >= _LEAST_PINGS and started > end:
-                    break
-                self._call(connection, b"PTTL", self._key)
-                self.round_trip = min(self.round_trip, time.monotonic() - started)
+            self.round_trip = measure_round_trip(partial(self._ask, connection))
             self.last_round_trip = self.round_trip
+
+    def _measure_uplink(self, connection: BrokerConnection) -> None:
+        with contextlib.suppress(BrokerError):  # it may not take so long a name
+            self.uplink = measure_uplink(partial(self._ask, connection), self.round_trip)
+
+    def _ask(self, connection: BrokerConnection, size: int) -> None:
+        """Ask for a key of our own with a name that is longer by so many bytes; see `measuring`."""
+        self._call(connection, b"PTTL", self._key + b"." * size)
 
     def _set(self, connection: BrokerConnection) -> bool:
         lease = b"PX", self._lease_ms

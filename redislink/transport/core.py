@@ -51,6 +51,7 @@ from redislink.protocol.seal import IllegalFrameError, StaleError
 from redislink.settings import RedisLinkSettings
 from redislink.transport.claim import PartyClaim
 from redislink.transport.lanes import Lanes
+from redislink.transport.measuring import NEAR
 from redislink.transport.peer import Encode, Party, Peer
 from redislink.transport.rendezvous import Rendezvous
 from redislink.transport.rests import Rests
@@ -59,13 +60,14 @@ UNREAD_CONTROL_WAIT: Final = 0.2
 """Seconds between two checks for news from the broker or another thread."""
 _CONTROL_TTL: Final = 120
 _MOST_LAST_WORDS: Final = 64
-# On one machine, or close to it, a chunk takes less time to transfer than to process.
-_NEAR: Final = 0.0003
 _LEAST_CHUNK: Final = 64 << 10
-# Where a round trip takes longer, a chunk costs both ends less time than the line.
-_FAR: Final = 0.002
-_PART: Final = 4 << 10
-_PART_OF_A_LAN: Final = 32 << 10
+_LEAST_PART: Final = 1 << 10
+_FRAME_BYTES: Final = 250
+"""What an element takes of the line besides its body: commands, list names, header, seal."""
+_FRAME_SECONDS: Final = 60e-6
+"""What an element takes of a party's time, about."""
+_USUAL_UPLINK: Final = 12.5e6
+"""Bytes a second, 100 Mbit/s: what we take a line for that could not be measured."""
 _MOST_FAR: Final = 1 << 20
 """The largest chunk where the broker is not near: what is behind it waits for all of it."""
 _MOST_NEAR: Final = 4 << 20
@@ -141,12 +143,14 @@ class Core:
         rendezvous: Rendezvous,
         outage: Outage,
         round_trip: float,
+        uplink: float,
     ) -> None:
         """Not for users.
 
         Args:
             cluster, party, settings, broker, outbox, inbox, rendezvous, outage: see the attributes.
             round_trip: seconds to the broker and back.
+            uplink: bytes a second to the broker; infinity if that is not known.
         """
         self.cluster = cluster
         self.party = party
@@ -159,7 +163,7 @@ class Core:
         self.rendezvous: Rendezvous = rendezvous
         self.blpop_slice = broker.blpop_slice(settings.blpop_timeout)
         self.first_ask = Timing(round_trip=round_trip).first_ask
-        self.peers = self._make_peers(round_trip)
+        self.peers = self._make_peers(round_trip, uplink)
         self._by_name_or_rank: dict[Party, Peer] = {
             key: peer for name, peer in self.peers.items() for key in (name, cluster.rank(name))
         }
@@ -179,7 +183,7 @@ class Core:
         """On a Cluster, the claim. Only that is written to the node of this party's own inbox, so
         it shows whether the node accepts what the peers push."""
 
-    def _make_peers(self, round_trip: float) -> dict[str, Peer]:
+    def _make_peers(self, round_trip: float, uplink: float) -> dict[str, Peer]:
         cluster, settings, me = self.cluster, self.settings, self.party
         chunk_bytes = largest_chunk(round_trip, settings)
         timing = Timing(
@@ -189,6 +193,7 @@ class Core:
             fine_chunk_bytes=_MOST_FAR,
             least_chunk_bytes=_least_chunk_bytes(round_trip, chunk_bytes),
             part_bytes=self._part_bytes(round_trip),
+            frame_cost=frame_cost(uplink) if settings.part_bytes is None else 0,
             peer_timeout=settings.peer_timeout,
             round_trip=round_trip,
         )
@@ -218,8 +223,7 @@ class Core:
             return 0
         if settings.part_bytes is not None:
             return settings.part_bytes
-        part = 0 if round_trip < _NEAR else _PART_OF_A_LAN if round_trip < _FAR else _PART
-        return part if part <= settings.chunk_bytes else 0
+        return 0 if round_trip < NEAR else min(_LEAST_PART, settings.chunk_bytes)
 
     # -- the door to the deliveries ----------------------------------------------------------
 
@@ -598,6 +602,16 @@ def _encode_again(
     return pushed_again(encode(name, frame, body), number)
 
 
+def frame_cost(uplink: float) -> int:
+    """Return how many bytes the line would carry in the time that one more element takes.
+
+    Args:
+        uplink: bytes a second to the broker; infinity if that is not known.
+    """
+    rate = uplink if uplink < float("inf") else _USUAL_UPLINK
+    return int(_FRAME_BYTES + _FRAME_SECONDS * rate)
+
+
 def largest_chunk(round_trip: float, settings: RedisLinkSettings) -> int:
     """Return the most bytes of a message in one list element.
 
@@ -606,7 +620,7 @@ def largest_chunk(round_trip: float, settings: RedisLinkSettings) -> int:
         settings: the party's.
     """
     most = _MOST_FAR
-    if round_trip < _NEAR:
+    if round_trip < NEAR:
         most = max(most, min(_MOST_NEAR, settings.window_bytes // _LEAST_IN_WINDOW))
     return min(most, settings.chunk_bytes)
 
@@ -618,4 +632,4 @@ def _least_chunk_bytes(round_trip: float, chunk_bytes: int) -> int:
         round_trip: seconds to the broker and back.
         chunk_bytes: the largest chunk that the settings allow.
     """
-    return chunk_bytes if round_trip < _NEAR else min(_LEAST_CHUNK, chunk_bytes)
+    return chunk_bytes if round_trip < NEAR else min(_LEAST_CHUNK, chunk_bytes)

@@ -243,6 +243,11 @@ class SeveralClaims:
         return max(known, default=float("inf"))
 
     @property
+    def uplink(self) -> float:
+        """Bytes a second to the broker with the slowest line; see `PartyClaim.uplink`."""
+        return min(watch.uplink for watch in self._watches)
+
+    @property
     def last_round_trip(self) -> float:
         """The last round trip to the present broker."""
         return self._watches[self._moves.current].last_round_trip

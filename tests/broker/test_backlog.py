@@ -56,6 +56,34 @@ def test_pushes_return_while_the_line_takes_nothing(line: Line, outbox: Outbox) 
     assert line.pushed() == (b"list", b"small")
 
 
+def test_what_comes_while_a_large_element_is_sealed_goes_before_it(
+    line: Line, outbox: Outbox
+) -> None:
+    """Except what is for the same list, and the small ones after that."""
+
+    def seal() -> tuple[bytes, bytes]:
+        outbox.push(b"other", (b"", b"first"), "first")
+        outbox.push(b"control", (b"", b"ack"), "ack", urgent=True)
+        outbox.push(b"bulk", (b"", b"next"), "next")
+        outbox.push(b"other", (b"", b"second"), "second")
+        return b"", body(1)
+
+    outbox.push(b"bulk", (b"", body(0)), 0)
+    outbox.push_later(b"bulk", seal, LARGE, 1)
+    came = [line.pushed() for _ in range(6)]
+    assert came == [
+        (b"bulk", body(0)),
+        (b"control", b"ack"),
+        (b"other", b"first"),
+        (b"bulk", body(1)),
+        (b"bulk", b"next"),
+        (b"other", b"second"),
+    ]
+    assert outbox.flush()
+    tokens = [token for token, _ in outbox.collect()]
+    assert tokens == [0, "ack", "first", 1, "next", "second"]
+
+
 def test_the_outbox_knows_when_a_small_message_last_had_to_wait(line: Line, outbox: Outbox) -> None:
     outbox.push(b"other", (b"", b"small"))
     outbox.push(b"bulk", (b"", body(0)))

@@ -25,9 +25,7 @@ LIMITS = {
 def test_a_message_arrives_in_spite_of_the_limit(
     kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        "redislink.transport.core._NEAR", float("inf")
-    )  # full chunks from the start
+    monkeypatch.setattr("redislink.transport.core.NEAR", float("inf"))  # full chunks from the start
     caplog.set_level(logging.WARNING)
     body = bytes(range(256)) * 12_000
     with EmbeddedBroker(options=LIMITS[kind]) as server:

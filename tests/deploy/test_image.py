@@ -41,6 +41,8 @@ SECRETS: Final = (
     "new/deep/er.py",
 )
 """Names that guides of ours give, and others that people give."""
+REQUIREMENTS: Final = "deploy/requirements.txt"
+"""The one file of deploy/ that an image is made with."""
 
 
 # -- .dockerignore, as Docker reads it (moby/patternmatcher) ---------------------------------------
@@ -130,7 +132,7 @@ def used_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel_sources() -> set[str]:
     """What a wheel is built from, without what is in nobody's repository."""
     found = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".gitignore"}
-    found |= {"hatch_build.py", "redislink/_native.c", "redislink/_native.pyi"}
+    found |= {REQUIREMENTS, "hatch_build.py", "redislink/_native.c", "redislink/_native.pyi"}
     found |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "redislink").rglob("*.py")}
     found |= {"redislink/py.typed", "redislink/report/page.css", "redislink/report/page.html.jinja"}
     wanted = re.findall(r"\S+", "cluster.yaml README.md data/README.md data/carol.json")
@@ -164,7 +166,7 @@ def test_what_it_sees_builds_the_same_wheel(used_checkout: Path, tmp_path: Path)
         held = held - built | {"redislink/_native.c"}  # compiled
     assert held == {
         name.replace("examples/", "redislink/_examples/", 1)
-        for name in wheel_sources()
+        for name in wheel_sources() - {REQUIREMENTS}
         if "/" in name
     }
 
@@ -192,7 +194,8 @@ def test_the_image_has_nothing_of_the_checkout_but_the_wheel() -> None:
     needed, installed = (line for line in build if line.startswith("RUN "))
     assert "gcc libc6-dev libssl-dev" in needed, "for native leaves"
     assert "pip wheel" in installed
-    assert "install /dist/*.whl" in installed
+    assert "--require-hashes -r requirements.txt" in installed
+    assert "install --no-deps --no-index /dist/*.whl" in installed
 
 
 def test_no_stage_copies_the_whole_checkout() -> None:
@@ -200,5 +203,7 @@ def test_no_stage_copies_the_whole_checkout() -> None:
     sources = [source for *found, _ in copies(build) for source in found]
     assert sources
     assert not {".", "./", "*", "deploy"} & set(sources)
-    named = {name.partition("/")[0] for name in wheel_sources()}
-    assert set(sources) == named, "what .dockerignore lets in is what the Dockerfile takes"
+    named = {name.partition("/")[0] for name in wheel_sources() - {REQUIREMENTS}}
+    assert set(sources) == named | {REQUIREMENTS}, (
+        "what .dockerignore lets in is what the Dockerfile takes"
+    )

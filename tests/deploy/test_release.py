@@ -121,6 +121,13 @@ def test_a_release_has_its_changes_and_a_date(module: Any) -> None:
     assert re.fullmatch(rf"\[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d", newest)
 
 
+def test_only_wheels_hold_what_was_compiled() -> None:
+    builds = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert "hooks" not in builds
+    assert "custom" in builds["targets"]["wheel"]["hooks"]
+    assert "hooks" not in builds["targets"]["sdist"]
+
+
 # -- what is installed with it ---------------------------------------------------------------------
 
 

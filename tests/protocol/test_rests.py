@@ -21,12 +21,29 @@ MESSAGE = random.Random(1).randbytes(10 * PART)
 
 
 def test_sizes():
-    assert [choose_apart(size, 4096, 1 << 20) for size in (0, 8191, 8192, 65536, 65537)] == [
-        *(0, 0, 4096, 4096, 4097)
-    ]
-    assert choose_apart(1 << 20, 4096, 1 << 20) == 65536 == choose_apart(MOST_APART, 1, 1 << 20)
-    assert choose_apart(MOST_APART + 1, 1, 1 << 20) == 0 == choose_apart(65536, 0, 1 << 20)
-    assert choose_apart(1 << 20, 4096, 10_000) == 10_000
+    def sizes(cost: int, least: int, most: int = 1 << 20) -> list[int]:
+        return [choose_apart(size, cost, least, most) for size in (100, 8000, 65536, 1 << 20)]
+
+    assert sizes(400, 1024) == [0, 1788, 5120, 20480], "20 Mbit/s"
+    assert sizes(2500, 1024) == [0, 0, 12800, 51200], "300 Mbit/s"
+    assert sizes(0, 4096) == [0, 0, 4096, 16384]
+    assert sizes(0, 0) == [0, 0, 0, 0]
+    assert sizes(2500, 1024, most=10_000) == [0, 0, 10_000, 10_000]
+    assert choose_apart(MOST_APART, 0, 1, 1 << 20) == 65536
+    assert choose_apart(MOST_APART + 1, 0, 1, 1 << 20) == 0
+
+
+@pytest.mark.parametrize("cost", [0, 1, 300, 2500])
+@pytest.mark.parametrize("least", [1, 1024])
+def test_what_is_sent_whole_is_what_is_not_cut(cost, least):
+    """The short way must not take what the long way cuts."""
+    timing = Timing(part_bytes=least, frame_cost=cost)
+    whole = Delivery("bob", timing, 0.0)._sending._whole_bytes
+    for size in range(1, 3 * whole + 10):
+        if choose_apart(size, cost, least, timing.chunk_bytes):
+            assert size > whole
+            break
+    assert size - whole < 50, "and hardly anything else"
 
 
 def frames_of(message: bytes, first: int, previous: int = 0) -> list[tuple[Data, bytes]]:

@@ -351,7 +351,7 @@ def test_behind_a_backlog_a_large_message_is_sealed_when_its_turn_has_come(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what lies in the sealing buffer would be copied."""
-    monkeypatch.setattr(core_module, "_NEAR", 60.0)
+    monkeypatch.setattr(core_module, "NEAR", 60.0)
     alice, bob = pair()
     push_later, later = Outbox.push_later, []
 
@@ -371,7 +371,7 @@ def test_behind_a_backlog_a_large_message_is_sealed_when_its_turn_has_come(
 def test_messages_are_cut_finer_for_a_while_after_a_small_one_had_to_wait(
     pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core_module, "_NEAR", 60.0)
+    monkeypatch.setattr(core_module, "NEAR", 60.0)
     alice, _ = pair()
     core, cut = alice.parts.core, []
     for waited_at in (float("-inf"), time.monotonic() + 1e6, time.monotonic() - 5):

@@ -152,7 +152,7 @@ def test_chunks_are_opened_in_their_place_and_what_does_not_open_leaves_nothing_
         return decode(self, name, element, lend)
 
     lend, decode = Reassembly.lend, SealedCodec.decode_untrusted
-    monkeypatch.setattr(core_module, "_NEAR", 60.0)
+    monkeypatch.setattr(core_module, "NEAR", 60.0)
     monkeypatch.setattr(Reassembly, "lend", watch)
     monkeypatch.setattr(SealedCodec, "decode_untrusted", change)
     alice, bob = join(make_cluster(valkey.url, 2, security=security), chunk_bytes=128 << 10)
