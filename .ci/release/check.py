@@ -135,7 +135,7 @@ def build_twice(source: Path, work: Path) -> Path:
         dist = RELEASE / "dist"
         build(source, dist)
         second = work / "another" / "and-longer-path"
-        clone(second)
+        clone(second, source)
         build(second, work / "again", mask=0o077)
         same_bytes(dist, work / "again", of="the two builds")
         (sdist,) = dist.glob("*.tar.gz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -93,9 +94,9 @@ def step(title: str) -> Iterator[None]:
     print(f"   {time.monotonic() - began:.0f} s", flush=True)
 
 
-def clone(target: Path) -> None:
+def clone(target: Path, source: Path = ROOT) -> None:
     """A clean clone of the commit that is checked out."""
-    run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, target])
+    run(["git", "clone", "--quiet", "--no-hardlinks", source, target])
 
 
 def is_dirty() -> bool:
@@ -103,6 +104,7 @@ def is_dirty() -> bool:
     return bool(run(["git", "status", "--porcelain"], cwd=ROOT).strip())
 
 
+@functools.cache  # whatever is committed meanwhile
 def commit_time() -> str:
     """Seconds since 1970, for SOURCE_DATE_EPOCH."""
     return run(["git", "log", "-1", "--format=%ct"], cwd=ROOT).strip()
