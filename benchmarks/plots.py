@@ -250,37 +250,43 @@ def _scaling(results: Newest) -> Any:
     ]
     if not counts and not points:
         return None
-    figure, (left, right) = _figure(
-        "Logistic regression in SEMI2K, more parties", "More sessions at one broker"
+    figure, panels = _figure(
+        *(["Logistic regression in SEMI2K, more parties"] if counts else []),
+        *(["More sessions at one broker"] if points else []),
     )
+    if counts:
+        _more_parties(panels[0], results, counts)
+    if points:
+        _more_sessions(panels[-1], points, results.sources[scale.GROUP].meta["machine"]["cores"])
+    for each in panels:
+        each.set_ylim(0, 1.05 * each.get_ylim()[1])
+    return figure
+
+
+def _more_parties(axes: Any, results: Results, counts: Sequence[int]) -> None:
     for transport, style in ((REDISLINK, _SERIES[REDISLINK]), (BRPC, _BRPC)):
         samples = {
             count: results.sample("parties", transport, of.program("lr-semi2k"), world_size=count)
             for count in counts
         }
-        _line(left, style, samples)
-    left.set(xlabel="parties, all on one machine", ylabel="seconds\nlower is better")
-    left.set_xticks(counts)
-    if counts:
-        _finish(left, of_brpc=False)
+        _line(axes, style, samples)
+    axes.set(xlabel="parties, all on one machine", ylabel="seconds\nlower is better")
+    axes.set_xticks(counts)
+    _finish(axes, of_brpc=False)
+
+
+def _more_sessions(axes: Any, points: Sequence[scale.Point], cores: int) -> None:
     at = [point.sessions for point in points]
+    measured = [point.rate for point in points]
+    expected = [point.flow(cores, MEASURED).rate for point in points]
     style = _SERIES[REDISLINK]
-    right.plot(
-        at, [point.rate for point in points], color=style.colour, marker=style.marker,
-        label="measured",
-    )  # fmt: skip
-    if points:
-        cores = results.sources[scale.GROUP].meta["machine"]["cores"]
-        expected = [point.flow(cores, MEASURED).rate for point in points]
-        right.plot(at, expected, color="black", linestyle="--", label="the model of redislink size")
-    right.set(
-        xscale="log", xlabel="sessions of two parties at once",
+    axes.plot(at, measured, color=style.colour, marker=style.marker, label="measured")
+    axes.plot(at, expected, color="black", linestyle="--", label="the model of redislink size")
+    axes.set(
+        xscale="log",
+        xlabel="sessions of two parties at once",
         ylabel="messages per second, of all together\nhigher is better",
-    )  # fmt: skip
-    right.set_xticks(at, [str(count) for count in at])
-    right.minorticks_off()
-    if points:
-        _finish(right, of_brpc=False)
-    for each in (left, right):
-        each.set_ylim(0, 1.05 * each.get_ylim()[1])
-    return figure
+    )
+    axes.set_xticks(at, [str(count) for count in at])
+    axes.minorticks_off()
+    _finish(axes, of_brpc=False)

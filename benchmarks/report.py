@@ -397,8 +397,8 @@ def _proxy(results: Newest) -> str:
         "is half of that between two parties, so the relay's path is as long as that of brpc, "
         "which goes through the same proxy directly. The relay crosses the proxy twice and brpc "
         "once, and the proxy shares the cores with the parties: at 1 Gbit/s that shows. Slow "
-        "start and loss are modelled [below](#what-real-lines-do) only. Before the rounds, a "
-        "bare TCP connection through the proxy measured:\n\n" + table(header, rows)
+        "start and loss are not modelled in this section. Before the rounds, a bare TCP "
+        "connection through the proxy measured:\n\n" + table(header, rows)
     )
 
 

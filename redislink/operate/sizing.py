@@ -343,8 +343,8 @@ def _advice(
         (
             "maxmemory",
             f"{math.ceil(_SPARE * lists / broker.servers / 1e6)}mb",
-            "if every window of every session is full at once; a full server refuses pushes, and "
-            "the parties try again. A lower REDISLINK_WINDOW_BYTES makes it less",
+            "on each server, if every window of every session is full at once; a full one refuses "
+            "pushes, and the parties try again. A lower REDISLINK_WINDOW_BYTES makes it less",
         )
     )
     return found
