@@ -267,8 +267,10 @@ static PyObject *seal_whole(Args args, Py_ssize_t count) {
         put_field(head + SEQ_AT, seq);
         put_field(head + ACKED_AT, acked);
         if (!begin(self->seal, seq, name, name_size, head) ||
-            !seal(self->seal, (unsigned char *)PyBytes_AS_STRING(sealed), body, body_size))
+            !seal(self->seal, (unsigned char *)PyBytes_AS_STRING(sealed), body, body_size)) {
+            ERR_clear_error(); /* the ssl module looks there after its own calls */
             Py_CLEAR(both);
+        }
     }
     Py_XDECREF(header);
     Py_XDECREF(sealed);
@@ -300,7 +302,7 @@ static PyObject *open_whole(Args args, Py_ssize_t count) {
         open_sealed(self->open, out, header + HEADER_BYTES, size))
         return Py_BuildValue("LOLN", seq, PyTuple_GET_ITEM(self->encodings, header[ENCODING_AT]),
                              acked, body);
-    ERR_clear_error(); /* the ssl module looks there after its own calls */
+    ERR_clear_error();
     OPENSSL_cleanse(out, (size_t)size);
     Py_DECREF(body);
     return NULL;
