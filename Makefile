@@ -146,7 +146,7 @@ docs-serve: $(STAMP)  ## the site at http://127.0.0.1:8000, made anew when a pag
 
 # An environment of its own: what checks a release comes near nothing that is released.
 RELEASE := build/release-venv
-$(RELEASE)/.installed: $(STAMP)
+$(RELEASE)/.installed: pyproject.toml constraints.txt | $(STAMP)
 	$(PY) -m venv --clear $(RELEASE)
 	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt pip
 	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --group release
