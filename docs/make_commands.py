@@ -42,7 +42,7 @@ def render() -> str:
     parts = [HEAD]
     for path, command in _commands(typer.main.get_command(app), "redislink"):
         parts.append(f"\n## `{path}`\n\n{_text(command.help or '')}\n")
-        context = typer.Context(command, info_name=path)
+        context = typer.Context(command, info_name=path, help_option_names=["-h", "--help"])
         usage = re.sub(r"\{(\w+)\}", r"\1", " ".join(command.collect_usage_pieces(context)))
         parts.append(f"\n```\n{path} {usage}\n```\n")
         shown = [p for p in command.params if p.name not in _EVERYWHERE and not _hidden(p)]

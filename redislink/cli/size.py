@@ -67,7 +67,8 @@ def show_size(
 ) -> None:
     """Say how many servers, connections and how much memory a broker needs, by a model.
 
-        redislink size --parties 3 --sessions 200 --rtt 20ms --bandwidth 100M
+        redislink size --parties 3 --sessions 200 \\
+            --rtt 20ms --bandwidth 100M
 
     It asks no server. docs/sizing.md says what was measured, and how far the model is off.
     """

@@ -125,7 +125,7 @@ def test_no_help_is_broken_or_cut(width: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("COLUMNS", str(width))
     whole = typer.main.get_command(app)
     for path, command in _commands(whole):
-        context = typer.Context(command, info_name=path)
+        context = typer.Context(command, info_name=path, help_option_names=["-h", "--help"])
         text = command.get_help(context)
         assert max(map(len, text.splitlines())) <= width, path
         assert "…" not in spaced(text).replace("(alice, bob, carol, …)", ""), path
