@@ -313,8 +313,15 @@ class PartyClaim:
             self.uplink = measure_uplink(partial(self._ask, connection), self.round_trip)
 
     def _ask(self, connection: BrokerConnection, size: int) -> None:
-        """Ask for a key of our own with a name that is longer by so many bytes; see `measuring`."""
-        self._call(connection, b"PTTL", self._key + b"." * size)
+        """Ask for the claim's time to live, or remove a list that nobody has; see `measuring`.
+
+        The list's name is longer than the claim's by so many bytes. It is in this party's inbox,
+        where its user may remove lists.
+        """
+        if size:
+            self._call(connection, b"DEL", self._key + b"." * size)
+        else:
+            self._call(connection, b"PTTL", self._key)
 
     def _set(self, connection: BrokerConnection) -> bool:
         lease = b"PX", self._lease_ms
