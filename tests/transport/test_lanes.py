@@ -6,38 +6,19 @@ import time
 import pytest
 
 from redislink import Endpoint, EndpointClosed, RecvCancelled, RecvTimeout
-from redislink.broker import Broker
 from redislink.broker.inbox import Wait
 from redislink.transport import lanes as lanes_module
 from redislink.transport.lanes import Lane
-from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
+from tests.conftest import in_thread
 from tests.support.waiting import wait_until
 
 DEPTH = 8
 
 
 @pytest.fixture
-def pair(valkey):
+def pair(pair_on_valkey):
     """alice and bob, whose lanes are of this depth."""
-    endpoints = []
-
-    def make(**changes) -> tuple[Endpoint, Endpoint]:
-        cluster = make_cluster(valkey.url, 2)
-        settings = quick_settings(**({"lookahead": DEPTH} | changes))
-        endpoints.extend(
-            run_parties(*(lambda n=n: connect_as(cluster, n, settings) for n in ("alice", "bob")))
-        )
-        return endpoints[0], endpoints[1]
-
-    yield make
-    run_parties(*(endpoint.close for endpoint in endpoints))
-
-
-@pytest.fixture
-def admin(valkey):
-    connection = Broker(valkey.url).open()
-    yield lambda *command: connection.execute(*command, timeout=5)
-    connection.close()
+    return lambda **changes: pair_on_valkey(**({"lookahead": DEPTH} | changes))
 
 
 def exchange(alice: Endpoint, bob: Endpoint, tags) -> None:

@@ -6,37 +6,18 @@ import threading
 import pytest
 
 from redislink import Endpoint, PeerAborted, PeerProtocolError, RecvCancelled, RecvTimeout
-from redislink.broker import Broker
 from redislink.protocol.chunking import MOST_APART
 from redislink.protocol.frame import DATA_HEADER_BYTES, Data
-from tests.conftest import connect_as, in_thread, make_cluster, quick_settings, run_parties
+from tests.conftest import in_thread, run_parties
 from tests.support.waiting import wait_until
 
 PART = 256
 
 
 @pytest.fixture
-def pair(valkey):
+def pair(pair_on_valkey):
     """alice and bob, whose messages of 512 bytes and more travel in parts."""
-    endpoints = []
-
-    def make(**changes) -> tuple[Endpoint, Endpoint]:
-        cluster = make_cluster(valkey.url, 2)
-        settings = quick_settings(**({"part_bytes": PART} | changes))
-        endpoints.extend(
-            run_parties(*(lambda n=n: connect_as(cluster, n, settings) for n in ("alice", "bob")))
-        )
-        return endpoints[0], endpoints[1]
-
-    yield make
-    run_parties(*(endpoint.close for endpoint in endpoints))
-
-
-@pytest.fixture
-def admin(valkey):
-    connection = Broker(valkey.url).open()
-    yield lambda *command: connection.execute(*command, timeout=5)
-    connection.close()
+    return lambda **changes: pair_on_valkey(**({"part_bytes": PART} | changes))
 
 
 def message(size: int, seed: int = 0) -> bytes:
