@@ -69,7 +69,7 @@ To begin with:
   redislink run PROGRAM        take part as one party
 
 redislink --help lists all commands; redislink run --help
-explains one. Documentation: make docs, or docs/README.md."""
+explains one."""
 """For whoever types no command; 60 columns are enough."""
 _PROGRAM_FOLLOWS: Final = {"ppd", "run", "simulate", "sidecar"}
 """From PROGRAM on nothing is ours: its options stay untouched."""

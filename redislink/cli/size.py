@@ -70,7 +70,8 @@ def show_size(
         redislink size --parties 3 --sessions 200 \\
             --rtt 20ms --bandwidth 100M
 
-    It asks no server. docs/sizing.md says what was measured, and how far the model is off.
+    It asks no server. The page "Sizing the broker" says what was measured, and how far the
+    model is off.
     """
     try:
         load = Load(

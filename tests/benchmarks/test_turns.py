@@ -88,7 +88,7 @@ def test_a_turn_is_not_lost_with_one_that_is_killed_while_it_gives_it_away(tmp_p
 
 @pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    good, bad = plan.round_trips_in_turns(2), plan.round_trips_in_turns(2)
+    good, bad = (plan.in_turns("round_trips", (64,), 2) for _ in range(2))
     good["seconds"], bad["sizes"] = 0.01, ("no size",)
     records = Runner(tmp_path, ROOT).run_in_turns(
         [

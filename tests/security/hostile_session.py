@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import Any, Final
 
 from redislink.errors import (
     BrokerTampered,
@@ -29,9 +29,6 @@ from redislink.protocol.states import State
 from redislink.transport import peer as transport
 from tests.protocol.pair import tag_of
 from tests.security.hostile_broker import Attacker
-
-if TYPE_CHECKING:
-    from redislink.transport.lanes import Lanes
 
 NAMES: Final = ("alice", "bob", "carol")
 IDENTITIES: Final = {name: Identity(bytes([7 + rank]) * 32) for rank, name in enumerate(NAMES)}
@@ -90,13 +87,17 @@ class Lists:
         self._lists.setdefault(name, deque()).append(element)
 
 
+def _no_lines(_: bytes) -> Any:
+    """In place of lanes and rests: nothing here pops."""
+
+
 class Peer(transport.Peer):
     """One side's view of another party, once the handshake is settled."""
 
     def __init__(
         self, name: str, prefixes: tuple[bytes, bytes], codec: Codec, delivery: Delivery
     ) -> None:
-        super().__init__(name, prefixes, delivery, codec, lambda _: cast("Lanes", None), 1 << 20)
+        super().__init__(name, prefixes, delivery, codec, _no_lines, _no_lines, 1 << 20)
         self.to_confirm: list[Push] = []
 
 
