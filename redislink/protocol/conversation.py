@@ -23,6 +23,7 @@ class Timing:
         part_bytes: the smallest chunks of a message whose rest travels apart; 0: none does.
         frame_cost: how many bytes the line would carry in the time that one more frame takes; see
             `chunking.choose_apart`.
+        uplink: bytes a second that the line to the broker takes; infinity if it never counts.
         peer_memory_bytes: how much the peer may make us keep, in messages that nothing has taken.
         peer_timeout: a peer that is silent for so long counts as lost.
         ack_delay: an ack goes over the control list so long after the frame it acknowledges, or
@@ -44,6 +45,7 @@ class Timing:
     least_chunk_bytes: int = 4 << 20
     part_bytes: int = 0
     frame_cost: int = 0
+    uplink: float = float("inf")
     peer_memory_bytes: int = 8 << 30
     peer_timeout: float = 30.0
     ack_delay: float = 0.1

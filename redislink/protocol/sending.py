@@ -102,6 +102,8 @@ class Sending:
         """Messages of up to so many bytes are never cut."""
         self._apart_bytes = 0
         """Bytes of unacked messages whose rest travels apart."""
+        self._line_free_at = LONG_AGO
+        """When the line will have carried the messages so far that might travel apart."""
         self._rest_pushed_twice = False
         """What is on the list of rests may be of no use any more; see `_acked`."""
         self._received = received
@@ -180,7 +182,7 @@ class Sending:
         Raises:
             UsageError: the message is too large; nothing was done.
         """
-        part_bytes = self._part_bytes(len(body))
+        part_bytes = self._part_bytes(len(body), now)
         bodies = list(chunking.split(body, part_bytes or self._chunk_bytes(len(body), fine=fine)))
         mine = self._by_tag.setdefault(tag, {})
         newest = mine[next(reversed(mine))] if mine else None
@@ -203,29 +205,30 @@ class Sending:
         self._stats.bytes_sent += len(body)
         return self.last_seq
 
-    def _is_in_stream(self, size: int) -> bool:
-        """Return whether a message of so many bytes, sent now, must wait its turn.
-
-        Then finer chunks gain nothing.
-        """
-        return bool(self._queue) or self._ahead.bytes >= _OF_A_STREAM * size
-
-    def _part_bytes(self, size: int) -> int:
+    def _part_bytes(self, size: int, now: float) -> int:
         """Return the chunk size for a message that is sent now, if its rest is to travel apart.
 
-        Else, 0.
+        Else, 0: also if it must wait its turn, as finer chunks gain nothing then. What is unacked
+        does not tell that: a peer that sends us nothing acks late.
         """
-        if self._is_in_stream(size) or self._apart_bytes + size > chunking.MOST_APART:
-            return 0
         timing = self._timing
-        return chunking.choose_apart(size, timing.frame_cost, timing.part_bytes, timing.chunk_bytes)
+        part = chunking.choose_apart(size, timing.frame_cost, timing.part_bytes, timing.chunk_bytes)
+        if not part:
+            return 0
+        seconds = size / timing.uplink
+        busy_until = self._line_free_at
+        self._line_free_at = max(busy_until, now) + seconds
+        waits = self._queue or busy_until - now >= _OF_A_STREAM * seconds > 0
+        return 0 if waits or self._apart_bytes + size > chunking.MOST_APART else part
 
     def _chunk_bytes(self, size: int, *, fine: bool) -> int:
         """Return the chunk size for a message that is sent now, if its rest does not."""
         timing = self._timing
         is_troubled = self._window < timing.window_bytes
         most = _fine_bytes(timing) if fine or is_troubled else timing.chunk_bytes
-        if self._is_in_stream(size):  # the line would be idle while the second chunk is asked for
+        if self._queue or self._ahead.bytes >= _OF_A_STREAM * size:
+            # The message must wait its turn, so finer chunks gain nothing; and the line would be
+            # idle while the receiver asks for the second chunk.
             return most
         return chunking.choose(size, timing.least_chunk_bytes, most)
 

@@ -62,8 +62,9 @@ _CONTROL_TTL: Final = 120
 _MOST_LAST_WORDS: Final = 64
 _LEAST_CHUNK: Final = 64 << 10
 _LEAST_PART: Final = 1 << 10
-_FRAME_BYTES: Final = 250
-"""What an element takes of the line besides its body: commands, list names, header, seal."""
+_FRAME_BYTES: Final = 400
+"""What an element takes of the line besides its body: commands, list names, header, seal, and in
+the other direction the BLPOP for the next one."""
 _FRAME_SECONDS: Final = 60e-6
 """What an element takes of a party's time, about."""
 _USUAL_UPLINK: Final = 12.5e6
@@ -194,6 +195,7 @@ class Core:
             least_chunk_bytes=_least_chunk_bytes(round_trip, chunk_bytes),
             part_bytes=self._part_bytes(round_trip),
             frame_cost=frame_cost(uplink) if settings.part_bytes is None else 0,
+            uplink=uplink,
             peer_timeout=settings.peer_timeout,
             round_trip=round_trip,
         )

@@ -170,10 +170,21 @@ def test_the_rest_goes_onto_its_list_once_and_then_onto_its_tags(alone):
     assert [push.is_rest for push in again] == [push.is_rest for push in pushes]
 
 
-def test_messages_that_wait_their_turn_do_not_travel_apart(alone):
-    for _ in range(3):
+def test_messages_that_wait_their_turn_do_not_travel_apart():
+    alone = Delivery("bob", Timing(part_bytes=PART, uplink=len(MESSAGE)), 0.0)
+    apart = ["t", *[REST] * 9]
+    for now in (0.0, 0.0, 0.0):  # each takes the line a second
+        alone.send("t", MESSAGE, now)
+    assert lists(take_pushes(alone)) == [*apart, *apart, "t"]
+    for now in (0.9, 2.1, 4.1):
+        alone.send("t", MESSAGE, now)
+    assert lists(take_pushes(alone)) == ["t", *apart, *apart]
+
+
+def test_a_peer_that_acks_late_gets_the_rest_apart_all_the_same(alone):
+    for _ in range(20):
         alone.send("t", MESSAGE, 0.0)
-    assert lists(take_pushes(alone)) == ["t", *[REST] * 9] * 2 + ["t"]
+    assert lists(take_pushes(alone)).count(REST) == 20 * 9
 
 
 def test_so_much_travels_apart_at_a_time():

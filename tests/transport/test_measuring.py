@@ -53,4 +53,4 @@ def test_what_the_broker_refuses_is_passed_on():
 
 
 def test_what_a_frame_costs():
-    assert [frame_cost(rate) for rate in (2.5e6, 37.5e6, float("inf"))] == [400, 2500, 1000]
+    assert [frame_cost(rate) for rate in (2.5e6, 37.5e6, float("inf"))] == [550, 2650, 1150]
