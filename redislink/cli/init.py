@@ -39,12 +39,13 @@ _SETTINGS: Final = """\
 # and variables of the environment, take precedence.
 """
 _BROKER_LINES: Final = """\
-# From the broker's administrator:
+# Where the broker is. Of `redislink broker`, for a trial: redis://127.0.0.1:6379/0
 #REDISLINK_BROKER_URL=rediss://{session}~{party}@BROKER:6379/0
-#REDISLINK_BROKER_PASSWORD_FILE=broker.password
-#REDISLINK_BROKER_TLS_CA=ca.crt
-#REDISLINK_BROKER_TLS_CERT=client.crt
-#REDISLINK_BROKER_TLS_KEY=client.key
+# From the broker's administrator; the paths begin at the directory above this one:
+#REDISLINK_BROKER_PASSWORD_FILE={directory}/broker.password
+#REDISLINK_BROKER_TLS_CA={directory}/ca.crt
+#REDISLINK_BROKER_TLS_CERT={directory}/client.crt
+#REDISLINK_BROKER_TLS_KEY={directory}/client.key
 """
 _TRIAL_BROKER: Final = "redis://127.0.0.1:6379/0"
 _TRIAL: Final = "trial"
@@ -287,7 +288,7 @@ def _introduce(
     if settings is not None:
         _write_settings(
             settings,
-            more=_BROKER_LINES.format(session=session, party=party),
+            more=_BROKER_LINES.format(session=session, party=party, directory=SESSION_DIR),
             REDISLINK_CLUSTER_FILE=str(directory / "cluster.yaml"),
             REDISLINK_PARTY=party,
             REDISLINK_IDENTITY_FILE=str(key_file),
