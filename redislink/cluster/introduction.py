@@ -106,8 +106,10 @@ class Introduction(BaseModel):
                 if ours != theirs:
                     raise ConfigError(
                         f"{name} has {one_line(f'{field}: {theirs}', 200)}, and {self.party} has "
-                        f"{one_line(f'{field}: {ours}', 200)}: agree, then remove the introduction "
-                        "that is wrong and run redislink init there again"
+                        f"{one_line(f'{field}: {ours}', 200)}: all must name the same parties in "
+                        "the same order; where it is wrong, move that party's directory away, run "
+                        "redislink init --as … again (with --identity and its old key), and pass "
+                        "the new introduction on"
                     )
         everybody = {self.party: self, **others}
         self._cluster(everybody, "cluster").public_keys()  # each has one, and its own
