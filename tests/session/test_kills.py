@@ -68,7 +68,7 @@ def test_two_at_once_and_one_after_the_other(simulator: Simulator) -> None:
     killed = simulator(kill={"alice": [3, 5], "bob": [3], "carol": [8]})
     for values in killed.run(program).values():
         assert np.allclose(values, [4, 2, 1], atol=1e-3)
-    assert program.loads == 1
+    assert program.loads <= 2, "only what was under way is repeated"
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 9])
