@@ -274,3 +274,11 @@ def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread, outcome
+
+
+def result(started: tuple[threading.Thread, list[Any]]) -> Any:
+    """What `in_thread`'s work gave."""
+    thread, outcome = started
+    thread.join(15)
+    assert len(outcome) == 1, "it has not ended"
+    return outcome[0]

@@ -302,11 +302,7 @@ class Receiving:
         except Interrupted:
             self._check_interrupted(peer, tag, wait)
         except BrokerError as error:
-            if not error.retryable:
-                core.give_up_or_pause(error, Way.POP)
-            is_dead = error.is_silent and not core.outage.lasts
-            # Next, the plain way tries again.
-            self._ask_for(peer, tag, wait, is_dead=is_dead, popped=wait.may_have_popped)
+            self._line_broke(peer, tag, wait, error, popped=wait.may_have_popped)
         finally:
             wait.purpose = None  # before the check: see `register`
             if wait.registered:
@@ -344,10 +340,7 @@ class Receiving:
         except Interrupted:
             return False  # the caller's own pop finds out why
         except BrokerError as error:
-            if not error.retryable:
-                core.give_up_or_pause(error, Way.POP)
-            is_dead = error.is_silent and not core.outage.lasts
-            self._ask_for(peer, tag, wait, is_dead=is_dead, popped=True)
+            self._line_broke(peer, tag, wait, error, popped=True)
             return False
         finally:
             rests.lock.release()
@@ -474,6 +467,23 @@ class Receiving:
             if wait.registered:
                 wait.registered = False
                 delivery.unwait(tag)
+
+    def _line_broke(
+        self, peer: Peer, tag: str, wait: Wait | None, error: BrokerError, *, popped: bool
+    ) -> None:
+        """Go on after a lane, or the connection for rests, broke: next, the plain way tries again.
+
+        Args:
+            peer, tag, wait, popped: as for `_ask_for`.
+            error: why it broke.
+
+        Raises:
+            BrokerError: there is no point in trying; the session has failed.
+        """
+        if not error.retryable:
+            self.core.give_up_or_pause(error, Way.POP)
+        is_dead = error.is_silent and not self.core.outage.lasts
+        self._ask_for(peer, tag, wait, is_dead=is_dead, popped=popped)
 
     def _ask_for(
         self, peer: Peer, tag: str, wait: Wait | None, *, is_dead: bool, popped: bool

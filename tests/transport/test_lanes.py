@@ -9,7 +9,7 @@ from redislink import Endpoint, EndpointClosed, RecvCancelled, RecvTimeout
 from redislink.broker.inbox import Wait
 from redislink.transport import lanes as lanes_module
 from redislink.transport.lanes import Lane
-from tests.conftest import in_thread
+from tests.conftest import in_thread, result
 from tests.support.waiting import wait_until
 
 DEPTH = 8
@@ -29,14 +29,6 @@ def exchange(alice: Endpoint, bob: Endpoint, tags) -> None:
 
 def lanes(endpoint: Endpoint, peer: str):
     return endpoint.parts.core.peers[peer].lanes
-
-
-def result(started):
-    """What `in_thread`'s work gave."""
-    thread, outcome = started
-    thread.join(15)
-    assert len(outcome) == 1, "it has not ended"
-    return outcome[0]
 
 
 def receives(endpoint: Endpoint) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from redislink import Endpoint, PeerAborted, PeerProtocolError, RecvCancelled, RecvTimeout
 from redislink.protocol.chunking import MOST_APART
 from redislink.protocol.frame import DATA_HEADER_BYTES, Data
-from tests.conftest import in_thread, run_parties
+from tests.conftest import in_thread, result, run_parties
 from tests.support.waiting import wait_until
 
 PART = 256
@@ -42,14 +42,6 @@ def rests_connection(endpoint: Endpoint, name: str):
 def reads_rests(endpoint: Endpoint, name: str) -> bool:
     """Whether a receive waits for what is to come on the list of rests."""
     return rests_connection(endpoint, name) is not None and peer(endpoint, name).rests.lock.locked()
-
-
-def result(started):
-    """What `in_thread`'s work gave."""
-    thread, outcome = started
-    thread.join(15)
-    assert len(outcome) == 1, "it has not ended"
-    return outcome[0]
 
 
 @pytest.mark.parametrize(
