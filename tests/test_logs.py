@@ -104,30 +104,14 @@ def test_a_hostile_run_logs_no_payload_no_key_and_no_password(log: Log) -> None:
         EmbeddedBroker(password=password) as broker,
         HostileProxy(broker.port) as proxy,
     ):
-        url = f"redis://:{password}@127.0.0.1:{proxy.port}/0"
-        cluster = make_cluster(proxy.url, 2)
-        settings = quick_settings(
-            broker_url=url, tamper_limit=30, recv_timeout=2, peer_timeout=3, close_timeout=0.5
-        )
-        alice, bob = run_parties(
-            lambda: connect_as(cluster, "alice", settings),
-            lambda: connect_as(cluster, "bob", settings),
-        )
-        proxy.attacker = Attacker(rng, (*CHANGES, *FORGERIES), 0.7)
-
-        def work(me: Endpoint, other: str) -> None:
-            try:
-                with me:
-                    for number, payload in enumerate(payloads):
-                        me.send(other, f"t{number % 3}", payload)
-                    for number, payload in enumerate(payloads):
-                        assert me.recv(other, f"t{number % 3}") == payload
-                    me.recv(other, "never", timeout=0.5)
-            except RedisLinkError as error:
-                PartyLogger(me.session, me.party).error("ended: %s", error)
-
-        run_parties(lambda: work(alice, "bob"), lambda: work(bob, "alice"))
-    assert sum("ignored an element" in line["message"] for line in log.lines) > 5
+        # How many elements a run is made of, and so how many are harmed, is up to the scheduler.
+        for _ in range(20):
+            hostile_run(proxy, password, payloads, rng)
+            harmed = [line for line in log.lines if "ignored an element" in line["message"]]
+            if len(harmed) > 5 and {line["party"] for line in harmed} == {"alice", "bob"}:
+                break
+        else:
+            pytest.fail(f"only {len(harmed)} harmed elements in 20 runs")
     assert {line["peer"] for line in log.lines} >= {"alice", "bob"}
     secrets = [password.encode()]
     secrets += [IDENTITIES[name].private_key for name in ("alice", "bob")]
@@ -135,6 +119,36 @@ def test_a_hostile_run_logs_no_payload_no_key_and_no_password(log: Log) -> None:
     for secret in secrets:
         for form in forms(secret):
             assert form not in log.text
+
+
+def hostile_run(
+    proxy: HostileProxy, password: str, payloads: list[bytes], rng: random.Random
+) -> None:
+    """Two parties send each other the payloads; most of what passes is changed or forged."""
+    url = f"redis://:{password}@127.0.0.1:{proxy.port}/0"
+    cluster = make_cluster(proxy.url, 2)
+    settings = quick_settings(
+        broker_url=url, tamper_limit=30, recv_timeout=2, peer_timeout=3, close_timeout=0.5
+    )
+    proxy.attacker = None
+    alice, bob = run_parties(
+        lambda: connect_as(cluster, "alice", settings),
+        lambda: connect_as(cluster, "bob", settings),
+    )
+    proxy.attacker = Attacker(rng, (*CHANGES, *FORGERIES), 0.7)
+
+    def work(me: Endpoint, other: str) -> None:
+        try:
+            with me:
+                for number, payload in enumerate(payloads):
+                    me.send(other, f"t{number % 3}", payload)
+                for number, payload in enumerate(payloads):
+                    assert me.recv(other, f"t{number % 3}") == payload
+                me.recv(other, "never", timeout=0.5)
+        except RedisLinkError as error:
+            PartyLogger(me.session, me.party).error("ended: %s", error)
+
+    run_parties(lambda: work(alice, "bob"), lambda: work(bob, "alice"))
 
 
 def forms(secret: bytes) -> Iterator[str]:
