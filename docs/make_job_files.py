@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from redislink.jobs.policy import AgentLimits, JobLimits, Policy, Results, Rule
 from redislink.jobs.rules import Window
 from redislink.jobs.spec import JobSpec
-from redislink.jobs.units import show_duration
+from redislink.units import show_duration
 
 _HERE: Final = Path(__file__).parent
 _WRITTEN: Final = (

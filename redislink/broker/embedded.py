@@ -7,7 +7,9 @@ several servers may start at the same moment.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -28,19 +30,22 @@ _PROC: Final = Path("/proc")  # Linux only
 _LONGEST_SOCKET_PATH: Final = 100
 """In bytes; Linux allows 107, macOS 103."""
 
-# Runs the server as its child, and kills it when standard input ends. That happens when the parent
-# closes the pipe, and when the parent dies, however it dies.
+# Runs the server as its child, ends with it, and kills it when standard input ends. That happens
+# when the parent closes the pipe, and when the parent dies, however it dies.
 _GUARD: Final = """
-import signal, subprocess, sys
+import os, signal, subprocess, sys, threading
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+nothing = subprocess.DEVNULL
+server = subprocess.Popen(sys.argv[1:], stdin=nothing, stdout=nothing, start_new_session=True)
 print(server.pid, flush=True)
-try:
-    while sys.stdin.buffer.read(1):
+
+def kill_at_end():
+    while os.read(0, 1):
         pass
-finally:
     server.kill()
-    server.wait()
+
+threading.Thread(target=kill_at_end, daemon=True).start()
+server.wait()
 """
 
 
@@ -153,6 +158,9 @@ class EmbeddedBroker:
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.communicate()  # closes its standard input, which ends it, and waits
+            if guard.returncode < 0:  # somebody killed it, so it killed no server
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None

@@ -21,8 +21,8 @@ from redislink.jobs.policy import Action, Decision, Policy, Rule
 from redislink.jobs.rules import ANY
 from redislink.jobs.spec import JobSpec
 from redislink.jobs.store import Entry
-from redislink.jobs.units import show_duration, show_size
 from redislink.settings import RedisLinkSettings
+from redislink.units import show_duration, show_size
 
 app = group("Check a policy file, and see what it says about a job.")
 

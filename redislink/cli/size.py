@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import typer
 
@@ -14,15 +15,11 @@ from redislink.cli.output import count
 from redislink.cli.output import size as size_text
 from redislink.errors import ConfigError, UsageError
 from redislink.operate.sizing import MOST_PARTIES, MOST_SESSIONS, Broker, Load, Sizing, size
+from redislink.units import parse_quantity, parse_size
 
-_QUANTITY: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z/]*)", re.ASCII)
+_T = TypeVar("_T")
 _TIMES: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _RATES: Final = {"k": 1e3, "M": 1e6, "G": 1e9, "": 1.0}
-_BYTES: Final = {
-    "B": 1,
-    **{f"{letter}B": 1000 ** (n + 1) for n, letter in enumerate("kMG")},
-    **{f"{letter}iB": 1024 ** (n + 1) for n, letter in enumerate("KMG")},
-}
 
 
 def show_size(
@@ -77,11 +74,11 @@ def show_size(
         load = Load(
             parties,
             sessions,
-            _parse("--rtt", rtt, _TIMES, "20ms"),
-            0.0 if bandwidth is None else _parse_rate(bandwidth),
-            int(_parse("--message", message, _BYTES, "16KiB")),
+            _parsed("--rtt", rtt, _time),
+            0.0 if bandwidth is None else _parsed("--bandwidth", bandwidth, _bits),
+            _parsed("--message", message, parse_size),
             rate,
-            int(_parse("--window", window, _BYTES, "32MiB")),
+            _parsed("--window", window, parse_size),
         )
     except UsageError as error:
         raise ConfigError(str(error)) from None
@@ -117,19 +114,17 @@ def _broker(broker: Broker) -> str:
     return "one server with io-threads 2" if broker.io_threads else "one server"
 
 
-def _parse_rate(text: str) -> float:
+def _time(text: str) -> float:
+    return parse_quantity(text, _TIMES, "a time", "20ms")
+
+
+def _bits(text: str) -> float:
     short = re.sub(r"(bit/s|bit|bps)$", "", text)
-    return _parse("--bandwidth", short, _RATES, "100M", text)
+    return parse_quantity(short, _RATES, "a rate", "100M or 2.5 Gbit/s")
 
 
-def _parse(
-    option: str, text: str, units: dict[str, float], example: str, shown: str | None = None
-) -> float:
-    match = _QUANTITY.fullmatch(text)
-    unit = units.get(match[2]) if match else None
-    if match is None or unit is None:
-        names = ", ".join(name or "none" for name in units)
-        raise ConfigError(
-            f"{option} {shown or text}: write a number and its unit ({names}), as in {example}"
-        )
-    return float(match[1]) * unit
+def _parsed(option: str, text: str, parse: Callable[[str], _T]) -> _T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: {error}") from None

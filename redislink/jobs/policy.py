@@ -45,9 +45,9 @@ from redislink.jobs.rules import (
 )
 from redislink.jobs.schema import ArgumentSchema, SchemaProblem
 from redislink.jobs.store import Entry
-from redislink.jobs.units import Duration, Size, show_duration
 from redislink.protocol.list_names import check_name
 from redislink.text import one_line
+from redislink.units import Duration, Size, show_duration
 
 CLOCKS_DIFFER: Final = 300
 """Seconds by which a driver's clock may be ahead of this machine's."""

@@ -27,8 +27,8 @@ from redislink.files import read_text
 from redislink.jobs.arguments import check_arguments
 from redislink.jobs.offer import MOST_SOURCE, Offer, check_digest
 from redislink.jobs.program import ENTRY, Program
-from redislink.jobs.units import Duration
 from redislink.protocol.list_names import check_name
+from redislink.units import Duration
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 _DIGEST: Final = "sha256:"

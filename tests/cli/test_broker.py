@@ -70,13 +70,17 @@ def test_port_in_use(redislink: Run, broker: EmbeddedBroker) -> None:
     check_one_line(result, 2, f"port {broker.port} is in use", "take another")
 
 
-def test_server_that_is_killed(start: Start) -> None:
+@pytest.mark.parametrize("who", ["guard", "server"])
+def test_server_that_is_killed(start: Start, who: str) -> None:
     process = start("broker", "--port", "0")
     assert process.stdout is not None
     assert process.stdout.readline()
-    for child in psutil.Process(process.pid).children(recursive=True):
-        child.kill()
+    (guard,) = psutil.Process(process.pid).children()
+    (server,) = guard.children()
+    (guard if who == "guard" else server).kill()
     result = ended(process)
     assert result.returncode == 3
     assert "start it again" in result.stderr
     assert "Traceback" not in result.stderr
+    psutil.wait_procs([server], timeout=10)
+    assert not server.is_running()

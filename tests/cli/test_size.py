@@ -35,11 +35,11 @@ def test_json_has_the_same(call: Call) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rtt", "20"], "--rtt 20: write a number and its unit (s, ms, us), as in 20ms"),
+        (["--rtt", "20"], "--rtt 20: is not a time: write a number and its unit (s, ms, us)"),
         (["--rtt", "2h"], "--rtt 2h"),
-        (["--bandwidth", "fast"], "--bandwidth fast: write a number and its unit"),
-        (["--message", "1XB"], "--message 1XB: write a number and its unit"),
-        (["--message", "0B"], "the bytes of a message must be from 1"),
+        (["--bandwidth", "fast"], "--bandwidth fast: is not a rate: write a number and its unit"),
+        (["--message", "1XB"], "--message 1XB: is not a size: write a number and its unit"),
+        (["--message", "0B"], "--message 0B: 0B is less than a byte"),
         (["--rate", "nan"], "messages per second must be from"),
         (["--window", "1B"], "the bytes of the window must be from"),
         (["--parties", "1"], "should be greater than or equal to 2"),

@@ -24,9 +24,9 @@ from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_valid
 from redislink.cluster.checked import as_value_error
 from redislink.jobs.offer import check_digest
 from redislink.jobs.rules import ANY, STRICT, NamedRule, Names, RuleFile, Window, check_each
-from redislink.jobs.units import Duration
 from redislink.protocol.list_names import check_name
 from redislink.text import one_line
+from redislink.units import Duration
 
 _PATTERN: Final = re.compile(r"[A-Za-z0-9_]+\.(?:[A-Za-z0-9_.]+\*?|\*)", re.ASCII)
 _CUSTOM_CALL: Final = re.compile(r"(?<![\w.])stablehlo\.custom_call @([A-Za-z0-9_.]+)\(", re.ASCII)

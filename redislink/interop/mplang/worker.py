@@ -47,10 +47,10 @@ from redislink.interop.mplang.policy import (
     Refusal,
     look_at,
 )
-from redislink.jobs.units import show_duration
 from redislink.logs import PartyLogger
 from redislink.text import one_line
 from redislink.transport.endpoint import Endpoint
+from redislink.units import show_duration
 
 LOGGER: Final = "redislink.mplang"
 """What a worker does and why; each record is one line."""

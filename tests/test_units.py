@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redislink.jobs.units import parse_duration, parse_size, show_duration, show_size
+from redislink.units import parse_duration, parse_size, show_duration, show_size
 
 
 @pytest.mark.parametrize(

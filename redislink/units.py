@@ -1,13 +1,17 @@
-"""Durations and sizes as people write them, ``2h`` and ``8GiB``: never without a unit."""
+"""Durations and sizes as people write them, ``2h`` and ``8GiB``, and other numbers with a unit.
+
+Rule: neither a duration nor a size is ever without its unit.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-_FORM: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,3})?) ?([A-Za-z]+)", re.ASCII)
+_FORM: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES: Final = {
     "B": 1,
@@ -25,7 +29,7 @@ def parse_duration(text: Any) -> int:
     Raises:
         ValueError: it is no such text, or is not from a second to 366 days.
     """
-    seconds = _parse(text, _SECONDS, "a duration", "90s, 30m, 2h, 7d or 2w")
+    seconds = parse_quantity(text, _SECONDS, "a duration", "90s, 30m, 2h, 7d or 2w")
     if not 1 <= seconds <= LONGEST:
         raise ValueError(f"{text} is not from 1s to 366d: use a time in between")
     return int(seconds)
@@ -37,7 +41,7 @@ def parse_size(text: Any) -> int:
     Raises:
         ValueError: it is no such text, or is less than one byte.
     """
-    size = _parse(text, _BYTES, "a size", "500MB or 8GiB")
+    size = parse_quantity(text, _BYTES, "a size", "500MB or 8GiB")
     if size < 1:
         raise ValueError(f"{text} is less than a byte: use more")
     return int(size)
@@ -56,13 +60,23 @@ def show_size(size: int) -> str:
     return f"{size // length}{unit}"
 
 
-def _parse(text: Any, units: dict[str, int], what: str, examples: str) -> float:
+def parse_quantity(text: Any, units: Mapping[str, float], what: str, examples: str) -> float:
+    """The number of a text such as ``20 ms``, times its unit; whole where both are.
+
+    Args:
+        text: the text.
+        units: what each unit stands for; "" is none.
+        what: what such a text is, with its article, for the error.
+        examples: texts that would do.
+
+    Raises:
+        ValueError: it is no such text.
+    """
     match = _FORM.fullmatch(text) if isinstance(text, str) else None
     unit = units.get(match[2]) if match else None
     if match is None or unit is None:
-        raise ValueError(
-            f"is not {what}: write a number and its unit ({', '.join(units)}), as in {examples}"
-        )
+        names = ", ".join(name or "none" for name in units)
+        raise ValueError(f"is not {what}: write a number and its unit ({names}), as in {examples}")
     return float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
 
 
