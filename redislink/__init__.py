@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from redislink.session.exchange import read_result
     from redislink.session.session import Session
     from redislink.session.simulator import Simulator
-    from redislink.settings import LinkMode, LogFormat, RedisLinkSettings
+    from redislink.settings import LinkMode, LogFormat, RedisLinkSettings, SpuLogLevel
     from redislink.transport.endpoint import Endpoint
     from redislink.transport.peer import Party
     from redislink.transport.request import Request
@@ -102,6 +102,7 @@ _LATER: Final = {
     "Session": "session.session",
     "Simulator": "session.simulator",
     "SpuConfig": "cluster",
+    "SpuLogLevel": "settings",
     "ThreadCommunicator": "communicator",
     "connect": "joining",
     "decode_value_untrusted": "values",
@@ -182,6 +183,7 @@ __all__ = [
     "Session",
     "Simulator",
     "SpuConfig",
+    "SpuLogLevel",
     "ThreadCommunicator",
     "UsageError",
     "UsedAfterFork",

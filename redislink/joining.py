@@ -186,7 +186,4 @@ def resolve_cluster(
     """
     if isinstance(cluster, ClusterSpec):
         return cluster
-    path = cluster if cluster is not None else settings.cluster_file
-    if path is None:
-        raise ConfigError("no cluster: pass one, or set REDISLINK_CLUSTER_FILE to its file")
-    return load_cluster(path)
+    return load_cluster(settings.cluster_file_to_use(cluster))

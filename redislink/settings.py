@@ -53,8 +53,8 @@ _HANDED_ON: Final = (
 _OF_ONE_RUN: Final = frozenset(
     {
         "aliases", "cluster_file", "data", "identity_file", "journal_dir", "journal_fresh", "party",
-        "programs_dir", "results_dir", "stats_file", "trace_dir", "trial_dir",
-        "trusted_driver",
+        "policy_file", "programs_dir", "results_dir", "stats_file", "trace_dir", "trial_dir",
+        "trusted_driver", "work_dir",
     }
 )  # fmt: skip
 _MOST_BYTES: Final = 1 << 20
@@ -93,6 +93,17 @@ class LinkMode(enum.StrEnum):
     """SPU's own network stack. Every member listens at its ``brpc_address``."""
     MEM = "mem"
     """All parties are threads of one process."""
+
+
+class SpuLogLevel(enum.StrEnum):
+    """From which level on SPU's own log is shown; SPU's names."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+    UNCHANGED = "unchanged"
+    """As SPU has it, or the program."""
 
 
 class LogFormat(enum.StrEnum):
@@ -309,6 +320,12 @@ class RedisLinkSettings(BaseSettings):
         default=LogFormat.TEXT,
         description="text or json: the format in which the command redislink writes to stderr.",
     )
+    spu_log_level: SpuLogLevel = Field(
+        default=SpuLogLevel.WARN,
+        description="debug, info, warn or error: from which level on SPU's own log is shown, which "
+        "SPU writes to stdout. With redislink run --verbose: info. unchanged: redislink leaves it "
+        "as SPU or the program has it.",
+    )
     metrics_textfile: Path | None = Field(
         default=None,
         description="File to write this party's metrics to, for node_exporter's textfile collector "
@@ -380,6 +397,17 @@ class RedisLinkSettings(BaseSettings):
         "that may run as jobs here.",
     )
 
+    policy_file: Path | None = Field(
+        default=None,
+        description="Policy by which redislink agent decides about jobs. {party} is replaced by "
+        "the party's name.",
+    )
+    work_dir: Path | None = Field(
+        default=None,
+        description="Directory in which redislink agent keeps what is known of its jobs, their "
+        "logs and results. {party} is replaced by the party's name.",
+    )
+
     aliases: Annotated[dict[str, str], NoDecode] = Field(
         default={},
         description="What programs that were written for other links call the parties: a JSON "
@@ -433,11 +461,35 @@ class RedisLinkSettings(BaseSettings):
             party: its name; None for the ``party`` of the settings. Without either, a path with
                 ``{party}`` in it names no file.
         """
-        party = party or self.party
-        path = str(self.identity_file or "")
-        if not path or (party is None and _PARTY in path):
-            return None
-        return Path(path.replace(_PARTY, party or ""))
+        return _of_party(self.identity_file, party or self.party)
+
+    def policy_file_of(self, party: str | None = None) -> Path | None:
+        """The policy of a party's agent; as `identity_file_of`."""
+        return _of_party(self.policy_file, party or self.party)
+
+    def work_dir_of(self, party: str | None = None) -> Path | None:
+        """The work directory of a party's agent; as `identity_file_of`."""
+        return _of_party(self.work_dir, party or self.party)
+
+    def cluster_file_to_use(self, given: str | Path | None = None) -> str | Path:
+        """The cluster file that was given, or else the one that the settings name.
+
+        Raises:
+            ConfigError: there is neither.
+        """
+        path = given if given is not None else self.cluster_file
+        if path is None:
+            here = Path().absolute()
+            found = (
+                f"{here / SESSION_DIR} names none"
+                if SESSION_DIR.is_dir()
+                else (f"there is no {SESSION_DIR}/ in {here}")
+            )
+            raise ConfigError(
+                f"no cluster file: {found}: go to the directory in which redislink init made one, "
+                "run redislink init here, give --cluster FILE, or set REDISLINK_CLUSTER_FILE"
+            )
+        return path
 
     def is_from_env_file(self, name: str) -> bool:
         """Whether this setting came from ``.env``, not from the environment or the program."""
@@ -510,6 +562,12 @@ class RedisLinkSettings(BaseSettings):
             field = cls.model_fields.get(name)
             meant = field.description if field and field.description else "check the value"
             raise ConfigError(f"{_PREFIX}{name.upper()}: {text}: {meant}") from None
+
+
+def _of_party(path: Path | None, party: str | None) -> Path | None:
+    if path is None or (party is None and _PARTY in str(path)):
+        return None
+    return Path(str(path).replace(_PARTY, party or ""))
 
 
 def proxy_of_environment() -> ProxyChoice | None:

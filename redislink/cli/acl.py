@@ -6,14 +6,16 @@ get only their SHA-256 hashes.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 from redislink.broker import Broker
-from redislink.broker.url import split_urls
+from redislink.broker.url import Address, parse_url, split_urls
 from redislink.cli.errors import Verbose, say, show
 from redislink.cli.operator import brokers_as, cluster_of
 from redislink.errors import BrokerError, ConfigError
@@ -155,6 +157,14 @@ def acl(
             show(f"  password  {_told(kept, user.party, secrets[user.party])}")
             show(f"  rules     {' '.join(user.rules)}")
         _say_what_next(broker, out, update, admin)
+        if broker is not None:
+            again = _words(
+                *("redislink", "acl", *(() if cluster is None else ("--cluster", cluster))),
+                *("--apply", _as_user(broker)),
+                *(() if password_file is None else ("--password-file", password_file)),
+                *("--passwords", kept or "passwords", "--admin", "admin"),
+            )
+            _say_of_default_user(broker, admin, kept, again)
     if len(brokers) < 2 and spec.broker is not None and len(split_urls(spec.broker)) > 1:
         say(
             "the cluster file names several brokers: make the users on each, with passwords of "
@@ -208,15 +218,59 @@ def _say_what_next(
         say(f"broker {broker.label} has these users now")
         if update is None:
             say("it forgets them when it restarts, unless its aclfile has them: give --update FILE")
-        try:
-            is_on = broker_acl.default_user_is_on(broker)
-        except BrokerError as error:
-            say(f"cannot tell whether the default user is on ({error})")
-            return
-        if is_on:
-            say(
-                f"broker {broker.label}: its default user is on: make an admin of another name "
-                "(--admin NAME), then ACL SETUSER default off"
-            )
     elif out is None and update is None:
         say("turn the server's default user off once there is an admin of another name")
+
+
+def _say_of_default_user(
+    broker: Broker, admin: str | None, passwords: Path | None, again: str
+) -> None:
+    """Say how to turn the default user off, if it is on.
+
+    Args:
+        broker: which broker.
+        admin: the administrator that was made, if one was.
+        passwords: where its password is.
+        again: the command that makes one.
+    """
+    try:
+        if not broker_acl.default_user_is_on(broker):
+            return
+    except BrokerError as error:
+        say(f"cannot tell whether the default user is on ({error})")
+        return
+    say(
+        f"broker {broker.label}: its default user is on, and may do everything: turn it off once "
+        "there is an administrator of another name"
+    )
+    if admin is None:
+        say(f"to make one: {again}")
+        if passwords is None:
+            say("that makes new passwords for the parties, too, and keeps them in a directory")
+    secret = broker_acl.password_file(passwords or Path("passwords"), admin or "admin")
+    url = parse_url(broker.label)
+    servers: Sequence[Address | None] = broker.addresses() or url.addresses or (None,)
+    for address in servers:
+        dialled = ("-s", url.path) if address is None else ("-h", address[0], "-p", address[1])
+        off = _words("redis-cli", *dialled, *_tls(broker), "--user", admin or "admin")
+        say(f'then: REDISCLI_AUTH="$(cat {_words(secret)})" {off} ACL SETUSER default off')
+
+
+def _as_user(broker: Broker) -> str:
+    """The broker's URL with its user, if it has a name of its own, and no password."""
+    user = "" if broker.user == "default" else f"{quote(broker.user, safe='')}@"
+    return broker.label.replace("://", f"://{user}", 1)
+
+
+def _tls(broker: Broker) -> list[object]:
+    """The options of redis-cli for a broker's TLS files."""
+    files = broker.tls_files
+    if files is None:
+        return []
+    named = (("--cacert", files.ca), ("--cert", files.certificate), ("--key", files.key))
+    return ["--tls", *(word for pair in named if pair[1] is not None for word in pair)]
+
+
+def _words(*words: object) -> str:
+    """A command line for a shell."""
+    return shlex.join(str(word) for word in words)

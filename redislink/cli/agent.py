@@ -24,17 +24,22 @@ LOGGER = "redislink.jobs"
 
 def agent(
     policy: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="The policy: which jobs run here.", show_default=False),
-    ],
-    work: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            metavar="DIR",
-            help="Directory of the jobs: what is known of each, its log, its results.",
+            metavar="FILE",
+            help="The policy: which jobs run here; otherwise REDISLINK_POLICY_FILE.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory of the jobs: what is known of each, its log, its results; otherwise "
+            "REDISLINK_WORK_DIR.",
+            show_default=False,
+        ),
+    ] = None,
     programs: ProgramsOption = None,
     cluster: ClusterOption = None,
     party: PartyOption = None,
@@ -43,8 +48,10 @@ def agent(
 ) -> None:
     """Wait for jobs, and run those that the policy accepts, or a person at this machine.
 
-        redislink agent --party alice --policy policy.yaml \\
+        redislink agent --policy policy.yaml \\
             --programs programs --work work
+
+    Where redislink init made a session, it finds these by itself, and a policy that asks about all.
 
     It dials out to the broker, listens on nothing, and runs until SIGTERM or Ctrl-C; the jobs that
     run then go on when it starts again. SIGHUP has it read the policy again. People decide with
@@ -62,6 +69,15 @@ def agent(
             f"{name}: no identity: give --identity FILE, or set REDISLINK_IDENTITY_FILE to the "
             f"file that redislink keygen {name} wrote"
         )
+    policy = policy or settings.policy_file_of(name)
+    if policy is None:
+        raise ConfigError(
+            f"{name}: no policy: give --policy FILE, or set REDISLINK_POLICY_FILE; redislink init "
+            "makes one that asks about each job"
+        )
+    work = work or settings.work_dir_of(name)
+    if work is None:
+        raise ConfigError(f"{name}: no directory: give --work DIR, or set REDISLINK_WORK_DIR")
     store = store_at(programs)
     with errors.say_records(LOGGER, name):
         Agent(Place(spec, name, identity, policy, store.directory, work), settings).serve()

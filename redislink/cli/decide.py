@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from redislink.cli.errors import show
 from redislink.errors import ConfigError
+from redislink.settings import RedisLinkSettings
 from redislink.text import one_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,21 @@ _PATIENCE: Final = 5.0
 _LOOK: Final = 0.1
 SHOWN_DIGEST: Final = 19
 """Characters of a program's digest that a table shows: ``sha256:`` and twelve digits."""
+
+
+def work_at(directory: Path | None) -> Path:
+    """The work directory of the option ``--work`` or the settings.
+
+    Raises:
+        ConfigError: neither names one.
+    """
+    found = directory or RedisLinkSettings.load().work_dir_of()
+    if found is None:
+        raise ConfigError(
+            "no work directory: give --work DIR, or set REDISLINK_WORK_DIR (and REDISLINK_PARTY, "
+            "if {party} is in it)"
+        )
+    return found
 
 
 def jobs_at_agent(work: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from redislink.errors import (
     SecurityError,
 )
 from redislink.logs import NAME, JsonFormatter
-from redislink.settings import LONGEST_SECONDS, LogFormat, RedisLinkSettings
+from redislink.settings import LONGEST_SECONDS, LogFormat, RedisLinkSettings, SpuLogLevel
 from redislink.text import MOST_IN_LINE, one_line, printable
 
 
@@ -165,6 +165,13 @@ Verbose = Annotated[
         help="Log to stderr; show tracebacks of redislink's own errors.",
     ),
 ]
+
+
+def spu_log(settings: RedisLinkSettings) -> dict[str, str]:
+    """The variable that shows more of SPU's log under ``--verbose``, unless the settings say."""
+    if not _verbose or "spu_log_level" in settings.model_fields_set:
+        return {}
+    return {"REDISLINK_SPU_LOG_LEVEL": SpuLogLevel.INFO.value}
 
 
 def check_finite(seconds: float) -> float:

@@ -7,6 +7,7 @@ what it finds.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 import yaml
 
-from redislink.cli.errors import Verbose, say, show
+from redislink.cli.errors import ExitCode, Verbose, say, show
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.cluster.introduction import Introduction
 from redislink.cluster.trial import DEVICE, trial_devices, write_trial
@@ -38,9 +39,23 @@ _SETTINGS: Final = """\
 # Made by redislink init. redislink reads this file in the directory above it; lines in .env there,
 # and variables of the environment, take precedence.
 """
+_POLICY: Final = """\
+# Made by redislink init: by which rules does redislink agent decide about jobs? The first rule that
+# matches decides. So far nothing runs by itself: a person decides about each job with
+# redislink jobs list --work {work}, jobs show, approve, refuse.
+# How to write rules: docs/how-to/policies.md
+rules:
+- name: ask about everything
+  action: ask
+# Data sets that jobs may name:
+#data:
+#  patients: /srv/data/patients.csv
+"""
 _BROKER_LINES: Final = """\
 # Where the broker is. Of `redislink broker`, for a trial: redis://127.0.0.1:6379/0
 #REDISLINK_BROKER_URL=rediss://{session}~{party}@BROKER:6379/0
+# To keep an audit record of each run:
+#REDISLINK_AUDIT_FILE={directory}/{{session}}.{{party}}.audit.jsonl
 # From the broker's administrator; the paths begin at the directory above this one:
 #REDISLINK_BROKER_PASSWORD_FILE={directory}/broker.password
 #REDISLINK_BROKER_TLS_CA={directory}/ca.crt
@@ -55,7 +70,10 @@ def init(
     parties: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PARTY", help="Names of all parties, in rank order.", show_default=False
+            metavar="PARTY",
+            help="Names of all parties, in the same order at each: it numbers them, and of more "
+            "than three the first three compute.",
+            show_default=False,
         ),
     ] = None,
     as_party: Annotated[
@@ -127,7 +145,7 @@ def init(
     beside it, redislink init alone makes the cluster file, the same at every party.
     """
     begun = _begun(directory)
-    if begun is not None and not parties and as_party is None:
+    if begun is not None and _is_same(begun, as_party, parties, session, protocol):
         _go_on(directory, begun, broker)
         return
     if not parties:
@@ -149,7 +167,7 @@ def init(
     _introduce(
         directory, as_party, parties, session or _session_of(parties), devices, protocol, identity
     )
-    _go_on(directory, Introduction.read(_introduction(directory, as_party)), broker)
+    _go_on(directory, Introduction.read(_introduction(directory, as_party)), broker, first=True)
 
 
 # -- asking ----------------------------------------------------------------------------------------
@@ -162,7 +180,9 @@ def _ask(as_party: str | None) -> tuple[list[str], str | None]:
             "machine, redislink init --as alice alice bob carol at the organisation alice"
         )
     answer = typer.prompt(
-        "Who takes part? Names with spaces between them, in the same order at all", err=True
+        "Who takes part? Names with spaces between them, in the same order at each party, as it "
+        "numbers them, and of more than three the first three compute",
+        err=True,
     )
     parties = answer.replace(",", " ").split()
     if as_party is None:
@@ -220,17 +240,36 @@ def _make_trial(directory: Path, content: dict[str, Any], protocol: str | None) 
     say(f"{DEVICE}: {whom_it_trusts(spec, DEVICE)}")
     first = spec.party_names[0]
     options = f"--cluster {cluster} --party {first} --identity {key_files[first]}"
+    for_agent = _make_for_agent(directory)
     if settings is not None:
         _write_settings(
             settings,
             REDISLINK_CLUSTER_FILE=str(cluster),
             REDISLINK_IDENTITY_FILE=str(directory / "{party}.key"),
+            **for_agent,
         )
         options = f"--party {first}"
     say(f"next: redislink broker, and for each party redislink run {options} PROGRAM")
 
 
 # -- one organisation ------------------------------------------------------------------------------
+
+
+def _is_same(
+    begun: Introduction,
+    as_party: str | None,
+    parties: list[str] | None,
+    session: str | None,
+    protocol: str | None,
+) -> bool:
+    """Whether the command line says nothing else than what was begun."""
+    return (
+        as_party in (None, begun.party)
+        and (as_party is not None or not parties)
+        and tuple(parties or begun.parties) == begun.parties
+        and session in (None, begun.session)
+        and (protocol is None or trial_devices(list(begun.parties), protocol) == begun.devices)
+    )
 
 
 def _introduction(directory: Path, party: str) -> Path:
@@ -258,8 +297,8 @@ def _introduce(
     path = _introduction(directory, check_name(party, "party"))
     if path.exists():
         raise ConfigError(
-            f"{path}: exists already: run redislink init alone to go on, or move {directory} away "
-            "to begin anew"
+            f"{path}: exists already, and says something else: run redislink init alone to go on, "
+            f"or move {directory} away to begin anew"
         )
     key_file = identity or directory / f"{party}.key"
     there = identity is not None or key_file.exists()
@@ -284,6 +323,7 @@ def _introduce(
         raise ConfigError(f"{error.filename}: {error.strerror}: choose another --dir") from None
     say(f"{'found' if there else 'wrote'} {key_file}: {party}'s private key, which stays here")
     say(f"{DEVICE}: {_why(devices, parties, protocol)}")
+    for_agent = _make_for_agent(directory)
     settings = _settings_file(directory)
     if settings is not None:
         _write_settings(
@@ -292,11 +332,15 @@ def _introduce(
             REDISLINK_CLUSTER_FILE=str(directory / "cluster.yaml"),
             REDISLINK_PARTY=party,
             REDISLINK_IDENTITY_FILE=str(key_file),
+            **for_agent,
         )
 
 
-def _go_on(directory: Path, own: Introduction, broker: str | None) -> None:
-    """Make the cluster file if all introductions are there; otherwise say whose are missing."""
+def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: bool = False) -> None:
+    """Make the cluster file if all introductions are there; otherwise say whose are missing.
+
+    The first time, that is what has to happen next; later it is an error.
+    """
     cluster = directory / "cluster.yaml"
     paths = {name: _introduction(directory, name) for name in own.parties if name != own.party}
     missing = [name for name, path in paths.items() if not path.exists()]
@@ -310,7 +354,16 @@ def _go_on(directory: Path, own: Introduction, broker: str | None) -> None:
             f"2. put their files beside it: {wanted} {'is' if len(missing) == 1 else 'are'} missing"
         )
         say("3. then run redislink init again, here: it makes the cluster file")
-        return
+        if first:
+            return
+        s = "" if len(missing) == 1 else "s"
+        say(
+            f"no cluster file yet: the introduction{s} of {', '.join(missing)} "
+            f"{'is' if not s else 'are'} missing in {directory / 'introductions'}",
+            party=own.party,
+            level=logging.ERROR,
+        )
+        raise SystemExit(int(ExitCode.PEER))
     others = {name: Introduction.read(path) for name, path in paths.items()}
     content = own.assemble(others, broker)
     if cluster.exists():
@@ -335,7 +388,7 @@ def _go_on(directory: Path, own: Introduction, broker: str | None) -> None:
     say(f"2. whoever runs the broker gets {cluster}, and makes users with redislink acl")
     where = _settings_file(directory) or Path(".env")
     say(f"3. put what you get from them into {where}, then: redislink doctor")
-    say("4. at every party: redislink run PROGRAM")
+    say("4. at every party: redislink run PROGRAM, or redislink agent, which waits for jobs")
 
 
 def _check_same(cluster: Path, content: dict[str, Any]) -> None:
@@ -345,6 +398,24 @@ def _check_same(cluster: Path, content: dict[str, Any]) -> None:
             "move the cluster file away and run redislink init again; otherwise put its "
             "introduction back"
         )
+
+
+def _make_for_agent(directory: Path) -> dict[str, str]:
+    """Make what ``redislink agent`` needs besides; the settings that name it."""
+    policy, programs, work = (directory / name for name in ("policy.yaml", "programs", "work"))
+    try:
+        for path in (programs, work):
+            path.mkdir(mode=0o700, exist_ok=True)
+        if not policy.exists():
+            with open_new(policy, OWNER_ONLY) as file:
+                file.write(_POLICY.format(work=work / "PARTY"))
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}: move it away first") from None
+    return {
+        "REDISLINK_POLICY_FILE": str(policy),
+        "REDISLINK_PROGRAMS_DIR": str(programs),
+        "REDISLINK_WORK_DIR": str(work / "{party}"),
+    }
 
 
 # -- what other commands find ----------------------------------------------------------------------

@@ -29,11 +29,11 @@ _LISTEN = 5.0
 """Seconds in which agents that run say that they have ended a job."""
 app = group("What becomes of jobs: for their driver, or with --work at an agent's machine.")
 WorkOption = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--work",
         metavar="DIR",
-        help="At an agent's machine: its work directory.",
+        help="At an agent's machine: its work directory; otherwise REDISLINK_WORK_DIR.",
         show_default=False,
     ),
 ]
@@ -58,20 +58,20 @@ ReasonOption = Annotated[
 
 
 @app.command(epilog=EPILOG)
-def approve(job: JobArgument, work: WorkOption, verbose: Verbose = False) -> None:
+def approve(job: JobArgument, work: WorkOption = None, verbose: Verbose = False) -> None:
     """Approve a job that waits for a person at this agent: this one job, with this program.
 
     redislink jobs show JOB --work DIR --source shows what would run.
     """
-    decide.decide(work, job, "approve")
+    decide.decide(decide.work_at(work), job, "approve")
 
 
 @app.command(epilog=EPILOG)
 def refuse(
-    job: JobArgument, work: WorkOption, reason: ReasonOption = "", verbose: Verbose = False
+    job: JobArgument, work: WorkOption = None, reason: ReasonOption = "", verbose: Verbose = False
 ) -> None:
     """Refuse a job that waits for a person at this agent. It starts nowhere."""
-    decide.decide(work, job, "refuse", reason)
+    decide.decide(decide.work_at(work), job, "refuse", reason)
 
 
 @app.command(epilog=EPILOG)

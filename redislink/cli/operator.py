@@ -83,10 +83,7 @@ def cluster_of(cluster: Path | None) -> ClusterSpec:
     Raises:
         ConfigError: neither names a file, or the file is wrong.
     """
-    path = cluster or RedisLinkSettings.load().cluster_file
-    if path is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
-    return load_cluster(path)
+    return load_cluster(RedisLinkSettings.load().cluster_file_to_use(cluster))
 
 
 def surveys_of(

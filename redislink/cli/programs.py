@@ -72,13 +72,17 @@ def add_program(
         str | None,
         typer.Option(
             metavar="JOB",
-            help="Instead of PATH: the program that came with this job's offer; with --work.",
+            help="Instead of PATH: the program that came with this job's offer.",
             show_default=False,
         ),
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The agent's work directory.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="With --job: the agent's work directory; otherwise REDISLINK_WORK_DIR.",
+            show_default=False,
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -202,15 +206,15 @@ def remove_program(
 
 def _program_at(path: Path | None) -> tuple[Program, str]:
     if path is None:
-        raise ConfigError("no program: give PATH, or --job JOB with --work DIR")
+        raise ConfigError("no program: give PATH, or --job JOB")
     return Program.read(path), default_name(path)
 
 
 def _program_of(job: str, work: Path | None, path: Path | None) -> tuple[Program, str]:
     """The program that came with a job, and what its driver calls it."""
-    if work is None or path is not None:
-        raise ConfigError("--job JOB needs --work DIR, the agent's, and no PATH")
-    offer = decide.job_at_agent(work, job).offer
+    if path is not None:
+        raise ConfigError("--job JOB takes the program from a job, so give no PATH")
+    offer = decide.job_at_agent(decide.work_at(work), job).offer
     if offer.source is None:
         raise ConfigError(f"{offer.job}: its program was not attached: give PATH instead")
     return Program.unpack_untrusted(offer.source), offer.program_name

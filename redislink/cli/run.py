@@ -180,7 +180,7 @@ def run(
         os.environ["REDISLINK_JOURNAL_DIR"] = str(journal.resolve())
     elif fresh and settings.journal_dir is None:
         raise ConfigError("--fresh without a journal: give --journal DIR too")
-    os.environ.update(exchanged(settings, data, results))
+    os.environ.update(exchanged(settings, data, results) | errors.spu_log(settings))
     if report is not None and path is not None:
         from redislink.cli.report import report_at_end
 

@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from redislink.cli import errors
 from redislink.cli.errors import ExitCode, Verbose, check_finite, say
 from redislink.cli.exchange import DataOption, ResultsOption, exchanged
 from redislink.cli.termination import sigterm_interrupts
@@ -106,7 +107,8 @@ def simulate(
     commands = _commands(spec, program, arguments or [], own or [])
     if results is not None and "{party}" not in str(results):
         results /= "{party}"  # else each would replace the others'
-    more = exchanged(RedisLinkSettings.load(), data, results)
+    settings = RedisLinkSettings.load()
+    more = exchanged(settings, data, results) | errors.spu_log(settings)
     with sigterm_interrupts():
         code = _run(spec, commands, timeout, more)
     raise SystemExit(code)

@@ -67,13 +67,8 @@ def resolve(
         ConfigError: the cluster file or the party is missing or wrong.
     """
     errors.advise_doctor("--cluster", cluster, "--party", party, "--identity", identity)
-    path = cluster or settings.cluster_file
+    path = Path(settings.cluster_file_to_use(cluster))
     name = party or settings.party
-    if path is None:
-        raise ConfigError(
-            "no cluster file: give --cluster FILE, set REDISLINK_CLUSTER_FILE, or make one with "
-            "redislink init"
-        )
     spec = load_cluster(path)
     if name is None:
         raise ConfigError(

@@ -101,15 +101,15 @@ class Introduction(BaseModel):
             ConfigError: one of them understood the session differently.
         """
         for name, other in others.items():
-            for field in ("session", "parties", "devices"):
+            for field in ("parties", "session", "devices"):
                 ours, theirs = getattr(self, field), getattr(other, field)
                 if ours != theirs:
                     raise ConfigError(
                         f"{name} has {one_line(f'{field}: {theirs}', 200)}, and {self.party} has "
                         f"{one_line(f'{field}: {ours}', 200)}: all must name the same parties in "
-                        "the same order; where it is wrong, move that party's directory away, run "
-                        "redislink init --as … again (with --identity and its old key), and pass "
-                        "the new introduction on"
+                        "the same order, which numbers them; where it is wrong, move that party's "
+                        "directory away, run redislink init --as … again (with --identity and its "
+                        "old key), and pass the new introduction on"
                     )
         everybody = {self.party: self, **others}
         self._cluster(everybody, "cluster").public_keys()  # each has one, and its own

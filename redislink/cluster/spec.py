@@ -24,6 +24,7 @@ from redislink.files import read_text
 from redislink.identity.keypair import parse_public_key
 from redislink.identity.signing import parse_signing_key
 from redislink.protocol.list_names import check_name
+from redislink.settings import SESSION_DIR
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 _LONGEST_WITH_JOBS: Final = 50
@@ -425,7 +426,10 @@ def load_cluster(path: str | Path) -> ClusterSpec:
             the remedy.
     """
     source = f"cluster file {path}"
-    with reading(source, "check the path given with --cluster or REDISLINK_CLUSTER_FILE"):
+    remedy = "check the path given with --cluster or REDISLINK_CLUSTER_FILE"
+    if Path(path).parent == SESSION_DIR:
+        remedy = "redislink init, in this directory, says what is missing to make it"
+    with reading(source, remedy):
         text = read_text(path)
     return ClusterSpec.load(text, source)
 

@@ -57,12 +57,14 @@ class Parties:
         if self.settings.trial_dir is not None:
             self._trial = Trial(self.settings.trial_dir)
             return
-        if self.settings.cluster_file is None:
+        try:
+            path = self.settings.cluster_file_to_use()
+        except ConfigError as error:
             raise ConfigError(
-                "no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE; or try the "
-                "program on this machine alone with redislink run --brpc-programs --trial"
-            )
-        self._cluster = load_cluster(self.settings.cluster_file)
+                f"{error}; or try the program on this machine alone with redislink run "
+                "--brpc-programs --trial"
+            ) from None
+        self._cluster = load_cluster(path)
         self.party = self.settings.party
         if self.party is not None:
             if not drives or self.party not in self._cluster.driver_names:

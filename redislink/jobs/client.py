@@ -487,10 +487,7 @@ def _listed_untrusted(value: Any) -> tuple[Offer, Status]:
 def _cluster(cluster: str | Path | ClusterSpec | None, settings: RedisLinkSettings) -> ClusterSpec:
     if isinstance(cluster, ClusterSpec):
         return cluster
-    path = cluster or settings.cluster_file
-    if path is None:
-        raise ConfigError("no cluster file: give --cluster FILE, or set REDISLINK_CLUSTER_FILE")
-    return load_cluster(path)
+    return load_cluster(settings.cluster_file_to_use(cluster))
 
 
 def _driver(driver: str | None, cluster: ClusterSpec, settings: RedisLinkSettings) -> str:

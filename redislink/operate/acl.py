@@ -416,7 +416,8 @@ def _run_acl_on(broker: Broker, commands: Sequence[Sequence[bytes | int | str]])
             return [connection.execute(*command, timeout=broker.timeout) for command in commands]
         except BrokerPermissionError:
             raise BrokerPermissionError(
-                f"broker {broker.label}: this user may not run ACL: give the URL of an admin, or "
+                f"broker {broker.label}: this user may not run ACL: log in as an administrator, "
+                f"--apply {broker.label.replace('://', '://ADMIN@', 1)} --password-file FILE, or "
                 "paste what redislink acl prints without --apply into the service's console"
             ) from None
         except BrokerRefused as error:

@@ -411,8 +411,10 @@ def _in_memory(
     numbers: dict[str, int] = {}
 
     def make_link(name: str, members: Sequence[str]) -> SpuLink:
+        from redislink.spu.log import limit_log
         from redislink.spu.memory import create_memory_link
 
+        limit_log(settings.spu_log_level)
         numbers[name] = numbers.get(name, 0) + 1
         place = links.sub(name).sub(str(numbers[name]))
         return create_memory_link(place, members)

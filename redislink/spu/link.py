@@ -30,6 +30,7 @@ from redislink.forking import (
 )
 from redislink.logs import PartyLogger
 from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.spu.log import limit_log
 from redislink.spu.malloc import keep_freed_memory
 from redislink.transport.endpoint import Endpoint
 
@@ -134,6 +135,7 @@ def create_link(
     if endpoint is None:  # otherwise `connect` has logged it
         for warning in warnings(cluster, device):
             log.warning("%s: %s: %s", party, warning, REMEDY)
+    limit_log(settings.spu_log_level)
     chosen = _choose_mode(mode, settings, spec, party)
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     return _join(device, members, chosen, endpoint, cluster, party, settings)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import secrets
+import shlex
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from redislink import BrokerPermissionError
+from redislink import BrokerAuthError, BrokerPermissionError
 from redislink.broker import Broker, EmbeddedBroker
 from redislink.operate import acl
 from redislink.protocol import list_names
 from tests.cli.conftest import CLUSTER, NAMES, Call, Write
+from tests.deploy.test_broker_files import server_binary
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,12 @@ def test_the_list_to_paste(call: Call, write_cluster: Write, server: EmbeddedBro
     admin.close()
 
 
-def test_apply(call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path) -> None:
+def test_apply(call: Call, write_cluster: Write, tmp_path: Path) -> None:
+    with EmbeddedBroker(password=secrets.token_urlsafe(16)) as server:
+        _apply(call, write_cluster, server, tmp_path)
+
+
+def _apply(call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_path: Path) -> None:
     (tmp_path / "admin").write_text(server.url.partition(":")[2].split("@")[0][3:] + "\n")
     (tmp_path / "admin").chmod(0o600)
     words = ("acl", "--cluster", write_cluster(), "--passwords", "passwords", "--apply")
@@ -75,6 +83,7 @@ def test_apply(call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_pat
         assert code == 0, err
         assert f"broker {no_password} has these users now" in err
         assert "its default user is on" in err
+        again, turn_off = re.findall(r"^redislink: (?:to make one|then): (.*)$", err, re.MULTILINE)
         for name, party in printed(out).items():
             path = tmp_path / "passwords" / f"{name}.password"
             assert party["password"] == f"in passwords/{name}.password"
@@ -82,6 +91,13 @@ def test_apply(call: Call, write_cluster: Write, server: EmbeddedBroker, tmp_pat
             password = path.read_text().strip()
             assert password not in out + err
             check_works(acl.party_url(server.url, party["user"], password), name)
+    # What it says to do about the default user, as printed.
+    assert call(*shlex.split(again)[1:])[0] == 0
+    server_binary("redis-cli")
+    done = subprocess.run(turn_off, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout == "OK\n"
+    with pytest.raises(BrokerAuthError):
+        Broker(server.url).open()
 
 
 def test_a_file_for_the_server(call: Call, write_cluster: Write, tmp_path: Path) -> None:
@@ -245,7 +261,7 @@ def test_what_goes_wrong(
         (["--cluster", path, "--apply", "http://x"], 2, "unknown scheme"),
         (["--cluster", path, "--apply", "redis://[::1", "--password-file", "x"], 2, "not valid"),
         (["--cluster", path, "--apply", wrong], 3, "check the user and password"),
-        (["--cluster", path, "--apply", weak], 3, "may not run ACL: give the URL of an admin"),
+        (["--cluster", path, "--apply", weak], 3, "may not run ACL: log in as an administrator"),
         (["--cluster", path, "--apply", wrong, "--password-file", "x"], 2, "password file x"),
         (["--cluster", path, "--out", "none/users.acl"], 2, "cannot be written"),
     ):

@@ -62,7 +62,8 @@ def test_cluster_file_not_given(redislink: Run, write_program: Write) -> None:
     check_one_line(
         result,
         2,
-        "give --cluster FILE, set REDISLINK_CLUSTER_FILE, or make one with redislink init",
+        "there is no redislink-session/ in",
+        "run redislink init here, give --cluster FILE, or set REDISLINK_CLUSTER_FILE",
     )
 
 

@@ -99,4 +99,6 @@ def test_command(
 
 
 def test_without_a_cluster(redislink: Run) -> None:
-    check_one_line(redislink("bench"), ExitCode.CONFIG, "no cluster file", "--cluster")
+    check_one_line(
+        redislink("bench"), ExitCode.CONFIG, "no cluster file", "--cluster", "run redislink init"
+    )

@@ -10,10 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from redislink import ClusterSpec, RedisLinkSettings, load_cluster
-from redislink.cli import app
+from redislink.cli import ExitCode, app
 from redislink.cluster.introduction import Introduction
 from redislink.errors import ConfigError
 from redislink.identity.keypair import Identity
+from redislink.jobs.agent import Agent
+from redislink.jobs.policy import Action, Policy
+from redislink.jobs.work import WorkDirectory
 from tests.cli.conftest import Call
 
 At = Callable[..., tuple[int, str, str]]
@@ -50,10 +53,16 @@ def test_two_organisations_come_to_the_same_cluster_file(at: At, tmp_path: Path)
         assert (code, out) == (0, f"{DIRECTORY}/introductions/{party}.yaml\n")
         assert "CHEETAH, because two parties compute, and neither has to trust the other" in err
         assert "is missing" in err
+        assert "redislink init, in this directory, says what is missing" in at(party, "acl")[2]
         secret = Identity.load(DIRECTORY / f"{party}.key").private_key
         assert (DIRECTORY / f"{party}.key").stat().st_mode & 0o777 == 0o600
         assert secret not in (DIRECTORY / "introductions" / f"{party}.yaml").read_bytes()
         assert not list(Path().rglob("*.key"))[1:]
+        peer = PARTIES[1 - PARTIES.index(party)]
+        for again in ((), ("--as", party), ("--as", party, *PARTIES)):
+            code, _, err = at(party, "init", *again)
+            assert code == ExitCode.PEER
+            assert f"the introduction of {peer} is missing in {DIRECTORY}/introductions" in err
     exchange(tmp_path)
     made = []
     for party in PARTIES:
@@ -80,7 +89,8 @@ def test_parties_that_do_not_agree_are_told(at: At, tmp_path: Path) -> None:
     exchange(tmp_path)
     code, _, err = at("alice", "init")
     assert code == 2
-    assert "bob has session: bob-alice, and alice has session: alice-bob" in err
+    assert "bob has parties: ('bob', 'alice'), and alice has parties: ('alice', 'bob')" in err
+    assert "the same order, which numbers them" in err
     assert not (DIRECTORY / "cluster.yaml").exists()
 
 
@@ -104,9 +114,9 @@ def test_a_key_that_is_there_is_used_and_stays(at: At) -> None:
     assert Path("mine.key").read_bytes() == before
     assert not (DIRECTORY / "alice.key").exists()
     assert RedisLinkSettings.load().identity_file == Path("mine.key")
-    code, _, err = at("alice", "init", "--as", "alice", *PARTIES)
+    code, _, err = at("alice", "init", "--as", "alice", *PARTIES, "carol")
     assert code == 2
-    assert "exists already: run redislink init alone to go on" in err
+    assert "exists already, and says something else: run redislink init alone to go on" in err
 
 
 @pytest.mark.parametrize(
@@ -168,3 +178,26 @@ def test_a_trial_has_devices_for_its_number_of_parties(at: At) -> None:
     assert at("x", "init", "a", "b", "c", "d")[0] == 0
     spec: ClusterSpec = load_cluster(DIRECTORY / "cluster.yaml")
     assert spec.device("SP0").members == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("how", [("--as", "alice"), ()])
+def test_an_agent_finds_what_it_needs_and_asks_about_each_job(
+    at: At, how: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at("alice", "init", *how, *PARTIES)
+    if how:
+        at("bob", "init", "--as", "bob", *PARTIES)
+        exchange(tmp_path)
+        at("alice", "init", "--broker", "redis://127.0.0.1:6379/0")
+    started = []
+    monkeypatch.setattr(Agent, "serve", lambda self: started.append(self._place))
+    code, _, err = at("alice", "agent", *(() if how else ("--party", "alice")))
+    assert (code, len(started)) == (0, 1), err
+    policy = Policy.load(started[0].policy)
+    assert [rule.action for rule in policy.rules] == [Action.ASK]
+    WorkDirectory(started[0].work).take("alice")
+    assert started[0].programs == DIRECTORY / "programs"
+    words = ("jobs", "approve", "j" + "z" * 12)
+    code, _, err = at("alice", *words, *(() if how else ("--work", str(started[0].work))))
+    assert "there is no job" in err
+    assert how or "give --work DIR, or set REDISLINK_WORK_DIR" in at("alice", *words)[2]

@@ -94,11 +94,11 @@ def test_a_party_or_all_of_them(
         (["run", "--brpc-programs", "--trial", "--party", "alice"], "leave --cluster, --party"),
         (["run", "--brpc-programs", "--trial", "--audit", "x"], "are for programs with a Session"),
         (["run", "--trial"], "give --brpc-programs too"),
-        (["run", "--brpc-programs"], "no cluster file: give --cluster FILE"),
+        (["run", "--brpc-programs"], "no cluster file: there is no redislink-session/ in"),
         (["run", "--brpc-programs", "--alias", "r0", "--trial"], "--alias r0: is not NAME=PARTY"),
         (["ppd", "--trial"], "whatever driver sends: give --i-trust-the-driver if you do"),
         (["ppd", "--trial", "--driver", "-x"], "driver name '-x' is not valid"),
-        (["ppd", "--i-trust-the-driver"], "no cluster file: give --cluster FILE"),
+        (["ppd", "--i-trust-the-driver"], "no cluster file: there is no redislink-session/ in"),
     ],
 )
 def test_what_does_not_go_together_is_an_error(

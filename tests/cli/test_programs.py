@@ -123,8 +123,8 @@ def test_what_came_with_a_job_is_approved_for_good(
     assert found is not None
     assert found.digest == program.digest
     for words, why in (
-        (("--job", sent.job), "needs --work DIR"),
-        (("lr", "--job", sent.job, *at), "and no PATH"),
+        (("--job", sent.job), "no work directory: give --work DIR"),
+        (("lr", "--job", sent.job, *at), "so give no PATH"),
         ((), "give PATH, or --job JOB"),
         (("--job", "jnosource0000", *at), "was not attached"),
         (("--job", "j00000000000x", *at), "there is no job"),

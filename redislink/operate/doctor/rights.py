@@ -216,8 +216,9 @@ def others_lists(exam: Examination) -> Verdict:
         f"user {exam.user} can {', '.join(can[:4])}{' and more' if can[4:] else ''}: the broker "
         "has no users per party, so any party, or anybody with its password, can remove messages "
         "between others (in sealed sessions it can neither read nor change them)",
-        "as an admin, redislink acl --cluster FILE --apply URL; then give each party its own URL, "
-        "and turn the default user off",
+        f"as an administrator: redislink acl --cluster {exam.case.settings.cluster_file or 'FILE'} "
+        f"--apply {exam.broker.label} --passwords passwords --admin admin; give each party its own "
+        "user and password; and turn the default user off, with the command that this prints",
     )
 
 

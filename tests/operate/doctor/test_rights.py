@@ -149,7 +149,7 @@ def test_no_users_per_party(server: EmbeddedBroker, doctor: Ask, admin: Admin) -
     told = doctor(server.url, spec=(spec := trio()))
     told.check(
         *("other parties' lists", Level.WARN, "user default can push as carol to bob"),
-        *("the broker has no users per party", "redislink acl --cluster FILE --apply URL"),
+        *("the broker has no users per party", "redislink acl --cluster FILE --apply redis:"),
     )
     assert told.report.blame is None
     new = contents(admin).keys() - before.keys()

@@ -1,0 +1,49 @@
+"""SPU's own log keeps away from what a program prints, unless somebody asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from spu import libspu
+
+from redislink import Session, Simulator
+from redislink.cli import errors
+from redislink.settings import RedisLinkSettings, SpuLogLevel
+from redislink.spu import log
+
+
+def test_a_product_on_cheetah_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    def product(session: Session) -> Any:
+        sp = session.spu("SP0")
+        x = sp.private(lambda: np.ones(4, np.float32), owner="alice")
+        y = sp.private(lambda: np.ones(4, np.float32), owner="bob")
+        return sp.reveal(sp.run(lambda x, y: x @ y)(x, y), to=["alice"])
+
+    assert float(Simulator(2).run(product)["alice"]) == pytest.approx(4, abs=0.01)
+    assert capfd.readouterr().out == ""
+
+
+def test_the_level_is_set_once_and_its_file_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = []
+
+    def note(options: Any) -> None:
+        assert Path(options.system_log_path).exists()
+        levels.append(options.log_level)
+
+    monkeypatch.setattr(log, "_limited", False)
+    monkeypatch.setattr(libspu.logging, "setup_logging", note)
+    for level in SpuLogLevel.UNCHANGED, SpuLogLevel.INFO, SpuLogLevel.WARN:
+        log.limit_log(level)
+    assert levels == [libspu.logging.LogLevel.INFO]
+    assert all(hasattr(libspu.logging.LogLevel, level.name) for level in list(SpuLogLevel)[:-1])
+
+
+def test_verbose_shows_it_unless_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RedisLinkSettings(_env_file=None)
+    assert errors.spu_log(settings) == {}
+    monkeypatch.setattr(errors, "_verbose", True)
+    assert errors.spu_log(settings) == {"REDISLINK_SPU_LOG_LEVEL": "info"}
+    assert errors.spu_log(settings.load(spu_log_level="error")) == {}
