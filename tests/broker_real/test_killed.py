@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from redislink import RedisLinkError, Session
-from redislink.cli.parties import PartyProcess
 from redislink.cluster.trial import trial_devices, write_trial
 from redislink.identity import Identity
 from tests.broker_real.conftest import MakeServer
 from tests.conftest import quick_settings
 from tests.support import adding_party
+from tests.support.forking import ForkedParty
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -35,14 +35,14 @@ def test_a_killed_party_comes_back_and_the_run_goes_on(
     keys = {name: tmp_path / f"{name}.key" for name in names}
     content = {"session": "s", "parties": names, "devices": trial_devices(names, "SEMI2K")}
     write_trial(content, cluster, keys, "of one test")
-    lives: list[PartyProcess] = []
+    lives: list[ForkedParty] = []
     told: list[dict[str, Any]] = []
 
     def start_bob() -> None:
         directory = tmp_path / f"bob-{len(lives) + 1}"
         directory.mkdir()
         lives.append(
-            PartyProcess(
+            ForkedParty(
                 "bob",
                 cluster=cluster,
                 program=Path(adding_party.__file__),

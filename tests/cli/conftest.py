@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -47,7 +48,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     A party that the words name has its own key, unless the test gives another or "".
     """
-    with starting(tmp_path, _forked) as start_one:
+    with starting(tmp_path, ForkedCommand) as start_one:
+        yield start_one
+
+
+@pytest.fixture
+def start_demo(tmp_path: Path) -> Iterator[Start]:
+    """As ``start``; the parties are forked from the demo."""
+    with starting(tmp_path, functools.partial(ForkedCommand, forks_parties=True)) as start_one:
         yield start_one
 
 
@@ -56,10 +64,6 @@ def spawn(tmp_path: Path) -> Iterator[Start]:
     """As ``start``, by ``python -m redislink``: for what begins before the command is parsed."""
     with starting(tmp_path, _spawned) as start_one:
         yield start_one
-
-
-def _forked(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    return ForkedCommand(words, cwd=cwd, env=env)
 
 
 def _spawned(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
@@ -75,9 +79,7 @@ def _spawned(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Pop
 
 
 @contextlib.contextmanager
-def starting(
-    directory: Path, begin: Callable[[list[str], Path, dict[str, str]], subprocess.Popen[str]]
-) -> Iterator[Start]:
+def starting(directory: Path, begin: Callable[..., subprocess.Popen[str]]) -> Iterator[Start]:
     """What starts commands in a directory; none of them outlives the block."""
     processes: list[subprocess.Popen[str]] = []
 
@@ -87,7 +89,7 @@ def starting(
             settings = {"identity_file": str(key_file(directory, str(party)))} | settings
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("REDISLINK_")}
         environment = inherited | {f"REDISLINK_{k.upper()}": v for k, v in settings.items()}
-        processes.append(begin([*map(str, words)], directory, environment))
+        processes.append(begin([*map(str, words)], cwd=directory, env=environment))
         return processes[-1]
 
     try:

@@ -95,8 +95,8 @@ def test_acl_by_who_is_no_admin(redislink: Run) -> None:
         check_one_line(redislink("demo", "--broker", url, "--acl"), 3, "may not run ACL")
 
 
-def test_a_party_that_fails(redislink: Run) -> None:
-    result = redislink("demo", "--json", connect_timeout="0.001")
+def test_a_party_that_fails(start_demo: Start) -> None:
+    result = ended(start_demo("demo", "--json", connect_timeout="0.001"))
     assert result.returncode == 4, result.stderr
     told = json.loads(result.stdout)
     assert told["ok"] is False
@@ -108,10 +108,10 @@ def test_a_party_that_fails(redislink: Run) -> None:
         assert re.match(rf"redislink: ({'|'.join(PARTIES)}): .*REDISLINK_CONNECT_TIMEOUT", line)
 
 
-def test_a_party_that_is_killed_on_a_broker_without_users(start: Start) -> None:
+def test_a_party_that_is_killed_on_a_broker_without_users(start_demo: Start) -> None:
     """They have joined over it by then, with the URL as it is."""
     with EmbeddedBroker(password="s3cret") as broker:
-        demo = start("demo", "--json", "--broker", broker.url)
+        demo = start_demo("demo", "--json", "--broker", broker.url)
         parties = wait_for_parties(demo.pid)
         wait_until(lambda: len(run(broker.url, "KEYS", "rl:*:!claim")) == len(PARTIES), TIMEOUT)
         clients = run(broker.url, "CLIENT", "LIST").decode()
@@ -127,9 +127,11 @@ def test_a_party_that_is_killed_on_a_broker_without_users(start: Start) -> None:
     assert not psutil.wait_procs(parties, timeout=10)[1]
 
 
-def test_one_that_is_terminated_leaves_no_process_and_no_user_on_a_cluster(start: Start) -> None:
+def test_one_that_is_terminated_leaves_no_process_and_no_user_on_a_cluster(
+    start_demo: Start,
+) -> None:
     with ClusterGroup() as group:
-        demo = start("demo", "--broker", group.url, "--acl")
+        demo = start_demo("demo", "--broker", group.url, "--acl")
         parties = wait_for_parties(demo.pid)
         wait_until(lambda: claims(group) == len(PARTIES), TIMEOUT)
         for port in group.masters:
@@ -156,17 +158,11 @@ def test_bad_broker_is_said_before_anything_starts(redislink: Run) -> None:
 
 
 def wait_for_parties(demo: int) -> list[psutil.Process]:
-    """The party processes, once all three have been started."""
-
-    def find() -> list[psutil.Process]:
-        return [
-            child
-            for child in psutil.Process(demo).children()
-            if "run" in child.cmdline() and "--party" in child.cmdline()
-        ]
-
-    wait_until(lambda: len(find()) == len(PARTIES), TIMEOUT)
-    return find()
+    """The party processes, once all three have been started: a demo on another broker than the
+    embedded one starts nothing else."""
+    process = psutil.Process(demo)
+    wait_until(lambda: len(process.children()) == len(PARTIES), TIMEOUT)
+    return process.children()
 
 
 def test_as_a_job_of_agents(redislink: Run, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 To import takes a short command nearly all of its time. The process is otherwise one of its own:
 arguments, directory, environment, streams, signals and exit code are as under ``python -m
-redislink``. SPU is not imported before the fork: its threads would not survive it.
+redislink``. JAX is imported before the fork, SPU is not: its threads would not survive it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ _PRELOADED: Final = [
     "redislink.broker.embedded",
     "redislink.jobs.agent",
     "redislink.jobs.client",
+    "jax",
+    "jax.numpy",
 ]
 _SERVER: Final = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(_PRELOADED)
@@ -41,7 +44,11 @@ class ForkedCommand(subprocess.Popen[str]):
         env: dict[str, str],
         stdout: int | IO[bytes] = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
+        forks_parties: bool = False,
     ) -> None:
+        """Args as `subprocess.Popen` has them, and whether the parties that the command starts are
+        forked from it: with what it has imported."""
+        self._forks_parties = forks_parties
         super().__init__(
             list(words),
             cwd=cwd,
@@ -60,15 +67,18 @@ class ForkedCommand(subprocess.Popen[str]):
     ) -> None:  # fmt: skip
         ends = more[3:9]  # reading and writing end, of stdin, of stdout and of stderr
         streams = [_Descriptor(ends[place]) for place in (0, 3, 5)]
-        self._process = _SERVER.Process(
-            target=_run, args=(args, str(cwd), env, streams), daemon=True
-        )
+        self._process = self._make(args, str(cwd), env, streams)
         try:
             self._process.start()
             self.pid = self._process.pid or 0
             self._child_created = True
         finally:
             self._close_pipe_fds(*ends)
+
+    def _make(self, *arguments: Any) -> Any:
+        # Daemonic processes may not have children.
+        target, daemon = (_run_forking, False) if self._forks_parties else (_run, True)
+        return _SERVER.Process(target=target, args=arguments, daemon=daemon)
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         if self.returncode is None:
@@ -83,15 +93,28 @@ class ForkedCommand(subprocess.Popen[str]):
         return code
 
 
+class _ForkedChild(ForkedCommand):
+    """Forked from this process and its child."""
+
+    def _make(self, *arguments: Any) -> Any:
+        return multiprocessing.get_context("fork").Process(target=_run_child, args=arguments)
+
+
 class ForkedParty(PartyProcess):
-    """`PartyProcess` by a `ForkedCommand`: for programs that do not use SPU."""
+    """`PartyProcess` by a `ForkedCommand`."""
+
+    _command: type[ForkedCommand] = ForkedCommand
 
     def _start(
         self, words: list[str], environment: dict[str, str], output: IO[bytes]
     ) -> subprocess.Popen[Any]:
-        return ForkedCommand(
+        return self._command(
             words, cwd=Path.cwd(), env=environment, stdout=output, stderr=subprocess.STDOUT
         )
+
+
+class _ChildParty(ForkedParty):
+    _command = _ForkedChild
 
 
 class _Descriptor:
@@ -110,7 +133,8 @@ class _Descriptor:
 def _run(words: list[str], cwd: str, env: dict[str, str], streams: list[_Descriptor]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream.number, number)
-        os.close(stream.number)
+    for number in {stream.number for stream in streams}:
+        os.close(number)
     out, err = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
     err.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.stdout = sys.__stdout__ = out
@@ -124,3 +148,16 @@ def _run(words: list[str], cwd: str, env: dict[str, str], streams: list[_Descrip
     from redislink.cli import main
 
     main()
+
+
+def _run_forking(*arguments: Any) -> None:
+    from redislink.cli import demo
+
+    demo.PartyProcess = _ChildParty  # type: ignore[misc]
+    _run(*arguments)
+
+
+def _run_child(*arguments: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _run(*arguments)

@@ -112,6 +112,7 @@ def train(
     settings: dict[str, str] | None = None,
     session: str | None = None,
     timeout: float = 120.0,
+    party_process: type[PartyProcess] = PartyProcess,
 ) -> Outcome:
     """Run the three parties to their end, with the injectors at work all the while.
 
@@ -123,6 +124,7 @@ def train(
         settings: further ``REDISLINK_*``, by name in capitals.
         session: its name; None makes one.
         timeout: seconds; parties that run on are ended, and their exit code is None.
+        party_process: how they are started.
     """
     session = session or f"chaos-{secrets.token_hex(4)}"
     cluster = yaml.safe_load(CLUSTER.read_text()) | {"session": session}
@@ -146,7 +148,7 @@ def train(
     with ExitStack() as stack:
         parties = [
             stack.enter_context(
-                PartyProcess(
+                party_process(
                     name,
                     cluster=path,
                     program=PROGRAM,
