@@ -243,11 +243,13 @@ class Attacker:
         return self._onto_control(header + _seal(self._rng, number, inner, name + header))
 
     def _forge_data(self) -> list[Pushed]:
-        names = [n for n in self._lists(b"") if not n.partition(b":!")[1]]
+        rest = list_names.REST_TAG.encode()
+        names = [n for n in self._lists(b"") if n.endswith(rest) or not n.partition(b":!")[1]]
         if not names:
             return []
-        name, seq = self._rng.choice(names), self._rng.randint(1, 40)
-        header = encode_header(Data(seq, acked=seq))
+        name, seq = self._rng.choice(names), self._rng.randint(3, 40)
+        frames = [Data(seq, acked=seq), *(Data(seq, part, 3, apart=True) for part in range(3))]
+        header = encode_header(self._rng.choice(frames))
         sealed = header + _seal(self._rng, seq, b"a forged payload", name + header)
         return [(name, self._rng.choice([sealed, header + b"a forged payload"]))]
 

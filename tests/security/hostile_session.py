@@ -21,13 +21,12 @@ from redislink.errors import (
 )
 from redislink.identity.keypair import Identity
 from redislink.protocol import list_names
-from redislink.protocol.delivery import Delivery, Leftover, Push, Timing
-from redislink.protocol.frame import decode_untrusted, encode
+from redislink.protocol.delivery import DataPush, Delivery, Leftover, Push, Timing
+from redislink.protocol.frame import decode_untrusted, encode, is_rest
 from redislink.protocol.seal import Codec, Lend, StaleError
 from redislink.protocol.sealed_handshake import SealedHandshake
 from redislink.protocol.states import State
 from redislink.transport import peer as transport
-from tests.protocol.pair import tag_of
 from tests.security.hostile_broker import Attacker
 
 NAMES: Final = ("alice", "bob", "carol")
@@ -211,6 +210,7 @@ class Party:
             for push in confirmed:
                 peer.delivery.confirm(push, self.now)
             self._take_control(peer)
+            self._take_rests(peer)
         for (src, tag), messages in list(self._waiting.items()):
             self._take_data(self.peers[src], tag, messages)
         for peer in self.peers.values():
@@ -240,6 +240,13 @@ class Party:
                     self._refuse(peer)
                 peer.follow()
 
+    def _take_rests(self, peer: Peer) -> None:
+        for _ in range(200):
+            element = self._session.lists.pop(peer.rests_in)
+            if element is None:
+                return
+            self._receive(peer, None, peer.rests_in, element)
+
     def _take_data(self, peer: Peer, tag: str, messages: deque[bytes]) -> None:
         name = peer.in_prefix + list_names.encode_tag(tag)
         empty = False
@@ -257,16 +264,21 @@ class Party:
             if element is None:
                 empty = True
                 break
-            opened = self._open(peer, name, element, partial(peer.delivery.lend, tag))
-            if opened is not None:
-                try:
-                    peer.delivery.receive_data(tag, *opened, self.now)
-                except FrameError:
-                    self._refuse(peer)
+            self._receive(peer, tag, peer.rests_in if is_rest(element) else name, element)
         if empty:
             peer.delivery.check_can_receive(tag, self.now)
         if self._settled_at is not None and self.now - self._settled_at > RECV_TIMEOUT:
             raise RecvTimeout(f"{self.name}: tag {tag} from {peer.name}")
+
+    def _receive(self, peer: Peer, tag: str | None, name: bytes, element: bytes) -> None:
+        """Take in an element from a tag's list, or from that of rests if ``tag`` is None."""
+        lend = None if tag is None else partial(peer.delivery.lend, tag)
+        opened = self._open(peer, name, element, lend)
+        if opened is not None:
+            try:
+                peer.delivery.receive_data(tag, *opened, self.now)
+            except FrameError:
+                self._refuse(peer)
 
     def _open(self, peer: Peer, name: bytes, element: bytes, lend: Lend | None = None):
         try:
@@ -287,9 +299,13 @@ class Party:
             if isinstance(push, Leftover):
                 self._session.lists.delete(peer.left_list(push))
                 continue
-            tag = tag_of(push)
-            name = peer.control_out if tag is None else peer.out_list(tag)
-            element = peer.codec.encode(name, push.frame, push.body)
+            name = sealed_for = peer.control_out
+            if isinstance(push, DataPush):
+                name = peer.out_list(push.tag)
+                sealed_for = peer.rests_out if push.is_rest else name
+                if not push.again:
+                    name = sealed_for
+            element = peer.codec.encode(sealed_for, push.frame, push.body)
             self._session.lists.push(name, element, clear=push.clear)
             peer.to_confirm.append(push)
 
@@ -332,7 +348,10 @@ class Session:
         self.tamper_limit = tamper_limit
         self.lists = Lists(attacker)
         self.timing = Timing(
-            window_bytes=rng.choice([2000, 1 << 20]), chunk_bytes=200, peer_timeout=20.0
+            window_bytes=rng.choice([2000, 1 << 20]),
+            chunk_bytes=200,
+            part_bytes=rng.choice([0, 50]),
+            peer_timeout=20.0,
         )
         self.now = 0.0
         self._attack_ends = attack_ends

@@ -7,6 +7,7 @@ from functools import lru_cache
 import pytest
 
 from redislink.errors import BrokerTampered, PeerAborted
+from redislink.protocol import list_names
 from tests.security import hostile_broker as hostile
 from tests.security.hostile_session import Session, is_named, make_programme, older_session
 
@@ -91,10 +92,14 @@ def test_the_limit_ends_it_for_one_and_its_abort_for_the_others(kind, seed):
 
 
 def test_every_attack_was_really_made():
-    struck = Counter()
+    struck, rests = Counter(), 0
     for seed in range(2):
         for kind in hostile.EVERY_KIND:
             session, _ = play(seed, (kind,), 0.5, attack_ends=8.0)
             struck.update(session.attacker.done)
+            rests += any(
+                name.endswith(list_names.REST_TAG.encode()) for name, _ in session.attacker.seen
+            )
     assert sorted(struck) == sorted(hostile.EVERY_KIND)
     assert min(struck.values()) > 0, struck
+    assert rests, "no message's rest travelled apart"
