@@ -18,7 +18,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from redislink import Session
+from redislink import ConfigError, Session
 
 PROTOCOLS = ("KKRT", "RR22")
 PARTIES = ("alice", "bob")
@@ -44,8 +44,9 @@ def main(
     Returns:
         Size of the intersection by protocol; empty at a party that takes no part.
     """
-    if session.party in PARTIES and source is None:
-        raise ValueError(f"{session.party} takes part and needs a file: give --input")
+    if session.party in PARTIES and (source is None or not source.is_file()):
+        found = "" if source is None else f", and there is no file {source}"
+        raise ConfigError(f"{session.party} takes part and needs a file{found}: give --input FILE")
     sizes = {}
     for protocol in protocols:
         shared = session.psi(source, key, parties=PARTIES, protocol=protocol)

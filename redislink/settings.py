@@ -44,6 +44,8 @@ _PREFIX: Final = "REDISLINK_"
 PROXY_SETTING: Final = f"{_PREFIX}BROKER_PROXY"
 _ATTEMPT: Final = f"{_PREFIX}ATTEMPT"
 """No setting: what one attempt of ``redislink run --retries`` tells the next one."""
+_NO_FILES: Final = f"{_PREFIX}NO_SETTINGS_FILES"
+"""No setting: what ``redislink simulate`` tells its parties."""
 _PROXY_VARIABLES: Final = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 """The first one that is set counts, as in curl."""
 _HANDED_ON: Final = (
@@ -57,6 +59,17 @@ _OF_ONE_RUN: Final = frozenset(
         "trusted_driver", "work_dir",
     }
 )  # fmt: skip
+_OF_THE_REAL_BROKER: Final = frozenset(
+    {
+        "broker_url", "broker_tls_ca", "broker_tls_cert", "broker_tls_key",
+        "broker_tls_key_password_file", "broker_password_file", "broker_proxy",
+        "broker_proxy_password_file", "broker_proxy_tls_ca", "cluster_file", "identity_file",
+        "party", "psk_dir",
+    }
+)  # fmt: skip
+_OF_REAL_RUNS: Final = _OF_THE_REAL_BROKER | {
+    *("audit_file", "journal_dir", "metrics_push_url", "metrics_textfile"),
+}
 _MOST_BYTES: Final = 1 << 20
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _logger = logging.getLogger("redislink.settings")
@@ -431,7 +444,7 @@ class RedisLinkSettings(BaseSettings):
         "set: any time, while it lives.",
     )
 
-    _from_env_file: frozenset[str] = PrivateAttr(default=frozenset())
+    _from_env_file: Mapping[str, str | None] = PrivateAttr(default_factory=dict)
 
     def __init__(self, _env_file: str | Path | None = _ENV_FILE, **values: Any) -> None:
         """Args:
@@ -441,6 +454,8 @@ class RedisLinkSettings(BaseSettings):
         """
         given = {name.lower() for name in values}
         found: dict[str, str | None] = {}
+        if _env_file == _ENV_FILE and _NO_FILES in os.environ:
+            _env_file = None
         if _env_file == _ENV_FILE:
             found |= _read_env_file(SESSION_DIR / _ENV_FILE)
         if _env_file is not None:
@@ -452,7 +467,7 @@ class RedisLinkSettings(BaseSettings):
             if name not in given and f"{_PREFIX}{name.upper()}" not in set_outside
         }
         super().__init__(**used, **values)
-        self._from_env_file = frozenset(used)
+        self._from_env_file = used
 
     def identity_file_of(self, party: str | None = None) -> Path | None:
         """The file with a party's private key; None if none is set.
@@ -605,6 +620,20 @@ def take_attempt() -> tuple[int, float]:
 def environment_of_others() -> dict[str, str]:
     """This process's environment without our settings: for a program that is not to have them."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+
+
+def environment_of_simulation(settings: RedisLinkSettings) -> dict[str, str]:
+    """The environment of a party that is simulated here, where a real one may have its settings.
+
+    The simulated one reads no settings file. Of those, it gets what tells nothing of the broker,
+    keys and records of the real one; of the environment, what tells nothing of broker and keys.
+    """
+    left_out = {f"{_PREFIX}{name.upper()}" for name in _OF_THE_REAL_BROKER}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    for name, text in settings._from_env_file.items():
+        if name not in _OF_REAL_RUNS and text:
+            environment[f"{_PREFIX}{name.upper()}"] = text
+    return environment | {_NO_FILES: "1"}
 
 
 def environment_of_job(settings: RedisLinkSettings) -> dict[str, str]:

@@ -398,14 +398,23 @@ def fail_usage(error: typer.TyperException) -> NoReturn:
 
 
 def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
-    """End the process because the user's program failed; show that program's traceback."""
+    """End the process because the user's program failed; show that program's traceback.
+
+    A file that cannot be opened is one line: where in the program, which file, and why.
+    """
     frames = error.__traceback__
     shown = frames if _verbose else _from_file(frames, program)
     if shown is None and not isinstance(error, SyntaxError):
         shown = frames  # of a module
-    show_block("".join(traceback.format_exception(type(error), error, shown)))
-    text = with_party(f"{program} failed with {type(error).__name__}: see above", party)
-    say(text, party=party, level=logging.ERROR)
+    if isinstance(error, OSError) and error.filename is not None and not _verbose:
+        lines = [n for frame, n in traceback.walk_tb(frames) if frame.f_code.co_filename == program]
+        line = f", line {lines[-1]}" if lines else ""
+        why = f"{error.filename}: {error.strerror}: check the path (--verbose shows more)"
+        text = f"{program}{line}: {why}"
+    else:
+        show_block("".join(traceback.format_exception(type(error), error, shown)))
+        text = f"{program} failed with {type(error).__name__}: see above"
+    say(with_party(text, party), party=party, level=logging.ERROR)
     raise SystemExit(int(ExitCode.PROGRAM))
 
 

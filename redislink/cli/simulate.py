@@ -7,7 +7,6 @@ embedded broker. No process outlives the command.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shlex
 import subprocess
@@ -30,7 +29,12 @@ from redislink.cli.termination import sigterm_interrupts
 from redislink.cluster import ClusterSpec
 from redislink.cluster.trial import write_trial
 from redislink.errors import ConfigError
-from redislink.settings import LinkMode, RedisLinkSettings
+from redislink.settings import (
+    SESSION_DIR,
+    LinkMode,
+    RedisLinkSettings,
+    environment_of_simulation,
+)
 from redislink.text import printable
 
 TIME_IS_UP: Final = 124
@@ -101,33 +105,49 @@ def simulate(
         redislink simulate --for "alice --wealth 3" \\
             --for "bob --wealth 5" millionaire.py
     """
-    spec = _cluster(cluster, parties)
+    settings = RedisLinkSettings.load()
+    spec, source = _cluster(settings, cluster, parties)
     if not Path(program).is_file():
         raise ConfigError(f"program {program}: there is no such file: check the path")
-    commands = _commands(spec, program, arguments or [], own or [])
+    commands = _commands(spec, source, program, arguments or [], own or [])
     if results is not None and "{party}" not in str(results):
         results /= "{party}"  # else each would replace the others'
-    settings = RedisLinkSettings.load()
-    more = exchanged(settings, data, results) | errors.spu_log(settings)
+    more = environment_of_simulation(settings)
+    more |= exchanged(settings, data, results) | errors.spu_log(settings)
     with sigterm_interrupts():
         code = _run(spec, commands, timeout, more)
     raise SystemExit(code)
 
 
-def _cluster(path: Path | None, parties: int | None) -> ClusterSpec:
+def _cluster(
+    settings: RedisLinkSettings, path: Path | None, parties: int | None
+) -> tuple[ClusterSpec, str]:
+    """The cluster, and who says so, for errors."""
     from redislink.session.simulator import simulated_cluster  # loads numpy
 
     if path is not None and parties is not None:
         raise ConfigError("give --cluster or --parties, not both")
-    if parties is not None:
-        return simulated_cluster(parties)
-    return simulated_cluster(path or RedisLinkSettings.load().cluster_file or 3)
+    if path is not None:
+        return simulated_cluster(path), str(path)
+    found = settings.cluster_file
+    if parties is None and found is not None:
+        if found.exists() or found.parent != SESSION_DIR:
+            say(f"parties and devices are those of {found}; --parties N takes others")
+            by = "redislink init made here" if found.parent == SESSION_DIR else "the settings name"
+            return simulated_cluster(found), f"{found}, which {by} (--parties N takes others)"
+        say(f"{found} is not there yet (redislink init says what is missing): three parties")
+    count = parties or 3
+    return simulated_cluster(count), f"{count} parties (--parties N, --cluster FILE for others)"
 
 
 def _commands(
-    spec: ClusterSpec, program: str, arguments: list[str], own: list[str]
+    spec: ClusterSpec, source: str, program: str, arguments: list[str], own: list[str]
 ) -> dict[str, list[str]]:
-    """The program and its arguments for each party."""
+    """The program and its arguments for each party.
+
+    Args:
+        source: who says which parties there are, for errors.
+    """
     commands = {
         party: [program, *(argument.replace("{party}", party) for argument in arguments)]
         for party in spec.party_names
@@ -139,7 +159,8 @@ def _commands(
             raise ConfigError(f"--for {words!r}: {error}: fix the quotes") from None
         if party not in commands:
             raise ConfigError(
-                f"--for {words!r}: does not begin with a party: use one of {', '.join(commands)}"
+                f"--for {words!r}: does not begin with a party: use one of {', '.join(commands)}, "
+                f"of {source}"
             )
         commands[party] += more
     return commands
@@ -154,7 +175,7 @@ def _run(
         spec: the cluster.
         commands: the program and its arguments for each party.
         timeout: seconds.
-        more: variables for the parties' environment.
+        more: the parties' environment, but for what each of them is.
     """
     from redislink.broker import EmbeddedBroker  # loads the server binary's package
 
@@ -180,7 +201,6 @@ def _run(
                 text=True,
                 errors="replace",
                 env={
-                    **os.environ,
                     **more,
                     "PYTHONUNBUFFERED": "1",
                     "REDISLINK_BROKER_URL": broker.unix_url,

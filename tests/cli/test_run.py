@@ -10,7 +10,7 @@ import pytest
 
 from redislink import PeerAborted, Session, load_cluster
 from redislink.broker import EmbeddedBroker
-from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, ended
+from tests.cli.conftest import CLUSTER, NAMES, Run, Start, Write, check_one_line, ended
 from tests.conftest import connect_as, in_thread, quick_settings
 
 TELL = """
@@ -76,6 +76,22 @@ def test_the_programs_error_has_its_own_traceback_only(
     assert "runpy" not in result.stderr
     assert "redislink/cli" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"redislink: alice: {program} failed with")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("open('none.csv')", "none.csv: No such file or directory"),
+        ("import pathlib; pathlib.Path('/').write_text('')", "/: Is a directory"),
+    ],
+)
+def test_a_file_that_the_program_cannot_open_is_one_line(
+    redislink: Run, write_cluster: Write, write_program: Write, line: str, said: str
+) -> None:
+    program = write_program(f"def read():\n    {line}\n\nread()\n")
+    words = ("run", "--cluster", write_cluster(), "--party", "alice", program)
+    check_one_line(redislink(*words), 1, f"alice: {program}, line 2: {said}", "check the path")
+    assert "in read" in redislink("--verbose", *words).stderr
 
 
 def test_a_program_that_cannot_be_parsed(

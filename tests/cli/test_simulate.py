@@ -47,16 +47,39 @@ def test_outputs_are_merged_and_the_exit_code_is_of_the_party_that_failed_by_its
         """
     )
     monkeypatch.setenv("REDISLINK_BROKER_URL", "redis://nowhere.invalid:1")
+    monkeypatch.setenv("REDISLINK_BROKER_PASSWORD_FILE", str(write_program("real", "password")))
+    call("init", "alice", "bob")
+    own = Path("redislink-session", ".env")
+    own.write_text(f"{own.read_text()}REDISLINK_PARTY=dave\nREDISLINK_AUDIT_FILE=audit.jsonl\n")
     code, out, err = call(
-        *("simulate", "--parties", "2", "--for", "alice --mine 20", "--for", "bob --mine '22'"),
+        *("simulate", "--for", "alice --mine 20", "--for", "bob --mine '22'"),
         *(program, "--name", "{party}"),
     )
-    assert (code, err) == (1, ""), out
+    assert code == 1, out
+    assert "parties and devices are those of redislink-session/cluster.yaml" in err
+    assert not Path("audit.jsonl").exists(), "that is of real runs"
     lines = out.splitlines()
-    assert "alice | [b]simulator[/b], ['SP0', 'PSI0']: 42" in lines
-    assert "bob   | [b]simulator[/b], ['SP0', 'PSI0']: 42" in lines
+    assert "alice | [b]trial[/b], ['SP0', 'PSI0']: 42" in lines
+    assert "bob   | [b]trial[/b], ['SP0', 'PSI0']: 42" in lines
     assert "bob   | KeyError" in lines
     assert "alice | redislink: alice: bob aborted the session (KeyError in its" in out
+
+
+def test_a_cluster_file_that_it_found_is_named(call: Call, write_program: Write) -> None:
+    program = write_program("")
+    call("init", "--as", "alice", "alice", "bob")
+    code, _, err = call("simulate", "--for", "dave 1", program)
+    assert code == 2
+    assert "redislink-session/cluster.yaml is not there yet" in err
+    assert "use one of alice, bob, carol, of 3 parties (--parties N" in err
+    Path("redislink-session").rename("before")
+    call("init", "alice", "bob")
+    code, _, err = call("simulate", "--for", "carol 1", program)
+    assert code == 2
+    assert (
+        "use one of alice, bob, of redislink-session/cluster.yaml, which redislink init made here "
+        "(--parties N takes others)"
+    ) in err
 
 
 def test_time_is_bounded(call: Call, write_program: Write) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psi
 import pytest
 
-from redislink import Session
+from redislink import ConfigError, Session
 from tests.examples.conftest import DATA, Place
 
 
@@ -47,9 +47,15 @@ def test_files_with_nobody_in_common(simulated: Place, tmp_path: Path) -> None:
     assert list(_rows(tmp_path / "out" / "alice_RR22.csv")) == ["id"]
 
 
-def test_a_member_without_a_file_is_told(simulated: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(None, "needs a file: give --input"), ("x.csv", "there is no file .*x.csv: give --input")],
+)
+def test_a_member_without_a_file_is_told(
+    simulated: Place, tmp_path: Path, name: str | None, said: str
+) -> None:
     def main(session: Session) -> None:
-        psi.main(session, None, tmp_path)
+        psi.main(session, None if name is None else tmp_path / name, tmp_path)
 
-    with pytest.raises(ValueError, match="needs a file: give --input"):
+    with pytest.raises(ConfigError, match=said):
         simulated.play(main)
