@@ -43,6 +43,9 @@ FILE` shows its digest, which covers everything except `broker`. The file is YAM
 listed here, or occurs twice, is refused with an error that names the line. SPU's documentation
 says how the fields of `config.runtime` affect numbers and speed.
 
+`redislink init` makes this file from what the parties tell it; see [the tutorial](tutorial.md#3-make-the-cluster-file). You
+need not read on unless you want other devices, [drivers](jobs.md), or to [write it by hand](#write-it-by-hand).
+
 <!-- Written by docs/make_cluster_file.py from the code. Do not edit: run it again. -->
 
 ```yaml
@@ -59,6 +62,26 @@ devices:
       protocol: ABY3
       field: FM64
       runtime: {fxp_exp_mode: EXP_TAYLOR}
+```
+"""
+BY_HAND: Final = """\
+## Write it by hand
+
+Do so where `redislink init` does not make the file that you need. Each party makes its key on its own machine:
+
+```sh
+redislink keygen alice --out identity.key
+```
+
+This prints the party's line for `parties`, which is not secret; with `--driver`, the line of a driver. One person puts the
+lines into a file as above, and everybody gets a copy. Then all [compare fingerprints](security.md#keys-make-exchange-compare).
+The commands take the file by `--cluster` and the key by `--identity`, or from `REDISLINK_CLUSTER_FILE`, `REDISLINK_PARTY` and
+`REDISLINK_IDENTITY_FILE`, which may stand in `.env`:
+
+```ini
+REDISLINK_CLUSTER_FILE=cluster.yaml
+REDISLINK_PARTY=alice
+REDISLINK_IDENTITY_FILE=identity.key
 ```
 """
 
@@ -78,7 +101,7 @@ def render() -> str:
         "## Fields that config.runtime refuses\n\n"
         f"These fields of SPU's `RuntimeConfig` are refused there:\n\n{refused}"
     )
-    return "\n".join(blocks)
+    return "\n".join([*blocks, BY_HAND])
 
 
 def _row(model: type[BaseModel], name: str) -> str:

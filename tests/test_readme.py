@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from typer.testing import CliRunner
 
+from redislink.cli import app
 from redislink.cli.demo import next_commands
 from tests.deploy.test_broker_files import free_port
 from tests.support.terminal import Terminal, terminals
@@ -40,7 +42,7 @@ def block(where: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_readme(opened: dict[str, Terminal], tmp_path: Path) -> None:
+def test_the_commands_of_the_readme(opened: dict[str, Terminal]) -> None:
     """The broker has a port of its own, which the parties find in the environment."""
     for terminal in opened.values():
         terminal.type(block("each terminal"))
@@ -56,10 +58,31 @@ def test_the_commands_of_the_readme(opened: dict[str, Terminal], tmp_path: Path)
         assert "bob is the richest" in opened[party].wait()
     said = opened["first"].type(simulate)
     assert re.findall(r"^(\w+) .*bob is the richest", said, re.MULTILINE)
-    opened["first"].type("mkdir alone && cd alone\n")
-    opened["first"].type(block("alice, in her own directory"))
-    assert "bob.yaml" in opened["first"].type(block("each organisation"))
-    assert (tmp_path / "alone" / "redislink-session" / "introductions" / "alice.yaml").exists()
+
+
+def test_its_cluster_file_is_what_init_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(party: str, block_of: str) -> None:
+        (tmp_path / party).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / party)
+        (line,) = block(block_of).splitlines()
+        words = line.replace("--as alice", f"--as {party}").split()
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, done.output
+
+    for party in PARTIES:
+        init(party, "alice, in her own directory")
+    for party in PARTIES[1:]:
+        path = Path("redislink-session", "introductions", f"{party}.yaml")
+        (tmp_path / "alice" / path).write_bytes((tmp_path / party / path).read_bytes())
+    init("alice", "each organisation")
+    shown = re.findall(
+        r"<!-- redislink-session/cluster.yaml -->\n```yaml\n(.*?)```", README, re.DOTALL
+    )
+    made = Path("redislink-session", "cluster.yaml").read_text()
+    made = re.sub(r"(?m)^#.*\n|(?<=:)[\w+/]{43}=", lambda m: "…" if m[0][0] != "#" else "", made)
+    assert shown == [made]
 
 
 def test_the_demo_ends_with_the_commands_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ class People:
 
     def log_in(self, user: str) -> BrokerConnection:
         """A connection to the broker as a party's user, with what the party has got."""
-        party = self.root / user.partition("~")[2]
+        party = self.root / user.partition("~")[2] / "redislink-session"
         password = (party / "broker.password").read_text().strip()
         settings = quick_settings(
             broker_url=acl.party_url(f"rediss://localhost:{self._port}/0", user, password),
@@ -194,17 +194,16 @@ def set_up(people: People) -> None:
         people.type(who, activate)
         assert people.type(who, "command -v redislink").startswith(sys.prefix)
 
-    (keygen,) = blocks("Make the keys", "each party")
-    cluster = file("cluster.yaml")
-    for party, said in people.all_type(keygen).items():
-        (line,) = (line for line in said.splitlines() if line.startswith("- {"))
-        shown = f'  - {{name: {party}, public_key: "x25519:…"}}\n'
-        assert shown in cluster
-        cluster = cluster.replace(shown, f"  {line}\n")
-    (root / "cluster.yaml").write_text(cluster)
-    copy, fingerprint = blocks("Write the cluster file", "each party")
-    people.all_type(copy)
+    (init,) = blocks("Make the keys", "each party")
+    for party, said in people.all_type(init).items():
+        assert f"redislink-session/introductions/{party}.yaml" in said
+        assert "ABY3, because three parties compute" in said
+    give, make, fingerprint = blocks("Make the cluster file", "each party")
+    people.all_type(give)
+    assert all("compare by telephone" in said for said in people.all_type(make).values())
     assert re.search(r"^alice .* own$", people.type("alice", fingerprint), re.MULTILINE)
+    (copy,) = blocks("Set up the broker", "administrator")
+    people.type("admin", copy)
 
     people.administer(
         "1. Make the broker's files", "2. Collect what each party gets", "Start it with systemd"
@@ -218,7 +217,7 @@ def set_up(people: People) -> None:
     copy, settings, doctor = blocks("Set up the broker", "each party")
     people.all_type(copy + settings)
     for party in PARTIES:
-        assert (root / party / ".env").stat().st_mode & 0o777 == 0o600
+        assert (root / party / "redislink-session" / ".env").stat().st_mode & 0o777 == 0o600
     said = people.type("alice", doctor)
     assert "FAIL" not in said
     assert re.search(r"client certificate.*PASS", said)
