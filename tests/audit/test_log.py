@@ -38,6 +38,21 @@ def test_several_runs_are_one_chain(tmp_path: Path) -> None:
     assert head_path(path).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_record_is_rotated_with_its_head_and_never_alone(tmp_path: Path) -> None:
+    """As docs/audit.md says."""
+    path, old = tmp_path / "a.jsonl", tmp_path / "old.jsonl"
+    write(path, a_run("alice"))
+    path.rename(old)
+    head_path(path).rename(head_path(old))
+    write(path, a_run("alice"))
+    for file in (path, old):
+        found = verify_file(file, KEYS)
+        assert (found.problems, len(found.runs())) == ([], 1)
+    path.rename(tmp_path / "alone.jsonl")
+    with pytest.raises(AuditError, match="lines are missing"):
+        write(path, a_run("alice"))
+
+
 def test_what_leaves_a_party_is_on_disk_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
