@@ -22,7 +22,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from redislink.errors import FrameError, UsageError
 from redislink.protocol.frame import MAX_PARTS, Data, Encoding
@@ -109,6 +109,23 @@ def split(body: bytes, chunk_bytes: int) -> Iterator[bytes | memoryview]:
 def count_parts(size: int, chunk_bytes: int) -> int:
     """Return how many chunks a message of ``size`` bytes has."""
     return max(1, -(-size // chunk_bytes))
+
+
+class Missing(NamedTuple):
+    """What is missing of a message.
+
+    Attributes:
+        chunks: how many; 0 if nothing is, or nothing is known of the message yet.
+        size: bytes of each; the last one may have fewer.
+        apart: whether they are to come on the list of rests, unless they were lost.
+    """
+
+    chunks: int
+    size: int
+    apart: bool
+
+
+NOTHING: Final = Missing(0, 0, apart=False)
 
 
 @dataclass(slots=True)
@@ -373,21 +390,14 @@ class Reassembly:
         self._rests.clear()
         self.bytes = 0
 
-    def missing(self, tag: str) -> tuple[int, int]:
-        """Return, for the oldest partial message of a tag, (missing chunks, bytes of each).
-
-        Both are 0 if there is no partial message. The last chunk may be smaller.
-        """
+    def missing(self, tag: str) -> Missing:
+        """Return what is missing of the oldest partial message of a tag."""
         entry = self.tags.get(tag)
         if entry is None or not entry.partial:
-            return 0, 0
+            return NOTHING
         partial = entry.partial[min(entry.partial)]
-        return partial.parts - partial.arrived, partial.size or partial.total
-
-    def is_apart(self, tag: str) -> bool:
-        """Return whether what `missing` says of this tag is to come on the list of rests."""
-        entry = self.tags.get(tag)
-        return bool(entry and entry.partial and entry.partial[min(entry.partial)].apart)
+        chunks = partial.parts - partial.arrived
+        return Missing(chunks, partial.size or partial.total, partial.apart and chunks > 0)
 
     def _hand_out(self, entry: _Tag, first: int, received: ReceivedNumbers) -> None:
         """Make a message ready if nothing is missing, then those that waited for it, in order."""

@@ -38,6 +38,7 @@ from redislink.errors import (
     UsageError,
 )
 from redislink.protocol.ack_requests import AckRequests
+from redislink.protocol.chunking import Missing
 from redislink.protocol.conversation import LONG_AGO, DeliveryStats, Timing
 from redislink.protocol.frame import (
     Abort,
@@ -349,16 +350,9 @@ class Delivery:
         """Like `take`, but leave the message there."""
         return self._receiving.peek(tag)
 
-    def missing(self, tag: str) -> tuple[int, int]:
-        """Return (missing chunks, bytes of each) for the message now arriving with this tag.
-
-        Both numbers are estimates, and 0 before the first chunk.
-        """
+    def missing(self, tag: str) -> Missing:
+        """Return what is missing of the message now arriving with this tag."""
         return self._receiving.missing(tag)
-
-    def is_apart(self, tag: str) -> bool:
-        """Return whether what `missing` says of this tag is to come on the list of rests."""
-        return self._receiving.is_apart(tag)
 
     def tag_of(self, frame: Data) -> str | None:
         """Return the tag of the message to which this chunk of a rest belongs, if it is known."""

@@ -120,16 +120,9 @@ class Receiving:
         """Like `take`, but leave the message there."""
         return self._reassembly.peek(tag)
 
-    def missing(self, tag: str) -> tuple[int, int]:
-        """Return (missing chunks, bytes of each) for the message now arriving with this tag.
-
-        Both numbers are estimates, and 0 before the first chunk.
-        """
+    def missing(self, tag: str) -> chunking.Missing:
+        """Return what is missing of the message now arriving with this tag."""
         return self._reassembly.missing(tag)
-
-    def is_apart(self, tag: str) -> bool:
-        """Return whether what `missing` says of this tag is to come on the list of rests."""
-        return self._reassembly.is_apart(tag)
 
     def tag_of(self, frame: Data) -> str | None:
         """Return the tag of the message to which this chunk of a rest belongs, if it is known."""

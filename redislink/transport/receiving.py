@@ -19,6 +19,7 @@ from redislink.broker.outage import Way
 from redislink.broker.wire import Buffer
 from redislink.errors import BrokerError, FrameError, PeerError, RecvCancelled, RecvTimeout
 from redislink.protocol import list_names
+from redislink.protocol.chunking import NOTHING
 from redislink.protocol.frame import Data, Encoding, is_fragment, is_rest
 from redislink.transport.core import Core
 from redislink.transport.lanes import Lane
@@ -65,8 +66,7 @@ class Receiving:
             left = started + limit - time.monotonic()
         name = peer.in_prefix + list_names.encode_tag(tag)  # checks the tag too
         slice_ = self._first_slice
-        missing, size = 0, 0  # once a chunk is here: how many are missing, and bytes of each
-        is_apart = False  # whether they come on the list of rests, unless they were lost
+        missing = NOTHING
         reads_rests, progress = True, 0.0
         wait = core.inbox.acquire()
         wait.give_up = started + limit
@@ -79,9 +79,7 @@ class Receiving:
                 with core.talk(peer):
                     message = self._take(peer, tag, wait)
                     if not core.broker.in_process:
-                        missing, size = delivery.missing(tag)
-                        is_apart = missing > 0 and delivery.is_apart(tag)
-                        progress = started
+                        missing, progress = delivery.missing(tag), started
             while message is None:
                 if left < slice_:
                     if left <= 0:
@@ -89,10 +87,10 @@ class Receiving:
                     slice_ = max(0.001, left)
                 element, came = None, False
                 try:
-                    if is_apart and reads_rests:
+                    if missing.apart and reads_rests:
                         came = self._read_rests(peer, tag, min(slice_, self._first_slice), wait)
-                    elif missing and not is_apart:
-                        element = wait.pop_of_many(name, slice_, missing, size)
+                    elif missing.chunks and not missing.apart:
+                        element = wait.pop_of_many(name, slice_, missing.chunks, missing.size)
                     else:
                         element = wait.pop_one(name, slice_)
                 except Interrupted:
@@ -117,14 +115,12 @@ class Receiving:
                     name = peer.in_list(tag)
                     with core.talk(peer):
                         if not came:
-                            slice_ = _TURN if is_apart else self._blpop_slice
+                            slice_ = _TURN if missing.apart else self._blpop_slice
                             self.register(wait)
                             wait.has_moved()  # an empty reply does not show that more comes
                         elif not core.broker.in_process:
-                            before = missing
-                            missing, size = delivery.missing(tag)
-                            is_apart = missing > 0 and delivery.is_apart(tag)
-                            if missing != before:
+                            before, missing = missing, delivery.missing(tag)
+                            if missing.chunks != before.chunks:
                                 progress = now
                         message = self._take(peer, tag, wait)
                         if message is None:
@@ -132,13 +128,13 @@ class Receiving:
                             if not came:
                                 delivery.check_can_receive(tag, now)
                     # What is lost of a rest comes on the tag's list: look there in turn.
-                    if is_apart and (now - progress >= self._first_slice or wait.cancelled):
+                    if missing.apart and (now - progress >= self._first_slice or wait.cancelled):
                         reads_rests, progress = not reads_rests, now
             if lanes.depth:
                 lanes.foresee(tag)
             return message
         finally:
-            if missing:
+            if missing.chunks:
                 wait.end_many()
             wait.purpose = None  # before the check: see `register`
             if wait.registered:
@@ -172,7 +168,7 @@ class Receiving:
                 core.inbox.release(wait)
             if element is None:
                 with core.talk(peer) as delivery:
-                    is_apart = delivery.is_apart(tag)
+                    is_apart = delivery.missing(tag).apart
                 if is_apart and self._read_rests(peer, tag, _LANE_PATIENCE, None):
                     continue
                 return None

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redislink.errors import FrameError
-from redislink.protocol.chunking import MOST_APART, OVERHEAD, Reassembly, choose_apart, split
+from redislink.protocol.chunking import (
+    MOST_APART,
+    NOTHING,
+    OVERHEAD,
+    Reassembly,
+    choose_apart,
+    split,
+)
 from redislink.protocol.delivery import Delivery, Leftover, Timing
 from redislink.protocol.frame import Ack, AckState, Data, Probe, Says
 from redislink.protocol.received import ReceivedNumbers
@@ -124,7 +131,7 @@ def test_what_is_kept_of_rests_counts():
     for frame, body in frames[1:]:
         assert reassembly.add_rest(frame, body, received) is None
     assert reassembly.bytes == 9 * (PART + OVERHEAD)
-    assert reassembly.missing("t") == (0, 0)
+    assert reassembly.missing("t") == NOTHING
     reassembly.clear()
     assert reassembly.bytes == 0
 
@@ -133,8 +140,8 @@ def test_what_is_missing_is_to_come_apart():
     reassembly, received = Reassembly(), ReceivedNumbers()
     reassembly.add("t", *frames_of(MESSAGE, 1)[0], received)
     reassembly.add("u", Data(20, 0, 2), b"x" * PART, received)
-    assert reassembly.missing("t") == (9, PART)
-    assert [reassembly.is_apart(tag) for tag in "tuv"] == [True, False, False]
+    assert reassembly.missing("t") == (9, PART, True)
+    assert [reassembly.missing(tag).apart for tag in "tuv"] == [True, False, False]
 
 
 def test_only_the_list_of_rests_and_tags_lists_take_rests():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from redislink.errors import FrameError, UsageError
 from redislink.protocol.chunking import (
     MAX_MESSAGE_BYTES,
+    NOTHING,
     OVERHEAD,
     Reassembly,
     choose,
@@ -236,18 +237,18 @@ def test_the_largest_chunk_allowed_wins_over_the_least():
 
 def test_how_many_chunks_are_missing():
     reassembly, received = Reassembly(), ReceivedNumbers()
-    assert reassembly.missing("t") == (0, 0)
+    assert reassembly.missing("t") == NOTHING
     first = frames_of("t", b"abcde", 1, first=1)
     second = frames_of("t", b"fg", 1, first=6, previous=1)
     for count, frame in enumerate(first[:-1], 1):
         reassembly.add(*frame, received)
-        assert reassembly.missing("t") == (5 - count, 1)
+        assert reassembly.missing("t") == (5 - count, 1, False)
     reassembly.add(*second[0], received)
-    assert reassembly.missing("t") == (1, 1), "of the message that comes first"
+    assert reassembly.missing("t") == (1, 1, False), "of the message that comes first"
     reassembly.add(*first[-1], received)
-    assert reassembly.missing("t") == (1, 1), "of the second"
+    assert reassembly.missing("t") == (1, 1, False), "of the second"
     reassembly.add(*second[1], received)
-    assert reassembly.missing("t") == (0, 0)
+    assert reassembly.missing("t") == NOTHING
     assert take_all(reassembly, "t") == [b"abcde", b"fg"]
 
 
