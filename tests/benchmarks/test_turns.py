@@ -17,7 +17,7 @@ import pytest
 from benchmarks import plan, processes
 from benchmarks.processes import ROOT
 from benchmarks.runner import Runner, Session
-from benchmarks.transports import BRPC, MEM
+from benchmarks.transports import FLOOR, MEM
 from benchmarks.turns import Ring, Turns
 
 
@@ -89,14 +89,14 @@ def test_a_turn_is_not_lost_with_one_that_is_killed_while_it_gives_it_away(tmp_p
 @pytest.mark.slow
 def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     good, bad = (plan.in_turns("round_trips", (64,), 2) for _ in range(2))
-    good["seconds"], bad["sizes"] = 0.01, ("no size",)
+    good["seconds"], bad["kind"] = 0.01, "no such work"
     records = Runner(tmp_path, ROOT).run_in_turns(
         [
-            Session("g", BRPC, BRPC, (good,), in_turns=True),
+            Session("g", FLOOR, FLOOR, (good,), in_turns=True),
             Session("g", MEM, MEM, (bad,), timeout=20, in_turns=True),
         ]
     )
-    assert [record["variant"] for record in records] == [BRPC, MEM]
+    assert [record["variant"] for record in records] == [FLOOR, MEM]
     assert [record["error"] is None for record in records] == [True, False]
     assert {record["attempts"] for record in records} == {2}
     assert records[0]["parties"][0]["round_trips"]["values"]["64"]["count"] >= 4
