@@ -40,6 +40,8 @@ native.use(RedisLinkSettings(_env_file=None).native)
 # that are to end by it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+gc.disable()  # nothing that is imported and collected is garbage
+
 _sessions = itertools.count()
 TOGETHER = (
     "tests/broker_real/test_training.py",
@@ -72,6 +74,14 @@ DEVICES = {
     "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},
     "CHEETAH": {"kind": "SPU", "members": ["bob", "carol"], "config": {"protocol": "CHEETAH"}},
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """From then on there is garbage."""
+    found = yield
+    gc.enable()
+    return found
 
 
 def pytest_collection_finish() -> None:

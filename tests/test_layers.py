@@ -6,6 +6,7 @@ Imports inside functions and under TYPE_CHECKING count too: a circle that is hid
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,13 @@ def _layer_of(module: str) -> int | None:
     return max(covering)[1] if covering else None
 
 
-def _imports(module: str) -> Iterator[str]:
+@functools.cache
+def _imports(module: str) -> list[str]:
     """Modules of redislink that a module imports, anywhere in its text."""
+    return list(_find_imports(module))
+
+
+def _find_imports(module: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: a relative import"

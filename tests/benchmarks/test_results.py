@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from benchmarks.results import BARS, Bar, Results, Sample
 from benchmarks.runs import Newest, Run
 from benchmarks.transports import BRPC, FLOOR, REDISLINK
 
-META = {
-    "load": [0.1, 1.9],
-    "minutes": 30.0,
-    "rounds": 3,
-    "mplang": None,
-    "skipped": 0,
-    "networks": [],
-    "machine": machine.describe(),
-}
+
+@functools.cache
+def meta() -> dict[str, Any]:
+    """Of a run on this machine."""
+    return {
+        "load": [0.1, 1.9],
+        "minutes": 30.0,
+        "rounds": 3,
+        "mplang": None,
+        "skipped": 0,
+        "networks": [],
+        "machine": machine.describe(),
+    }
 
 
 def record(group: str, transport: str, number: int, works: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def one_way(transport: str, number: int, rate: float) -> dict[str, Any]:
 
 
 def run_of(*records: dict[str, Any], **machine_changes: Any) -> Run:
-    return Run(META | {"machine": META["machine"] | machine_changes}, Results(list(records)))
+    return Run(meta() | {"machine": meta()["machine"] | machine_changes}, Results(list(records)))
 
 
 def test_bars_are_read_from_records() -> None:
@@ -255,7 +260,7 @@ def test_spread_is_shown_in_one_unit() -> None:
 
 def test_page_of_nothing_says_that_nothing_was_measured(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
-    report.write(page, [Run(META | {"skipped": 7}, Results([]))], [])
+    report.write(page, [Run(meta() | {"skipped": 7}, Results([]))], [])
     text = page.read_text()
     assert text.count("not measured") >= len(BARS)
     assert "**Time ran out**: 7 measurements" in text
@@ -266,8 +271,8 @@ def test_a_part_that_was_measured_apart_stays_in_the_page(tmp_path: Path) -> Non
     page = tmp_path / "performance.md"
     page.write_text("old\n<!-- journal: begin -->\nold\n<!-- journal: end -->\nold\n")
     write_part(page, JOURNAL, "## What a journal costs\n")
-    report.write(page, [Run(META, Results([]))], [])
-    report.write(page, [Run(META, Results([]))], [])
+    report.write(page, [Run(meta(), Results([]))], [])
+    report.write(page, [Run(meta(), Results([]))], [])
     text = page.read_text()
     part = "<!-- journal: begin -->\n## What a journal costs\n<!-- journal: end -->\n"
     assert text.count(part) == text.count("journal") // 3 == 1
@@ -290,7 +295,7 @@ def test_page_and_plots_of_a_little(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     drawn = plots.draw(tmp_path / "performance", results)
     assert drawn == ["round_trip.png", "programs.png"]
-    report.write(page, [Run(META, results)], drawn)
+    report.write(page, [Run(meta(), results)], drawn)
     text = page.read_text()
     for name in drawn:
         assert f"(performance/{name})" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,12 @@ from tests.support.ledger import Ledger, compare
 from tests.support.tls_terminator import TlsTerminator
 
 MB = 1 << 20
-BULK = random.Random(1).randbytes(32 * MB)
+
+
+@functools.cache
+def payload() -> bytes:
+    """32 MB."""
+    return random.Random(1).randbytes(32 * MB)
 
 
 @contextmanager
@@ -61,7 +67,7 @@ def send_on_a_stalled_line(
 ) -> None:
     alice, bob, carol = ends
     sending.stall()
-    bulk = alice.send("bob", "bulk", BULK)
+    bulk = alice.send("bob", "bulk", payload())
     for number in range(10):
         alice.send("carol", f"small {number}", b"%d" % number)
         alice.send("bob", "after", b"%d" % number)
@@ -70,7 +76,7 @@ def send_on_a_stalled_line(
     small = pool.submit(lambda: [carol.recv("alice", f"small {n}") for n in range(10)])
     after = pool.submit(lambda: [bob.recv("alice", "after") for _ in range(10)])
     sending.resume()
-    assert bob.recv("alice", "bulk") == BULK
+    assert bob.recv("alice", "bulk") == payload()
     assert small.result(20) == after.result(20) == [b"%d" % n for n in range(10)]
     bulk.wait(20)
     assert alice.stats().reconnects == 0
@@ -111,7 +117,7 @@ def test_a_line_that_is_cut_in_the_middle_of_a_backlog(
         receiving = pool.submit(lambda: [bob.recv("alice", f"t{n % 3}") for n in range(9)])
         sending.stall()
         for number in range(9):
-            alice.send("bob", f"t{number % 3}", BULK[number * MB : (number + 3) * MB])
+            alice.send("bob", f"t{number % 3}", payload()[number * MB : (number + 3) * MB])
         assert alice.parts.core.outbox.is_behind
         sending.cut()
         receiving.result(30)
@@ -126,10 +132,10 @@ def test_what_is_left_to_write_goes_out_while_closing(valkey: EmbeddedBroker) ->
     with Proxy(valkey.port) as proxy, parties(valkey, proxy, close_timeout=1) as (ends, _):
         alice, bob = ends
         proxy.rate = 8e6
-        alice.send("bob", "bulk", BULK[: 24 * MB])
+        alice.send("bob", "bulk", payload()[: 24 * MB])
         assert alice.parts.core.outbox.is_behind
         received, _ = run_parties(lambda: bob.recv("alice", "bulk"), alice.close)
-        assert received == BULK[: 24 * MB]
+        assert received == payload()[: 24 * MB]
 
 
 @pytest.mark.slow
@@ -141,7 +147,7 @@ def test_heartbeats_are_heard_while_a_line_is_full(valkey: EmbeddedBroker) -> No
     ):
         alice, bob, carol = ends
         proxy.rate = 3e6
-        alice.send("bob", "bulk", BULK[: 14 * MB])
+        alice.send("bob", "bulk", payload()[: 14 * MB])
         assert alice.parts.core.outbox.is_behind
 
         def then() -> bytes:
@@ -150,7 +156,7 @@ def test_heartbeats_are_heard_while_a_line_is_full(valkey: EmbeddedBroker) -> No
             return received
 
         received, after = run_parties(then, lambda: carol.recv("alice", "after"))
-        assert received == BULK[: 14 * MB]
+        assert received == payload()[: 14 * MB]
         assert after == b"after"
         assert alice.stats().reconnects == 0
 
@@ -160,7 +166,7 @@ def test_a_small_message_waits_for_a_chunk_and_not_for_all(valkey: EmbeddedBroke
     """To carol, and to bob himself, beside what bob gets for seconds."""
     with Proxy(valkey.port) as proxy, parties(valkey, proxy, 3) as ((alice, bob, carol), _):
         proxy.rate = 6e6
-        bulk = alice.send("bob", "bulk", BULK[: 16 * MB])
+        bulk = alice.send("bob", "bulk", payload()[: 16 * MB])
         taken: list[Callable[[], bytes]] = []
         for number in range(5):
             alice.send("carol", f"small {number}", b"x")
@@ -170,4 +176,4 @@ def test_a_small_message_waits_for_a_chunk_and_not_for_all(valkey: EmbeddedBroke
         assert [take() for take in taken] == [b"x"] * 10
         assert not bulk.test()
         assert alice.parts.core.outbox.is_behind
-        assert bob.recv("alice", "bulk") == BULK[: 16 * MB]
+        assert bob.recv("alice", "bulk") == payload()[: 16 * MB]

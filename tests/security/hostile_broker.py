@@ -42,6 +42,8 @@ CHANGES: Final = ("truncate", "extend", "flip", "flip each", "splice", "swap bod
 MOVES: Final = ("move tag", "move peer", "move epoch", "move to control", "reflect")
 FORGERIES: Final = ("forge control", "forge sealed", "forge data", "forge hello", "junk")
 EVERY_KIND: Final = (*LOSSES, *REPEATS, *CHANGES, *MOVES, *FORGERIES)
+OF_OLDER: Final = ("replay older", "replay hello", "move epoch")
+"""They take what an older session had on its lists."""
 ADDS_ONLY: Final = (*REPEATS, *FORGERIES, "flip each")
 """The true elements come as well, so that the right result must come too."""
 

@@ -582,8 +582,7 @@ class TestFaults:
         bob = run(cluster, "bob", allow=["web=127.0.0.1:1"])
         port = port_in(until_said(said, "leads to web"))
         monkeypatch.setattr(Streams, "open", fail)
-        with dial(port) as mine:
-            assert is_reset(mine)
+        assert is_reset_at_once(port)
         alice.thread.join(PATIENCE)
         assert isinstance(alice.outcome[0], ZeroDivisionError)
         assert bob.end() is None
