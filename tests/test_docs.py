@@ -37,6 +37,7 @@ from redislink.logs import PartyLogger
 from redislink.settings import LinkMode
 from tests.conftest import IDENTITIES, connect_as, make_cluster, run_parties
 from tests.spu.test_link import free_addresses
+from tests.support.printing import print_line
 
 ROOT: Final = Path(__file__).parent.parent
 PAGES: Final = sorted(
@@ -114,7 +115,8 @@ def test_programs_run_as_every_party_and_print_what_is_said(
     clusters = [text for use, _, text in _blocks(page) if use == "file: cluster.yaml"]
     cluster = ClusterSpec.parse(yaml.safe_load(clusters[0])) if clusters else 3
     code = compile(program, page, "exec")
-    Simulator(cluster).run(lambda _: exec(code, {"__name__": "__main__"}))
+    names = {"__name__": "__main__", "print": print_line}
+    Simulator(cluster).run(lambda _: exec(code, names.copy()))
     printed = sorted(capsys.readouterr().out.splitlines())
     said = [text for _, kind, text in _blocks(page) if kind == "text"]
     if said:

@@ -25,11 +25,14 @@ from redislink.cli import main
 from redislink.cli.parties import SocketWatch, broker_addresses
 from redislink.cluster.trial import write_trial
 from tests.support.agents import PATIENCE, world
+from tests.support.forking import ForkedCommand
 from tests.support.waiting import wait_until
 
 PARTIES = ("alice", "bob", "carol")
 PROGRAM = """
+    import os
     import sys
+    import time
     import numpy as np
     import spu
     import redislink
@@ -49,7 +52,8 @@ PROGRAM = """
         )
         runtime.run(program)
         print("computed", flush=True)
-        sys.stdin.readline()
+        while not os.path.exists(sys.argv[1]):
+            time.sleep(0.02)
 """
 
 
@@ -81,19 +85,17 @@ def _watched_run(
     program = directory / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
     environment = os.environ | {"REDISLINK_BROKER_URL": url, "REDISLINK_LINK_MODE": mode}
+    end = directory / "end"
     with contextlib.ExitStack() as stack:
         processes = []
         for name in PARTIES:
-            process = subprocess.Popen(
+            process = ForkedCommand(
                 [
-                    *(sys.executable, "-m", "redislink", "run"),
-                    *("--cluster", str(cluster), "--party", name),
-                    *("--identity", str(key_files[name]), str(program)),
+                    *("run", "--cluster", str(cluster), "--party", name),
+                    *("--identity", str(key_files[name]), str(program), str(end)),
                 ],
+                cwd=directory,
                 env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
             )
             processes.append(stack.enter_context(process))
             stack.callback(process.kill)
@@ -122,10 +124,7 @@ def _watched_run(
             while not each.remotes and time.monotonic() < give_up:
                 each.look()
         yield throughout, at_rest
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
+        end.touch()
         assert [process.wait(60) for process in processes] == [0, 0, 0]
 
 

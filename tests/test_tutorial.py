@@ -25,6 +25,7 @@ from redislink.operate import acl
 from tests.conftest import quick_settings
 from tests.deploy.test_broker_files import free_port, server_binary
 from tests.support import systemd
+from tests.support.printing import print_line
 from tests.support.terminal import Terminal, terminals
 
 ROOT: Final = Path(__file__).parent.parent
@@ -356,7 +357,7 @@ def test_every_block_of_the_tutorial_belongs_to_somebody() -> None:
 @pytest.mark.slow
 def test_the_first_program(capsys: pytest.CaptureFixture[str], simulator: Simulator) -> None:
     code = compile(file("first.py"), "first.py", "exec")
-    simulator.run(lambda _: exec(code, {}))
+    simulator.run(lambda _: exec(code, {"print": print_line}))
     assert sorted(capsys.readouterr().out.splitlines()) == [
         "32.0",
         "<Withheld f32[], revealed to carol>",
