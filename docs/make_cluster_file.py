@@ -44,7 +44,7 @@ listed here, or occurs twice, is refused with an error that names the line. SPU'
 says how the fields of `config.runtime` affect numbers and speed.
 
 `redislink init` makes this file from what the parties tell it; see [the tutorial](tutorial.md#3-make-the-cluster-file). You
-need not read on unless you want other devices, [drivers](jobs.md), or to [write it by hand](#write-it-by-hand).
+need not read on unless you want other devices, or to [write it by hand](#write-it-by-hand).
 
 <!-- Written by docs/make_cluster_file.py from the code. Do not edit: run it again. -->
 

@@ -22,7 +22,12 @@ from redislink.cluster.trial import DEVICE, trial_devices, write_trial
 from redislink.cluster.trust import whom_it_trusts
 from redislink.errors import ConfigError
 from redislink.files import EVERYBODY_READS, OWNER_ONLY, open_new
-from redislink.identity.keypair import Identity, fingerprint, format_public_key
+from redislink.identity.keypair import (
+    Identity,
+    fingerprint,
+    format_public_key,
+    parse_public_key,
+)
 from redislink.identity.signing import SigningKey, format_signing_key
 from redislink.protocol.list_names import check_name
 from redislink.settings import SESSION_DIR
@@ -121,6 +126,15 @@ def init(
             show_default=False,
         ),
     ] = None,
+    driver: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --as: somebody who submits jobs and computes nothing, and runs redislink "
+            "init --as NAME too; you may repeat this option.",
+            show_default=False,
+        ),
+    ] = None,
     identity: Annotated[
         Path | None,
         typer.Option(
@@ -145,7 +159,7 @@ def init(
     beside it, redislink init alone makes the cluster file, the same at every party.
     """
     begun = _begun(directory)
-    if begun is not None and _is_same(begun, as_party, parties, session, protocol):
+    if begun is not None and _is_same(begun, as_party, parties, session, protocol, driver):
         _go_on(directory, begun, broker)
         return
     if not parties:
@@ -156,6 +170,8 @@ def init(
     if as_party is None:
         if identity is not None:
             raise ConfigError("--identity is one party's: give --as NAME too")
+        if driver:
+            raise ConfigError("--driver: in a trial a party submits the jobs; or give --as NAME")
         content = {
             "session": session or _TRIAL,
             "broker": broker or _TRIAL_BROKER,
@@ -164,9 +180,13 @@ def init(
         }
         _make_trial(directory, content, protocol)
         return
-    _introduce(
-        directory, as_party, parties, session or _session_of(parties), devices, protocol, identity
-    )
+    own = {
+        "session": session or _session_of(parties),
+        "parties": tuple(parties),
+        "devices": devices,
+        "drivers": tuple(driver or ()),
+    }
+    _introduce(directory, as_party, own, protocol, identity)
     _go_on(directory, Introduction.read(_introduction(directory, as_party)), broker, first=True)
 
 
@@ -261,12 +281,14 @@ def _is_same(
     parties: list[str] | None,
     session: str | None,
     protocol: str | None,
+    drivers: list[str] | None,
 ) -> bool:
     """Whether the command line says nothing else than what was begun."""
     return (
         as_party in (None, begun.party)
         and (as_party is not None or not parties)
         and tuple(parties or begun.parties) == begun.parties
+        and tuple(drivers or begun.drivers) == begun.drivers
         and session in (None, begun.session)
         and (protocol is None or trial_devices(list(begun.parties), protocol) == begun.devices)
     )
@@ -287,13 +309,11 @@ def _begun(directory: Path) -> Introduction | None:
 def _introduce(
     directory: Path,
     party: str,
-    parties: list[str],
-    session: str,
-    devices: dict[str, Any],
+    own: dict[str, Any],
     protocol: str | None,
     identity: Path | None,
 ) -> None:
-    """Make this party's key and its introduction."""
+    """Make this party's key, and its introduction, which says all that ``own`` has."""
     path = _introduction(directory, check_name(party, "party"))
     if path.exists():
         raise ConfigError(
@@ -307,9 +327,7 @@ def _introduce(
         party=party,
         public_key=format_public_key(made.public_key),
         signing_key=format_signing_key(SigningKey(made).public_key),
-        session=session,
-        parties=tuple(parties),
-        devices=devices,
+        **own,
     )
     introduction.check("the session")
     try:
@@ -322,13 +340,15 @@ def _introduce(
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}: choose another --dir") from None
     say(f"{'found' if there else 'wrote'} {key_file}: {party}'s private key, which stays here")
-    say(f"{DEVICE}: {_why(devices, parties, protocol)}")
-    for_agent = _make_for_agent(directory)
+    say(f"{DEVICE}: {_why(introduction.devices, list(introduction.parties), protocol)}")
+    for_agent = {} if party in introduction.drivers else _make_for_agent(directory)
     settings = _settings_file(directory)
     if settings is not None:
         _write_settings(
             settings,
-            more=_BROKER_LINES.format(session=session, party=party, directory=SESSION_DIR),
+            more=_BROKER_LINES.format(
+                session=introduction.session, party=party, directory=SESSION_DIR
+            ),
             REDISLINK_CLUSTER_FILE=str(directory / "cluster.yaml"),
             REDISLINK_PARTY=party,
             REDISLINK_IDENTITY_FILE=str(key_file),
@@ -342,7 +362,7 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
     The first time, that is what has to happen next; later it is an error.
     """
     cluster = directory / "cluster.yaml"
-    paths = {name: _introduction(directory, name) for name in own.parties if name != own.party}
+    paths = {name: _introduction(directory, name) for name in own.everybody if name != own.party}
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
         show(str(_introduction(directory, own.party)))
@@ -377,7 +397,9 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
             raise ConfigError(f"{cluster}: {error.strerror}: check the directory") from None
     spec = load_cluster(cluster)
     show(str(cluster))
-    for name, key in spec.public_keys().items():
+    keys = dict(spec.public_keys())
+    keys |= {each.name: parse_public_key(each.public_key) for each in spec.drivers or ()}
+    for name, key in keys.items():
         say(f"{name}  {fingerprint(key)}{'  own' if name == own.party else ''}")
     say(f"digest {spec.digest().hex()[:12]}")
     say(f"{DEVICE}: {whom_it_trusts(spec, DEVICE)}")
@@ -387,8 +409,12 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
     )
     say(f"2. whoever runs the broker gets {cluster}, and makes users with redislink acl")
     where = _settings_file(directory) or Path(".env")
-    say(f"3. put what you get from them into {where}, then: redislink doctor")
-    say("4. at every party: redislink run PROGRAM, or redislink agent, which waits for jobs")
+    if own.party in own.drivers:
+        say(f"3. put what you get from them into {where}")
+        say("4. once agents wait at the parties: redislink submit JOB.yaml")
+    else:
+        say(f"3. put what you get from them into {where}, then: redislink doctor")
+        say("4. at every party: redislink run PROGRAM, or redislink agent, which waits for jobs")
 
 
 def _check_same(cluster: Path, content: dict[str, Any]) -> None:

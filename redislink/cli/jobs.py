@@ -19,6 +19,7 @@ from redislink.cli.output import JsonOption, group, moment
 from redislink.cli.who import ClusterOption, IdentityOption
 from redislink.errors import ConfigError
 from redislink.files import open_new
+from redislink.settings import RedisLinkSettings
 from redislink.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -247,7 +248,11 @@ def show_job(
     ] = False,
     programs: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The agent's programs.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="The agent's programs; otherwise REDISLINK_PROGRAMS_DIR.",
+            show_default=False,
+        ),
     ] = None,
     cluster: ClusterOption = None,
     driver: DriverOption = None,
@@ -258,9 +263,12 @@ def show_job(
 ) -> None:
     """Show a job: what is asked for, what was decided, how far it is at each party."""
     driving.one_of_work_and_driver(work, driver=driver, identity=identity, jobs_dir=jobs_dir)
-    if work is None:
-        if source or diff:
+    settings = RedisLinkSettings.load()
+    if work is None and (source or diff):
+        work = settings.work_dir_of()
+        if work is None:
             raise ConfigError("--source and --diff are for an agent's machine: give --work DIR")
+    if work is None:
         with driving.client_of(cluster, driver, identity, jobs_dir) as client:
             client.refresh()
             if as_json:
@@ -270,7 +278,7 @@ def show_job(
         return
     entry = decide.job_at_agent(work, job)
     if source or diff:
-        _show_source(entry.offer, programs, diff=diff)
+        _show_source(entry.offer, programs or settings.programs_dir, diff=diff)
         return
     listed = next(each for each in decide.jobs_at_agent(work) if each["job"] == job)
     offer = entry.offer

@@ -22,6 +22,7 @@ from redislink.cluster.spec import ClusterSpec
 from redislink.cluster.yaml_text import YamlText
 from redislink.errors import ConfigError
 from redislink.files import EVERYBODY_READS, open_new, read_text
+from redislink.protocol.list_names import check_name
 from redislink.text import one_line
 
 _COMMENT: Final = """\
@@ -40,6 +41,7 @@ class Introduction(BaseModel):
         session: name of the session.
         parties: names of all parties, in rank order.
         devices: as in the cluster file.
+        drivers: names of those who submit jobs and compute nothing; each has an introduction, too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -49,6 +51,12 @@ class Introduction(BaseModel):
     session: str
     parties: tuple[str, ...]
     devices: dict[str, Any]
+    drivers: tuple[str, ...] = ()
+
+    @property
+    def everybody(self) -> tuple[str, ...]:
+        """The names of all who introduce themselves."""
+        return self.parties + self.drivers
 
     @classmethod
     def read(cls, path: Path) -> Introduction:
@@ -76,7 +84,11 @@ class Introduction(BaseModel):
         Raises:
             ConfigError: it would not be valid.
         """
-        self._cluster({self.party: self}, source).rank(self.party)
+        for name in self.drivers:
+            check_name(name, "driver")
+        spec = self._cluster({self.party: self}, source)
+        if self.party not in self.drivers:
+            spec.rank(self.party)
 
     def write(self, path: Path) -> None:
         """Write the file, which must not be there yet.
@@ -85,7 +97,10 @@ class Introduction(BaseModel):
             OSError: it cannot be written.
         """
         content = yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
+            self.model_dump(mode="json", exclude_defaults=True),
+            sort_keys=False,
+            default_flow_style=None,
+            width=100,
         )
         with open_new(path, EVERYBODY_READS) as file:
             file.write(_COMMENT.format(party=self.party) + content)
@@ -101,15 +116,15 @@ class Introduction(BaseModel):
             ConfigError: one of them understood the session differently.
         """
         for name, other in others.items():
-            for field in ("parties", "session", "devices"):
+            for field in ("parties", "session", "devices", "drivers"):
                 ours, theirs = getattr(self, field), getattr(other, field)
                 if ours != theirs:
                     raise ConfigError(
                         f"{name} has {one_line(f'{field}: {theirs}', 200)}, and {self.party} has "
                         f"{one_line(f'{field}: {ours}', 200)}: all must name the same parties in "
-                        "the same order, which numbers them; where it is wrong, move that party's "
-                        "directory away, run redislink init --as … again (with --identity and its "
-                        "old key), and pass the new introduction on"
+                        "the same order, which numbers them, and the same drivers; where it is "
+                        "wrong, move that party's directory away, run redislink init --as … again "
+                        "(with --identity and its old key), and pass the new introduction on"
                     )
         everybody = {self.party: self, **others}
         self._cluster(everybody, "cluster").public_keys()  # each has one, and its own
@@ -125,7 +140,13 @@ class Introduction(BaseModel):
                     "signing_key": known[name].signing_key,
                 }
             parties.append(party)
-        return {"session": self.session, "parties": parties, "devices": self.devices}
+        content = {"session": self.session, "parties": parties, "devices": self.devices}
+        drivers = [
+            {"name": name, "public_key": known[name].public_key}
+            for name in self.drivers
+            if name in known
+        ]
+        return content | ({"drivers": drivers} if drivers else {})
 
     def _cluster(self, known: Mapping[str, Introduction], source: str) -> ClusterSpec:
         return ClusterSpec.parse(self._content(known), source)

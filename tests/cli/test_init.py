@@ -201,3 +201,30 @@ def test_an_agent_finds_what_it_needs_and_asks_about_each_job(
     code, _, err = at("alice", *words, *(() if how else ("--work", str(started[0].work))))
     assert "there is no job" in err
     assert how or "give --work DIR, or set REDISLINK_WORK_DIR" in at("alice", *words)[2]
+
+
+def test_a_driver_introduces_itself_and_has_no_agent(at: At, tmp_path: Path) -> None:
+    everybody = (*PARTIES, "dora")
+    for name in everybody:
+        assert at(name, "init", "--as", name, *PARTIES, "--driver", "dora")[0] == 0
+    code, _, err = at("dora", "init", "--driver", "dora", "--as", "dora")
+    assert code == ExitCode.PEER
+    assert "the introductions of alice, bob are missing" in err
+    for name in everybody:
+        given = tmp_path / name / DIRECTORY / "introductions" / f"{name}.yaml"
+        for other in set(everybody) - {name}:
+            shutil.copy(given, tmp_path / other / DIRECTORY / "introductions")
+    assert at("bob", "init")[0] == 0
+    assert "dora SHA256:" in at("alice", "init")[2].replace("  ", " ")
+    code, _, err = at("dora", "init")
+    assert code == 0
+    assert "redislink submit JOB.yaml" in err
+    assert "redislink doctor" not in err
+    assert not (DIRECTORY / "policy.yaml").exists()
+    made = [(tmp_path / name / DIRECTORY / "cluster.yaml").read_bytes() for name in everybody]
+    assert len(set(made)) == 1
+    spec = load_cluster(DIRECTORY / "cluster.yaml")
+    assert (spec.party_names, spec.driver_names) == (PARTIES, (*PARTIES, "dora"))
+    code, _, err = at("other", "init", *PARTIES, "--driver", "dora")
+    assert code == 2
+    assert "in a trial a party submits the jobs" in err
