@@ -67,9 +67,11 @@ _OF_THE_REAL_BROKER: Final = frozenset(
         "party", "psk_dir",
     }
 )  # fmt: skip
+"""What a simulated party never has from a real one."""
 _OF_REAL_RUNS: Final = _OF_THE_REAL_BROKER | {
     *("audit_file", "journal_dir", "metrics_push_url", "metrics_textfile"),
 }
+"""What it does not take from a settings file, either."""
 _MOST_BYTES: Final = 1 << 20
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _logger = logging.getLogger("redislink.settings")
@@ -467,7 +469,8 @@ class RedisLinkSettings(BaseSettings):
             if name not in given and f"{_PREFIX}{name.upper()}" not in set_outside
         }
         super().__init__(**used, **values)
-        self._from_env_file = used
+        # Not their values where those may hold a password.
+        self._from_env_file = {n: None if n in _OF_REAL_RUNS else v for n, v in used.items()}
 
     def identity_file_of(self, party: str | None = None) -> Path | None:
         """The file with a party's private key; None if none is set.
@@ -631,7 +634,7 @@ def environment_of_simulation(settings: RedisLinkSettings) -> dict[str, str]:
     left_out = {f"{_PREFIX}{name.upper()}" for name in _OF_THE_REAL_BROKER}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     for name, text in settings._from_env_file.items():
-        if name not in _OF_REAL_RUNS and text:
+        if text:
             environment[f"{_PREFIX}{name.upper()}"] = text
     return environment | {_NO_FILES: "1"}
 

@@ -409,8 +409,8 @@ def fail_program(error: BaseException, program: str, party: str) -> NoReturn:
     if isinstance(error, OSError) and error.filename is not None and not _verbose:
         lines = [n for frame, n in traceback.walk_tb(frames) if frame.f_code.co_filename == program]
         line = f", line {lines[-1]}" if lines else ""
-        why = f"{error.filename}: {error.strerror}: check the path (--verbose shows more)"
-        text = f"{program}{line}: {why}"
+        why = error.strerror or type(error).__name__
+        text = f"{program}{line}: {error.filename}: {why}: check the path (--verbose shows more)"
     else:
         show_block("".join(traceback.format_exception(type(error), error, shown)))
         text = f"{program} failed with {type(error).__name__}: see above"
