@@ -48,7 +48,7 @@ _POLICY: Final = """\
 # Made by redislink init: by which rules does redislink agent decide about jobs? The first rule that
 # matches decides. So far nothing runs by itself: a person decides about each job with
 # redislink jobs list --work {work}, jobs show, approve, refuse.
-# How to write rules: docs/how-to/policies.md
+# The page "Decide which jobs run here" says how to write rules; redislink policy check tries them.
 rules:
 - name: ask about everything
   action: ask

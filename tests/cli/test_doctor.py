@@ -51,7 +51,7 @@ def test_the_table(broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp
     assert code == 0
     assert "alice in session doctor-table" in out
     assert re.search(r"round trip +│ PASS │ .* ms, the median of 9", out)
-    assert "→ as an admin, redislink acl --cluster FILE" in out
+    assert "→ as an administrator: redislink acl --cluster FILE" in out
     told = r"\d+ PASS, 1 SKIP, \d+ WARN\. Not checked, so .*: same cluster file\."
     assert re.fullmatch(told, out.splitlines()[-1])
     code, out, _ = call(
