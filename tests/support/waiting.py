@@ -33,3 +33,17 @@ def wait_until(
                 return result
         assert time.monotonic() < deadline, f"{what} did not come in {seconds:g} s"
         pause.wait(0.005)
+
+
+def undisturbed(measure: Callable[[], float], fits: Callable[[float], bool]) -> float:
+    """What ``measure`` gives once it fits: what else the machine does may spoil it, not for ever.
+
+    Args:
+        measure: takes a second at most.
+        fits: whether nothing spoilt it.
+    """
+
+    def measured() -> list[float]:
+        return [found] if fits(found := measure()) else []
+
+    return wait_until(measured, 60.0, "a measurement that nothing spoilt")[0]

@@ -228,8 +228,7 @@ def test_hellos_that_do_not_open_are_counted_and_not_all_logged(valkey, receiver
     name, element = unopened_hellos(other, mine)
     with contextlib.closing(mine.parts.core.broker.open()) as connection:
         connection.execute(b"RPUSH", name, *[element] * 99, timeout=5)
-        while connection.execute(b"LLEN", name, timeout=5):
-            pass
+        wait_until(lambda: connection.execute(b"LLEN", name, timeout=5) == 0)
         other.send(receiver, "t", b"still well")
         assert mine.recv(other.party, "t") == b"still well"
         connection.execute(b"RPUSH", name, *[element] * HELLOS, timeout=5)
@@ -248,8 +247,7 @@ def test_hellos_that_are_none_are_not_all_logged_while_parties_meet(valkey, capl
     with contextlib.closing(Broker(valkey.url).open()) as connection:
         connection.execute(b"RPUSH", name, *[b"junk"] * 1000, timeout=5)
         meeting, met = in_thread(lambda: connect_as(cluster, "alice"))
-        while connection.execute(b"LLEN", name, timeout=5):
-            pass
+        wait_until(lambda: connection.execute(b"LLEN", name, timeout=5) == 0)
     bob = connect_as(cluster, "bob")
     meeting.join()
     lines = [r for r in caplog.records if "ignored a hello" in r.getMessage()]

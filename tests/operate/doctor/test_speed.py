@@ -14,6 +14,7 @@ from redislink.operate.doctor.examination import Examination
 from redislink.testing.proxy import Proxy
 from tests.conftest import make_cluster
 from tests.operate.doctor.conftest import Ask
+from tests.support.waiting import undisturbed
 
 
 def examination(url: str) -> Examination:
@@ -33,14 +34,20 @@ def test_a_good_line(one_server: EmbeddedBroker, doctor: Ask) -> None:
 @pytest.mark.slow
 def test_a_far_broker(one_server: EmbeddedBroker) -> None:
     with Proxy(one_server.port, delay=0.11) as proxy:
-        exam = examination(proxy.url())
-        verdict = speed.round_trip(exam)
-        exam.close()
-    assert verdict.level is Level.WARN
-    found = re.match(r"([\d.]+) ms, the median of 3: each round of a computation", verdict.text)
-    assert found
-    assert 220 <= float(found[1]) < 400
-    assert "nearer" in verdict.remedy
+
+        def told() -> float:
+            exam = examination(proxy.url())
+            verdict = speed.round_trip(exam)
+            exam.close()
+            assert verdict.level is Level.WARN
+            assert "nearer" in verdict.remedy
+            found = re.match(
+                r"([\d.]+) ms, the median of 3: each round of a computation", verdict.text
+            )
+            assert found
+            return float(found[1])
+
+        assert undisturbed(told, lambda milliseconds: milliseconds < 400) >= 220
 
 
 @pytest.mark.slow
