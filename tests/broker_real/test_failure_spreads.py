@@ -10,39 +10,53 @@ import pytest
 from redislink.broker import EmbeddedBroker
 from tests.support.spread_party import SECRET
 from tests.support.spreading import PARTIES, trio
+from tests.support.waiting import undisturbed
 
 pytestmark = pytest.mark.slow
 
 
-def test_an_exception_reaches_all_within_a_second(valkey: EmbeddedBroker, tmp_path: Path) -> None:
-    with trio(valkey.url, tmp_path, {"carol": "raise"}) as three:
-        failed_at = three.signal("carol", signal.SIGUSR1)
-        three.wait_for("raised", *PARTIES)
-        for party in ("alice", "bob"):
-            raised = three.find("raised", party)
-            assert raised is not None
-            assert raised["type"] == "PeerAborted"
-            assert raised["at"] - failed_at < 1.0
-            assert "carol aborted" in three.said(party)
-        assert "PeerAborted" not in three.said("carol")
-        for party in ("alice", "bob"):
-            assert SECRET not in three.processes[party].output()
+def test_an_exception_reaches_all_within_a_second(
+    valkey: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def slowest() -> float:
+        with trio(valkey.url, tmp_path_factory.mktemp("trio"), {"carol": "raise"}) as three:
+            failed_at = three.signal("carol", signal.SIGUSR1)
+            three.wait_for("raised", *PARTIES)
+            took = []
+            for party in ("alice", "bob"):
+                raised = three.find("raised", party)
+                assert raised is not None
+                assert raised["type"] == "PeerAborted"
+                took.append(raised["at"] - failed_at)
+                assert "carol aborted" in three.said(party)
+            assert "PeerAborted" not in three.said("carol")
+            for party in ("alice", "bob"):
+                assert SECRET not in three.processes[party].output()
+        return max(took)
+
+    undisturbed(slowest, lambda took: took < 1.0)
 
 
-def test_a_killed_party_is_lost_within_peer_timeout(valkey: EmbeddedBroker, tmp_path: Path) -> None:
-    with trio(valkey.url, tmp_path, {}, peer_timeout=2) as three:
-        killed_at = three.signal("carol", signal.SIGKILL)
-        three.wait_for("raised", "alice", "bob")
-        types = set()
-        for party in ("alice", "bob"):
-            raised = three.find("raised", party)
-            assert raised is not None
-            # 2 s since the last sign of life, and the time until somebody looks.
-            assert raised["at"] - killed_at < 2 + 1.5
-            assert "carol was last heard" in raised["text"]
-            types.add(raised["type"])
-        assert types <= {"PeerLost", "PeerAborted"}, "who notices first tells the other"
-        assert "PeerLost" in types
+def test_a_killed_party_is_lost_within_peer_timeout(
+    valkey: EmbeddedBroker, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def slowest() -> float:
+        with trio(valkey.url, tmp_path_factory.mktemp("trio"), {}, peer_timeout=2) as three:
+            killed_at = three.signal("carol", signal.SIGKILL)
+            three.wait_for("raised", "alice", "bob")
+            types, took = set(), []
+            for party in ("alice", "bob"):
+                raised = three.find("raised", party)
+                assert raised is not None
+                took.append(raised["at"] - killed_at)
+                assert "carol was last heard" in raised["text"]
+                types.add(raised["type"])
+            assert types <= {"PeerLost", "PeerAborted"}, "who notices first tells the other"
+            assert "PeerLost" in types
+        return max(took)
+
+    # 2 s since the last sign of life, and the time until somebody looks.
+    undisturbed(slowest, lambda took: took < 2 + 1.5)
 
 
 def test_a_party_that_was_suspended_learns_why_when_it_goes_on(

@@ -39,7 +39,7 @@ def undisturbed(measure: Callable[[], float], fits: Callable[[float], bool]) -> 
     """What ``measure`` gives once it fits: what else the machine does may spoil it, not for ever.
 
     Args:
-        measure: takes a second at most.
+        measure: takes some seconds at most.
         fits: whether nothing spoilt it.
     """
 
