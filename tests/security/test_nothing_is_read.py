@@ -105,9 +105,9 @@ def test_without_security_the_same_check_finds_all(valkey, sent):
 
 
 def logistic_regression(x, y):
-    """Five steps of gradient descent."""
+    """Two steps of gradient descent."""
     weights = jnp.zeros(x.shape[1])
-    for _ in range(5):
+    for _ in range(2):
         predicted = 1 / (1 + jnp.exp(-(x @ weights)))
         weights = weights - 0.5 * x.T @ (predicted - y) / x.shape[0]
     return weights
