@@ -73,7 +73,7 @@ def test_other_transports_compute_the_right_thing(tmp_path: Path, transport: str
             plan.program_work("lr-semi2k", 2, tmp_path, 0),
             {"name": "bursts", "kind": "bursts", "device": "L", "counts": (1, 10)},
         ),
-        timeout=60,
+        timeout=240,
         **({"profile": network} if network else {}),
     )
     record = Runner(tmp_path, ROOT).run(session)
