@@ -75,6 +75,8 @@ WITH_ANOTHER_WAY = {
     ("jobs/usage.py", "/proc"),
     ("session/journal.py", "/proc"),
     ("session/supervisor.py", "SOCK_SEQPACKET"),
+    ("spu/log.py", "/proc"),
+    ("spu/log.py", "memfd_create"),
     ("spu/malloc.py", "mallopt"),
 }
 """Where they are used all the same, and do no harm where they are missing."""

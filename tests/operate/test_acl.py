@@ -424,7 +424,7 @@ def test_an_acl_file_turns_everybody_else_away(real_server, tmp_path):
 
 
 def test_only_an_admin_can_apply(urls):
-    with pytest.raises(BrokerPermissionError, match="give the URL of an admin, or paste"):
+    with pytest.raises(BrokerPermissionError, match=r"log in as an administrator, .*, or paste"):
         acl.apply_users(
             Broker(urls["alice"]), acl.party_users("x", NAMES), dict.fromkeys(NAMES, "")
         )
