@@ -11,9 +11,9 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 # Some images forbid bytecode. Each process that a demo or a test starts would then compile redislink again.
 unexport PYTHONDONTWRITEBYTECODE
-# Processes that run tests at the same time; 0: one test after the other. Three for each of two cores:
-# many tests wait, for a process to start or a line to fall silent.
-WORKERS ?= 6
+# Processes that run tests at the same time; 0: one test after the other. More than two for each of two
+# cores: many tests wait, for a process to start or a line to fall silent.
+WORKERS ?= 5
 SOURCES := redislink tests examples hatch_build.py .ci/release $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help

@@ -93,7 +93,7 @@ def test_what_does_not_pass_in_any_size_ends_with_the_settings_names(
     valkey: EmbeddedBroker, size: int
 ):
     with _Cutting(valkey.port, 8000) as proxy:
-        alice, bob = join(make_cluster(proxy.url, 2), broker_timeout=4, close_timeout=0.5)
+        alice, bob = join(make_cluster(proxy.url, 2), broker_timeout=8, close_timeout=0.5)
         _, received = in_thread(lambda: bob.recv("alice", "t"))
         alice.send("bob", "t", bytes(size))
         with pytest.raises(BrokerRefused, match=r"client-query-buffer-limit.*maxmemory-clients"):
