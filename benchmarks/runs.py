@@ -52,8 +52,9 @@ class Run:
 
     @property
     def file_name(self) -> str:
-        """Where it is kept."""
-        return f"{self.day}-{self.machine}-{self.revision}.json"
+        """Where it is kept. With the time, as a revision may be measured in several runs."""
+        time = str(self.meta["machine"]["date"]).split()[1].replace(":", "")[:4]
+        return f"{self.day}-{time}-{self.machine}-{self.revision}.json"
 
     @property
     def of_another_revision(self) -> bool:

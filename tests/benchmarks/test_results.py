@@ -185,7 +185,7 @@ def test_a_run_is_kept_and_read_again(tmp_path: Path) -> None:
     found = runs.read_all(tmp_path)
     assert [run.day for run in found] == ["2026-01-02", "2026-01-01", "2026-01-03"]
     assert found[0].machine != found[1].machine
-    assert found[0].file_name == f"2026-01-02-{newer.machine}-{newer.revision}.json"
+    assert found[0].file_name == f"2026-01-02-1000-{newer.machine}-{newer.revision}.json"
     assert found[0].results.records == newer.results.records
     assert Newest(found).sources["turns-link"] is found[0]
 
