@@ -41,9 +41,9 @@ class Case:
 
 
 CASES: Final = [
-    *(Case("psi", protocol, 2, 10**n) for protocol in ("RR22", "KKRT") for n in (4, 5, 6)),
+    *(Case("psi", protocol, 2, 10**n) for protocol in ("RR22", "KKRT") for n in (4, 5, 6, 7)),
     *(Case("lr", "ABY3", 3, 10**n, columns) for columns in (10, 100) for n in (3, 4, 5)),
-    Case("lr", "ABY3", 3, 10**6, 10),
+    *(Case("lr", "ABY3", 3, 10**6, columns) for columns in (10, 100)),
     *(Case("lr", "CHEETAH", 2, 10**n, 10) for n in (3, 4)),
 ]
 
