@@ -22,6 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -227,6 +228,10 @@ class Broker:
     def labels(self) -> str:
         """The labels of all brokers that it stands for, for messages."""
         return self.label
+
+    def label_of_user(self, user: str) -> str:
+        """The label with a user's name in it: what one types who is to log in as that user."""
+        return self.label.replace("://", f"://{quote(user, safe='')}@", 1)
 
     @property
     def user(self) -> str:

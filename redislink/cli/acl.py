@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
@@ -258,8 +257,7 @@ def _say_of_default_user(
 
 def _as_user(broker: Broker) -> str:
     """The broker's URL with its user, if it has a name of its own, and no password."""
-    user = "" if broker.user == "default" else f"{quote(broker.user, safe='')}@"
-    return broker.label.replace("://", f"://{user}", 1)
+    return broker.label if broker.user == "default" else broker.label_of_user(broker.user)
 
 
 def _tls(broker: Broker) -> list[object]:

@@ -417,7 +417,7 @@ def _run_acl_on(broker: Broker, commands: Sequence[Sequence[bytes | int | str]])
         except BrokerPermissionError:
             raise BrokerPermissionError(
                 f"broker {broker.label}: this user may not run ACL: log in as an administrator, "
-                f"--apply {broker.label.replace('://', '://ADMIN@', 1)} --password-file FILE, or "
+                f"--apply {broker.label_of_user('ADMIN')} --password-file FILE, or "
                 "paste what redislink acl prints without --apply into the service's console"
             ) from None
         except BrokerRefused as error:

@@ -546,5 +546,5 @@ def replicas(exam: Examination) -> Verdict | None:
         f"{'; '.join(lost)}: if this server takes over, sessions cannot go on",
         "make sure that all parties reach every server of the broker, and make the users on those "
         f"that joined later: redislink acl --cluster {exam.case.settings.cluster_file or 'FILE'} "
-        f"--apply {exam.broker.label.replace('://', '://ADMIN@', 1)} --passwords DIR",
+        f"--apply {exam.broker.label_of_user('ADMIN')} --passwords DIR",
     )
