@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import re
 import secrets
 import shutil
 import signal
@@ -43,25 +42,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # nothing that is imported and collected is garbage
 
 _sessions = itertools.count()
-TOGETHER = (
-    "tests/broker_real/test_training.py",
-    "tests/broker/test_topology.py::TestSentinel",
-    "tests/broker/test_topology.py::TestCluster",
-    "tests/cli/test_several_servers.py",
-    "tests/report/test_looks.py",
-    "tests/test_docs.py::TestReference",
-    "tests/test_readme.py",
-    "tests/test_tutorial.py",
-)
-"""Modules and classes whose tests share what takes long to make, or of which one takes long: one
-worker of pytest-xdist gets all of one, and they go first."""
-CONFORMANCE = (
-    "tests/communicator/test_communicator.py",
-    "tests/spu/test_channel.py",
-    "tests/transport/test_endpoint.py",
-)
-"""Suites that run on every kind of broker: the tests of one on one group of servers go together."""
-_ON_GROUP = re.compile(r"[\[-](sentinel|cluster)[-\]]")
 EVERY_BROKER = (
     "fakeredis",
     "valkey",
@@ -74,6 +54,13 @@ DEVICES = {
     "SEMI2K": {"kind": "SPU", "members": ["alice", "carol"], "config": {"protocol": "SEMI2K"}},
     "CHEETAH": {"kind": "SPU", "members": ["bob", "carol"], "config": {"protocol": "CHEETAH"}},
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from tests.support.scheduling import TellAtOnce
+
+        config.pluginmanager.register(TellAtOnce(config))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -104,16 +91,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Each test goes to the worker that is free; those of `TOGETHER` go first, as one."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByTest(LoadScopeScheduling):
-        # `--dist loadgroup` would be this, but its mark is lost on pytest 9.2.
-        def _split_scope(self, nodeid: str) -> str:
-            for suite in CONFORMANCE:
-                if nodeid.startswith(suite) and (group := _ON_GROUP.search(nodeid)):
-                    return f"{suite} on {group[1]}"
-            return next((whole for whole in TOGETHER if nodeid.startswith(whole)), nodeid)
+    from tests.support.scheduling import ByTest
 
     return ByTest(config, log)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import dedent
 
 import execnet
 import pytest
@@ -50,6 +51,47 @@ def test_a_report_reaches_the_other_process_whatever_was_said(
         config=request.config, data=received
     )
     assert "é\\udc80" in (again.longreprtext + again.caplog)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["first", "middle", "last"])
+def test_a_worker_that_dies_takes_one_test_with_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """It is said at once, the others run, on whatever worker, and the run ends."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
+    pytester.makeconftest(
+        dedent("""
+            from tests.support.scheduling import ByTest, TellAtOnce
+
+            def pytest_configure(config):
+                if not hasattr(config, "workerinput"):
+                    config.pluginmanager.register(TellAtOnce(config))
+
+            def pytest_xdist_make_scheduler(config, log):
+                return ByTest(config, log)
+        """)
+    )
+    count = 24
+    number = {"first": 0, "middle": count // 2, "last": count - 1}[dies]
+    pytester.makepyfile(
+        dedent(f"""
+            import os, pytest
+            @pytest.mark.parametrize("number", range({count}))
+            def test_dies(number):
+                if number == {number}:
+                    os._exit(1)
+        """)
+    )
+    ran = pytester.runpytest_subprocess("-n2", "-p", "no:cacheprovider", timeout=60)
+    ran.assert_outcomes(passed=count - 1, failed=1)
+    ran.stdout.fnmatch_lines(
+        [
+            f"*test_dies?{number}? failed*",
+            f"*crashed while running*test_dies?{number}?*",
+            "*= FAILURES =*",
+        ]
+    )
 
 
 def test_no_example_has_a_deadline() -> None:
