@@ -106,11 +106,12 @@ def report_at_end(page: Path, cluster: Path, party: str, agent_record: Path | No
         named.append(settings.trace_dir / f"{spec.session}.{party}{TRACE_SUFFIX}")
     keys = {each.name: each.signing_key for each in spec.parties}
     began, process = time.time(), os.getpid()
+    before = {path: _state(path) for path in named}
 
     def make() -> None:
         if os.getpid() != process:  # a child that the program forked
             return
-        files = [path for path in named if path.exists() and path.stat().st_mtime >= began - 1]
+        files = [path for path in named if _state(path) not in (None, before[path])]
         if not files:
             say(f"{party}: no report: the parties have not met")
             return
@@ -126,3 +127,12 @@ def report_at_end(page: Path, cluster: Path, party: str, agent_record: Path | No
 
     # Runs after what ends the records of sessions, which is registered later.
     atexit.register(make)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when `path` is written to or replaced; ``None`` without such a file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
