@@ -23,6 +23,7 @@ from redislink.identity.keypair import Identity, format_public_key
 from redislink.transport import rendezvous
 from tests.support import constants
 from tests.support.groups import ClusterGroup, SentinelGroup
+from tests.support.hanging import SayWhereItHangs
 
 pytest_plugins = ["pytester", "redislink.testing.fixtures"]
 
@@ -57,7 +58,9 @@ DEVICES = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        config.pluginmanager.register(SayWhereItHangs())
+    elif config.getoption("numprocesses", None):
         from tests.support.scheduling import TellAtOnce
 
         config.pluginmanager.register(TellAtOnce(config))

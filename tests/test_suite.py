@@ -94,6 +94,35 @@ def test_a_worker_that_dies_takes_one_test_with_it(
     )
 
 
+@pytest.mark.slow
+def test_a_test_that_hangs_says_where(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS.parent))
+    pytester.makeconftest(
+        dedent("""
+            from tests.support.hanging import SayWhereItHangs
+
+            def pytest_configure(config):
+                if hasattr(config, "workerinput"):
+                    config.pluginmanager.register(SayWhereItHangs())
+        """)
+    )
+    pytester.makepyfile(
+        dedent("""
+            import threading
+
+            def test_hangs():
+                threading.Event().wait()
+        """)
+    )
+    ran = pytester.runpytest_subprocess("-n1", "-p", "no:cacheprovider", "--timeout=1", timeout=60)
+    ran.assert_outcomes(failed=1)
+    ran.stderr.fnmatch_lines(
+        ["*::test_hangs took over 1 s; its threads:", "*, line 4 in test_hangs"]
+    )
+
+
 def test_no_example_has_a_deadline() -> None:
     """Of `hypothesis`: 0.2 s, which a process that waits for a core may need."""
     assert settings().deadline is None
