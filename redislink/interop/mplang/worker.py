@@ -29,6 +29,8 @@ from redislink.errors import (
     RecvTimeout,
     RedisLinkError,
     ValueDecodeError,
+    may_pass,
+    reason_for_peers,
 )
 from redislink.forking import dies_in_child
 from redislink.interop.mplang.messages import (
@@ -143,23 +145,26 @@ class Worker:
         """
         pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="redislink-mplang")
         futures: set[Future[None]] = set()
+        reason, retryable = f"its session with {self._driver} has ended", True
         try:
             for request in self._requests():
                 futures = {future for future in futures if not future.done()}
                 futures.add(pool.submit(self._answer, request))
-        except PeerClosed as closed:
-            if closed.peer != self._driver:
+        except BaseException as error:
+            if not isinstance(error, PeerClosed) or error.peer != self._driver:
+                # Others may hear of it from us first.
+                reason, retryable = reason_for_peers(error), may_pass(error)
                 raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            self._end(futures)
+            self._end(futures, reason, retryable=retryable)
 
-    def _end(self, futures: set[Future[None]]) -> None:
+    def _end(self, futures: set[Future[None]], reason: str, *, retryable: bool) -> None:
         """Requests that wait for other workers end with the endpoint."""
         if not futures:
             return
         if any(not future.done() for future in futures):
-            self._endpoint.abort(f"its session with {self._driver} has ended", retryable=True)
+            self._endpoint.abort(reason, retryable=retryable)
         _, computing = wait_for(futures, _GRACE)
         if computing:
             raise StillComputing(

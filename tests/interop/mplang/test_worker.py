@@ -231,6 +231,24 @@ def test_who_dies_is_named_to_all_others(place: Callable[..., Place], who: str) 
         raise here.outcome(0)
 
 
+def test_why_a_worker_ended_is_told_by_those_that_heard_it(place: Callable[..., Place]) -> None:
+    """Whoever hears of it from another worker first learns the same."""
+    started = threading.Event()
+
+    def wait(engine: Engine, *_: Any) -> None:
+        started.set()
+        engine.communicator.recv(1, "never")
+
+    here = place({"open.wait": wait})
+    asked = here.client.run(0, graph("open.wait"), (), job=None, context="")
+    assert started.wait(30)
+    core = here.endpoints[1].parts.core
+    with core.talk(core.peer("alice")) as delivery:
+        delivery.abort("the power is gone")
+    with pytest.raises((PeerAborted, JobError), match="alice aborted.*the power is gone"):
+        asked.result(30)
+
+
 def test_a_worker_that_does_not_answer_is_named() -> None:
     alice, bob, carol = join(make_cluster("fakeredis://mplang-late", 3))
     client = Client(carol, timeout=0.1)
