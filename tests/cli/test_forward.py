@@ -61,19 +61,20 @@ def test_it_says_where_it_leads_and_sigterm_ends_it(
                 assert connection.recv(100) == b"question"
                 options = ("--broker", broker.url, "--once", "--cluster", cluster)
 
-                def shows_the_stream() -> bool:
+                def streams_shown() -> int:
                     code, out, err = call("top", *options, "--forward", "bob,alice")
                     assert (code, err) == (0, "")
                     assert "session forwarded.j" in out
-                    return out.count("1 stream") == 2
+                    return out.count("1 stream")
 
-                wait_until(shows_the_stream, 20)
+                wait_until(lambda: streams_shown() == 2, 20)
+    wait_until(lambda: streams_shown() == 0, 20)  # both have seen its end
     alice.send_signal(signal.SIGTERM)
     assert ended(alice).returncode == 0
     assert bob.stderr is not None
-    lines = iter(bob.stderr.readline, "")
-    wanted = "bob: 0 streams were reset: alice has ended its forwarder"
-    assert any(json.loads(line)["message"] == wanted for line in lines)
+    said = (json.loads(line)["message"] for line in iter(bob.stderr.readline, ""))
+    last = next(message for message in said if "has ended its forwarder" in message)
+    assert last == "bob: 0 streams were reset: alice has ended its forwarder"
     bob.send_signal(signal.SIGTERM)
     rest = ended(bob)
     assert rest.returncode == 0
