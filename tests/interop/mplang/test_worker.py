@@ -245,7 +245,7 @@ def test_why_a_worker_ended_is_told_by_those_that_heard_it(place: Callable[..., 
     core = here.endpoints[1].parts.core
     with core.talk(core.peer("alice")) as delivery:
         delivery.abort("the power is gone")
-    with pytest.raises((PeerAborted, JobError), match="alice aborted.*the power is gone"):
+    with pytest.raises((PeerAborted, JobError), match=r"alice aborted.*the power is gone"):
         asked.result(30)
 
 
