@@ -135,7 +135,6 @@ def create_link(
     if endpoint is None:  # otherwise `connect` has logged it
         for warning in warnings(cluster, device):
             log.warning("%s: %s: %s", party, warning, REMEDY)
-    limit_log(settings.spu_log_level)
     chosen = _choose_mode(mode, settings, spec, party)
     members = [cluster.party_names[rank] for rank in cluster.mask(device)]
     return _join(device, members, chosen, endpoint, cluster, party, settings)
@@ -169,6 +168,7 @@ def _join(
     party: str,
     settings: RedisLinkSettings,
 ) -> SpuLink:
+    limit_log(settings.spu_log_level)
     keep_freed_memory(settings.kept_memory_bytes)
     rank = members.index(party)
     desc = libspu.link.Desc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from spu import libspu
 from redislink import Session, Simulator
 from redislink.cli import errors
 from redislink.settings import RedisLinkSettings, SpuLogLevel
-from redislink.spu import log
+from redislink.spu import link, log
+from tests.conftest import join, make_cluster, run_parties
 
 
 def test_a_product_on_cheetah_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +41,24 @@ def test_the_level_is_set_once_and_its_file_is_no_file(monkeypatch: pytest.Monke
         log.limit_log(level)
     assert levels == [libspu.logging.LogLevel.INFO]
     assert all(hasattr(libspu.logging.LogLevel, level.name) for level in list(SpuLogLevel)[:-1])
+
+
+def test_every_link_of_ours_sees_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device, and of members that have none, as MPLang's workers make it."""
+    levels: list[SpuLogLevel] = []
+    monkeypatch.setattr(link, "limit_log", levels.append)
+    endpoints = join(make_cluster("fakeredis://spu-log"), spu_log_level="error")
+    members = [endpoint for endpoint in endpoints if endpoint.party in ("alice", "carol")]
+    makes = (
+        partial(link.create_link, "SEMI2K"),
+        lambda each: link.link_members("loose", ["alice", "carol"], each),
+    )
+    for make in makes:
+        for made in run_parties(*(partial(make, each) for each in members)):
+            made.close()
+    for endpoint in endpoints:
+        endpoint.close()
+    assert levels == [SpuLogLevel.ERROR] * 4
 
 
 def test_verbose_shows_it_unless_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
