@@ -97,12 +97,16 @@ def quote(page: Path, runs: Sequence[Run]) -> None:
 
 
 def quoted(runs: Sequence[Run]) -> str:
-    """A few figures beside brpc, over all machines."""
+    """A few figures beside brpc, over all machines.
+
+    Those of few rounds count only where no machine has more.
+    """
     rows = []
     machines = 0
     for bar in of.BARS:
         if bar.title in _QUOTED and bar.unit == BRPC:
             samples = by_machine(runs, bar)
+            samples = [each for each in samples if len(each.values) >= _ENOUGH] or samples
             machines = max(machines, len(samples))
             rows.append((bar.title, span_text(samples) if samples else "not measured"))
     many = "1 machine" if machines == 1 else f"{machines} machines, from the least to the most"

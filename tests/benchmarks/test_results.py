@@ -208,6 +208,9 @@ def test_a_quoted_figure_is_of_all_machines() -> None:
     assert "| 64 B round trip, loopback | 0.80 to 0.90 (0.70 to 0.90) |" in text
     assert "| LR ABY3, loopback | not measured |" in text
     assert "| 64 B round trip, loopback | 0.90 |" in report.quoted([two])
+    enough = run_of(*turns(0.5, 7), cores=3)
+    text = report.quoted([one, two, enough])
+    assert "| 64 B round trip, loopback | 0.80 (0.50 to 1.10) |" in text
 
 
 def test_the_readme_quotes_the_runs_that_are_kept() -> None:
