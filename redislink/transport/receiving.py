@@ -58,8 +58,10 @@ class Receiving:
         delivery, lanes, started = peer.delivery, peer.lanes, time.monotonic()
         left = limit
         if lanes.depth and type(tag) is str and (lane := lanes.lane_of(tag)) is not None:
-            foreseen = self._recv_foreseen(peer, lane, tag, started, limit)
             if len(lane.posted) <= lanes.few:
+                lanes.go_on(lane)  # before the wait: after it, the caller would wait for that too
+            foreseen = self._recv_foreseen(peer, lane, tag, started, limit)
+            if not lane.posted:
                 lanes.go_on(lane)
             if foreseen is not None:
                 return foreseen

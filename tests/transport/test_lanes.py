@@ -46,6 +46,26 @@ def test_what_follows_is_foreseen(pair):
     assert bob.stats().messages_received == 99
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_lane_of_any_depth_goes_on(pair, depth):
+    alice, bob = pair(lookahead=depth)
+    exchange(alice, bob, [f"t{n}" for n in range(1, 40)])
+    lane = lanes(bob, "alice").lane_of("t40")
+    assert lane.family.next == 3, "it is the first one"
+
+
+def test_who_got_a_message_does_not_wait_for_the_next_blpops(pair):
+    """They are posted where the thread is about to wait anyway."""
+    alice, bob = pair()
+    exchange(alice, bob, ["t1", "t2"])
+    lane = lanes(bob, "alice").lane_of("t3")
+    assert len(lane.posted) == DEPTH
+    exchange(alice, bob, [f"t{n}" for n in range(3, 3 + DEPTH // 2)])
+    assert len(lane.posted) == DEPTH // 2
+    exchange(alice, bob, [f"t{3 + DEPTH // 2}"])
+    assert len(lane.posted) == DEPTH - 1
+
+
 def test_messages_that_came_before_they_are_asked_for(pair):
     alice, bob = pair()
     for n in range(500):
