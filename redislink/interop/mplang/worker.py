@@ -145,26 +145,25 @@ class Worker:
         """
         pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="redislink-mplang")
         futures: set[Future[None]] = set()
-        reason, retryable = f"its session with {self._driver} has ended", True
         try:
             for request in self._requests():
                 futures = {future for future in futures if not future.done()}
                 futures.add(pool.submit(self._answer, request))
         except BaseException as error:
             if not isinstance(error, PeerClosed) or error.peer != self._driver:
-                # Others may hear of it from us first.
-                reason, retryable = reason_for_peers(error), may_pass(error)
+                # Some may hear of it from us first, or from nobody else.
+                self._endpoint.abort(reason_for_peers(error), retryable=may_pass(error))
                 raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            self._end(futures, reason, retryable=retryable)
+            self._end(futures)
 
-    def _end(self, futures: set[Future[None]], reason: str, *, retryable: bool) -> None:
+    def _end(self, futures: set[Future[None]]) -> None:
         """Requests that wait for other workers end with the endpoint."""
         if not futures:
             return
         if any(not future.done() for future in futures):
-            self._endpoint.abort(reason, retryable=retryable)
+            self._endpoint.abort(f"its session with {self._driver} has ended", retryable=True)
         _, computing = wait_for(futures, _GRACE)
         if computing:
             raise StillComputing(
