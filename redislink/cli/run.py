@@ -31,7 +31,7 @@ from redislink.cli.interop import (
     take_over,
 )
 from redislink.cli.retries import Attempts
-from redislink.cli.termination import ended_by_sigterm
+from redislink.cli.termination import ended_by_sigterm, interrupts_come_back
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
 from redislink.identity.keypair import Identity
@@ -262,7 +262,7 @@ def run_as_main(
         module: whether ``program`` is a module's name.
     """
     try:
-        with errors.say_progress(party), ended_by_sigterm(party):
+        with errors.say_progress(party), interrupts_come_back(), ended_by_sigterm(party):
             attempts.wait()
             _run_program(program, arguments, module=module)
     except RedisLinkError as error:

@@ -50,6 +50,8 @@ _TELLING: Final = 3.0
 _GRACE: Final = 4.0
 """Seconds that the program then has to end by itself."""
 _LAST_WORDS: Final = 1.0
+_AGAIN: Final = 0.05
+"""Seconds after which a Ctrl-C that Python dropped comes again."""
 _WHAT_IS_OPEN: Final = (
     ("redislink.session.session", "open_sessions"),
     ("redislink.interop.links", "open_links"),
@@ -72,6 +74,34 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def interrupts_come_back() -> Iterator[None]:
+    """Within this block, Ctrl-C counts also where Python drops the KeyboardInterrupt.
+
+    Python ignores what is raised in a callback of a weak reference. There is one whenever a module
+    has been imported, so a program that is just starting might not hear that it is to end.
+    """
+    before = sys.unraisablehook
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        main = threading.main_thread()
+        if dropped.exc_type is not KeyboardInterrupt or threading.current_thread() is not main:
+            before(dropped)
+            return
+        later = threading.Timer(  # by then the callback has ended
+            _AGAIN, signal.pthread_kill, (main.ident or 0, signal.SIGINT)
+        )
+        later.name, later.daemon = "redislink-interrupt", True
+        later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is again:
+            sys.unraisablehook = before
 
 
 class Terminated(SystemExit):

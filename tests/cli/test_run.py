@@ -104,6 +104,9 @@ def test_a_program_that_cannot_be_parsed(
     assert "runpy" not in result.stderr
 
 
+WAITS = "redislink: alice: waiting for bob to join\n"
+
+
 def test_interrupt(
     spawn: Start, write_cluster: Write, write_program: Write, broker: EmbeddedBroker
 ) -> None:
@@ -120,7 +123,27 @@ def test_interrupt(
     assert process.stdout.readline() == "starts\n"
     process.send_signal(signal.SIGINT)
     result = ended(process)
-    assert (result.returncode, result.stderr) == (130, "redislink: alice: interrupted\n")
+    assert result.returncode == 130
+    assert result.stderr.removeprefix(WAITS) == "redislink: alice: interrupted\n"
+
+
+def test_an_interrupt_that_python_drops_comes_again(
+    redislink: Run, write_cluster: Write, write_program: Write
+) -> None:
+    """As in the callback that follows an import."""
+    program = write_program(
+        """
+        import signal, threading, weakref
+        thing = {"gone"}
+        watch = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        print("goes on", flush=True)
+        threading.Event().wait()
+        """
+    )
+    result = redislink("run", "--cluster", write_cluster(), "--party", "alice", program)
+    assert (result.returncode, result.stdout) == (130, "goes on\n")
+    assert result.stderr == "redislink: alice: interrupted\n"
 
 
 def test_sigterm_before_the_session(
