@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -67,6 +68,10 @@ class ByTest(LoadScopeScheduling):
         for other in self.assigned_work:
             self._reschedule(other)
         return crashed
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        with contextlib.suppress(OSError):  # it has just died: `remove_node` hands this out again
+            super()._assign_work_unit(node)
 
     def _forget(self, node: WorkerController, nodeid: str) -> None:
         units = self.assigned_work[node]
