@@ -78,7 +78,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_come_back() -> Iterator[None]:
-    """Within this block, Ctrl-C counts also where Python drops the KeyboardInterrupt.
+    """Within this block, Ctrl-C and SIGTERM count also where Python drops what they raise.
 
     Python ignores what is raised in a callback of a weak reference. There is one whenever a module
     has been imported, so a program that is just starting might not hear that it is to end.
@@ -87,12 +87,14 @@ def interrupts_come_back() -> Iterator[None]:
 
     def again(dropped: sys.UnraisableHookArgs) -> None:
         main = threading.main_thread()
-        if dropped.exc_type is not KeyboardInterrupt or threading.current_thread() is not main:
+        number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(
+            dropped.exc_type
+        )
+        if number is None or threading.current_thread() is not main:
             before(dropped)
             return
-        later = threading.Timer(  # by then the callback has ended
-            _AGAIN, signal.pthread_kill, (main.ident or 0, signal.SIGINT)
-        )
+        # By then the callback has ended.
+        later = threading.Timer(_AGAIN, signal.pthread_kill, (main.ident or 0, number))
         later.name, later.daemon = "redislink-interrupt", True
         later.start()
 
