@@ -152,7 +152,7 @@ def trace_function(
     with _compiling(where, wide=wide):
         traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
         outputs, out_tree = jax.tree_util.tree_flatten(out)
-        rewritten = rewrite(traced, out_tree, ranges.ring_bits)
+        rewritten = rewrite(traced, out_tree, ranges.ring_bits, ranges.fraction_bits)
         if rewritten is not None:
             rewritten.__name__ = flat.__name__
             flat, traced = rewritten, _trace_again(rewritten, shapes, where)

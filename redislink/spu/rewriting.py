@@ -4,6 +4,8 @@
 - The maximum and minimum of whole numbers of the ring's full width start from the smallest and
   largest number of their type, which the ring cannot compare (`redislink.spu.ranges`): on FM64,
   ``jnp.max`` of int64 would be -2**63. They start instead from the bounds of comparable numbers.
+- Constant factors that are small are cut, so that a mean of 30,000 rows would be 8 % too low
+  (`redislink.spu.factors`). They are multiplied in two steps.
 - JAX's random numbers need 32-bit integers that wrap around, which those in SPU's rings do not: the
   numbers would be neither JAX's nor uniform. Numbers from a key that all parties know are drawn
   while the function is traced, and compiled in; other keys cannot be drawn from.
@@ -20,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from redislink.errors import UsageError
+from redislink.spu.factors import SCALING, Factors
 
 _DRAWN: Final = frozenset(
     {
@@ -35,36 +38,59 @@ _DRAWN: Final = frozenset(
 _DRAWN_FROM_NO_KEY: Final = "rng_uniform"
 _TOP_K: Final = "top_k"
 _EXTREMES: Final = frozenset({"reduce_max", "reduce_min", "argmax", "argmin", "cummax", "cummin"})
-_INLINED: Final = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint"})
+_INLINED: Final = frozenset(
+    {
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "remat",
+        "checkpoint",
+        "custom_jvp_call",
+        "custom_vjp_call",
+    }
+)
+_FOLLOWED: Final = _INLINED | {"scan", "while", "cond"}
+"""Operations whose functions are searched for small factors."""
 
 
-def rewrite(traced: Any, out_tree: Any, ring_bits: int) -> Callable[..., Any] | None:
+def rewrite(
+    traced: Any, out_tree: Any, ring_bits: int, fraction_bits: int
+) -> Callable[..., Any] | None:
     """The function with every operation replaced that SPU gets wrong; None if there is none.
 
     Args:
         traced: the result of ``jax.make_jaxpr``.
         out_tree: the containers of the results.
         ring_bits: the bits of the device's ring.
+        fraction_bits: how many of them are after the binary point.
 
     Raises:
         UsageError: the function draws random numbers from a key that is not public. The returned
             function raises this when it is traced.
     """
-    rewriting = _Rewriting(ring_bits)
-    if not _has(traced.jaxpr, rewriting.is_wrong):
-        return None
 
     def rewritten(*leaves: Any) -> Any:
+        rewriting = _Rewriting(ring_bits, fraction_bits)
         return jax.tree_util.tree_unflatten(out_tree, rewriting.evaluate(traced, leaves))
 
-    return rewritten
+    trial = _Rewriting(ring_bits, fraction_bits)
+    if _has(traced.jaxpr, trial.is_wrong):
+        return rewritten
+    if _scales(traced.jaxpr):
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in traced.in_avals]
+        jax.make_jaxpr(lambda *leaves: trial.evaluate(traced, leaves))(*shapes)
+        if trial.factors.split:
+            return rewritten
+    return None
 
 
 class _Rewriting:
     """Evaluates traced functions, and replaces some of their operations."""
 
-    def __init__(self, ring_bits: int) -> None:
+    def __init__(self, ring_bits: int, fraction_bits: int) -> None:
         self._ring_bits = ring_bits
+        self.factors = Factors(ring_bits, fraction_bits)
 
     def is_wrong(self, equation: Any) -> bool:
         """Whether SPU computes an operation differently from JAX."""
@@ -81,6 +107,7 @@ class _Rewriting:
         for equation, is_needed in zip(jaxpr.eqns, _needed_to_draw(jaxpr), strict=True):
             given = [_value(values, place) for place in equation.invars]
             results = self._apply(equation, given, is_needed=is_needed)
+            self.factors.learn(equation, given, results)
             values |= zip(equation.outvars, results, strict=True)
         return [_value(values, place) for place in jaxpr.outvars]
 
@@ -100,7 +127,10 @@ class _Rewriting:
         if name in _EXTREMES and self.is_wrong(equation):
             return self._extreme(name, given[0], equation.params)
         inner = list(_functions(equation))
-        if not any(_has(part.jaxpr, self.is_wrong) for part in inner):
+        if not any(self._changes(equation, part.jaxpr) for part in inner):
+            scaled = self.factors.apply(equation, given)
+            if scaled is not None:
+                return scaled
             results = _bind(equation, given, equation.params)
             return _in_order(*results) if name == _TOP_K else results
         if name in _INLINED:
@@ -108,6 +138,11 @@ class _Rewriting:
             return self.evaluate(function, given)
         params = {key: self._rewritten(value) for key, value in equation.params.items()}
         return _bind(equation, given, params)
+
+    def _changes(self, equation: Any, function: Any) -> bool:
+        """Whether an inner function of an operation has something to replace, or may have."""
+        follows = equation.primitive.name in _FOLLOWED
+        return _has(function, self.is_wrong) or (follows and _scales(function))
 
     def _extreme(self, name: str, operand: Any, params: dict[str, Any]) -> list[Any]:
         largest = name.endswith("max")
@@ -184,6 +219,17 @@ def _has(jaxpr: Any, is_meant: Callable[[Any], bool]) -> bool:
         is_meant(equation) or any(_has(f.jaxpr, is_meant) for f in _functions(equation))
         for equation in jaxpr.eqns
     )
+
+
+def _scales(jaxpr: Any) -> bool:
+    """Whether fractions are multiplied or divided, also in inner functions."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in SCALING and equation.outvars[0].aval.dtype.kind == "f":
+            return True
+        if name in _FOLLOWED and any(_scales(f.jaxpr) for f in _functions(equation)):
+            return True
+    return False
 
 
 def _functions(equation: Any) -> Iterator[Any]:
