@@ -8,6 +8,7 @@
     ├── AuditError             an audit record cannot be written or read, or was changed
     ├── UsageError             the program called redislink wrongly: fix the program
     │   ├── PayloadTypeError   the payload has a type that cannot be sent
+    │   ├── TableError         a table for ``psi`` cannot be read, or its rows matched
     │   ├── UsedAfterFork      a forked process used an object of its parent
     │   └── NotRevealed        the program used a value that was not revealed to this party
     ├── BrokerError            the broker is at fault, or cannot be reached
@@ -121,6 +122,10 @@ class UsageError(RedisLinkError):
 
 class PayloadTypeError(UsageError, TypeError):
     """The payload is not bytes-like, or the value has a type that cannot be sent."""
+
+
+class TableError(UsageError, ValueError):
+    """A party's own table cannot be read, or its rows cannot be matched. It quotes no value."""
 
 
 class UsedAfterFork(UsageError):

@@ -21,15 +21,18 @@ import typer
 import yaml
 from spu import libspu
 
+import redislink
 from redislink import (
     BrokerUnreachable,
     ClusterSpec,
+    RedisLinkError,
     RedisLinkSettings,
     Session,
     Simulator,
     load_cluster,
 )
 from redislink.cli import app
+from redislink.cli.errors import exit_code
 from redislink.interop.brpc import create_brpc
 from redislink.interop.mplang.policy import Policy
 from redislink.interop.trial import take_part
@@ -133,6 +136,19 @@ def test_tests_of_a_program(pytester: pytest.Pytester) -> None:
             (pytester.path / use.removeprefix("file: ")).write_text(text)
     pytester.syspathinsert()
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=5)
+
+
+def test_every_error_has_a_row_with_its_exit_code() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d) \|", _text("docs/how-to/failures.md"), re.M))
+    kinds = {
+        name: kind
+        for name, kind in vars(redislink).items()
+        if inspect.isclass(kind) and issubclass(kind, RedisLinkError)
+    }
+    roots = {"RedisLinkError", "BrokerError", "PeerError"}
+    assert set(rows) == set(kinds) - roots
+    for name in rows:
+        assert int(rows[name]) == exit_code(kinds[name].__new__(kinds[name])), name
 
 
 def test_retries() -> None:

@@ -382,9 +382,11 @@ class Session(ClosesOrAborts):
                 Table, the path of a CSV file in UTF-8, or a function that returns one of these.
                 Rows are counted by position; the labels of a pandas index do not matter.
             keys: the column or columns of this party's table by which rows are matched. Values are
-                text or integers, and no key occurs twice. Keys are equal if their text is the
-                same, character by character. The columns may have other names at the other party.
-            columns: the columns of its own table that this party wants; None means all.
+                text or integers, none is empty, and no key occurs twice. Keys are equal if their
+                text is the same, character by character. The columns may have other names at the
+                other party.
+            columns: the columns of its own table that this party wants; None means all. Those of a
+                CSV file are lists of text: ``numpy.asarray(column, float)`` makes numbers of one.
             parties: the names of the two parties.
             protocol: ``RR22`` (fast), ``KKRT`` or ``ECDH`` (least traffic).
 
@@ -394,7 +396,7 @@ class Session(ClosesOrAborts):
             the others.
 
         Raises:
-            ValueError, OSError: this party's table is not valid; the other party gets LoadFailed.
+            TableError, OSError: this party's table is not valid; the other party gets LoadFailed.
             UsageError: parties, keys, columns or protocol are not valid.
             IntersectionFailed: libpsi failed here. The session has ended for all.
             ProgramDiverged, PeerError: as for every call of a session.

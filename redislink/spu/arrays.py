@@ -100,6 +100,11 @@ def as_array(value: Any) -> Array:
     array = np.asarray(value)
     if array.dtype.kind == "O" and hasattr(value, "iloc") and len(columns_of(value)):
         array = _by_columns(value)
+    if array.dtype.kind in "US":
+        raise UsageError(
+            "cannot be shared: it is text (columns of a CSV file are lists of text): make numbers "
+            "of the column first, for example numpy.asarray(column, numpy.float32)"
+        )
     if array.dtype.name not in DATA_TYPES:
         raise UsageError(
             f"cannot be shared: SPU has no type for {type(value).__name__} (dtype "

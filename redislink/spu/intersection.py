@@ -21,7 +21,15 @@ from typing import Any, Final, Self
 import numpy as np
 
 from redislink.communicator import Communicator
-from redislink.errors import LoadFailed, PeerError, UsageError, may_pass, reason_for_peers
+from redislink.errors import (
+    LoadFailed,
+    PeerError,
+    TableError,
+    UsageError,
+    may_pass,
+    reason_for_peers,
+)
+from redislink.logs import NAME, PartyLogger
 from redislink.session.steps import Steps
 from redislink.spu.psi_child import DIGEST_BYTES
 from redislink.spu.psi_relay import PsiRelay
@@ -32,6 +40,11 @@ PROTOCOLS: Final = ("KKRT", "RR22", "ECDH")
 _NAMESPACE: Final = "psi"
 _NONCE_BYTES: Final = 32
 _PURPOSE: Final = b"redislink psi digests"
+
+_NONE_COMMON: Final = (
+    "psi: no row in common with %s, so the columns are empty, and a mean over them is no number: "
+    "if that is a surprise, compare how both write their keys (spaces, leading zeros, upper case)"
+)
 
 Row = tuple[str, ...]
 """The key of one row, as text, with a part for each key column."""
@@ -74,11 +87,16 @@ class Query:
         """Read the table: the keys of all rows, and the wanted columns.
 
         Raises:
-            ValueError, OSError: the table is not valid.
+            TableError, OSError: the table is not valid.
             Exception: whatever the function that returns the table raises.
         """
         table = read_table(self.table)
-        return keys_of(table, self.keys), select_columns(table, self.columns)
+        try:
+            return keys_of(table, self.keys), select_columns(table, self.columns)
+        except TableError as error:
+            if not isinstance(self.table, str | os.PathLike):
+                raise
+            raise TableError(f"{os.fspath(self.table)}: {error}") from None
 
 
 def intersect_tables(
@@ -122,6 +140,8 @@ def intersect_tables(
                     check_kept(columns)
             except Exception as error:  # noqa: BLE001 - raised below, where the step has ended
                 failed = error
+                if isinstance(error, TableError):
+                    failed = TableError(f"{me}: psi: {error}")
                 step.gives(partial(error_given, failed))
                 steps.tell_failure([peer], type(failed).__name__, failed)
                 with suppress(PeerError):  # it would hide this party's own error
@@ -137,6 +157,8 @@ def intersect_tables(
                     except BaseException as error:
                         abort(reason_for_peers(error), retryable=may_pass(error))
                         raise
+                if not found:
+                    PartyLogger(communicator.session, me, NAME).warning(_NONE_COMMON, peer)
                 table = take_rows(columns, sorted(found, key=lambda number: rows[number]))
                 step.gives(partial(table_given, table))
                 return table
@@ -167,8 +189,8 @@ def keys_of(table: Table, keys: Sequence[Any]) -> list[Row]:
     """The key of every row, as text.
 
     Raises:
-        ValueError: a column is missing, a key is neither text nor an integer, or two rows have
-            the same key.
+        TableError: a column is missing, a key is empty or neither text nor an integer, or two rows
+            have the same key.
     """
     columns = [_as_text(name, column) for name, column in select_columns(table, keys).items()]
     rows = list(zip(*columns, strict=True))
@@ -177,7 +199,7 @@ def keys_of(table: Table, keys: Sequence[Any]) -> list[Row]:
         for number, row in enumerate(rows, 1):
             if row in first:
                 named = " and ".join(map(str, keys))
-                raise ValueError(f"rows {first[row]} and {number} have the same {named}: keep one")
+                raise TableError(f"rows {first[row]} and {number} have the same {named}: keep one")
             first[row] = number
     return rows
 
@@ -210,16 +232,23 @@ def _names(party: str, what: str, names: Any) -> tuple[Any, ...]:
 def _as_text(name: Any, column: Any) -> list[str]:
     for number, value in enumerate(column, 1):
         if not isinstance(value, str | int | np.integer) or isinstance(value, bool):
-            raise ValueError(
+            raise TableError(
                 f"column {name!r:.80}, row {number} holds {type(value).__name__}: keys are text "
                 "or integers: convert the column, and leave out rows that have no key"
             )
     texts = [str(value) for value in column]
+    empty = [number for number, text in enumerate(texts, 1) if not text.strip()]
+    if empty:
+        more = f" ({len(empty)} rows do)" if len(empty) > 1 else ""
+        raise TableError(
+            f"column {name!r:.80}, row {empty[0]} holds an empty key{more}: rows of two parties "
+            "would match because nothing is known of either: leave such rows out, or write a word"
+        )
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
         number = next(n for n, text in enumerate(texts, 1) if not _is_unicode(text))
-        raise ValueError(
+        raise TableError(
             f"column {name!r:.80}, row {number} holds half a surrogate pair, which is not text: "
             "read the file again with the right encoding"
         ) from None

@@ -4,7 +4,7 @@ Rules:
 - Labels (the index of a pandas Series) never choose a row: a column first becomes an array or a
   list, and then only positions count.
 - No table library is imported: the kind of a table is known by its methods.
-- A wrong table is a ValueError that says where and what to do; it quotes no value.
+- A wrong table is a TableError that says where and what to do; it quotes no value.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Final, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
+from redislink.errors import TableError
 from redislink.files import open_regular
 from redislink.text import one_line
 
@@ -47,7 +48,7 @@ def read_table(source: Any) -> Table:
         column of pyarrow or polars with nulls becomes a list with None.
 
     Raises:
-        ValueError: the source is none of these, its columns are not columns or differ in length,
+        TableError: the source is none of these, its columns are not columns or differ in length,
             a name occurs twice, or the file is not a CSV file in UTF-8.
         OSError: the file cannot be read.
     """
@@ -58,12 +59,12 @@ def read_table(source: Any) -> Table:
     named = _named_columns(source)
     twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
     if twice:
-        raise ValueError(f"two columns of the table are named {twice[0]!r:.80}: rename one")
+        raise TableError(f"two columns of the table are named {twice[0]!r:.80}: rename one")
     table = {name: _plain(name, column) for name, column in named}
     sizes = {name: len(column) for name, column in table.items()}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name!r:.40} has {size}" for name, size in list(sizes.items())[:5])
-        raise ValueError(f"the columns of the table differ in length: {told}")
+        raise TableError(f"the columns of the table differ in length: {told}")
     return table
 
 
@@ -71,14 +72,14 @@ def select_columns(table: Table, names: Sequence[Any] | None) -> Table:
     """Some columns of a table; all if ``names`` is None.
 
     Raises:
-        ValueError: a column is missing.
+        TableError: a column is missing.
     """
     if names is None:
         return dict(table)
     for name in names:
         if name not in table:
             has = one_line(", ".join(map(str, table))) or "none at all"
-            raise ValueError(f"the table has no column {name!r:.80}: it has {has}")
+            raise TableError(f"the table has no column {name!r:.80}: it has {has}")
     return {name: table[name] for name in names}
 
 
@@ -103,7 +104,7 @@ def _named_columns(source: Any) -> list[tuple[Any, Any]]:
         return [(name, source.iloc[:, place]) for place, name in enumerate(source.columns)]
     if hasattr(source, "columns") and hasattr(source, "get_column"):  # polars
         return [(name, source.get_column(name)) for name in source.columns]
-    raise ValueError(f"a table is {_ACCEPTED}, not {type(source).__name__}")
+    raise TableError(f"a table is {_ACCEPTED}, not {type(source).__name__}")
 
 
 def _plain(name: Any, column: Any) -> Column:
@@ -124,7 +125,7 @@ def _plain(name: Any, column: Any) -> Column:
     elif not isinstance(column, Mapping) and hasattr(column, "__array__"):
         plain = np.asarray(column)
     if plain is None or (isinstance(plain, np.ndarray) and plain.ndim == 0):
-        raise ValueError(
+        raise TableError(
             f"column {name!r:.80} is a {type(column).__name__}: give a list, an array or a Series "
             "(of a pandas DataFrame, the DataFrame itself)"
         )
@@ -147,18 +148,18 @@ def read_csv(path: Path) -> Table:
     not count as rows.
 
     Raises:
-        ValueError: the file is not such a file; the message names the line and what to do.
+        TableError: the file is not such a file; the message names the line and what to do.
         OSError: the file cannot be read.
     """
     with open_regular(path) as raw:
         if raw.read(2) in _MARKS:
-            raise ValueError(f"{path}: is in UTF-16: {_convert(path, 'UTF-16')}")
+            raise TableError(f"{path}: is in UTF-16: {_convert(path, 'UTF-16')}")
         raw.seek(0)
         try:
             return _parse(path, TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
         except UnicodeDecodeError:
             line = _first_line_not_utf8(path)
-            raise ValueError(
+            raise TableError(
                 f"{path}, line {line}: is not UTF-8, so probably Windows-1252 or Latin-1: "
                 f"{_convert(path, 'WINDOWS-1252')}"
             ) from None
@@ -169,13 +170,13 @@ def _parse(path: Path, file: TextIO) -> Table:
     lines = _content(path, rows)
     header = next(lines, [])
     if not header:
-        raise ValueError(f"{path}: is empty: its first line must name the columns")
+        raise TableError(f"{path}: is empty: its first line must name the columns")
     for sign, word in _OTHER_DELIMITERS.items():
         if len(header) == 1 and sign in header[0]:
-            raise ValueError(f"{path}: has {word} between its fields: save it with commas")
+            raise TableError(f"{path}: has {word} between its fields: save it with commas")
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
-        raise ValueError(
+        raise TableError(
             f"{path}: the header names {twice[0]!r:.80} twice: rename one"
             if twice[0]
             else f"{path}: several columns have no name: name them, or remove them"
@@ -183,7 +184,7 @@ def _parse(path: Path, file: TextIO) -> Table:
     columns: list[list[str]] = [[] for _ in header]
     for row in lines:
         if len(row) != len(header):
-            raise ValueError(
+            raise TableError(
                 f"{path}, line {rows.line_num}: not as many fields as the header ({len(row)}, not "
                 f"{len(header)})"
             )
@@ -197,14 +198,14 @@ def _content(path: Path, rows: Any) -> Iterator[list[str]]:
     try:
         for row in rows:
             if any("\0" in field for field in row):
-                raise ValueError(
+                raise TableError(
                     f"{path}, line {rows.line_num}: holds zero bytes, so it is not text, or is in "
                     f"UTF-16: {_convert(path, 'UTF-16LE')}"
                 )
             if len(row) == 1 or any(row):
                 yield row
     except csv.Error as error:
-        raise ValueError(
+        raise TableError(
             f"{path}, line {rows.line_num}: {error}: look for a quotation mark that is not closed, "
             f"or for a field of more than {csv.field_size_limit()} characters"
         ) from None

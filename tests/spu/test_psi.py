@@ -24,6 +24,7 @@ from redislink import (
     LoadFailed,
     PeerAborted,
     Session,
+    TableError,
     UsageError,
 )
 from redislink.broker import EmbeddedBroker
@@ -33,7 +34,7 @@ from redislink.spu.psi_relay import LOGGER, THREADS, PsiRelay
 from tests.session.conftest import Stage
 
 ALICE = {"id": ["b", "c,d", "a", "é\n"], "x": np.array([1.5, 2.5, 3.5, 4.5]), "z": [1, 2, 3, 4]}
-BOB = {"patient": ["zz", "é\n", "c,d", "b", ""], "y": [[0], [1], [2], [3], [4]]}
+BOB = {"patient": ["zz", "é\n", "c,d", "b", "-"], "y": [[0], [1], [2], [3], [4]]}
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,52 @@ def test_a_table_that_is_not_right(memory: Stage, table: Any, words: str) -> Non
     assert isinstance(found["bob"], LoadFailed)
     assert "alice could not load its data for psi(RR22" in str(found["bob"])
     assert isinstance(found["carol"], PeerAborted)
+
+
+EMPTY = "holds an empty key"
+
+
+@pytest.mark.parametrize(
+    ("table", "keys", "words"),
+    [
+        ({"id": ["a", ""]}, "id", f"alice: psi: column 'id', row 2 {EMPTY}: rows of two"),
+        ({"id": [" ", "", "a"]}, "id", f"row 1 {EMPTY} (2 rows do)"),
+        ({"id": ["a", "b"], "n": ["1", ""]}, ["id", "n"], f"column 'n', row 2 {EMPTY}"),
+        ("id,x\na,1\n,2\n", "id", f"own.csv: column 'id', row 2 {EMPTY}"),
+        ("id,x\na,1\nb,2\na,3\n", "id", "own.csv: rows 1 and 3 have the same id: keep one"),
+    ],
+)
+def test_rows_without_a_key_match_nobody(
+    memory: Stage, tmp_path: Path, table: Any, keys: Any, words: str
+) -> None:
+    if isinstance(table, str):
+        path = tmp_path / "own.csv"
+        path.write_text(table)
+        table = path
+
+    def program(session: Session) -> Any:
+        own = table if session.party == "alice" else {"id": ["", "a"], "n": ["", "1"]}
+        return session.psi(own, keys, parties=["alice", "bob"])
+
+    found = memory.errors(program)
+    assert isinstance(found["alice"], TableError)
+    assert words in str(found["alice"])
+
+
+@pytest.mark.parametrize("protocol", intersection.PROTOCOLS)
+def test_no_row_in_common_is_told(
+    memory: Stage, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(session: Session) -> Any:
+        own = {"id": [f"{session.party}{number}" for number in range(3)], "x": np.arange(3)}
+        return session.psi(own, "id", parties=["alice", "bob"], protocol=protocol)
+
+    found = memory.play(program)
+    assert found["alice"]["id"] == []
+    assert found["bob"]["x"].shape == (0,)
+    told = [(r.party, r.getMessage()) for r in caplog.records if "no row in common" in r.msg]  # type: ignore[attr-defined]
+    assert sorted(party for party, _ in told) == ["alice", "bob"]
+    assert all("compare how both write their keys" in text for _, text in told)
 
 
 def test_rows_of_a_frame_that_was_shuffled(memory: Stage) -> None:
