@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from tests.support.forking import ForkedCommand
 from tests.test_tutorial import sections
 
 FOUND: Final = sections("docs/two-parties.md")
+ROTATE: Final = sections("docs/how-to/rotate.md")
 PARTIES: Final = ("alice", "bob")
 
 
@@ -57,6 +59,7 @@ def test_two_compute_on_one_machine(tmp_path: Path, environment: dict[str, str])
         assert end(process)[0] == printed, "nothing else, such as what SPU logs"
 
 
+@pytest.mark.slow
 def test_each_organisation_makes_its_own(tmp_path: Path, environment: dict[str, str]) -> None:
     heading = "Between two organisations"
     for party in PARTIES:
@@ -72,3 +75,33 @@ def test_each_organisation_makes_its_own(tmp_path: Path, environment: dict[str, 
         assert "redislink doctor" in end(start(again, tmp_path / party, environment))[1]
     (alice, bob) = (tmp_path / party / "redislink-session" / "cluster.yaml" for party in PARTIES)
     assert alice.read_bytes() == bob.read_bytes()
+    _alice_changes_her_key(tmp_path, environment)
+    assert alice.read_bytes() == bob.read_bytes()
+    _both_compute(tmp_path, environment)
+
+
+def _alice_changes_her_key(tmp_path: Path, environment: dict[str, str]) -> None:
+    (steps,) = [rest for heading, rest in ROTATE.items() if "identity key" in heading]
+    (rekey,) = (text for place, text in steps if place == "alice changes her key")
+    (others,) = (text for place, text in steps if place == "every other party")
+    _, err = end(start(rekey, tmp_path / "alice", environment))
+    assert "moved redislink-session/alice.key to alice.key." in err
+    path = Path("redislink-session", "introductions", "alice.yaml")
+    (tmp_path / "bob" / path).write_bytes((tmp_path / "alice" / path).read_bytes())
+    move, again = others.splitlines()
+    subprocess.run(shlex.split(move), cwd=tmp_path / "bob", check=True)
+    end(start(again, tmp_path / "bob", environment))
+
+
+def _both_compute(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Alice and bob, each in its own directory, as the page says."""
+    (program,) = blocks("Try it on one machine", "file: two.py")
+    (printed,) = blocks("Try it on one machine", "printed")
+    running = []
+    for party in PARTIES:
+        (tmp_path / party / "two.py").write_text(program)
+        doctor, run = blocks("Between two organisations", f"{party} computes")[0].splitlines()
+        end(start(doctor, tmp_path / party, environment))
+        running.append(start(run, tmp_path / party, environment))
+    for process in running:
+        assert end(process)[0] == printed

@@ -8,7 +8,9 @@ what it finds.
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,6 +18,7 @@ import typer
 import yaml
 
 from redislink.cli.errors import ExitCode, Verbose, say, show
+from redislink.cli.operator import shown_url
 from redislink.cluster import ClusterSpec, load_cluster
 from redislink.cluster.introduction import Introduction
 from redislink.cluster.trial import DEVICE, trial_devices, write_trial
@@ -67,6 +70,7 @@ _BROKER_LINES: Final = """\
 #REDISLINK_BROKER_TLS_CERT={directory}/client.crt
 #REDISLINK_BROKER_TLS_KEY={directory}/client.key
 """
+_LOOPBACK: Final = r"redis://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?(/\d*)?"
 _TRIAL_BROKER: Final = "redis://127.0.0.1:6379/0"
 _TRIAL: Final = "trial"
 
@@ -139,10 +143,19 @@ def init(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="With --as: a key file that this party has already, instead of a new one.",
+            help="With --as or --rekey: a key file that this party has already, instead of a new "
+            "one.",
             show_default=False,
         ),
     ] = None,
+    rekey: Annotated[
+        bool,
+        typer.Option(
+            "--rekey",
+            help="Change this party's key, between two runs: make a new one and a new file for the "
+            "others, and move the old ones and the cluster file aside.",
+        ),
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Make the files of a session, and say what to do next. Asks for what you leave out.
@@ -159,8 +172,17 @@ def init(
     beside it, redislink init alone makes the cluster file, the same at every party.
     """
     begun = _begun(directory)
+    if rekey and begun is None:
+        raise ConfigError(
+            f"--rekey: no key of one organisation was made in {directory}: run it where "
+            "redislink init --as was run; a trial is made anew in another directory"
+        )
     if begun is not None and _is_same(begun, as_party, parties, session, protocol, driver):
-        _go_on(directory, begun, broker)
+        if rekey:
+            begun = _rekey(directory, begun, identity)
+        elif identity is not None:
+            _check_same_key(begun, identity)
+        _go_on(directory, begun, broker, first=rekey)
         return
     if not parties:
         parties, as_party = _ask(as_party)
@@ -388,6 +410,7 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
     content = own.assemble(others, broker)
     if cluster.exists():
         _check_same(cluster, content)
+        _check_broker(cluster, broker, _settings_file(directory))
     else:
         try:
             with open_new(cluster, EVERYBODY_READS) as file:
@@ -407,14 +430,23 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
         "1. compare by telephone, each reading out its own fingerprint and the digest: whoever "
         "carried the files could have changed them"
     )
-    say(f"2. whoever runs the broker gets {cluster}, and makes users with redislink acl")
     where = _settings_file(directory) or Path(".env")
-    if own.party in own.drivers:
-        say(f"3. put what you get from them into {where}")
-        say("4. once agents wait at the parties: redislink submit JOB.yaml")
+    drives = own.party in own.drivers
+    if _is_on_this_machine(spec.broker):
+        say(f"2. {spec.broker} is on this machine, for a trial: redislink broker runs it there")
     else:
-        say(f"3. put what you get from them into {where}, then: redislink doctor")
-        say("4. at every party: redislink run PROGRAM, or redislink agent, which waits for jobs")
+        say(f"2. whoever runs the broker gets {cluster}, and makes users with redislink acl")
+        then = "" if drives else ", then: redislink doctor"
+        say(f"3. put what you get from them into {where}{then}")
+    if drives:
+        say("then, once agents wait at the parties: redislink submit JOB.yaml")
+    else:
+        say("then, at every party: redislink run PROGRAM, or redislink agent, which waits for jobs")
+
+
+def _is_on_this_machine(broker: str | None) -> bool:
+    """Whether it is such a broker as ``redislink broker`` runs: of loopback, and without users."""
+    return broker is not None and re.fullmatch(_LOOPBACK, broker) is not None
 
 
 def _check_same(cluster: Path, content: dict[str, Any]) -> None:
@@ -424,6 +456,86 @@ def _check_same(cluster: Path, content: dict[str, Any]) -> None:
             "move the cluster file away and run redislink init again; otherwise put its "
             "introduction back"
         )
+
+
+def _check_broker(cluster: Path, broker: str | None, settings: Path | None) -> None:
+    """Refuse a URL that the cluster file does not have: the file is never written over."""
+    there = load_cluster(cluster).broker
+    if broker in (None, there):
+        return
+    has = f"broker: {shown_url(there)}" if there else "no broker"
+    raise ConfigError(
+        f"--broker: {cluster} is there already, and has {has}: for this party alone, write "
+        f"REDISLINK_BROKER_URL={shown_url(str(broker))} into {settings or '.env'}; for all, change "
+        "the line broker: in the file"
+    )
+
+
+def _check_same_key(begun: Introduction, identity: Path) -> None:
+    if format_public_key(Identity.load(identity).public_key) != begun.public_key:
+        raise ConfigError(
+            f"--identity {identity}: is not the key that {begun.party} has introduced itself with: "
+            "to change the key, add --rekey; otherwise leave --identity out"
+        )
+
+
+def _rekey(directory: Path, begun: Introduction, identity: Path | None) -> Introduction:
+    """Give this party another key, and move aside what was made with the old one.
+
+    Args:
+        directory: of the session.
+        begun: this party's introduction so far.
+        identity: the file of the new key; None to make one.
+    """
+    party = begun.party
+    own_key = directory / f"{party}.key"
+    path, cluster = _introduction(directory, party), directory / "cluster.yaml"
+    if identity is None and not own_key.exists():
+        raise ConfigError(
+            f"{own_key}: is not there, so {party}'s key came with --identity: give the new one "
+            "with --identity FILE too"
+        )
+    new = Identity.generate() if identity is None else Identity.load(identity)
+    introduction = begun.model_copy(
+        update={
+            "public_key": format_public_key(new.public_key),
+            "signing_key": format_signing_key(SigningKey(new).public_key),
+        }
+    )
+    if introduction == begun:
+        raise ConfigError(f"--identity {identity}: is the key that {party} has already")
+    try:
+        _move_aside([path, cluster, *([own_key] if identity is None else [])])
+        if identity is None:
+            new.save(own_key, f"private key of {party}, from redislink init: keep it to yourself")
+        introduction.write(path)
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}: check the directory") from None
+    if identity is None:
+        say(f"wrote {own_key}: {party}'s new key; only journals of the old one need that still")
+    else:
+        settings = _settings_file(directory) or Path(".env")
+        say(f"write into {settings}: REDISLINK_IDENTITY_FILE={identity}")
+    say(
+        f"the others put {path} in place of the one that they have, move their cluster.yaml aside, "
+        "and run redislink init"
+    )
+    return introduction
+
+
+def _move_aside(paths: list[Path]) -> None:
+    """Rename the files that are there: ``alice.key`` becomes ``alice.key.2026-12-01.old``."""
+    kept = {
+        path: path.with_name(f"{path.name}.{time.strftime('%Y-%m-%d')}.old")
+        for path in paths
+        if path.exists()
+    }
+    for old in kept.values():
+        if old.exists():
+            raise ConfigError(f"{old}: exists already: move it away first")
+    for path, old in kept.items():
+        path.rename(old)
+        say(f"moved {path} to {old.name}")
 
 
 def _make_for_agent(directory: Path) -> dict[str, str]:

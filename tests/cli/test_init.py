@@ -218,7 +218,7 @@ def test_a_driver_introduces_itself_and_has_no_agent(at: At, tmp_path: Path) -> 
     assert "dora SHA256:" in at("alice", "init")[2].replace("  ", " ")
     code, _, err = at("dora", "init")
     assert code == 0
-    assert "redislink submit JOB.yaml" in err
+    assert "then, once agents wait at the parties: redislink submit JOB.yaml" in err
     assert "redislink doctor" not in err
     assert not (DIRECTORY / "policy.yaml").exists()
     made = [(tmp_path / name / DIRECTORY / "cluster.yaml").read_bytes() for name in everybody]
@@ -228,3 +228,83 @@ def test_a_driver_introduces_itself_and_has_no_agent(at: At, tmp_path: Path) -> 
     code, _, err = at("other", "init", *PARTIES, "--driver", "dora")
     assert code == 2
     assert "in a trial a party submits the jobs" in err
+
+
+URL = "redis://127.0.0.1:6379/0"
+
+
+def _met(at: At, tmp_path: Path) -> None:
+    for party in PARTIES:
+        at(party, "init", "--as", party, *PARTIES)
+    exchange(tmp_path)
+
+
+@pytest.mark.parametrize("first", [(), ("--broker", URL)])
+def test_a_broker_that_the_cluster_file_has_not_is_never_ignored(
+    at: At, tmp_path: Path, first: tuple[str, ...]
+) -> None:
+    _met(at, tmp_path)
+    assert at("alice", "init", *first)[0] == 0
+    code, _, err = at("alice", "init", *first)
+    assert code == 0, "the same again"
+    assert ("redislink acl" in err) != bool(first)
+    assert (f"{URL} is on this machine, for a trial: redislink broker runs it" in err) == bool(
+        first
+    )
+    code, _, err = at("alice", "init", "--broker", "redis://alice:hidden@other:6379/0")
+    assert code == 2
+    assert "cluster.yaml is there already, and has " in err
+    assert "write REDISLINK_BROKER_URL=URL into redislink-session/.env" in err
+    assert "hidden" not in err
+    assert load_cluster(DIRECTORY / "cluster.yaml").broker == (URL if first else None)
+
+
+def test_another_key_is_never_ignored(at: At, tmp_path: Path) -> None:
+    _met(at, tmp_path)
+    at("alice", "keygen", "alice", "--out", "new.key")
+    assert at("alice", "init", "--identity", str(DIRECTORY / "alice.key"))[0] == 0
+    code, _, err = at("alice", "init", "--identity", "new.key")
+    assert code == 2
+    assert "is not the key that alice has introduced itself with" in err
+    assert "add --rekey" in err
+
+
+@pytest.mark.parametrize("brings", [False, True])
+def test_a_party_changes_its_key(at: At, tmp_path: Path, brings: bool) -> None:
+    _met(at, tmp_path)
+    for party in PARTIES:
+        assert at(party, "init")[0] == 0
+    before = (tmp_path / "alice" / DIRECTORY / "alice.key").read_bytes()
+    at("alice", "keygen", "alice", "--out", "new.key")
+    code, _, err = at("alice", "init", "--rekey", *(["--identity", "new.key"] * brings))
+    assert code == 0, err
+    assert "the others put redislink-session/introductions/alice.yaml in place of" in err
+    own_key = Path("new.key") if brings else DIRECTORY / "alice.key"
+    if brings:
+        assert (DIRECTORY / "alice.key").read_bytes() == before
+        assert "write into redislink-session/.env: REDISLINK_IDENTITY_FILE=new.key" in err
+    else:
+        (kept,) = DIRECTORY.glob("alice.key.*.old")
+        assert kept.read_bytes() == before
+        assert kept.stat().st_mode & 0o777 == 0o600
+    spec = load_cluster(DIRECTORY / "cluster.yaml")
+    assert spec.public_keys()["alice"] == Identity.load(own_key).public_key
+    bob = tmp_path / "bob" / DIRECTORY
+    shutil.copy(DIRECTORY / "introductions" / "alice.yaml", bob / "introductions")
+    code, _, err = at("bob", "init")
+    assert code == 2
+    assert "move the cluster file away" in err
+    (bob / "cluster.yaml").unlink()
+    assert at("bob", "init")[0] == 0
+    assert load_cluster(bob / "cluster.yaml").digest() == spec.digest()
+    code, _, err = at("alice", "init", "--rekey", *(["--identity", "new.key"] * brings))
+    assert code == 2
+    assert ("is the key that alice has already" if brings else "exists already: move it") in err
+
+
+def test_only_what_init_began_gets_another_key(at: At) -> None:
+    code, _, err = at("alice", "init", "--rekey")
+    assert code == 2
+    assert "run it where redislink init --as was run" in err
+    assert at("alice", "init", *PARTIES)[0] == 0
+    assert at("alice", "init", "--rekey", *PARTIES)[0] == 2
