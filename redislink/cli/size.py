@@ -11,7 +11,7 @@ from typing import Annotated, Final, TypeVar
 import typer
 
 from redislink.cli.errors import Verbose, show
-from redislink.cli.output import count
+from redislink.cli.output import count, counted
 from redislink.cli.output import size as size_text
 from redislink.errors import ConfigError, UsageError
 from redislink.operate.sizing import MOST_PARTIES, MOST_SESSIONS, Broker, Load, Sizing, size
@@ -36,13 +36,17 @@ def show_size(
         str,
         typer.Option(
             metavar="TIME",
-            help="From a party to another and back, such as 20ms: twice a ping to the broker.",
+            help="From a party to another and back: twice a ping to the broker. 0ms if all are on "
+            "one machine.",
         ),
-    ] = "0ms",
+    ] = "20ms",
     bandwidth: Annotated[
         str | None,
         typer.Option(
-            metavar="RATE", help="Bits per second of each party's line, each way, such as 100M."
+            metavar="RATE",
+            help="Bits per second of each party's line, each way, such as 100M; otherwise lines "
+            "do not limit anything.",
+            show_default=False,
         ),
     ] = None,
     message: Annotated[
@@ -51,7 +55,10 @@ def show_size(
     rate: Annotated[
         float | None,
         typer.Option(
-            metavar="N", help="Messages per second of each session; otherwise all that it can send."
+            metavar="N",
+            help="Messages per second of each session, as redislink top shows them; otherwise all "
+            "that it can send, as if its parties computed nothing.",
+            show_default=False,
         ),
     ] = None,
     window: Annotated[
@@ -88,11 +95,26 @@ def show_size(
         fields["advice"] = [dict(zip(("set", "to", "why"), a, strict=True)) for a in found.advice]
         typer.echo(json.dumps(fields))
         return
+    show(f"{'for':<16}{_said(load)}")
     for name, text in _lines(found):
         show(f"{name:<16}{text}")
     for setting, value, why in found.advice:
         show(f"set {setting} {value}: {why}")
     show(f"model: {found.source}")
+
+
+def _said(load: Load) -> str:
+    """The load in words, so that nobody overlooks what was assumed."""
+    line = f"lines of {load.bandwidth / 1e6:g} Mbit/s" if load.bandwidth else "lines without limit"
+    rate = (
+        f"{load.rate:g} messages per second each"
+        if load.rate
+        else "each sending as fast as it can (--rate)"
+    )
+    return (
+        f"{counted(load.sessions, 'session')} of {load.parties} parties, {rate}, "
+        f"{load.rtt * 1e3:g} ms from one to another and back, {line}"
+    )
 
 
 def _lines(found: Sizing) -> list[tuple[str, str]]:

@@ -26,6 +26,8 @@ _MOST_CUSTOMERS: Final = 20_000
 """Messages at once up to which queues are computed exactly; beyond, the busiest place decides."""
 _USUAL_CLIENTS: Final = 10_000
 """What ``maxclients`` is by default."""
+_AMPLE: Final = 2e9
+"""Memory for lists that is advised even if all windows together were more."""
 _SPARE: Final = 1.25
 """Memory on top of what lists take, for buffers and fragmentation."""
 
@@ -262,17 +264,18 @@ def size(load: Load, costs: Costs | None = None) -> Sizing:
     lists = load.sessions * load.parties * (load.parties - 1) * 2 * load.window_bytes
     fixed = memory_without_lists(broker, connections, costs)
     on_their_way = load.parties * load.sessions * load.message_bytes
+    likely, most = _SPARE * (fixed + on_their_way), _SPARE * (fixed + lists)
     return Sizing(
         load,
         cores,
         broker,
         found,
         connections,
-        _SPARE * (fixed + on_their_way),
-        _SPARE * (fixed + lists),
+        likely,
+        most,
         min(1.0, bits / load.parties / load.bandwidth) if load.bandwidth else 0.0,
         bits,
-        tuple(_advice(load, broker, connections, lists)),
+        tuple(_advice(load, broker, connections, likely, most)),
         costs.source,
     )
 
@@ -310,7 +313,7 @@ def memory_without_lists(broker: Broker, connections: int, costs: Costs) -> floa
 
 
 def _advice(
-    load: Load, broker: Broker, connections: int, lists: float
+    load: Load, broker: Broker, connections: int, likely: float, most: float
 ) -> list[tuple[str, str, str]]:
     found = []
     each = math.ceil(connections / broker.servers)
@@ -341,12 +344,18 @@ def _advice(
     found.append(
         (
             "maxmemory",
-            f"{math.ceil(_SPARE * lists / broker.servers / 1e6)}mb",
-            "on each server, if every window of every session is full at once; a full one refuses "
-            "pushes, and the parties try again. A lower REDISLINK_WINDOW_BYTES makes it less",
+            f"{_megabytes(min(most, max(_AMPLE, 10 * likely)) / broker.servers)}mb",
+            f"on each server: {_megabytes(likely / broker.servers)}mb is likely, "
+            f"{_megabytes(most / broker.servers)}mb if all receivers stop reading while senders "
+            "send ahead. A full server refuses pushes, and the parties try again; a lower "
+            "REDISLINK_WINDOW_BYTES makes that less",
         )
     )
     return found
+
+
+def _megabytes(size: float) -> int:
+    return math.ceil(size / 1e6)
 
 
 def _power_of_two(least: float) -> int:

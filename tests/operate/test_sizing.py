@@ -109,7 +109,7 @@ def test_it_says_which_settings_to_raise() -> None:
         return {setting: value for setting, value, _ in size(load, COSTS).advice}
 
     few = settings(replace(SMALL, rate=1.0))
-    assert few == {"maxmemory": "168mb"}
+    assert few == {"maxmemory": "170mb"}
     many = settings(Load(parties=3, sessions=400, rate=1.0))
     assert many["maxclients"] == "15000"
     assert many["LimitNOFILE"] == "16000"
