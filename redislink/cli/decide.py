@@ -45,6 +45,24 @@ def work_at(directory: Path | None) -> Path:
     return found
 
 
+def work_here(job: str | None, **of_driver: object) -> Path | None:
+    """The work directory that the settings name, where a command without ``--work`` means it.
+
+    Args:
+        job: the job that it must have; None for any or none.
+        of_driver: the driver's options; any of them says that the driver is meant.
+
+    Returns:
+        None if the driver is meant, because of its options or because no agent has run here.
+    """
+    found = RedisLinkSettings.load().work_dir_of()
+    if found is None or not found.is_dir() or any(of_driver.values()):
+        return None
+    if job is not None and _open(found).load(job) is None:
+        return None
+    return found
+
+
 def jobs_at_agent(work: Path) -> list[dict[str, Any]]:
     """What the agent knows of its jobs, the newest last; JSON can hold it.
 

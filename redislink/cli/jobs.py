@@ -43,7 +43,8 @@ WorkOrDriver = Annotated[
     typer.Option(
         "--work",
         metavar="DIR",
-        help="At an agent's machine: its work directory, instead of the driver's options.",
+        help="At an agent's machine: its work directory, instead of the driver's options; where no "
+        "option names either, REDISLINK_WORK_DIR if an agent has run there.",
         show_default=False,
     ),
 ]
@@ -88,6 +89,8 @@ def cancel(
 ) -> None:
     """End a job everywhere, whatever it is at: as its driver, or at an agent's machine."""
     driving.one_of_work_and_driver(work, driver=driver, identity=identity, jobs_dir=jobs_dir)
+    if work is None:
+        work = decide.work_here(job, driver=driver, identity=identity, jobs_dir=jobs_dir)
     if work is not None:
         decide.decide(work, job, "cancel", reason)
         return
@@ -214,6 +217,12 @@ def list_jobs(
     """List the jobs of a driver, or of an agent, the newest last."""
     driving.one_of_work_and_driver(work, driver=driver, identity=identity, jobs_dir=jobs_dir)
     if work is None:
+        work = decide.work_here(
+            None, driver=driver, identity=identity, jobs_dir=jobs_dir, ask_agents=lost
+        )
+        if work is not None and not as_json:
+            say(f"at this agent ({work}); of a driver: redislink jobs list --driver NAME")
+    if work is None:
         with driving.client_of(cluster, driver, identity, jobs_dir) as client:
             _list_of_driver(client, as_json=as_json, lost=lost)
         return
@@ -268,6 +277,8 @@ def show_job(
         work = settings.work_dir_of()
         if work is None:
             raise ConfigError("--source and --diff are for an agent's machine: give --work DIR")
+    if work is None:
+        work = decide.work_here(job, driver=driver, identity=identity, jobs_dir=jobs_dir)
     if work is None:
         with driving.client_of(cluster, driver, identity, jobs_dir) as client:
             client.refresh()

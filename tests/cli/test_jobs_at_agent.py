@@ -165,3 +165,28 @@ def test_a_state_is_whole_and_a_torn_one_is_none(tmp_path: Path) -> None:
     finally:
         work.release()
     assert not work.is_used()
+
+
+def test_in_an_agents_directory_its_jobs_are_meant(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    keep(work / "alice", State.WAITING)
+    monkeypatch.setenv("REDISLINK_WORK_DIR", str(work / "{party}"))
+    monkeypatch.setenv("REDISLINK_PARTY", "alice")
+    monkeypatch.setattr(decide, "_PATIENCE", 0.0)
+    code, out, err = call("jobs", "list")
+    assert code == 0
+    assert JOB in out
+    assert f"at this agent ({work / 'alice'}); of a driver: redislink jobs list --driver" in err
+    assert json.loads(call("jobs", "list", "--json")[1])[0]["job"] == JOB
+    code, out, _ = call("jobs", "show", JOB)
+    assert code == 0
+    assert "state: waiting" in out
+    assert call("jobs", "cancel", JOB)[0] == 0
+    # What is no job of this agent, or is asked for as a driver, is the driver's.
+    for words in (["show", "j" + "z" * 12], ["list", "--driver", "dora"], ["list", "--ask-agents"]):
+        code, _, err = call("jobs", *words)
+        assert code == 2
+        assert "no cluster file" in err
