@@ -27,6 +27,7 @@ from redislink.errors import (
 from redislink.logs import PartyLogger
 from redislink.protocol.delivery import Delivery, Push
 from redislink.protocol.frame import Frame
+from redislink.protocol.states import State
 from redislink.transport.core import UNREAD_CONTROL_WAIT, Core
 from redislink.transport.lines import Lines
 from redislink.transport.peer import Peer
@@ -37,6 +38,7 @@ _LONGEST_CONTROL_WAIT: Final = 0.5
 _SHORTEST_CONTROL_WAIT: Final = 0.02
 _COMPLAINT_INTERVAL: Final = 1.0
 """Seconds between two notes of an outage while the control connection is silent."""
+_HEARD: Final = frozenset({State.OPEN, State.CLOSING, State.PEER_CLOSED})
 _REPORT_INTERVAL: Final = 10.0
 """Seconds between two log lines about a silent peer."""
 
@@ -340,12 +342,17 @@ class Control:
             return
         self._next_silence_look = now + _LONGEST_CONTROL_WAIT
         with core.lock:
-            silent = {n: p.delivery.describe_silence(now) for n, p in core.peers.items()}
-        for name, said in silent.items():
+            silent = {
+                n: (p.delivery.describe_silence(now), p.delivery.state)
+                for n, p in core.peers.items()
+            }
+        for name, (said, state) in silent.items():
             due = self._silence_reports.get(name)
             if said and (due is None or now >= due):
                 self._silence_reports[name] = now + _REPORT_INTERVAL
                 self._progress.info("%s: %s", core.party, said)
             elif not said and due is not None:
                 del self._silence_reports[name]
-                self._progress.info("%s: %s is heard again, or has left", core.party, name)
+                if state is not State.FAILED:  # the error says what became of it
+                    what = "is heard again" if state in _HEARD else "has left"
+                    self._progress.info("%s: %s %s", core.party, name, what)

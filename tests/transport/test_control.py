@@ -12,6 +12,7 @@ import pytest
 
 from redislink import BrokerRefused, BrokerUnreachable, Endpoint, RedisLinkError
 from redislink.broker.inbox import Interrupted
+from redislink.protocol.states import State
 from redislink.transport import control as control_module
 from redislink.transport.control import Control
 from redislink.transport.core import UNREAD_CONTROL_WAIT
@@ -168,6 +169,26 @@ def test_the_brokers_answers_reach_the_delivery(here: Here) -> None:
     assert not request.test()
 
 
+@pytest.mark.parametrize(
+    ("state", "said"), [(State.CLOSED, ["bob: alice has left"]), (State.FAILED, [])]
+)
+def test_a_silent_peer_that_is_gone_is_not_heard_again(
+    here: Here,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    state: State,
+    said: list[str],
+) -> None:
+    delivery = here.core.peers["alice"].delivery
+    monkeypatch.setattr(delivery, "describe_silence", lambda now: "alice not heard for 10 s")
+    here.control._report_silence(10.0)
+    with caplog.at_level(logging.INFO, "redislink.progress"):
+        monkeypatch.setattr(delivery, "describe_silence", lambda now: "")
+        monkeypatch.setattr(delivery, "state", state)
+        here.control._report_silence(12.0)
+    assert [r.getMessage() for r in caplog.records if r.name == "redislink.progress"] == said
+
+
 def test_a_silent_peer_is_logged_now_and_then_until_it_is_heard(
     here: Here, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +207,6 @@ def test_a_silent_peer_is_logged_now_and_then_until_it_is_heard(
         "bob: alice not heard for 10 s",
         "bob: alice not heard for 20 s",
         "bob: alice not heard for 31 s",
-        "bob: alice is heard again, or has left",
+        "bob: alice is heard again",
         "bob: alice not heard for 34 s",
     ]
