@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Final
 
+HERE: Final = Path(__file__).parent
+PAGE: Final = re.compile(r"docs/([\w/-]+\.md)")
+"""A page, as docstrings name it."""
 _ARGUMENT: Final = re.compile(r"^(\w+(?:, \w+)*): (.*)$")
 
 
@@ -26,5 +30,11 @@ def descriptions(model: type) -> dict[str, str]:
 
 
 def code(text: str) -> str:
-    """A docstring's text in one line of a table."""
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    """A docstring's text in one line of a table; pages that it names become links."""
+    line = " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    return PAGE.sub(lambda found: f"[{title(found[1])}]({found[1]})", line)
+
+
+def title(page: str) -> str:
+    """The heading of a page in ``docs/``."""
+    return (HERE / page).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

@@ -19,6 +19,7 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent
 sys.path.insert(0, str(HERE))
 
+import fields  # noqa: E402
 import make_reference  # noqa: E402
 
 PAGES: Final = sorted(
@@ -110,8 +111,10 @@ def indent_lists(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lists as MkDocs reads them."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Lists as MkDocs reads them; and a heading of its own for the page that is not the first."""
+    if page.file.src_uri == "README.md":
+        markdown = markdown.replace("# redislink\n", "# Quick start\n", 1)
     return indent_lists(markdown)
 
 
@@ -120,16 +123,31 @@ def on_page_content(content: str, *, page: Any, config: Any, files: Files) -> st
     name = page.file.src_uri.removeprefix(f"{API}/").removesuffix(".md").replace("/", ".")
     if not page.file.src_uri.startswith(f"{API}/"):
         return content
-    html = make_reference.render()[name]
+    html = _link_pages(make_reference.render()[name], page.url.count("/"))
     page.toc = get_toc(_contents(html))
     return html
 
 
 def on_post_build(*, config: Any) -> None:
-    """Refuse a site that would load anything from the network."""
+    """Refuse a site that would load anything from the network.
+
+    MkDocs' page for errors names what it loads from the server's root, which neither a disk nor a
+    server of several sites has, so there is none.
+    """
+    (Path(config.site_dir) / "404.html").unlink(missing_ok=True)
     for path in Path(config.site_dir).rglob("*.html"):
         if found := _LOADED.search(path.read_text(encoding="utf-8")):
             raise PluginError(f"{path}: would load {found[0]} from the network")
+
+
+def _link_pages(html: str, depth: int) -> str:
+    """Make links of the pages that docstrings name, on a page so many directories down."""
+
+    def link(found: re.Match[str]) -> str:
+        target = found[1].removesuffix(".md") + ".html"
+        return f'<a href="{"../" * depth}docs/{target}">{fields.title(found[1])}</a>'
+
+    return fields.PAGE.sub(link, html)
 
 
 def _api_page(module: str) -> str:

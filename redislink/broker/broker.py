@@ -192,8 +192,9 @@ class Broker:
         text = settings.broker_url.get_secret_value() if settings.broker_url else cluster_url
         if not text or not text.strip():
             raise ConfigError(
-                "no broker: set REDISLINK_BROKER_URL, or broker in the cluster file, "
-                "to redis://HOST:PORT or, with TLS, rediss://HOST:PORT"
+                "no broker: set REDISLINK_BROKER_URL (after redislink init, in "
+                "redislink-session/.env), or broker in the cluster file, to redis://HOST:PORT or, "
+                "with TLS, rediss://HOST:PORT"
             )
         if settings.broker_password_file is not None and settings.broker_url is None:
             raise ConfigError(
