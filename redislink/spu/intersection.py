@@ -42,8 +42,9 @@ _NONCE_BYTES: Final = 32
 _PURPOSE: Final = b"redislink psi digests"
 
 _NONE_COMMON: Final = (
-    "psi: no row in common with %s, so the columns are empty, and a mean over them is no number: "
-    "if that is a surprise, compare how both write their keys (spaces, leading zeros, upper case)"
+    "psi: no row in common with %s, so the columns are empty, and nothing that is computed over "
+    "them has a meaning: if that is a surprise, compare how both write their keys (spaces, leading "
+    "zeros, upper case)"
 )
 
 Row = tuple[str, ...]
