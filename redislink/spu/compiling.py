@@ -29,6 +29,7 @@ from redislink.errors import UsageError
 from redislink.forking import renew_in_child
 from redislink.session.steps import Part
 from redislink.spu.arrays import DATA_TYPES, check_result, is_prng_key
+from redislink.spu.missing import check_no_nan
 from redislink.spu.ranges import Ranges
 from redislink.spu.rewriting import rewrite
 
@@ -38,6 +39,7 @@ _Kept = TypeVar("_Kept")
 _MOST_KEPT: Final = 256
 _MOST_BYTES: Final = 128 << 20
 """Limit of what one cache keeps: codes, and the constants of their functions."""
+_LACKS: Final = re.compile(r"MLIR translation rule for primitive '(\w+)'")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -190,6 +192,12 @@ def _compiling(where: str, *, wide: bool) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            lacks = _LACKS.search(str(error)) if isinstance(error, NotImplementedError) else None
+            if lacks is not None:
+                raise UsageError(
+                    f"{where}: SPU has no operation {lacks[1]!r}: write it with other operations "
+                    "(for a regression line, means of products), or compute that part in the clear"
+                ) from None
             if isinstance(error, RuntimeError) and "spu::compiler" in str(error):
                 raise UsageError(
                     f"{where}: SPU cannot compile it; its compiler names on stderr the operation "
@@ -217,6 +225,10 @@ def _check(traced: Any, out: Any, ranges: Ranges, where: str) -> None:
             check_result(result)
         except UsageError as error:
             raise UsageError(f"{where}: the result{jax.tree_util.keystr(path)} {error}") from None
+    try:
+        check_no_nan(traced)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     for constant in _constants(traced):
         array = _plain(constant)
         if not array.ndim or array.dtype.name not in DATA_TYPES:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Self
+from unicodedata import is_normalized
 
 import numpy as np
 
@@ -46,6 +47,15 @@ _NONE_COMMON: Final = (
     "them has a meaning: if that is a surprise, compare how both write their keys (spaces, leading "
     "zeros, upper case)"
 )
+
+_ODD_KEYS: Final = (
+    "psi: of the keys, %s: rows match only if the other party writes them the same way, character "
+    "by character; otherwise they are left out without an error"
+)
+_NO_KEY: Final = frozenset(
+    {"", "nan", "NaN", "NAN", "<NA>", "NaT", "None", "null", "NULL", "N/A", "#N/A"}
+)
+"""What stands for a missing key, in files and where others turn one into text."""
 
 Row = tuple[str, ...]
 """The key of one row, as text, with a part for each key column."""
@@ -135,6 +145,7 @@ def intersect_tables(
             failed = error_again(step.recorded, me)
         else:
             (peer,) = (party for party in pair if party != me)
+            log = PartyLogger(communicator.session, me, NAME)
             try:
                 rows, columns = query.load()
                 if step.is_kept:
@@ -153,13 +164,15 @@ def intersect_tables(
                 if salt is not None:
                     line = communicator.sub(_NAMESPACE).sub(str(steps.number))
                     own = digests(rows, salt)
+                    if odd := ways_of_writing(rows):
+                        log.warning(_ODD_KEYS, "; ".join(odd))
                     try:
                         found = intersect(line, peer, pair.index(me), query.protocol, own)
                     except BaseException as error:
                         abort(reason_for_peers(error), retryable=may_pass(error))
                         raise
                 if not found:
-                    PartyLogger(communicator.session, me, NAME).warning(_NONE_COMMON, peer)
+                    log.warning(_NONE_COMMON, peer)
                 table = take_rows(columns, sorted(found, key=lambda number: rows[number]))
                 step.gives(partial(table_given, table))
                 return table
@@ -184,6 +197,23 @@ def intersect(
     Raises: see `PsiRelay.run`.
     """
     return PsiRelay(communicator, peer).run(rank, protocol, own)
+
+
+def ways_of_writing(rows: Sequence[Row]) -> list[str]:
+    """In which ways keys are written that another party may write differently; for people."""
+    texts = [part for row in rows for part in row]
+    spaced = sum(text != text.strip() for text in texts)
+    upper, lower = any(map(str.isupper, texts)), any(map(str.islower, texts))
+    composed = sum(not (text.isascii() or is_normalized("NFC", text)) for text in texts)
+    return [
+        said
+        for said, holds in (
+            (f"{spaced} begin or end with a space", spaced),
+            ("some are in upper case and some in lower", upper and lower),
+            (f"{composed} are not in Unicode's form NFC", composed),
+        )
+        if holds
+    ]
 
 
 def keys_of(table: Table, keys: Sequence[Any]) -> list[Row]:
@@ -238,12 +268,13 @@ def _as_text(name: Any, column: Any) -> list[str]:
                 "or integers: convert the column, and leave out rows that have no key"
             )
     texts = [str(value) for value in column]
-    empty = [number for number, text in enumerate(texts, 1) if not text.strip()]
+    empty = [number for number, text in enumerate(texts, 1) if text.strip() in _NO_KEY]
     if empty:
         more = f" ({len(empty)} rows do)" if len(empty) > 1 else ""
         raise TableError(
-            f"column {name!r:.80}, row {empty[0]} holds an empty key{more}: rows of two parties "
-            "would match because nothing is known of either: leave such rows out, or write a word"
+            f"column {name!r:.80}, row {empty[0]} (after the header) holds an empty key, or a word "
+            f"for a missing one, such as nan{more}: rows of two parties would match because "
+            "nothing is known of either: leave such rows out"
         )
     try:
         "".join(texts).encode()

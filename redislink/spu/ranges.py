@@ -24,12 +24,14 @@ from spu import libspu
 
 from redislink.errors import UsageError
 from redislink.spu.arrays import Array, short
+from redislink.spu.missing import INSTEAD
 
 _NAN: Final = "NaN"
 _INFINITE: Final = "infinite"
 _OUTSIDE: Final = "out of range"
 _REMEDIES: Final = {
-    _NAN: "shares have no NaN: fill in a number (numpy.nan_to_num), or leave those rows out",
+    _NAN: f"shares have no NaN: leave out rows with missing values before psi (after it, the "
+    f"parties' rows would no longer belong together), or {INSTEAD}",
     _INFINITE: "shares have no infinity: replace it by a large number (numpy.clip)",
     _OUTSIDE: "divide by a scale that all parties know, or use a larger field or fewer "
     "fxp_fraction_bits",

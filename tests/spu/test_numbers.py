@@ -31,6 +31,64 @@ def _simulator(protocol: str = "SEMI2K", field: str = "FM64") -> Simulator:
     )
 
 
+# -- what is missing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda x: jnp.where(x > 1, x, jnp.nan).sum(), "the constant NaN"),
+        (lambda x: jnp.nanmean(x), "jnp.nanmean"),
+        (lambda x: jax.jit(jnp.nanmedian)(x), "jnp.nanmedian"),
+        (lambda x: jnp.isnan(x).sum(), "jnp.isnan"),
+        (lambda x: jax.jit(lambda y: jnp.where(y != y, 0, y))(x), "jnp.isnan"),
+        (lambda x: lax.cond(True, lambda y: y * jnp.nan, lambda y: y, x), "the constant NaN"),
+        (lambda x: jax.vmap(lambda y: jnp.nansum(y))(x[:, None]), "jnp.nansum"),
+    ],
+)
+def test_functions_for_missing_values_are_refused(function: Any, what: str) -> None:
+    def program(session: Session) -> Any:
+        sp = session.spu("SP0")
+        x = sp.private(lambda: np.arange(4.0), "alice")
+        with pytest.raises(UsageError, match=rf"it uses {what}, and shares have no NaN.* mask"):
+            sp.run(function)(x)
+        return sp.reveal(x, to=["bob"])
+
+    assert _simulator().run(program)["bob"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jnp.median,
+        jnp.var,
+        jnp.std,
+        jnp.nan_to_num,
+        jax.nn.logsumexp,
+        lambda x: jnp.quantile(x, 0.5),
+    ],
+)
+def test_what_names_nan_for_others_than_shares_is_right(function: Any) -> None:
+    x = np.array([0.0, 1.0, 2.0, 4.0])
+
+    def program(session: Session) -> Any:
+        sp = session.spu("SP0")
+        return sp.reveal(sp.run(function)(sp.private(lambda: x, "alice")), to=["bob"])
+
+    found = _simulator().run(program)["bob"]
+    assert np.allclose(found, function(jnp.asarray(x)), atol=0.05)
+
+
+def test_an_operation_that_spu_lacks_is_named() -> None:
+    def program(session: Session) -> None:
+        sp = session.spu("SP0")
+        x = sp.private(lambda: np.eye(3), "alice")
+        with pytest.raises(UsageError, match=r"SPU has no operation 'eigh': write it with other"):
+            sp.run(jnp.linalg.eigvalsh)(x)
+
+    _simulator().run(program)
+
+
 # -- what comes in -------------------------------------------------------------------------------
 
 UNFIT: list[tuple[Any, str]] = [

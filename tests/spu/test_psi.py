@@ -117,14 +117,15 @@ def test_a_table_that_is_not_right(memory: Stage, table: Any, words: str) -> Non
     assert isinstance(found["carol"], PeerAborted)
 
 
-EMPTY = "holds an empty key"
+EMPTY = "(after the header) holds an empty key"
 
 
 @pytest.mark.parametrize(
     ("table", "keys", "words"),
     [
-        ({"id": ["a", ""]}, "id", f"alice: psi: column 'id', row 2 {EMPTY}: rows of two"),
-        ({"id": [" ", "", "a"]}, "id", f"row 1 {EMPTY} (2 rows do)"),
+        ({"id": ["a", ""]}, "id", f"alice: psi: column 'id', row 2 {EMPTY}, or a word"),
+        ({"id": [" ", "", "a"]}, "id", f"row 1 {EMPTY}, or a word for a missing one"),
+        ({"id": ["a", " nan", "NULL"]}, "id", "such as nan (2 rows do)"),
         ({"id": ["a", "b"], "n": ["1", ""]}, ["id", "n"], f"column 'n', row 2 {EMPTY}"),
         ("id,x\na,1\n,2\n", "id", f"own.csv: column 'id', row 2 {EMPTY}"),
         ("id,x\na,1\nb,2\na,3\n", "id", "own.csv: rows 1 and 3 have the same id: keep one"),
@@ -145,6 +146,32 @@ def test_rows_without_a_key_match_nobody(
     found = memory.errors(program)
     assert isinstance(found["alice"], TableError)
     assert words in str(found["alice"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["p1", "p2", "31"], []),
+        (["P1", "p2 ", " 31"], ["2 begin or end with a space", "some are in upper case and some"]),
+        (["mu\u0308ller", "m\u00fcller2"], ["1 are not in Unicode's form NFC"]),
+        (["Ab", "aB", "7"], []),
+    ],
+)
+def test_keys_that_another_may_write_differently_are_told(
+    memory: Stage, caplog: pytest.LogCaptureFixture, keys: list[str], said: list[str]
+) -> None:
+    def program(session: Session) -> Any:
+        own = keys if session.party == "alice" else ["31"]
+        return session.psi({"id": own}, "id", parties=["alice", "bob"])
+
+    memory.play(program)
+    told = [r for r in caplog.records if "rows match only if" in r.msg]
+    assert len(told) == bool(said)
+    for words in said:
+        assert words in told[0].getMessage()
+    for record in told:
+        assert record.party == "alice"  # type: ignore[attr-defined]
+        assert not any(key in record.getMessage() for key in keys), "no value is quoted"
 
 
 @pytest.mark.parametrize("protocol", intersection.PROTOCOLS)
