@@ -7,6 +7,7 @@ what it finds.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import sys
@@ -33,7 +34,7 @@ from redislink.identity.keypair import (
 )
 from redislink.identity.signing import SigningKey, format_signing_key
 from redislink.protocol.list_names import check_name
-from redislink.settings import SESSION_DIR
+from redislink.settings import SESSION_DIR, RedisLinkSettings
 
 _TRIAL_COMMENT: Final = """\
 A trial on one machine, made by redislink init, which also made all private keys. Between
@@ -152,8 +153,16 @@ def init(
         bool,
         typer.Option(
             "--rekey",
-            help="Change this party's key, between two runs: make a new one and a new file for the "
-            "others, and move the old ones and the cluster file aside.",
+            help="Change this party's key, between two runs: make a new one, a new file for the "
+            "others and a new cluster file, and move the old ones aside.",
+        ),
+    ] = False,
+    renew: Annotated[
+        bool,
+        typer.Option(
+            "--renew",
+            help="Make the cluster file anew, after another party has changed its key and its new "
+            "file is in place; the old one is moved aside.",
         ),
     ] = False,
     verbose: Verbose = False,
@@ -172,22 +181,23 @@ def init(
     beside it, redislink init alone makes the cluster file, the same at every party.
     """
     begun = _begun(directory)
-    if rekey and begun is None:
-        raise ConfigError(
-            f"--rekey: no key of one organisation was made in {directory}: run it where "
-            "redislink init --as was run; a trial is made anew in another directory"
-        )
+    if rekey or renew:
+        _check_change(begun, directory, "--rekey" if rekey else "--renew", parties, as_party)
     if begun is not None and _is_same(begun, as_party, parties, session, protocol, driver):
         if rekey:
-            begun = _rekey(directory, begun, identity)
+            begun, broker = _rekey(directory, begun, identity, broker)
         elif identity is not None:
             _check_same_key(begun, identity)
-        _go_on(directory, begun, broker, first=rekey)
+        if renew:
+            broker = broker or _broker_so_far(directory)
+            _move_aside([directory / "cluster.yaml"])
+        _go_on(directory, begun, broker, first=rekey, again=rekey or renew)
         return
     if not parties:
         parties, as_party = _ask(as_party)
     if len(parties) < 2:
         raise ConfigError("a session has at least two parties: name all of them")
+    _check_distinct([*parties, *(driver or ())])
     devices = trial_devices(parties, protocol)
     if as_party is None:
         if identity is not None:
@@ -236,6 +246,15 @@ def _ask(as_party: str | None) -> tuple[list[str], str | None]:
     return parties, as_party
 
 
+def _check_distinct(names: list[str]) -> None:
+    """Refuse names that people, or file systems, take for each other."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ConfigError(f"{other} and {name} differ only in case: choose another name")
+
+
 def _can_ask() -> bool:
     return sys.stdin.isatty()
 
@@ -272,7 +291,10 @@ def _make_trial(directory: Path, content: dict[str, Any], protocol: str | None) 
     cluster = directory / "cluster.yaml"
     settings = _settings_file(directory)
     if settings is not None and settings.exists():
-        raise ConfigError(f"{settings}: exists already and would be lost: move it away first")
+        raise ConfigError(
+            f"{settings}: a session was begun here already: go on with it, or use another "
+            f"directory, or move {directory} away to begin anew"
+        )
     key_files = {name: directory / f"{name}.key" for name in content["parties"]}
     spec = write_trial(content, cluster, key_files, _TRIAL_COMMENT)
     show(str(cluster))
@@ -288,6 +310,7 @@ def _make_trial(directory: Path, content: dict[str, Any], protocol: str | None) 
             settings,
             REDISLINK_CLUSTER_FILE=str(cluster),
             REDISLINK_IDENTITY_FILE=str(directory / "{party}.key"),
+            REDISLINK_JOBS_DIR=str(directory / "jobs"),
             **for_agent,
         )
         options = f"--party {first}"
@@ -374,14 +397,29 @@ def _introduce(
             REDISLINK_CLUSTER_FILE=str(directory / "cluster.yaml"),
             REDISLINK_PARTY=party,
             REDISLINK_IDENTITY_FILE=str(key_file),
+            REDISLINK_JOBS_DIR=str(directory / "jobs"),
             **for_agent,
         )
 
 
-def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: bool = False) -> None:
+def _go_on(
+    directory: Path,
+    own: Introduction,
+    broker: str | None,
+    *,
+    first: bool = False,
+    again: bool = False,
+) -> None:
     """Make the cluster file if all introductions are there; otherwise say whose are missing.
 
     The first time, that is what has to happen next; later it is an error.
+
+    Args:
+        directory: of the session.
+        own: this party's introduction.
+        broker: the URL for the cluster file.
+        first: whether the introduction was just made.
+        again: whether there was a cluster file before, so that the broker has its users.
     """
     cluster = directory / "cluster.yaml"
     paths = {name: _introduction(directory, name) for name in own.everybody if name != own.party}
@@ -430,6 +468,9 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
         "1. compare by telephone, each reading out its own fingerprint and the digest: whoever "
         "carried the files could have changed them"
     )
+    if again:
+        say("2. users and passwords at the broker stay as they are; so do settings")
+        return
     where = _settings_file(directory) or Path(".env")
     drives = own.party in own.drivers
     if _is_on_this_machine(spec.broker):
@@ -437,7 +478,10 @@ def _go_on(directory: Path, own: Introduction, broker: str | None, *, first: boo
     else:
         say(f"2. whoever runs the broker gets {cluster}, and makes users with redislink acl")
         then = "" if drives else ", then: redislink doctor"
-        say(f"3. put what you get from them into {where}{then}")
+        say(
+            f"3. put the files that you get from them into {directory}, and their names and the "
+            f"broker's URL into {where}{then}"
+        )
     if drives:
         say("then, once agents wait at the parties: redislink submit JOB.yaml")
     else:
@@ -453,8 +497,7 @@ def _check_same(cluster: Path, content: dict[str, Any]) -> None:
     if load_cluster(cluster).digest() != ClusterSpec.parse(content).digest():
         raise ConfigError(
             f"{cluster}: differs from the introductions beside it: if a party has changed its key, "
-            "move the cluster file away and run redislink init again; otherwise put its "
-            "introduction back"
+            "redislink init --renew makes the file anew; otherwise put its introduction back"
         )
 
 
@@ -479,17 +522,48 @@ def _check_same_key(begun: Introduction, identity: Path) -> None:
         )
 
 
-def _rekey(directory: Path, begun: Introduction, identity: Path | None) -> Introduction:
+def _check_change(
+    begun: Introduction | None,
+    directory: Path,
+    option: str,
+    parties: list[str] | None,
+    as_party: str | None,
+) -> None:
+    """Refuse ``--rekey`` and ``--renew`` where there is nothing to change, or another party's."""
+    if begun is None:
+        inside = Path().absolute().name == SESSION_DIR.name
+        where = (
+            "go up one directory: cd .." if inside else "run it where redislink init --as was run"
+        )
+        raise ConfigError(
+            f"{option}: no organisation has begun a session in {directory}: {where}; a trial is "
+            "made anew in another directory"
+        )
+    if parties or as_party not in (None, begun.party):
+        raise ConfigError(f"{option} takes no names: {directory} is {begun.party}'s")
+
+
+def _broker_so_far(directory: Path) -> str | None:
+    cluster = directory / "cluster.yaml"
+    return load_cluster(cluster).broker if cluster.exists() else None
+
+
+def _rekey(
+    directory: Path, begun: Introduction, identity: Path | None, broker: str | None
+) -> tuple[Introduction, str | None]:
     """Give this party another key, and move aside what was made with the old one.
 
     Args:
         directory: of the session.
         begun: this party's introduction so far.
         identity: the file of the new key; None to make one.
+        broker: the URL for the new cluster file; None for the old one's.
+
+    Returns:
+        The new introduction, and that URL.
     """
     party = begun.party
-    own_key = directory / f"{party}.key"
-    path, cluster = _introduction(directory, party), directory / "cluster.yaml"
+    own_key, path = directory / f"{party}.key", _introduction(directory, party)
     if identity is None and not own_key.exists():
         raise ConfigError(
             f"{own_key}: is not there, so {party}'s key came with --identity: give the new one "
@@ -502,10 +576,16 @@ def _rekey(directory: Path, begun: Introduction, identity: Path | None) -> Intro
             "signing_key": format_signing_key(SigningKey(new).public_key),
         }
     )
-    if introduction == begun:
-        raise ConfigError(f"--identity {identity}: is the key that {party} has already")
+    broker = broker or _broker_so_far(directory)
+    for name in begun.everybody:
+        known = _introduction(directory, name)
+        if known.exists() and Introduction.read(known).public_key == introduction.public_key:
+            raise ConfigError(f"--identity {identity}: is the key that {name} has already")
+    records = _records_of(directory, party, begun.session)
     try:
-        _move_aside([path, cluster, *([own_key] if identity is None else [])])
+        _move_aside(
+            [path, directory / "cluster.yaml", *([own_key] if identity is None else []), *records]
+        )
         if identity is None:
             new.save(own_key, f"private key of {party}, from redislink init: keep it to yourself")
         introduction.write(path)
@@ -516,26 +596,36 @@ def _rekey(directory: Path, begun: Introduction, identity: Path | None) -> Intro
     else:
         settings = _settings_file(directory) or Path(".env")
         say(f"write into {settings}: REDISLINK_IDENTITY_FILE={identity}")
-    say(
-        f"the others put {path} in place of the one that they have, move their cluster.yaml aside, "
-        "and run redislink init"
-    )
-    return introduction
+    say(f"the others put {path} in place of the one that they have: redislink init --renew there")
+    return introduction, broker
+
+
+def _records_of(directory: Path, party: str, session: str) -> list[Path]:
+    """The audit records that the old key has signed, with their head pointers."""
+    found = [directory / "work" / party / "audit" / "agent.jsonl"]
+    named = RedisLinkSettings.load().audit_file
+    if named is not None:
+        text = str(named).replace("{party}", party).replace("{session}", session)
+        found.append(Path(text).expanduser())
+    return [part for record in found for part in (record, Path(f"{record}.head"))]
 
 
 def _move_aside(paths: list[Path]) -> None:
-    """Rename the files that are there: ``alice.key`` becomes ``alice.key.2026-12-01.old``."""
-    kept = {
-        path: path.with_name(f"{path.name}.{time.strftime('%Y-%m-%d')}.old")
-        for path in paths
-        if path.exists()
-    }
-    for old in kept.values():
-        if old.exists():
-            raise ConfigError(f"{old}: exists already: move it away first")
-    for path, old in kept.items():
-        path.rename(old)
-        say(f"moved {path} to {old.name}")
+    """Rename the files that are there: ``alice.key`` becomes ``alice.key.20261201-101500.old``."""
+    there = [path for path in paths if path.exists()]
+    now = time.strftime("%Y%m%d-%H%M%S")
+    stamps = (now if number == 1 else f"{now}-{number}" for number in itertools.count(1))
+    stamp = next(s for s in stamps if not any(_aside(path, s).exists() for path in there))
+    for path in there:
+        path.rename(_aside(path, stamp))
+        say(f"moved {path} to {_aside(path, stamp).name}")
+
+
+def _aside(path: Path, stamp: str) -> Path:
+    """Where a file goes. A record and its head pointer stay a pair: ``x.old``, ``x.old.head``."""
+    if path.suffix == ".head":
+        return path.with_name(f"{path.stem}.{stamp}.old.head")
+    return path.with_name(f"{path.name}.{stamp}.old")
 
 
 def _make_for_agent(directory: Path) -> dict[str, str]:

@@ -270,15 +270,25 @@ def test_another_key_is_never_ignored(at: At, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("brings", [False, True])
-def test_a_party_changes_its_key(at: At, tmp_path: Path, brings: bool) -> None:
+def test_a_party_changes_its_key(
+    at: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brings: bool
+) -> None:
     _met(at, tmp_path)
     for party in PARTIES:
-        assert at(party, "init")[0] == 0
+        assert at(party, "init", "--broker", URL)[0] == 0
     before = (tmp_path / "alice" / DIRECTORY / "alice.key").read_bytes()
     at("alice", "keygen", "alice", "--out", "new.key")
+    records = DIRECTORY / "work" / "alice" / "audit" / "agent.jsonl", Path("alice.jsonl")
+    records[0].parent.mkdir(parents=True)
+    monkeypatch.setenv("REDISLINK_AUDIT_FILE", "{party}.jsonl")
+    for record in records:
+        record.write_text("signed with the old key\n")
+        Path(f"{record}.head").write_text("head")
     code, _, err = at("alice", "init", "--rekey", *(["--identity", "new.key"] * brings))
     assert code == 0, err
     assert "the others put redislink-session/introductions/alice.yaml in place of" in err
+    assert "users and passwords at the broker stay as they are" in err
+    assert "redislink acl" not in err
     own_key = Path("new.key") if brings else DIRECTORY / "alice.key"
     if brings:
         assert (DIRECTORY / "alice.key").read_bytes() == before
@@ -287,24 +297,65 @@ def test_a_party_changes_its_key(at: At, tmp_path: Path, brings: bool) -> None:
         (kept,) = DIRECTORY.glob("alice.key.*.old")
         assert kept.read_bytes() == before
         assert kept.stat().st_mode & 0o777 == 0o600
+    for record in records:
+        assert not record.exists()
+        (kept,) = record.parent.glob(f"{record.name}.*.old")
+        assert Path(f"{kept}.head").read_text() == "head", "they are verified together"
     spec = load_cluster(DIRECTORY / "cluster.yaml")
+    assert spec.broker == URL
     assert spec.public_keys()["alice"] == Identity.load(own_key).public_key
     bob = tmp_path / "bob" / DIRECTORY
     shutil.copy(DIRECTORY / "introductions" / "alice.yaml", bob / "introductions")
     code, _, err = at("bob", "init")
     assert code == 2
-    assert "move the cluster file away" in err
-    (bob / "cluster.yaml").unlink()
-    assert at("bob", "init")[0] == 0
-    assert load_cluster(bob / "cluster.yaml").digest() == spec.digest()
-    code, _, err = at("alice", "init", "--rekey", *(["--identity", "new.key"] * brings))
-    assert code == 2
-    assert ("is the key that alice has already" if brings else "exists already: move it") in err
+    assert "redislink init --renew makes the file anew" in err
+    assert at("bob", "init", "--renew")[0] == 0
+    renewed = load_cluster(bob / "cluster.yaml")
+    assert (renewed.digest(), renewed.broker) == (spec.digest(), URL)
+    assert len(list(bob.glob("cluster.yaml.*.old"))) == 1
+    if not brings:
+        assert at("alice", "init", "--rekey")[0] == 0, "twice within a second"
+        assert len(list((tmp_path / "alice" / DIRECTORY).glob("alice.key.*.old"))) == 2
 
 
-def test_only_what_init_began_gets_another_key(at: At) -> None:
-    code, _, err = at("alice", "init", "--rekey")
+def test_a_change_that_cannot_be_leaves_all_as_it_is(at: At, tmp_path: Path) -> None:
+    _met(at, tmp_path)
+    assert at("alice", "init")[0] == 0
+    bobs = str(tmp_path / "bob" / DIRECTORY / "bob.key")
+    for words, said in (
+        (["--rekey", "--identity", bobs], "is the key that bob has already"),
+        (["--rekey", "--identity", str(DIRECTORY / "alice.key")], "that alice has already"),
+        (["--rekey", "--identity", "nowhere.key"], "nowhere.key"),
+        (["--rekey", "alice"], "--rekey takes no names: redislink-session is alice's"),
+        (["--renew", "--as", "bob"], "--renew takes no names: redislink-session is alice's"),
+    ):
+        before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        code, _, err = at("alice", "init", *words)
+        assert code == 2, words
+        assert said in err
+        assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("option", ["--rekey", "--renew"])
+def test_only_what_init_began_can_change(
+    at: At, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    code, _, err = at("alice", "init", option)
     assert code == 2
     assert "run it where redislink init --as was run" in err
     assert at("alice", "init", *PARTIES)[0] == 0
-    assert at("alice", "init", "--rekey", *PARTIES)[0] == 2
+    assert at("alice", "init", option)[0] == 2
+    code, _, err = at(f"alice/{DIRECTORY}", "init", option)
+    assert "go up one directory: cd .." in err
+
+
+def test_names_that_people_take_for_each_other(at: At) -> None:
+    for words in (("alice", "Alice"), ("--as", "bob", "bob", "carol", "--driver", "BOB")):
+        code, _, err = at("x", "init", *words)
+        assert code == 2
+        assert "differ only in case: choose another name" in err
+
+
+def test_a_driver_keeps_its_jobs_beside_its_key(at: At) -> None:
+    at("dora", "init", "--as", "dora", *PARTIES, "--driver", "dora")
+    assert RedisLinkSettings.load().jobs_dir == DIRECTORY / "jobs"
