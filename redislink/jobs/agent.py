@@ -73,6 +73,7 @@ _NOTE_INTERVAL: Final = 2.0
 _LEASE_MS: Final = 30_000
 _RENEW: Final = 10.0
 _INSTANCE_BYTES: Final = 8
+_NO_LONGER: Final = "this party's policy has changed, and does not accept it any more"
 _DONE: Final = {"approve": "approved", "refuse": "refused", "cancel": "cancelled"}
 
 
@@ -306,6 +307,29 @@ class Agent:
             return
         self._machine.slots = self._policy.limits.jobs
         self._log.info("read %s again: %d rules", self._place.policy, len(self._policy.rules))
+        self._ask_again()
+
+    def _ask_again(self) -> None:
+        """End jobs that have not started, and that the policy would not let through any more.
+
+        Their windows were open when they came, so their rules are asked as of then.
+        """
+        now = time.time()
+        for name, job in list(self._machine.jobs.items()):
+            if job.state not in (State.WAITING, State.ACCEPTED):
+                continue
+            decision = self._asked(job.offer, job.received)
+            is_approved = job.state is State.WAITING or job.approved_by
+            if decision.action is Verdict.ACCEPT or (
+                decision.action is Verdict.ASK and is_approved
+            ):
+                continue
+            if self._machine.cancel(name, _NO_LONGER, now):
+                self._recorder.decided(
+                    name, "cancel", "policy", rule=decision.rule, reason=_NO_LONGER
+                )
+                self._log.info("%s: cancelled: %s", name, _NO_LONGER)
+        self._act(now)
 
     # -- people ------------------------------------------------------------------------------
 
@@ -424,18 +448,21 @@ class Agent:
         return decision
 
     def _decision(self, offer: Offer, now: float) -> Decision:
+        most = self._policy.limits.disk
+        if most is not None and disk_bytes(self._work.path) >= most:
+            return Decision(Verdict.REFUSE, "", "its agent has no room on its disk")
+        decision = self._asked(offer, now)
+        for detail in decision.details:
+            self._log.debug("%s: %s", offer.job, detail)
+        return decision
+
+    def _asked(self, offer: Offer, now: float) -> Decision:
         try:
             program = self._store.find(offer.program)
             cluster_of(self._place.cluster, offer)
         except ConfigError as error:
             return Decision(Verdict.REFUSE, "", str(error))
-        most = self._policy.limits.disk
-        if most is not None and disk_bytes(self._work.path) >= most:
-            return Decision(Verdict.REFUSE, "", "its agent has no room on its disk")
-        decision = self._policy.decide(offer, now, party=self._place.party, program=program)
-        for detail in decision.details:
-            self._log.debug("%s: %s", offer.job, detail)
-        return decision
+        return self._policy.decide(offer, now, party=self._place.party, program=program)
 
     # -- processes ---------------------------------------------------------------------------
 

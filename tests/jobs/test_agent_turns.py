@@ -230,6 +230,45 @@ def test_an_agent_whose_disk_is_full_of_jobs_accepts_no_more(turning: Turning) -
     assert turning.mail.states()[-1] == "refused"
 
 
+@pytest.mark.parametrize(
+    ("first", "approves", "then", "state"),
+    [
+        ("ask", False, "refuse", "cancelled"),
+        ("ask", True, "refuse", "cancelled"),
+        ("accept", False, "refuse", "cancelled"),
+        ("accept", False, "ask", "cancelled"),
+        ("accept", False, "accept", "accepted"),
+        ("ask", True, "ask", "accepted"),
+        ("ask", False, "ask", "waiting"),
+        ("ask", False, "accept", "waiting"),
+    ],
+)
+def test_a_new_policy_counts_for_jobs_that_have_not_started(
+    turning: Turning, first: str, approves: bool, then: str, state: str
+) -> None:
+    def write(action: str) -> None:
+        turning.agent._place.policy.write_text(
+            f"rules: [{{name: all, driver: coordinator, action: {action}, "
+            "program: '*', arguments: '*', data: '*'}]"
+        )
+        turning.agent._reload()
+
+    turning.agent._store.add(PROGRAM, "one", by="a test", now=0.0, approved=True)
+    write(first)
+    offer, letter = offered()
+    turning.turn(letter)
+    if approves:
+        turning.work.decide(offer.job, verdict(offer))
+        turning.turn()
+    write(then)
+    turning.turn()
+    assert turning.mail.states()[-1] == state
+    if state == "cancelled":
+        assert ("decision", "cancel", "policy", False) in turning.recorded()
+        reason = turning.agent._machine.jobs[offer.job].status.reason
+        assert reason == "this party's policy has changed, and does not accept it any more"
+
+
 def test_a_signal_to_an_agent_that_is_still_starting_is_not_lost(
     turning: Turning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
