@@ -484,9 +484,10 @@ def login(exam: Examination) -> Verdict:
     except BrokerUnreachable as error:
         return _no_server(exam, failed_with(error, Blame.BROKER))
     if owner := exam.owner_of_user():
-        return warned(
+        return failed(
             f"as user {exam.user}{where}, which is {owner}'s, but this is {exam.case.party}",
-            f"set REDISLINK_BROKER_URL to the URL with {exam.case.party}'s user and password",
+            f"set REDISLINK_BROKER_URL, and REDISLINK_BROKER_PASSWORD_FILE if it is used, to "
+            f"{exam.case.party}'s user and password",
         )
     return passed(f"as user {exam.user}{where}")
 

@@ -135,13 +135,11 @@ def test_a_command_that_the_broker_does_not_have(doctor: Ask) -> None:
 def test_the_user_of_another_party(doctor: Ask, users: Users) -> None:
     spec = trio()
     told = doctor(users(spec)["bob"], "alice", spec)
-    told.check("login", Level.WARN, "as user", "~bob, which is bob's, but this is alice")
-    told.check("commands", Level.FAIL, "RPUSH on lists to peers (permission missing for the key)")
     told.check(
-        *("own lists", Level.FAIL, "cannot push as alice to bob, carol"),
-        "set REDISLINK_BROKER_URL to this party's",
+        *("login", Level.FAIL, "as user", "~bob, which is bob's, but this is alice"),
+        "set REDISLINK_BROKER_URL, and REDISLINK_BROKER_PASSWORD_FILE if it is used, to alice's",
     )
-    told.check("other parties' lists", Level.WARN, "push as bob to alice", "pop bob's inbox")
+    assert "ACL SETUSER" not in str(told.report), "that would let bob push as alice"
 
 
 def test_no_users_per_party(server: EmbeddedBroker, doctor: Ask, admin: Admin) -> None:
