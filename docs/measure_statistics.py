@@ -71,6 +71,14 @@ STATISTICS: Final[dict[str, tuple[Statistic, str]]] = {
         ),
         "means and variances revealed: the root is of a few units only",
     ),
+    "`jnp.exp(jnp.mean(jnp.log(x)))`, a geometric mean": (
+        lambda x, y, g: jnp.exp(jnp.mean(jnp.log(x))),
+        "the mean of the logs revealed, and `exp` in the clear",
+    ),
+    "`jnp.mean(x * g) / jnp.mean(g) - jnp.mean(x * (1 - g)) / jnp.mean(1 - g)`": (
+        lambda x, y, g: jnp.mean(x * g) / jnp.mean(g) - jnp.mean(x * (1 - g)) / jnp.mean(1 - g),
+        "both means revealed: their errors stay while the difference is small",
+    ),
     "`jnp.max(x)`": (lambda x, y, g: jnp.max(x), ""),
 }
 

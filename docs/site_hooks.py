@@ -38,6 +38,9 @@ _ITEM: Final = re.compile(r"(?:-|\d+\.) +")
 _LOADED: Final = re.compile(
     r"<(?:script|img|iframe|source|link(?![^>]*rel=.canonical))\b[^>]*\b(?:src|href)=.?https?://[^>]*"
 )
+_LOGO: Final = re.compile(
+    r'(<a href=")(\.(?:\.(?:/\.\.)*)?)(?=" title="[^"]*" class="md-[^"]*logo")'
+)
 _HEADING: Final = re.compile(r'<h([23]) id="([^"]*)">(.*?)<a class="headerlink"', re.DOTALL)
 
 
@@ -126,6 +129,11 @@ def on_page_content(content: str, *, page: Any, config: Any, files: Files) -> st
     html = _link_pages(make_reference.render()[name], page.url.count("/"))
     page.toc = get_toc(_contents(html))
     return html
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """The logo leads to the start page also from disk, where a directory has no such page."""
+    return _LOGO.sub(r"\1\2/index.html", output)
 
 
 def on_post_build(*, config: Any) -> None:

@@ -39,8 +39,9 @@ def work_at(directory: Path | None) -> Path:
     found = directory or RedisLinkSettings.load().work_dir_of()
     if found is None:
         raise ConfigError(
-            "no work directory: give --work DIR, or set REDISLINK_WORK_DIR (and REDISLINK_PARTY, "
-            "if {party} is in it)"
+            "no work directory, so no agent's machine: people at an agent decide, a driver does "
+            "not; there, give --work DIR, or set REDISLINK_WORK_DIR (and REDISLINK_PARTY, if "
+            "{party} is in it)"
         )
     return found
 
@@ -90,7 +91,7 @@ def jobs_at_agent(work: Path) -> list[dict[str, Any]]:
                 "since": entry.status.since,
                 "wall_seconds": round(noted.wall, 1),
                 "cpu_seconds": round(noted.cpu, 1),
-                "decided": directory.is_decided(job),
+                "decision_not_taken_yet": directory.is_decided(job),
                 "directory": str(directory.of(job)),
             }
         )

@@ -10,15 +10,18 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from redislink.cli import who
-from redislink.cli.errors import ExitCode, Verbose
+from redislink.cli.errors import ExitCode, Verbose, say
 from redislink.cli.operator import PasswordFileOption, settings_as
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
+from redislink.cluster import ClusterSpec, load_cluster
 from redislink.errors import ConfigError
+from redislink.identity.keypair import Identity, format_public_key
 from redislink.operate.doctor import Blame, Case, Level, Report, examine
 from redislink.operate.doctor.finding import fingerprints
 from redislink.settings import RedisLinkSettings
@@ -60,8 +63,8 @@ def doctor(
 
     Checks the cluster file, keys, the way to the broker, this user's permissions, the broker's
     settings, the line, and what the other parties' doctors found; all this for each broker if there
-    are several. Takes at most 20 seconds for each, and may run beside a session. Exits with 0
-    unless a check fails; warnings do not count.
+    are several. For a driver: its key and the broker. Takes at most 20 seconds for each, and may
+    run beside a session. Exits with 0 unless a check fails; warnings do not count.
 
         redislink doctor --party alice
 
@@ -77,6 +80,10 @@ def doctor(
             raise ConfigError("--password-file is for --broker URL: give both, or neither")
         overrides = {} if identity is None else {"identity_file": identity}
         settings = RedisLinkSettings.load(**overrides)
+        name = party or settings.party
+        spec = load_cluster(settings.cluster_file_to_use(cluster))
+        if name is not None and name in spec.driver_names:
+            return _of_driver(settings, spec, name)
         _, spec, name = who.resolve(settings, cluster, party)
         return Case(settings, spec, name)
 
@@ -90,6 +97,25 @@ def doctor(
             _show(report)
     blame = next((report.blame for report in reports if report.blame is not None), None)
     raise SystemExit(int(_CODES[blame]))
+
+
+def _of_driver(settings: RedisLinkSettings, spec: ClusterSpec, name: str) -> Case:
+    """Check a driver's key, and then the broker as it reaches it: a driver joins no session."""
+    path = settings.identity_file_of(name)
+    if path is None:
+        raise ConfigError(
+            f"{name} has no key: give --identity FILE, or set REDISLINK_IDENTITY_FILE"
+        )
+    known = next(each.public_key for each in spec.drivers or () if each.name == name)
+    if format_public_key(Identity.load(path).public_key) != known:
+        raise ConfigError(
+            f"{path}: is not the key that the cluster file has for {name}: compare redislink "
+            "fingerprint with the others, or take the right file"
+        )
+    say(f"{name} is a driver: its key is right; what follows is about the broker")
+    if settings.broker_url is None and spec.broker is not None:
+        settings = settings.model_copy(update={"broker_url": SecretStr(spec.broker)})
+    return Case.of_broker(settings)
 
 
 def _at_broker(begin: Callable[[], Case], index: int) -> Case:

@@ -249,6 +249,8 @@ class _Failures(logging.Filter):
         told = str(error) if isinstance(error, RedisLinkError) else ""
         for record in self._held:
             failure = vars(record)["failure"]
+            if error is not None and f"({record.party} could not load its data" in failure:  # type: ignore[attr-defined]
+                continue  # a peer has ended because of this very error
             if not told or (told not in failure and failure not in told):
                 say(record.getMessage(), level=record.levelno)
 

@@ -300,6 +300,7 @@ def show_job(
         "results": list(offer.results),
         "attached": offer.source is not None,
         "rule": entry.decision.rule if entry.decision is not None else "",
+        "why_not_others": list(entry.decision.details) if entry.decision is not None else [],
         "approved_by": entry.approved_by,
         "others": {party: str(status.state) for party, status in entry.peers.items()},
     }
@@ -309,7 +310,7 @@ def show_job(
     for name in ("issued", "expires", "since"):
         facts[name] = f"{moment(facts[name])} UTC"
     for name, value in facts.items():
-        if value not in ("", [], {}):
+        if value is not False and value not in ("", [], {}):
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             show(f"{name.replace('_', ' ')}: {shown}")
 

@@ -29,7 +29,14 @@ app = group("Check a policy file, and see what it says about a job.")
 
 @app.command("check", epilog=EPILOG)
 def check_policy(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Policy file.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="Policy file; otherwise REDISLINK_POLICY_FILE.",
+            show_default=False,
+        ),
+    ] = None,
     job: Annotated[
         Path | None,
         typer.Argument(metavar="JOB", help="Job file to decide about.", show_default=False),
@@ -61,6 +68,9 @@ def check_policy(
         redislink policy check policy.yaml job.yaml \\
             --driver coordinator --party alice
     """
+    file = file or RedisLinkSettings.load().policy_file_of()
+    if file is None:
+        raise ConfigError("no policy: give its FILE, or set REDISLINK_POLICY_FILE")
     policy = Policy.load(file)
     if job is None:
         if as_json:

@@ -154,6 +154,10 @@ def trace_function(
     with _compiling(where, wide=wide):
         traced, out = jax.make_jaxpr(flat, return_shape=True)(*shapes)
         outputs, out_tree = jax.tree_util.tree_flatten(out)
+        try:  # before JAX's own functions are taken apart
+            check_no_nan(traced)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
         rewritten = rewrite(traced, out_tree, ranges.ring_bits, ranges.fraction_bits)
         if rewritten is not None:
             rewritten.__name__ = flat.__name__
@@ -225,10 +229,6 @@ def _check(traced: Any, out: Any, ranges: Ranges, where: str) -> None:
             check_result(result)
         except UsageError as error:
             raise UsageError(f"{where}: the result{jax.tree_util.keystr(path)} {error}") from None
-    try:
-        check_no_nan(traced)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
     for constant in _constants(traced):
         array = _plain(constant)
         if not array.ndim or array.dtype.name not in DATA_TYPES:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from redislink.broker import EmbeddedBroker
-from redislink.identity.keypair import fingerprint
+from redislink.identity.keypair import fingerprint, format_public_key
 from redislink.operate.doctor import CHECKS, FIRST
 from tests.cli.conftest import CLUSTER, NAMES, Call, Run, Write, key_file
 from tests.conftest import IDENTITIES
@@ -43,6 +43,24 @@ def test_json(broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp_path
     assert by_name["commands"]["remedy"] == ""
     assert by_name["other parties' lists"]["level"] == "WARN"
     assert "redislink acl" in by_name["other parties' lists"]["remedy"]
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_a_driver(
+    broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp_path: Path, has_key: bool
+) -> None:
+    key = format_public_key(IDENTITIES["carol"].public_key)
+    drivers = [{"name": "dora", "public_key": key}]
+    cluster = write_cluster(CLUSTER | {"broker": broker.url, "drivers": drivers})
+    identity = key_file(tmp_path, "carol" if has_key else "alice")
+    code, out, err = call("doctor", "--cluster", cluster, "--party", "dora", "--identity", identity)
+    if has_key:
+        assert code == 0
+        assert "dora is a driver: its key is right; what follows is about the broker" in err
+        assert re.search(r"login +│ PASS", out)
+    else:
+        assert code == 2
+        assert "is not the key that the cluster file has for dora" in " ".join(out.split())
 
 
 def test_the_table(broker: EmbeddedBroker, call: Call, write_cluster: Write, tmp_path) -> None:

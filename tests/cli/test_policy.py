@@ -132,3 +132,13 @@ def test_schemas_for_editors(call: Call) -> None:
     assert list(job.iter_errors(yaml.safe_load(JOB))) == []
     assert list(job.iter_errors({"program": "x.py", "data": "patients"})) == []
     assert list(job.iter_errors({"program": "x.py", "datas": "patients"}))
+
+
+def test_the_policy_of_the_settings(
+    files: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = call("policy", "check")
+    assert code == 2
+    assert "no policy: give its FILE, or set REDISLINK_POLICY_FILE" in err
+    monkeypatch.setenv("REDISLINK_POLICY_FILE", "policy.yaml")
+    assert call("policy", "check") == call("policy", "check", "policy.yaml")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from redislink import PeerAborted, PeerClosed, load_cluster
+from redislink import PeerAborted, PeerClosed, TableError, load_cluster
 from redislink.broker import EmbeddedBroker
+from redislink.cli import errors
 from tests.cli.conftest import Start, Write, ended, key_file
 from tests.conftest import connect_as, in_thread, quick_settings
 
@@ -91,3 +93,17 @@ def test_a_program_that_fails_is_no_end_in_good_order(
     assert result.returncode == code
     assert "without closing" not in result.stderr
     assert failed.value.reason.startswith(told)
+
+
+def test_nobody_is_told_that_peers_ended_because_of_its_own_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failures = errors._Failures()
+    for party in ("alice", "bob"):
+        failure = f"carol aborted the session (alice could not load its data) at {party}"
+        fields = {"msg": failure, "party": party, "failure": failure, "levelno": logging.ERROR}
+        failures._held.append(logging.makeLogRecord(fields))
+    failures.say_rest(TableError("alice: psi: own.csv: rows 1 and 2 have the same id"))
+    assert capsys.readouterr().err == (
+        "redislink: carol aborted the session (alice could not load its data) at bob\n"
+    )
