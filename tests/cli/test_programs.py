@@ -123,7 +123,7 @@ def test_what_came_with_a_job_is_approved_for_good(
     assert found is not None
     assert found.digest == program.digest
     for words, why in (
-        (("--job", sent.job), "no work directory: give --work DIR"),
+        (("--job", sent.job), "there, give --work DIR"),
         (("lr", "--job", sent.job, *at), "so give no PATH"),
         ((), "give PATH, or --job JOB"),
         (("--job", "jnosource0000", *at), "was not attached"),
