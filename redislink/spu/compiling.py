@@ -39,6 +39,10 @@ _Kept = TypeVar("_Kept")
 _MOST_KEPT: Final = 256
 _MOST_BYTES: Final = 128 << 20
 """Limit of what one cache keeps: codes, and the constants of their functions."""
+_NO_BRANCH: Final = (
+    "The function asks for a value, such as in an if, while the parties have only shares: choose "
+    "with jnp.where(condition, one, other), or reveal it before the call"
+)
 _LACKS: Final = re.compile(r"MLIR translation rule for primitive '(\w+)'")
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -207,6 +211,8 @@ def _compiling(where: str, *, wide: bool) -> Iterator[None]:
                     f"{where}: SPU cannot compile it; its compiler names on stderr the operation "
                     "that it lacks: use other operations there, or compute that part in the clear"
                 ) from error
+            if isinstance(error, jax.errors.ConcretizationTypeError):
+                error.add_note(_NO_BRANCH)
             error.add_note(where)
             raise
 

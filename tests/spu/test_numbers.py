@@ -79,6 +79,17 @@ def test_what_names_nan_for_others_than_shares_is_right(function: Any) -> None:
     assert np.allclose(found, function(jnp.asarray(x)), atol=0.05)
 
 
+def test_a_branch_on_a_secret_is_explained() -> None:
+    def program(session: Session) -> None:
+        sp = session.spu("SP0")
+        x = sp.private(lambda: 3.0, "alice")
+        with pytest.raises(jax.errors.TracerBoolConversionError) as caught:
+            sp.run(lambda x: x if x > 0 else -x)(x)
+        assert any("jnp.where(condition, one, other)" in note for note in caught.value.__notes__)
+
+    _simulator().run(program)
+
+
 def test_an_operation_that_spu_lacks_is_named() -> None:
     def program(session: Session) -> None:
         sp = session.spu("SP0")
