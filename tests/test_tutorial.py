@@ -350,8 +350,8 @@ def test_every_block_of_the_tutorial_belongs_to_somebody() -> None:
         ]
         if page == "docs/tutorial.md":
             assert not bare
-        else:  # certificates, compose, other distributions, units, Kubernetes, chart, alerts
-            assert len(bare) == 13, bare
+        else:  # compose, other distributions, units, Kubernetes, chart, alerts
+            assert len(bare) == 11, bare
 
 
 @pytest.mark.slow

@@ -106,6 +106,31 @@ def test_the_script_signs_a_key_that_it_never_sees(tmp_path: Path) -> None:
     )
 
 
+def test_a_party_needs_openssl_alone_for_its_key(tmp_path: Path) -> None:
+    """What the guide says, word for word."""
+    page = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    ask, sign = (
+        re.findall(rf"<!-- {who} -->\n```sh\n(.*?)```", page, re.DOTALL)[0]
+        for who in ("the party", "you")
+    )
+    (tmp_path / "redislink-session").mkdir()
+
+    def typed(command: str) -> str:
+        return subprocess.run(
+            ["bash", "-euc", command], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    digest = typed(ask).split()[-1]
+    key = tmp_path / "redislink-session" / "client.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    shutil.copy(SCRIPT, tmp_path)
+    assert f"its key is {digest}" in typed(sign)
+    for command in (f"x509 -in {tmp_path}/tls/alice.crt -noout -pubkey", f"pkey -in {key} -pubout"):
+        shown = subprocess.run(["openssl", *command.split()], capture_output=True, check=True)
+        assert shown.stdout.startswith(b"-----BEGIN PUBLIC KEY-----")
+    assert typed("openssl verify -CAfile tls/ca.crt tls/alice.crt").endswith("OK\n")
+
+
 @pytest.mark.parametrize("name", ["a/b", "..", "-x", "a b", "a\nb", "$(id)", ""])
 def test_the_script_refuses_what_is_no_name(tmp_path: Path, name: str) -> None:
     assert make_certificates(str(tmp_path / "made"), "client", name).returncode == 2
