@@ -42,7 +42,7 @@ from redislink.session.exchange import Exchange
 from redislink.session.journal import NAMESPACE as JOURNALS
 from redislink.session.journal import Journal
 from redislink.session.steps import Failure, Silence, Steps, versions_here
-from redislink.settings import RedisLinkSettings
+from redislink.settings import RedisLinkSettings, SpuLogLevel
 from redislink.transport.claim import Run
 from redislink.transport.endpoint import Endpoint
 from redislink.transport.observer import NoteStep
@@ -111,6 +111,7 @@ class Session(ClosesOrAborts):
         self._audit = audit
         self._note_step = note_step
         self._silence = Silence(communicator)
+        self._spu_log_level = SpuLogLevel.UNCHANGED
         self._devices: dict[str, SpuDevice] = {}
         self._raised: BaseException | None = None
         self._closed = False
@@ -251,6 +252,7 @@ class Session(ClosesOrAborts):
             audit_into(log, endpoint.cluster, endpoint.epochs()),
             endpoint.note_step,
         )
+        session._spu_log_level = endpoint.settings.spu_log_level
         endpoint.resumed_steps = session.resumed_steps
         return session
 
@@ -558,10 +560,12 @@ class Session(ClosesOrAborts):
 
     def _device(self, name: str) -> SpuDevice:
         from redislink.spu.device import SpuDevice, Surroundings
+        from redislink.spu.log import limit_log
 
         if name not in self._devices:
             spec = self.cluster.device(name)
             members = tuple(self.party_names[rank] for rank in self.cluster.mask(name))
+            limit_log(self._spu_log_level)  # now: the owner of values makes shares before the link
             at = Surroundings(
                 self._communicator.sub("devices").sub(name),
                 self._failure,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,28 @@ def test_a_product_on_cheetah_prints_nothing(capfd: pytest.CaptureFixture[str]) 
 
     assert float(Simulator(2).run(product)["alice"]) == pytest.approx(4, abs=0.01)
     assert capfd.readouterr().out == ""
+
+
+MANY = """
+import numpy as np
+from redislink import Session
+with Session.join() as session:
+    x = session.spu("SP0").private(lambda: np.ones(100_000), owner="alice")
+    print("shared", x.shape)
+"""
+
+
+@pytest.mark.slow
+def test_shares_that_are_made_before_the_link_print_nothing(tmp_path: Path) -> None:
+    """In a process of its own: SPU tells of its threads once."""
+    program = tmp_path / "many.py"
+    program.write_text(MANY)
+    command = [sys.executable, "-m", "redislink", "simulate", "--parties", "3", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"{party:5} | shared (100000,)" for party in ("alice", "bob", "carol")
+    ]
 
 
 def test_the_level_is_set_once_and_its_file_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
