@@ -190,10 +190,22 @@ def _update(
     update_file(path, change, "ACL file")
     made = {user.name for user in users}
     rest = [name for name in names if name.startswith(f"{session}~") and name not in made]
+    owners = {user.party for user in users}
+    elsewhere = [
+        name
+        for name in names
+        if not name.startswith(f"{session}~") and name.partition("~")[2] in owners
+    ]
+    if elsewhere:
+        say(
+            f"{path} also has {', '.join(elsewhere)}, as before: if you changed a password, run "
+            "this with the cluster files of these sessions too, or the old one stays valid there"
+        )
     if rest:
         say(
-            f"{path} still has {', '.join(rest)} of session {session}: remove the lines of "
-            "those who no longer take part"
+            f"{path} still has {', '.join(rest)} of session {session}, as before: name operators "
+            "with --operator and admins with --admin to change them too; remove the lines of those "
+            "who no longer take part"
         )
 
 

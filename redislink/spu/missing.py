@@ -16,8 +16,8 @@ import numpy as np
 from redislink.errors import UsageError
 
 INSTEAD: Final = (
-    "share 0 where a value is missing and a mask of ones and zeros beside it, and compute "
-    "jnp.mean(x * mask) / jnp.mean(mask)"
+    "share 0 where a value is missing and a mask of ones and zeros beside it, reveal "
+    "jnp.sum(x * mask) and jnp.sum(mask), and divide these"
 )
 _WRAPPERS: Final = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 _HARMLESS: Final = frozenset({"nan_to_num"})

@@ -155,7 +155,9 @@ def test_a_second_session_in_the_file(
     # Who is in the file and takes no part any more is named.
     code, _, err = call("acl", "--cluster", write_cluster(), "--update", "users.acl")
     assert code == 0
-    assert "users.acl still has cli~gone of session cli: remove the line" in err
+    assert "users.acl still has cli~gone of session cli, as before: name operators with" in err
+    others = "night~alice, night~bob"
+    assert f"users.acl also has {others}, as before: if you changed a password, run this" in err
 
 
 def test_a_file_that_a_link_leads_to_is_updated(
