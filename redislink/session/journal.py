@@ -44,6 +44,7 @@ from redislink.logs import PartyLogger
 from redislink.session.agreement import DIGEST_BYTES, MAIN, History, parent_of
 from redislink.session.meeting import Journaled, meet
 from redislink.session.records import (
+    LAST_CALL,
     START_ANEW,
     BeganRecord,
     Buffer,
@@ -228,12 +229,25 @@ class Journal:
         for chain, point in points.items():
             kept = self._kept(chain)
             kept.resume, kept.on_disk = point, on_disk[chain]
-        if points.get(MAIN):
+        if self._answers_all(points.get(MAIN, 0)):
+            self._log.warning(
+                "%s: this run has ended before: the journal answers all its %d steps, and nothing "
+                "is computed; for a new run, %s",
+                self.party,
+                points[MAIN],
+                START_ANEW,
+            )
+        elif points.get(MAIN):
             self._log.info(
                 "%s: resumes after step %d; the steps up to there are answered from the journal",
                 self.party,
                 points[MAIN],
             )
+
+    def _answers_all(self, point: int) -> bool:
+        """Whether the steps up to this one end with the session's last."""
+        records = self._kept(MAIN).records
+        return 0 < point <= len(records) and records[point - 1][1].text.startswith(LAST_CALL)
 
     def chain(self, name: str, communicator: Communicator, spawned_at: int = 0) -> ChainJournal:
         """The journal of one chain. Ask for it once, when the chain begins.

@@ -15,6 +15,8 @@ from redislink.values import decode_value_untrusted
 
 Buffer = bytes | bytearray | memoryview
 START_ANEW: Final = "start all parties anew with --fresh, which keeps the old journals aside"
+LAST_CALL: Final = "close("
+"""How the text of a session's last step begins."""
 _MOST_WHY: Final = 200
 
 

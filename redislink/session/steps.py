@@ -51,7 +51,7 @@ from redislink.logs import PartyLogger
 from redislink.session import supervisor
 from redislink.session.journal import NOTHING, ChainJournal, Recorded
 from redislink.session.meeting import WHERE_TAG
-from redislink.session.records import START_ANEW, Gave, StepRecord
+from redislink.session.records import LAST_CALL, START_ANEW, Gave, StepRecord
 from redislink.text import one_line
 
 if TYPE_CHECKING:
@@ -604,7 +604,7 @@ class Steps:
         """
         deadline = time.monotonic() + timeout
         parties = self._communicator.party_names
-        with self.step("close()", self._peers, parts, touches=parties) as step:
+        with self.step(f"{LAST_CALL})", self._peers, parts, touches=parties) as step:
             if step.recorded is None:
                 self._greet(deadline)
         if self.journal is not None:

@@ -70,9 +70,11 @@ def _long(session: Session) -> Any:
 
 
 def test_a_run_that_has_ended_is_answered_whole_from_the_journals(
-    stage: JournaledParties, monkeypatch: pytest.MonkeyPatch
+    stage: JournaledParties, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    ended = "this run has ended before: the journal answers all its"
     first = stage.outcomes(_long)
+    assert ended not in caplog.text
     assert len({value for value, _ in first.values()}) == 1
     assert first["bob"][1] == "FileNotFoundError(2, 'no such file')"
     assert first["alice"][1] == first["carol"][1]
@@ -85,6 +87,7 @@ def test_a_run_that_has_ended_is_answered_whole_from_the_journals(
     ):
         monkeypatch.setattr(cls, what, lambda *_, **__: pytest.fail("something was made anew"))
     assert stage.outcomes(_long) == first
+    assert caplog.text.count(ended) == len(NAMES)
     for party in NAMES:
         assert stage.stats[party].stats().messages_sent == len(NAMES) - 1  # where the journals end
 
