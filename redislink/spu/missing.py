@@ -14,12 +14,12 @@ import jax.extend.core
 import numpy as np
 
 from redislink.errors import UsageError
+from redislink.spu.rewriting import INLINED, functions_of
 
 INSTEAD: Final = (
     "share 0 where a value is missing and a mask of ones and zeros beside it, reveal "
     "jnp.sum(x * mask) and jnp.sum(mask), and divide these"
 )
-_WRAPPERS: Final = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 _HARMLESS: Final = frozenset({"nan_to_num"})
 """Functions of JAX with ``nan`` in their names that are right where there is none."""
 
@@ -38,19 +38,16 @@ def _uses(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
         name = str(equation.params.get("name", ""))
         plain = name.lstrip("_")
-        is_of_jax = equation.primitive.name in _WRAPPERS and hasattr(jax.numpy, plain)
+        is_of_jax = equation.primitive.name in INLINED and hasattr(jax.numpy, plain)
         if is_of_jax and plain.startswith("nan") and plain not in _HARMLESS:
             yield f"jnp.{plain}"
         if any(_is_nan(operand) for operand in equation.invars):
             yield "the constant NaN"
         if equation.primitive.name == "ne" and _asks(*equation.invars):
             yield "jnp.isnan"
-        if is_of_jax:
-            continue
-        for value in equation.params.values():
-            for part in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(part, jax.extend.core.ClosedJaxpr):
-                    yield from _uses(part.jaxpr)
+        if not is_of_jax:
+            for function in functions_of(equation):
+                yield from _uses(function.jaxpr)
 
 
 def _is_nan(operand: Any) -> bool:

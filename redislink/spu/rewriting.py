@@ -38,7 +38,7 @@ _DRAWN: Final = frozenset(
 _DRAWN_FROM_NO_KEY: Final = "rng_uniform"
 _TOP_K: Final = "top_k"
 _EXTREMES: Final = frozenset({"reduce_max", "reduce_min", "argmax", "argmin", "cummax", "cummin"})
-_INLINED: Final = frozenset(
+INLINED: Final = frozenset(
     {
         "jit",
         "pjit",
@@ -50,7 +50,8 @@ _INLINED: Final = frozenset(
         "custom_vjp_call",
     }
 )
-_FOLLOWED: Final = _INLINED | {"scan", "while", "cond"}
+"""Operations that only call a function."""
+_FOLLOWED: Final = INLINED | {"scan", "while", "cond"}
 """Operations whose functions are searched for small factors."""
 
 
@@ -126,14 +127,14 @@ class _Rewriting:
             )
         if name in _EXTREMES and self.is_wrong(equation):
             return self._extreme(name, given[0], equation.params)
-        inner = list(_functions(equation))
+        inner = list(functions_of(equation))
         if not any(self._changes(equation, part.jaxpr) for part in inner):
             scaled = self.factors.apply(equation, given)
             if scaled is not None:
                 return scaled
             results = _bind(equation, given, equation.params)
             return _in_order(*results) if name == _TOP_K else results
-        if name in _INLINED:
+        if name in INLINED:
             (function,) = inner
             return self.evaluate(function, given)
         params = {key: self._rewritten(value) for key, value in equation.params.items()}
@@ -202,7 +203,7 @@ def _needed_to_draw(jaxpr: Any) -> list[bool]:
     needed: set[Any] = set()
     found = []
     for equation in reversed(jaxpr.eqns):
-        draws = _draws(equation) or any(_has(f.jaxpr, _draws) for f in _functions(equation))
+        draws = _draws(equation) or any(_has(f.jaxpr, _draws) for f in functions_of(equation))
         found.append(draws or not needed.isdisjoint(equation.outvars))
         if found[-1]:
             needed |= {v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)}
@@ -216,7 +217,7 @@ def _draws(equation: Any) -> bool:
 def _has(jaxpr: Any, is_meant: Callable[[Any], bool]) -> bool:
     """Whether there is such an equation, also in inner functions."""
     return any(
-        is_meant(equation) or any(_has(f.jaxpr, is_meant) for f in _functions(equation))
+        is_meant(equation) or any(_has(f.jaxpr, is_meant) for f in functions_of(equation))
         for equation in jaxpr.eqns
     )
 
@@ -227,12 +228,13 @@ def _scales(jaxpr: Any) -> bool:
         name = equation.primitive.name
         if name in SCALING and equation.outvars[0].aval.dtype.kind == "f":
             return True
-        if name in _FOLLOWED and any(_scales(f.jaxpr) for f in _functions(equation)):
+        if name in _FOLLOWED and any(_scales(f.jaxpr) for f in functions_of(equation)):
             return True
     return False
 
 
-def _functions(equation: Any) -> Iterator[Any]:
+def functions_of(equation: Any) -> Iterator[Any]:
+    """The inner functions of an operation, closed."""
     for value in equation.params.values():
         yield from _closed(value)
 

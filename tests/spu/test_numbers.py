@@ -44,6 +44,7 @@ def _simulator(protocol: str = "SEMI2K", field: str = "FM64") -> Simulator:
         (lambda x: jax.jit(lambda y: jnp.where(y != y, 0, y))(x), "jnp.isnan"),
         (lambda x: lax.cond(True, lambda y: y * jnp.nan, lambda y: y, x), "the constant NaN"),
         (lambda x: jax.vmap(lambda y: jnp.nansum(y))(x[:, None]), "jnp.nansum"),
+        (lambda x: jax.checkpoint(lambda y: y * jnp.nan)(x), "the constant NaN"),
     ],
 )
 def test_functions_for_missing_values_are_refused(function: Any, what: str) -> None:
