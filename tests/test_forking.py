@@ -29,7 +29,7 @@ from redislink.broker.connection import BrokerConnection
 from redislink.broker.topology import SentinelTopology
 from redislink.broker.url import parse_url
 from redislink.cli import termination
-from redislink.cli.termination import ended_by_sigterm
+from redislink.cli.termination import run_until_sigterm
 from redislink.protocol.frame import Data, Encoding
 from redislink.testing import Faults, FaultyBroker, Proxy
 from redislink.transport.party_status import status_of
@@ -424,8 +424,14 @@ def test_what_has_ended_lets_go_of_nothing() -> None:
     """Its descriptors may be other files' by now."""
 
     def parent() -> bool:
-        with ended_by_sigterm("alice"):
-            (waiting,) = (m for m in forking._mortal if isinstance(m, termination._Termination))
+        found: list[termination._Termination] = []
+        run_until_sigterm(
+            "alice",
+            lambda: found.extend(
+                m for m in forking._mortal if isinstance(m, termination._Termination)
+            ),
+        )
+        (waiting,) = found
         reading, writing = os.pipe()
         assert {reading, writing} == {waiting._read_end, waiting._write_end}
         return in_child(lambda: os.write(writing, b"x") == 1 and os.read(reading, 1) == b"x")

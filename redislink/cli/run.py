@@ -31,7 +31,7 @@ from redislink.cli.interop import (
     take_over,
 )
 from redislink.cli.retries import Attempts
-from redislink.cli.termination import ended_by_sigterm, interrupts_come_back
+from redislink.cli.termination import interrupts_come_back, run_until_sigterm
 from redislink.cli.who import ClusterOption, IdentityOption, PartyOption
 from redislink.errors import ConfigError, RedisLinkError
 from redislink.identity.keypair import Identity
@@ -261,10 +261,14 @@ def run_as_main(
         attempts: which attempt this is.
         module: whether ``program`` is a module's name.
     """
+
+    def attempt() -> None:
+        attempts.wait()
+        _run_program(program, arguments, module=module)
+
     try:
-        with errors.say_progress(party), interrupts_come_back(), ended_by_sigterm(party):
-            attempts.wait()
-            _run_program(program, arguments, module=module)
+        with errors.say_progress(party), interrupts_come_back():
+            run_until_sigterm(party, attempt)
     except RedisLinkError as error:
         if attempts.may_follow(error):
             if supervisor.here is not None:

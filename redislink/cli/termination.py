@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -115,13 +115,20 @@ class Terminated(SystemExit):
     """Whoever ended this process may start it again."""
 
 
-@contextlib.contextmanager
-def ended_by_sigterm(party: str) -> Iterator[None]:
-    """Within this block, SIGTERM aborts every open session and then raises `Terminated`."""
+def run_until_sigterm(party: str, program: Callable[[], None]) -> None:
+    """Run the program; SIGTERM aborts every open session and then raises `Terminated` in it.
+
+    This is no context manager: an error that a signal raises between its ``__enter__`` and the
+    block would pass by its ``__exit__``.
+
+    Raises:
+        SystemExit: SIGTERM came, and that has been said.
+    """
     termination = _Termination(party)
     try:
         try:
-            yield
+            termination.begin()
+            program()
         except (Terminated, Exception) as error:
             # An error of the program after its session was ended is a consequence.
             if not termination.heard:
@@ -142,6 +149,8 @@ class _Termination:
         self._party = party
         self.heard = False
         """Whether SIGTERM came and was ours to handle."""
+        self._begun = threading.Event()
+        """Set once somebody catches what the handler raises."""
         self._sessions_ended = threading.Event()
         self._is_over = False
         self._read_end, self._write_end = os.pipe()
@@ -158,6 +167,10 @@ class _Termination:
         self._listener.start()
         _block_while_forking()
         dies_in_child(self)
+
+    def begin(self) -> None:
+        """From now on, the handler may raise."""
+        self._begun.set()
 
     def end(self) -> None:
         """Restore everything. If SIGTERM came, the time limit still runs."""
@@ -197,7 +210,7 @@ class _Termination:
         """The handler. It runs in the main thread; the program's handler may call it."""
         if self._is_over:
             return
-        if not self._sessions_ended.is_set():
+        if not (self._sessions_ended.is_set() and self._begun.is_set()):
             with contextlib.suppress(OSError):  # full: the listener has been woken already
                 os.write(self._write_end, _ASKED)
             return
@@ -222,6 +235,7 @@ class _Termination:
             faulthandler.dump_traceback_later(_TELLING + 2 * _GRACE + _LAST_WORDS, exit=True)
         self._abort_sessions()
         self._sessions_ended.set()
+        self._begun.wait()
         if not self._is_over:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         time.sleep(_GRACE)

@@ -19,8 +19,8 @@ from redislink.broker import EmbeddedBroker
 from redislink.cli import termination
 from redislink.cli.termination import (
     Terminated,
-    ended_by_sigterm,
     interrupts_come_back,
+    run_until_sigterm,
     sigterm_interrupts,
 )
 from tests.cli.conftest import Start, Write, ended
@@ -259,16 +259,47 @@ def test_sessions_that_cannot_be_ended_hold_up_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(termination, "_open_sessions", lambda: [Stuck(), Stuck()])
     monkeypatch.setattr(termination, "_TELLING", 0.05)
 
+    def program() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait()
+
     def child() -> str:
         try:
-            with ended_by_sigterm("alice"):
-                os.kill(os.getpid(), signal.SIGTERM)
-                threading.Event().wait()
+            run_until_sigterm("alice", program)
         except SystemExit as end:
             return f"{end.code}"
         return ""
 
     assert in_child(child) == "143"
+
+
+def test_a_signal_before_the_program_has_begun_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the handler raises is not raised where nobody would catch it."""
+
+    def prepare(preparing: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(preparing._sessions_ended.is_set)
+        signal.raise_signal(signal.SIGTERM)
+        began.append("still prepares")
+
+    began: list[str] = []
+    monkeypatch.setattr(termination, "dies_in_child", prepare)
+
+    def program() -> None:
+        began.append("program")
+        threading.Event().wait()
+
+    def child() -> tuple[Any, list[str], str]:
+        try:
+            run_until_sigterm("alice", program)
+        except SystemExit as end:
+            return end.code, began[:1], capsys.readouterr().err
+        return None, began, ""
+
+    said = "redislink: alice: ended by SIGTERM\n"
+    assert in_child(child) == (143, ["still prepares"], said)
 
 
 def test_what_python_drops_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,14 +323,16 @@ def test_a_session_that_was_just_being_made_is_ended_too(monkeypatch: pytest.Mon
 
     told: list[tuple[str, bool]] = []
 
+    def program() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait()
+        finally:
+            opened.append(Made())
+
     def child() -> str:
         try:
-            with ended_by_sigterm("alice"):
-                try:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    threading.Event().wait()
-                finally:
-                    opened.append(Made())
+            run_until_sigterm("alice", program)
         except SystemExit as end:
             return f"{end.code} {told} {opened}"
         return ""
@@ -308,18 +341,20 @@ def test_a_session_that_was_just_being_made_is_ended_too(monkeypatch: pytest.Mon
 
 
 def test_what_the_program_did_to_signals_is_put_back() -> None:
+    def program() -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        first, second = signal.set_wakeup_fd(writing), signal.set_wakeup_fd(writing)
+        assert (first, second) == (-1, writing)
+        with pytest.raises(ValueError, match="non-blocking"):
+            signal.set_wakeup_fd(reading)
+        with pytest.raises(OSError, match="descriptor"):
+            signal.set_wakeup_fd(999)
+        signal.raise_signal(signal.SIGCHLD)
+
     def child() -> tuple[bool, int, bool]:
         before = signal.set_wakeup_fd
-        with ended_by_sigterm("alice"):
-            reading, writing = os.pipe()
-            os.set_blocking(writing, False)
-            first, second = signal.set_wakeup_fd(writing), signal.set_wakeup_fd(writing)
-            assert (first, second) == (-1, writing)
-            with pytest.raises(ValueError, match="non-blocking"):
-                signal.set_wakeup_fd(reading)
-            with pytest.raises(OSError, match="descriptor"):
-                signal.set_wakeup_fd(999)
-            signal.raise_signal(signal.SIGCHLD)
+        run_until_sigterm("alice", program)
         handler = signal.getsignal(signal.SIGTERM)
         return before is signal.set_wakeup_fd, signal.set_wakeup_fd(-1), handler is signal.SIG_DFL
 
@@ -330,30 +365,39 @@ def test_what_the_program_did_to_signals_is_put_back() -> None:
 
 
 def test_a_child_has_the_handler_that_was_there_before() -> None:
-    def parent() -> tuple[bool, int, int]:
-        with ended_by_sigterm("alice"):
-            handler, wakeup = in_child(
-                lambda: (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1))
-            )
-            pid = os.fork()
-            if pid == 0:
-                while True:
-                    signal.pause()
-            os.kill(pid, signal.SIGTERM)  # at once: it may not have let go yet
-            _, status = os.waitpid(pid, 0)
-        return handler is signal.SIG_DFL, wakeup, os.waitstatus_to_exitcode(status)
+    seen: list[object] = []
 
-    assert in_child(parent) == (True, -1, -signal.SIGTERM)
+    def program() -> None:
+        seen.extend(
+            in_child(
+                lambda: (
+                    signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
+                    signal.set_wakeup_fd(-1),
+                )
+            )
+        )
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                signal.pause()
+        os.kill(pid, signal.SIGTERM)  # at once: it may not have let go yet
+        _, status = os.waitpid(pid, 0)
+        seen.append(os.waitstatus_to_exitcode(status))
+
+    def parent() -> list[object]:
+        run_until_sigterm("alice", program)
+        return seen
+
+    assert in_child(parent) == [True, -1, -signal.SIGTERM]
 
 
 def test_a_child_may_leave_the_block() -> None:
     def parent() -> int:
-        pid = -1
-        with ended_by_sigterm("alice"):
-            pid = os.fork()
-        if pid == 0:
+        pids: list[int] = []
+        run_until_sigterm("alice", lambda: pids.append(os.fork()))
+        if pids[0] == 0:
             os._exit(7)
-        _, status = os.waitpid(pid, 0)
+        _, status = os.waitpid(pids[0], 0)
         return os.waitstatus_to_exitcode(status)
 
     assert in_child(parent) == 7
