@@ -350,6 +350,7 @@ class Broker:
         proxy = self.proxy_to(address)
         dialled = dial.dial(address, seconds) if proxy is None else proxy.dial(address, seconds)
         tcp.watch(dialled, self._line_timeout)
+        tcp.send_unpaced(dialled)
         return dialled
 
     def proxy_to(self, address: Address) -> EgressProxy | None:

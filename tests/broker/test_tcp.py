@@ -86,6 +86,47 @@ def test_the_kernel_gives_up_what_nobody_answers(
     }
 
 
+def congestion_control(line: socket.socket) -> bytes:
+    return line.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+def test_what_stays_on_this_machine_is_not_paced(
+    line: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = line
+    usual = congestion_control(far)
+    tcp.send_unpaced(near)
+    assert congestion_control(near) == b"reno"
+    one, other = socket.socketpair()
+    with one, other:
+        tcp.send_unpaced(one)
+    monkeypatch.delattr(socket, "TCP_CONGESTION")
+    tcp.send_unpaced(far)
+    monkeypatch.undo()
+    assert congestion_control(far) == usual, "a system without the option"
+
+
+def test_only_a_connection_to_this_machine_is_sent_unpaced() -> None:
+    class Far:
+        family = socket.AF_INET
+
+        def getsockname(self) -> tuple[str, int]:
+            return "192.0.2.1", 5000
+
+        def getpeername(self) -> tuple[str, int]:
+            return "192.0.2.2", 6379
+
+        def setsockopt(self, *_: object) -> None:
+            raise AssertionError
+
+    tcp.send_unpaced(Far())  # type: ignore[arg-type]
+
+
+def test_every_connection_to_a_near_broker_is_sent_unpaced(valkey: EmbeddedBroker) -> None:
+    with contextlib.closing(Broker(valkey.url).open()) as connection:
+        assert congestion_control(connection._wire._below) == b"reno"  # type: ignore[attr-defined]
+
+
 def test_the_kernel_has_measured_the_round_trip(line: tuple[socket.socket, socket.socket]) -> None:
     assert 0 < tcp._round_trip(line[0]) < 1
 
