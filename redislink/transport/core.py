@@ -265,7 +265,6 @@ class Core:
         if not pushes:
             return
         outbox, again = self.outbox, []
-        large_before = outbox.is_behind
         try:
             for push in pushes:
                 if isinstance(push, Leftover):
@@ -293,12 +292,11 @@ class Core:
                     encode = partial(_encode_again, push.frame.seq, encode)
                 if rests and not (push.again or splits):
                     name = rests
-                if large_before and len(push.body) >= LARGE and limit is None:
+                if outbox.is_behind and len(push.body) >= LARGE and limit is None:
                     # Earlier chunks fill the line: seal and write this one when they are through.
                     later = partial(encode, sealed_for, push.frame, push.body)
                     outbox.push_later(name, later, size, token, clear=push.clear)
                     continue
-                large_before = len(push.body) >= LARGE
                 element = encode(sealed_for, push.frame, push.body)
                 if limit is not None and splits:
                     # Its number is used up: it must not be sealed again in smaller frames.

@@ -175,12 +175,15 @@ def test_only_a_party_that_leaves_keeps_its_control_frames(pair: Callable[..., P
     bob.close()
 
 
-def test_the_chunks_after_a_large_one_are_sealed_when_their_turn_comes(
-    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_large_chunks_are_sealed_when_their_turn_comes(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, is_behind: bool
 ) -> None:
+    """At once, unless earlier writes wait."""
     alice, bob = pair(chunk_bytes=core_module.LARGE)
     core = alice.parts.core
     ways: list[str] = []
+    monkeypatch.setattr(Outbox, "is_behind", property(lambda _: is_behind and bool(ways)))
     for way in ("push", "push_later"):
         plain = getattr(core.outbox, way)
 
@@ -192,8 +195,8 @@ def test_the_chunks_after_a_large_one_are_sealed_when_their_turn_comes(
         monkeypatch.setattr(core.outbox, way, noted)
     body = bytes(3 * core_module.LARGE + 1)
     alice.send("bob", "t", body)
-    later = ["push_later", "push"]  # at once, as no write waits here
-    assert ways == ["push", *later, *later, "push"]
+    large = ["push_later", "push"] if is_behind else ["push"]  # it pushes: here nothing waits
+    assert ways == ["push", *large, *large, "push"]
     assert bob.recv("alice", "t") == body
 
 
