@@ -258,9 +258,18 @@ class BrokerConnection:
             raise self._refused(reply.text)
         return reply
 
-    def read_integers(self) -> int:
-        """Take the integer replies that have arrived whole, and return how many there were."""
-        return self._wire.read_integers()
+    def read_successes(self) -> int:
+        """Take the replies that have arrived whole and are integers or OK, up to another.
+
+        Returns:
+            How many there were.
+        """
+        return self._wire.read_successes()
+
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes that were received wait to be read. Asks no kernel."""
+        return self._wire.buffered
 
     def readable(self) -> bool:
         """Return whether a reply has begun to arrive.
@@ -281,6 +290,13 @@ class BrokerConnection:
     def wait_readable(self, seconds: float) -> bool:
         """Like `readable`, but wait for at most ``seconds``."""
         return self._wire.wait_readable(seconds)
+
+    def poll_busily(self, seconds: float) -> bool:
+        """Like `wait_readable`, but without sleeping. Never raises."""
+        try:
+            return self._wire.poll_busily(seconds)
+        except _FAILURES:  # whoever reads next is told
+            return True
 
     def send(self, commands: Sequence[Sequence[bytes | int | str]]) -> None:
         """Write commands in one go. Call `read` once for each."""

@@ -492,11 +492,14 @@ class Outbox:
                         self._check_alive(connection)
                     quiet = self._replies.quiet
                     if (
-                        quiet is not None
-                        and len(quiet) < MOST_QUIET
+                        (quiet is not None or self._replies.is_interlude)
                         and len(pieces) == 1
                         and len(pieces[0]) <= QUIET_BYTES
+                        and (quiet is None or len(quiet) < MOST_QUIET)
                     ):
+                        if quiet is None:
+                            quiet = self._replies.be_quiet()
+                            pieces = (BE_QUIET + bytes(pieces[0]),)
                         quiet.append(token)
                         rest = connection.write_some(pieces)
                         if rest:
@@ -525,10 +528,12 @@ class Outbox:
             self._backlog.add(name, QueuedWrite(lambda: kept, replies, token, size))
             return
         owed = self._replies
-        rest = connection.write_some(owed.aloud(pieces))
+        size = sum(map(len, pieces))
+        whole = owed.speak_up(pieces) if size > QUIET_BYTES else owed.aloud(pieces)
+        rest = connection.write_some(whole)
         if not owed.unread:
             owed.moved_at = time.monotonic()
-        owed.owe(replies, token, sum(map(len, pieces)))
+        owed.owe(replies, token, size)
         if rest:
             self._start_writer(connection, lasting(rest))
         elif len(owed.unread) >= (READ_FROM if owed.quiet is None else READ_MARKS_FROM):
@@ -589,7 +594,7 @@ class Outbox:
         replies = self._replies
         if self._may_be_quiet and replies.quiet is None and time.monotonic() >= replies.loud_until:
             rest = connection.write_some((BE_QUIET,))
-            replies.quiet = []
+            replies.be_quiet()
             if rest:
                 self._start_writer(connection, rest)
 

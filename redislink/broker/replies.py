@@ -53,6 +53,8 @@ class Replies:
         answered: (token, taken) of each answered push, until the outbox hands it out.
         refusal: the broker's last refusal of a push; None once it has accepted a later one.
         loud_until: when the broker may again be told to answer only marks; monotonic seconds.
+        is_interlude: whether the broker answers all only since the last large push: it is to be
+            quiet again from the next small one on.
         moved_at: when the broker last answered, or last took a waiting write; monotonic seconds.
             The outbox sets it too.
     """
@@ -64,6 +66,7 @@ class Replies:
         self.answered: list[tuple[object, bool]] = []
         self.refusal: BrokerBusy | None = None
         self.loud_until = 0.0
+        self.is_interlude = False
         self.moved_at = 0.0
         self._read_of_first = 0
         """How many replies to the first of ``unread`` were read."""
@@ -81,7 +84,25 @@ class Replies:
             self.unread.append((replies, token, (), size))
         else:
             self.unread.append((replies + 1, token, self.quiet, size))
-            self.quiet = []
+            self.quiet = None if self.is_interlude else []
+
+    def speak_up(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Return the pieces to write so that the broker answers these, and all that follow.
+
+        For a large push: the next may be large too, and each answer to ``CLIENT REPLY ON`` delays
+        the peer that waits for it. Before the next small push, write `BE_QUIET`, and call
+        `be_quiet`.
+        """
+        if self.quiet is None:
+            return pieces
+        self.is_interlude = True
+        return [_SPEAK, *pieces]
+
+    def be_quiet(self) -> list[object]:
+        """Note that the broker is told to answer only marks; return the new `quiet`."""
+        quiet = self.quiet = []
+        self.is_interlude = False
+        return quiet
 
     def aloud(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
         """Return the pieces to write so that the broker answers these."""
@@ -91,12 +112,14 @@ class Replies:
         """Forget the replies of a broken connection; the answered pushes stay."""
         self.unread.clear()
         self.quiet = None
+        self.is_interlude = False
         self._read_of_first = 0
         self._refusal = None
 
     def refused(self, error: BrokerBusy) -> None:
         """Note that the broker refused a push; it then answers everything for a while."""
         self.refusal = error
+        self.is_interlude = False
         self.loud_until = time.monotonic() + _LOUD_SECONDS
 
     def read(self, connection: BrokerConnection) -> None:
@@ -107,7 +130,7 @@ class Replies:
             BrokerError: the connection broke, or the broker forbids something.
         """
         while self.unread and connection.readable():
-            replies = connection.read_integers()
+            replies = connection.read_successes()
             if not replies:
                 try:
                     if not connection.read_now():
@@ -122,7 +145,7 @@ class Replies:
             while self.unread and replies >= self.unread[0][0]:
                 needed, token, quiet, _ = self.unread.popleft()
                 replies -= needed
-                if self._refusal is not None and self.quiet is not None:
+                if self._refusal is not None and (quiet or self.quiet is not None):
                     raise self._refusal  # it does not tell what else was refused
                 self.answered += [(taken, True) for taken in quiet if taken is not None]
                 if token is not None:
@@ -133,6 +156,8 @@ class Replies:
                 self._refusal = None
             self.answers += owed - len(self.unread)
             self._read_of_first = replies
+            if not connection.buffered:
+                return  # to look for more costs a system call
 
 
 def pack_mark(name: bytes, ttl_ms: int) -> bytes:

@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import socket
@@ -67,8 +68,12 @@ Python polls before each call, as it does with TLS."""
 _WOULD_BLOCK: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _MAX_DEPTH: Final = 8
 """Far deeper than the replies to the commands that are used here."""
-_INTEGERS: Final = re.compile(rb"(?::[0-9]+\r\n)+").match
+_SUCCESSES: Final = re.compile(rb"(?:(?::[0-9]+|\+OK)\r\n)+").match
 _BULK, _INTEGER, _ARRAY, _STATUS, _ERROR = b"$:*+-"
+_AROUND: Final = 1 << 10
+"""Room for what surrounds a large element: the list's name, and sizes."""
+_SIZE_BYTES: Final = 16
+"""The most bytes in which a bulk's size is looked for."""
 _LINES: Final = b":+-"
 """Kinds of replies that are a single line."""
 
@@ -93,6 +98,8 @@ class SocketWire:
         self._view = memoryview(self._buffer)
         self._large = bytearray()
         """Kept for the next large bulk: new pages cost more than reading into them."""
+        self._expects_large = False
+        """Whether the next element popped is probably a large one, as the last one was."""
         self._start = self._end = 0
         self._elements_left, self._bytes_left = SHORT
         """What the reply that is being read may still contain."""
@@ -182,7 +189,11 @@ class SocketWire:
     def read_popped(self, name: bytes, timeout: float) -> Reply:
         if timeout != self._timeout:
             self._set_timeout(timeout)
-        if self._start == self._end:
+        if self._start == self._end and self._expects_large:
+            large = self._read_large(name)
+            if large is not None:
+                return large
+        elif self._start == self._end:
             try:
                 came = self._socket.recv(_BUFFER_BYTES)
             except BlockingIOError:
@@ -199,12 +210,33 @@ class SocketWire:
         self._give_up = 0.0
         return element_of(self._parse(), name)
 
-    def read_integers(self) -> int:
-        whole = _INTEGERS(self._buffer, self._start, self._end)
+    def read_successes(self) -> int:
+        whole = _SUCCESSES(self._buffer, self._start, self._end)
         if whole is None:
             return 0
-        self._start = whole.end()
-        return self._buffer.count(b":", whole.start(), whole.end())
+        begin, self._start = self._start, whole.end()
+        return self._buffer.count(CRLF, begin, self._start)
+
+    def _read_large(self, name: bytes) -> memoryview | None:
+        """Read the reply to a BLPOP into the memory for large bulks, where the last one was.
+
+        Returns:
+            The element; None if it is not large, or has no room there: then `_parse` goes on.
+        """
+        whole = memoryview(self._large)
+        have = self._receive_into(whole[:_BUFFER_BYTES])
+        begin, size = large_element(self._large, name)
+        end = begin + size + 2
+        if not size or have > end or end > len(whole):
+            self._expects_large = False
+            self._start, self._end = 0, have
+            self._view[:have] = whole[:have]
+            return None
+        self._give_up = time.monotonic() + self._timeout + size / _LEAST_RATE
+        while have < end:
+            have += self._receive_into(whole[have:end])
+            self._check_pace()
+        return whole[begin : begin + size]
 
     def read_now(self) -> Reply:
         if self._buffer.find(CRLF, self._start, self._end) < 0:
@@ -215,6 +247,10 @@ class SocketWire:
         if self._buffer[self._start] not in _LINES:
             raise UnaskedError("the broker's reply to a push is not a number")
         return self._parse()
+
+    @property
+    def buffered(self) -> bool:
+        return self._start < self._end
 
     def readable(self) -> bool:
         if self._start == self._end:
@@ -241,6 +277,18 @@ class SocketWire:
         if self._secured is not None and self._secured.pending():
             return True
         return _poll(self._socket, seconds)
+
+    def poll_busily(self, seconds: float) -> bool:
+        if self._start < self._end or (self._secured is not None and self._secured.pending()):
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        give_up = time.monotonic() + seconds
+        while not poll.poll(0):
+            if time.monotonic() > give_up:
+                return False
+            os.sched_yield()
+        return True
 
     @property
     def traffic(self) -> tcp.Traffic | None:
@@ -308,9 +356,11 @@ class SocketWire:
             self._start += size + 2
             return bulk
         # Do not trust the broker's word for the size: allocate a likely amount at first.
-        whole = self._large if size + 2 <= len(self._large) else bytearray(min(size + 2, _STEP))
+        room = size + _AROUND
+        whole = self._large if room <= len(self._large) else bytearray(min(room, _STEP))
         if len(whole) <= _LARGEST_KEPT:
             self._large = whole
+            self._expects_large = True
         self._check_pace()
         self._give_up += size / _LEAST_RATE
         have = min(self._end - self._start, size + 2)
@@ -378,6 +428,26 @@ def only_element(came: bytes, name: bytes) -> bytes | None:
     size = len(came) - end - 4
     is_all = end > 0 and size >= 0 and came[begin:end] == b"%d" % size
     return came[end + 2 : -2] if is_all else None
+
+
+def large_element(came: bytes | bytearray, name: bytes) -> tuple[int, int]:
+    """Find the element in what may be the beginning of a reply to a BLPOP of this list.
+
+    Args:
+        came: what the server sent.
+        name: the list's name.
+
+    Returns:
+        (where the element begins, its size); (0, 0) if ``came`` is anything else, or the element
+        is not large.
+    """
+    head = b"*2\r\n%b%b\r\n$" % (length_line(len(name)), name)
+    begin = len(head)
+    end = came.find(CRLF, begin, begin + _SIZE_BYTES)
+    if not came.startswith(head) or end < 0 or not came[begin:end].isdigit():
+        return 0, 0
+    size = int(came[begin:end])
+    return (end + 2, size) if LARGE <= size <= MAX_BULK else (0, 0)
 
 
 def _timed_out() -> TimeoutError:

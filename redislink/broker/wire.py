@@ -151,8 +151,8 @@ class Wire(Protocol):
         """Do the second half of `pop`, for a BLPOP that was sent before."""
         ...
 
-    def read_integers(self) -> int:
-        """Consume the complete integer replies that have arrived, up to one of another kind.
+    def read_successes(self) -> int:
+        """Consume the complete replies that have arrived and are integers or OK, up to another.
 
         Returns:
             The number of replies consumed.
@@ -167,12 +167,21 @@ class Wire(Protocol):
         """
         ...
 
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes that were received wait here. Unlike `readable`, it asks no kernel."""
+        ...
+
     def readable(self) -> bool:
         """Return True if a reply has begun to arrive, or the connection has ended."""
         ...
 
     def wait_readable(self, seconds: float) -> bool:
         """Wait up to ``seconds`` for `readable`, and return it."""
+        ...
+
+    def poll_busily(self, seconds: float) -> bool:
+        """Like `wait_readable`, but without sleeping: the thread only yields its processor."""
         ...
 
     @property
@@ -317,17 +326,24 @@ class LibraryWire:
     def read_popped(self, name: bytes, timeout: float) -> Reply:
         return element_of(self.read(timeout), name)
 
-    def read_integers(self) -> int:
+    def read_successes(self) -> int:
         return 0  # redis-py does not say what it has read
 
     def read_now(self) -> Reply:
         return self.read(_WHOLE_SOON)
+
+    @property
+    def buffered(self) -> bool:
+        return True  # redis-py does not say
 
     def readable(self) -> bool:
         return bool(self._connection.can_read(0))
 
     def wait_readable(self, seconds: float) -> bool:
         return bool(self._connection.can_read(seconds))
+
+    def poll_busily(self, seconds: float) -> bool:  # noqa: ARG002 - in process, nothing is near
+        return self.readable()
 
     @property
     def traffic(self) -> Traffic | None:

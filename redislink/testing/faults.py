@@ -347,9 +347,14 @@ class FaultyConnection(BrokerConnection):
         """Read the reply to a BLPOP of one list that was sent before."""
         return element_of(self.read(timeout), name)
 
-    def read_integers(self) -> int:
+    def read_successes(self) -> int:
         """Return 0: each reply is read by itself, because faults may hit it."""
         return 0
+
+    @property
+    def buffered(self) -> bool:
+        """Return True: the faults, too, may have something to say."""
+        return True
 
     def read_now(self) -> bool:
         """Read the next reply, which has begun to arrive."""

@@ -61,6 +61,13 @@ class QuietLine(Line):
         assert self.command()[0] == b"PEXPIRE"
         return element
 
+    def large_push(self, reply: bytes = REPLY + REPLY) -> bytes:
+        """The element of a push that is answered, and so are those that follow."""
+        assert self.command() == ON
+        element = self.quiet_push()
+        self.server.sendall(b"+OK\r\n" + reply)
+        return element
+
     def answered_push(self, reply: bytes = REPLY + REPLY) -> bytes:
         """The element of a push that is answered, although the line is quiet."""
         assert self.command() == ON
@@ -169,12 +176,63 @@ def test_large_pushes_are_answered(line: QuietLine, outbox: Outbox, clear: bool,
         assert line.command() == ON
         assert line.command() == [b"DEL", LIST]
         assert line.quiet_push() == large
-        assert line.command() == OFF
         line.server.sendall(b"+OK\r\n" + REPLY * 3)
     else:
-        assert line.answered_push() == large
+        assert line.large_push() == large
     assert outbox.flush()
     assert outbox.collect() == [("small", True), ("large", True)]
+    assert line.command() == OFF, "the next may be small"
+
+
+def test_between_large_pushes_nothing_turns_answers_off_and_on(
+    line: QuietLine, outbox: Outbox
+) -> None:
+    large = b"l" * SIZE
+    outbox.push(LIST, (b"", b"small"), "small")
+    for number in range(3):
+        outbox.push(LIST, (b"", large), number)
+    for token in ("after", "quiet"):
+        outbox.push(LIST, (b"", token.encode()), token)
+    outbox.push(LIST, (b"", large), "last")
+    assert line.quiet_push() == b"small"
+    assert line.large_push() == large
+    for _ in range(2):
+        assert line.quiet_push() == large
+        line.server.sendall(REPLY * 2)
+    assert line.command() == OFF
+    assert [line.quiet_push(), line.quiet_push()] == [b"after", b"quiet"]
+    assert line.large_push() == large
+    assert outbox.flush()
+    told = ["small", 0, 1, 2, "after", "quiet", "last"]
+    assert outbox.collect() == [(token, True) for token in told]
+
+
+def test_a_refused_large_push_is_told_by_its_own_answer(line: QuietLine, outbox: Outbox) -> None:
+    large = b"l" * SIZE
+    for number in range(3):
+        outbox.push(LIST, (b"", large), number)
+    oom = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+    assert line.large_push() == large
+    for reply in (oom + REPLY, REPLY * 2):
+        assert line.quiet_push() == large
+        line.server.sendall(reply)
+    assert outbox.flush()
+    assert outbox.error is None
+    assert outbox.collect() == [(0, True), (1, False), (2, True)]
+    outbox.push(LIST, (b"", b"small"), "small")
+    assert line.pushed() == (LIST, b"small"), "a broker that has refused something answers all"
+
+
+def test_a_refused_large_push_leaves_quiet_ones_before_it_unknown(
+    line: QuietLine, outbox: Outbox
+) -> None:
+    outbox.push(LIST, (b"", b"small"), "small")
+    outbox.push(LIST, (b"", b"l" * SIZE), "large")
+    assert line.quiet_push() == b"small"
+    line.large_push(b"-OOM command not allowed when used memory > 'maxmemory'.\r\n" + REPLY)
+    assert not outbox.flush()
+    assert isinstance(outbox.error, BrokerBusy)
+    assert outbox.collect() == []
 
 
 def test_a_backlog_is_answered(line: QuietLine, outbox: Outbox) -> None:
@@ -185,10 +243,14 @@ def test_a_backlog_is_answered(line: QuietLine, outbox: Outbox) -> None:
     outbox.push_later(LIST, lambda: (b"", b"later"), SIZE, "later")
     assert outbox.is_behind
     assert line.quiet_push() == b"small"
-    assert [line.answered_push() for _ in range(3)] == [huge, b"waits", b"later"]
+    assert line.large_push() == huge
+    for element in (b"waits", b"later"):
+        assert line.quiet_push() == element
+        line.server.sendall(REPLY * 2)
     assert outbox.flush()
     assert outbox.collect() == [("small", True), ("huge", True), ("waits", True), ("later", True)]
     outbox.push(LIST, (b"", b"after"), "after")
+    assert line.command() == OFF
     assert line.quiet_push() == b"after"
 
 
@@ -205,7 +267,7 @@ def test_a_refusal_breaks_the_connection_and_the_next_one_is_answered(
     else:
         outbox.push(LIST, (b"", LARGE), "large")
         line.quiet_push()
-        line.answered_push(oom + REPLY)
+        line.large_push(oom + REPLY)
     assert not outbox.flush()
     assert isinstance(outbox.error, BrokerBusy)
     assert outbox.error.retryable

@@ -65,6 +65,59 @@ def test_a_pop_gives_the_element_alone(line: Line, size: int) -> None:
     assert line.server.recv(1000) == 2 * pack_blpop((NAME,), 1.0)
 
 
+SIZES = [70_000, 200_000, 65_536, 10, 300_000, 65_535, 70_000, 70_000, 0, 200_000]
+
+
+@pytest.mark.parametrize("step", [1 << 20, 65_000, 4_000, 130])
+def test_elements_of_all_sizes_in_turn(line: Line, step: int) -> None:
+    """Where the last one was large, the next is read straight into the memory of that."""
+    elements = [bytes([number]) * size for number, size in enumerate(SIZES)]
+    whole = b"".join(map(popped, elements))
+
+    def say() -> None:
+        for start in range(0, len(whole), step):
+            line.say(whole[start : start + step])
+
+    feeder = threading.Thread(target=say)
+    feeder.start()
+    for element in elements:
+        assert line.wire.read_popped(NAME, 5.0) == element
+    feeder.join()
+    assert not line.wire.buffered
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"*-1\r\n", None),
+        (b":5\r\n", 5),
+        (popped(b"x" * 70_000, b"another"), [b"another", b"x" * 70_000]),
+        (popped(b"x"), b"x"),
+    ],
+)
+def test_another_answer_after_a_large_element(line: Line, said: bytes, expected: Any) -> None:
+    feeder = threading.Thread(target=line.say, args=(popped(bytes(70_000)),))
+    feeder.start()
+    assert line.wire.read_popped(NAME, 5.0) == bytes(70_000)
+    feeder.join()
+    feeder = threading.Thread(target=line.say, args=(said,))
+    feeder.start()
+    assert line.wire.read_popped(NAME, 5.0) == expected
+    feeder.join()
+
+
+def test_the_end_after_a_large_element(line: Line) -> None:
+    feeder = threading.Thread(target=line.say, args=(popped(bytes(70_000)) * 2,))
+    feeder.start()
+    line.wire.read_popped(NAME, 5.0)
+    feeder.join()
+    assert len(line.wire.read_popped(NAME, 5.0)) == 70_000
+    line.say(popped(bytes(70_000))[:100])
+    line.server.shutdown(socket.SHUT_WR)
+    with pytest.raises(WireError, match="closed"):
+        line.wire.read_popped(NAME, 5.0)
+
+
 @pytest.mark.parametrize("cut", range(1, len(popped(b"element"))))
 def test_a_reply_cut_anywhere(line: Line, cut: int) -> None:
     whole = popped(b"element")
@@ -109,14 +162,14 @@ def test_an_error_reply_to_a_pop(line: Line) -> None:
     assert reply.text == "NOPERM no"
 
 
-def test_integers_are_taken_up_to_what_is_something_else(line: Line) -> None:
-    line.say(b":1\r\n:0\r\n:12\r\n-OOM full\r\n:1\r\n:")
+def test_successes_are_taken_up_to_what_is_something_else(line: Line) -> None:
+    line.say(b":1\r\n+OK\r\n:0\r\n:12\r\n-OOM full\r\n:1\r\n:")
     assert line.wire.readable()
-    assert line.wire.read_integers() == 3
-    assert line.wire.read_integers() == 0
+    assert line.wire.read_successes() == 4
+    assert line.wire.read_successes() == 0
     assert isinstance(line.wire.read(5.0), ErrorReply)
-    assert line.wire.read_integers() == 1
-    assert line.wire.read_integers() == 0  # the last is not whole yet
+    assert line.wire.read_successes() == 1
+    assert line.wire.read_successes() == 0  # the last is not whole yet
 
 
 @pytest.mark.parametrize("size", [-2, (512 << 20) + 1])
