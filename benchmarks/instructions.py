@@ -152,7 +152,8 @@ def count(layer: str, round_trips: int, url: str, code: Path, *, native: bool = 
             *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
             *processes.command("instructions", *arguments),
         ],
-        env=processes.environment(code, processes.ROOT) | {"PYTHONHASHSEED": "0"},
+        env=processes.environment(code, processes.ROOT)
+        | {"PYTHONHASHSEED": "0", "REDISLINK_BUSY_POLL": "0"},
         capture_output=True,
         text=True,
         timeout=_TIMEOUT,

@@ -311,6 +311,14 @@ class RedisLinkSettings(BaseSettings):
         description="Number of tags for which BLPOPs are sent before a receive asks for them; 0 "
         "turns this off.",
     )
+    busy_poll: float = Field(
+        default=0.001,
+        ge=0,
+        le=0.01,
+        description="Seconds for which a receive polls for its message before it sleeps, where a "
+        "round trip to the broker takes less than 0.3 ms and this process may use two processors "
+        "or more: to be woken takes long. It is left off while it brings nothing. 0: never.",
+    )
     kept_memory_bytes: int = Field(
         default=256 << 20,
         ge=0,

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
 from redislink.broker.broker import Broker
+from redislink.broker.busy_poll import BusyPoll
 from redislink.broker.connection import BrokerConnection
 from redislink.broker.wire import CONTROL, ELEMENT, Buffer, pack_blpop, pack_blpops
 from redislink.errors import BrokerError, BrokerRefused, BrokerUnreachable, EndpointClosed
@@ -81,6 +82,7 @@ class Wait:
 
     __slots__ = (
         "_broker",
+        "_busy_poll",
         "_bytes_ahead",
         "_came",
         "_connection",
@@ -94,13 +96,15 @@ class Wait:
         "registered",
     )
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, busy_poll: BusyPoll | None = None) -> None:
         """Not for users.
 
         Args:
             broker: the broker to pop from.
+            busy_poll: polls before `read_posted` sleeps; None: it sleeps at once.
         """
         self._broker = broker
+        self._busy_poll = busy_poll
         self.margin = min(_LONGEST_MARGIN, broker.timeout)
         self._connection: BrokerConnection | None = None
         self._interrupted = False
@@ -161,7 +165,12 @@ class Wait:
                 connection = self._open()
             if self._interrupted:
                 raise Interrupted
-            element = connection.pop(name, timeout, self.margin)
+            if self._busy_poll is None:
+                element = connection.pop(name, timeout, self.margin)
+            else:
+                connection.write((pack_blpops((name,), timeout),))
+                self._busy_poll.wait(connection)
+                element = connection.read_popped(name, timeout + self.margin)
             if type(element) is bytes:  # nearly always
                 return element
             if element is None and self._interrupted:
@@ -235,6 +244,8 @@ class Wait:
         connection = self._connection
         if self._interrupted or connection is None:
             raise self._ended(Interrupted())
+        if self._busy_poll is not None:
+            self._busy_poll.wait(connection)
         try:
             element = connection.read_popped(name, timeout + self.margin)
             if type(element) is bytes:  # nearly always
@@ -366,7 +377,12 @@ class Inbox:
         self._idle: deque[Wait] = deque()
         self._all: list[Wait] = []
         self._closed = False
+        self._busy_seconds = 0.0
         dies_in_child(self)
+
+    def poll_busily(self, seconds: float) -> None:
+        """Have the waits that are made from now on poll for so long before they sleep."""
+        self._busy_seconds = seconds
 
     def acquire(self) -> Wait:
         """Return a `Wait` for the calling thread, which must `release` it.
@@ -381,7 +397,8 @@ class Inbox:
                 raise EndpointClosed(
                     "the endpoint is closed: open one with redislink.connect()"
                 ) from None
-            wait = Wait(self._broker)
+            seconds = self._busy_seconds
+            wait = Wait(self._broker, BusyPoll(seconds) if seconds else None)
             self._all.append(wait)
             return wait
 

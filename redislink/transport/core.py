@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from redislink.broker import AnyOutbox, Broker, Inbox
+from redislink.broker.busy_poll import has_spare_processors
 from redislink.broker.error_map import PROTOCOL_ERROR
 from redislink.broker.outage import Outage, Way
 from redislink.broker.outbox import push_afresh
@@ -164,6 +165,8 @@ class Core:
         self.rendezvous: Rendezvous = rendezvous
         self.blpop_slice = broker.blpop_slice(settings.blpop_timeout)
         self.first_ask = Timing(round_trip=round_trip).first_ask
+        if round_trip < NEAR and settings.busy_poll and has_spare_processors():
+            self.inbox.poll_busily(settings.busy_poll)
         self.peers = self._make_peers(round_trip, uplink)
         self._by_name_or_rank: dict[Party, Peer] = {
             key: peer for name, peer in self.peers.items() for key in (name, cluster.rank(name))
