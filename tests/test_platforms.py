@@ -51,9 +51,12 @@ LINUX_ONLY = frozenset(
 """Names of Python's and C's libraries that a Unix may lack, or give another meaning."""
 
 WITH_ANOTHER_WAY = {
+    ("broker/busy_poll.py", "/sys"),
+    ("broker/busy_poll.py", "sched_getaffinity"),
     ("broker/embedded.py", "/proc"),
     ("broker/socket_wire.py", "MSG_DONTWAIT"),
     ("broker/socket_wire.py", "TCP_NOTSENT_LOWAT"),
+    ("broker/tcp.py", "TCP_CONGESTION"),
     ("broker/tcp.py", "TCP_INFO"),
     ("broker/tcp.py", "TCP_KEEPCNT"),
     ("broker/tcp.py", "TCP_KEEPIDLE"),

@@ -14,10 +14,11 @@ from redislink.broker import Broker
 from redislink.errors import ConfigError, UsageError
 from redislink.settings import LONGEST_SECONDS, check_seconds
 
+NOT_FOR_LONG = ("blpop_timeout", "busy_poll")
 SECONDS = [
     name
     for name, field in RedisLinkSettings.model_fields.items()
-    if field.annotation is float and name != "blpop_timeout"
+    if field.annotation is float and name not in NOT_FOR_LONG
 ]
 
 
@@ -144,7 +145,7 @@ class TestEnvFile:
 
 class TestSeconds:
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "1e400", "2000001", "-1"])
-    @pytest.mark.parametrize("name", [*SECONDS, "blpop_timeout"])
+    @pytest.mark.parametrize("name", [*SECONDS, *NOT_FOR_LONG])
     def test_settings_that_nobody_can_wait_for(self, name: str, value: str) -> None:
         with pytest.raises(ConfigError, match=f"REDISLINK_{name.upper()}: "):
             RedisLinkSettings.load(_env_file=None, **{name: value})

@@ -365,6 +365,10 @@ class FaultyConnection(BrokerConnection):
         """Wait up to ``seconds`` for `readable`, and return it."""
         return self.readable() or self._inner.wait_readable(seconds)
 
+    def poll_busily(self, seconds: float) -> bool:
+        """Do the same without sleeping."""
+        return self.readable() or self._inner.poll_busily(seconds)
+
     def readable(self) -> bool:
         """Whether `read` would return without waiting."""
         owed = self._owed[0] if self._owed else None

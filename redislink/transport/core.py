@@ -165,8 +165,9 @@ class Core:
         self.rendezvous: Rendezvous = rendezvous
         self.blpop_slice = broker.blpop_slice(settings.blpop_timeout)
         self.first_ask = Timing(round_trip=round_trip).first_ask
-        if round_trip < NEAR and settings.busy_poll and has_spare_processors():
-            self.inbox.poll_busily(settings.busy_poll)
+        is_near = round_trip < NEAR and not broker.in_process
+        if is_near and settings.busy_poll and has_spare_processors():
+            inbox.poll_busily(settings.busy_poll)
         self.peers = self._make_peers(round_trip, uplink)
         self._by_name_or_rank: dict[Party, Peer] = {
             key: peer for name, peer in self.peers.items() for key in (name, cluster.rank(name))
