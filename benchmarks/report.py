@@ -49,8 +49,8 @@ _TRANSPORTS: Final = f"""\
 - `naive`: an `IChannel` on plain redis-py that waits for each RPUSH and does one BLPOP per receive
   (`benchmarks/naive.py`); in clear, and messages that the broker loses are lost.
 - `{FLOOR}`: a bare ping-pong of RPUSH and BLPOP by two raw sockets, in Python and without libspu:
-  the least that a relay of lists takes which sleeps until a reply comes (`benchmarks/floor.py`). The multiple of it carries over
-  from one machine to another, unlike a time.
+  the least that a relay of lists takes if it sleeps until a reply comes (`benchmarks/floor.py`).
+  The multiple of it carries over from one machine to another, unlike a time.
 - `{MPLANG}`: MPLang's HTTP communicator and channel, set up as its worker does.
 - `mem`: SPU's own in-memory link, all parties threads of one process: the computation alone.
 """
