@@ -225,7 +225,8 @@ class SocketWire:
         """
         whole = memoryview(self._large)
         have = self._receive_into(whole[:_BUFFER_BYTES])
-        begin, size = large_element(self._large, name)
+        # Not what is behind it: that is the last element, with the header that it had.
+        begin, size = large_element(bytes(whole[: min(have, _AROUND)]), name)
         end = begin + size + 2
         if not size or have > end or end > len(whole):
             self._expects_large = False
@@ -430,7 +431,7 @@ def only_element(came: bytes, name: bytes) -> bytes | None:
     return came[end + 2 : -2] if is_all else None
 
 
-def large_element(came: bytes | bytearray, name: bytes) -> tuple[int, int]:
+def large_element(came: bytes, name: bytes) -> tuple[int, int]:
     """Find the element in what may be the beginning of a reply to a BLPOP of this list.
 
     Args:

@@ -106,6 +106,37 @@ def test_another_answer_after_a_large_element(line: Line, said: bytes, expected:
     feeder.join()
 
 
+HEADER = popped(bytes(100_000)).index(bytes(4))
+
+
+@pytest.mark.parametrize("cut", range(1, HEADER + 2))
+def test_a_header_cut_anywhere_is_not_completed_by_that_of_the_last_element(
+    line: Line, cut: int
+) -> None:
+    """Its memory still has the header of a longer element of the same list."""
+    feeder = threading.Thread(target=line.say, args=(popped(bytes(170_000)) * 2,))
+    feeder.start()
+    for _ in range(2):
+        assert len(line.wire.read_popped(NAME, 5.0)) == 170_000
+    feeder.join()
+    whole = popped(b"x" * 100_000)
+    line.say(whole[:cut])
+    receive = line.wire._receive_into
+    fed: list[threading.Thread] = []
+
+    def feed_after_the_first(view: memoryview) -> int:
+        count = receive(view)
+        if not fed:
+            fed.append(threading.Thread(target=line.say, args=(whole[cut:],)))
+            fed[0].start()
+        return count
+
+    line.wire._receive_into = feed_after_the_first  # type: ignore[method-assign]
+    assert line.wire.read_popped(NAME, 5.0) == b"x" * 100_000
+    fed[0].join()
+    assert not line.wire.buffered
+
+
 def test_the_end_after_a_large_element(line: Line) -> None:
     feeder = threading.Thread(target=line.say, args=(popped(bytes(70_000)) * 2,))
     feeder.start()
