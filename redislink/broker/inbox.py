@@ -101,7 +101,7 @@ class Wait:
 
         Args:
             broker: the broker to pop from.
-            busy_poll: polls before `read_posted` sleeps; None: it sleeps at once.
+            busy_poll: polls before `pop_one` and `read_posted` sleep; None: they sleep at once.
         """
         self._broker = broker
         self._busy_poll = busy_poll

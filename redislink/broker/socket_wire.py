@@ -280,7 +280,7 @@ class SocketWire:
         return _poll(self._socket, seconds)
 
     def poll_busily(self, seconds: float) -> bool:
-        if self._start < self._end or (self._secured is not None and self._secured.pending()):
+        if self.wait_readable(0):  # what a poll does not see counts, too
             return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)

@@ -68,7 +68,7 @@ def send_unpaced(line: socket.socket) -> None:
     """Have the kernel send at once what is for this machine, where it would send BBR's bursts.
 
     BBR, the default of many a cloud's images, sends two segments at a time and waits for a timer
-    in between. With Reno, a round trip of 256 KiB took 0.86 of the time.
+    in between. With Reno, a round trip of 256 KiB took 0.9 of the time.
 
     Args:
         line: the connection, just opened.
